@@ -1,0 +1,383 @@
+"""Every layer and pass of a network as a timed problem: buffers with fresh random numbers, the kernel call, a check.
+
+The checks are independent of the kernels and in float64. Sums are compared at random places (and the corners), each
+computed from the formula, within the bound for a float32 sum of so many products; everything else is compared whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convnet import ops
+from convnet.backend import Array, Device, Stream, padded
+from convnet.layers import ConvLayer, DropoutLayer, LayerOnDevice, LinearLayer, LrnLayer, PoolLayer, Side, build
+from convnet.shapes import ConvShape, LrnShape, PoolShape, SoftmaxShape
+from convnet.spec import Dropout, NetworkSpec, parameter_count, placed_layers
+
+Values = np.ndarray[Any, Any]
+PLACES = 100  # at which a sum is checked
+UNIT = 2.0**-24
+
+
+class WrongResult(RuntimeError):
+    """A kernel's result is outside its bound: it is not timed."""
+
+
+@dataclass
+class Problem:
+    """``flops`` and ``bytes`` are the least there is to do: every operand read and every result written once."""
+
+    layer: str
+    name: str
+    flops: float
+    bytes: float
+    run: Callable[[], None]
+    check: Callable[[], None]
+
+
+class Bench:
+    """One device with its stream and a source of random numbers."""
+
+    def __init__(self, device: Device, seed: int):
+        self.device, self.random = device, np.random.default_rng(seed)
+        self.side = Side(device, 0, 1)
+        self.stream: Stream = self.side.stream
+
+    def normal(self, shape: tuple[int, ...], spread: float = 1.0) -> Array:
+        array = self.device.empty(shape)
+        self.stream.upload(array, self.random.standard_normal(shape, dtype=np.float32) * np.float32(spread))
+        return array
+
+    def poisoned(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """An output: NaN (or -1) until somebody writes it."""
+        array = self.device.empty(shape, dtype)
+        self.stream.upload(array, np.full(array.nbytes, 0xFF, np.uint8).view(array.dtype).reshape(shape))
+        return array
+
+    def refill(self, array: Array, spread: float = 1.0) -> Array:
+        self.stream.upload(array, self.random.standard_normal(array.shape, dtype=np.float32) * np.float32(spread))
+        return array
+
+
+def problems(
+    device: Device, spec: NetworkSpec, batch_size: int, seed: int, layers: list[str] | None = None
+) -> Iterator[Problem]:
+    """All problems in the order of the network, one at a time: a layer's memory is free again behind its last pass.
+
+    The random numbers of a layer depend on ``seed`` and the layer alone, so that devices of one layout get the same.
+    """
+    lanes = device.lanes(batch_size)
+    N = padded(batch_size, lanes)
+    for placed in placed_layers(spec):
+        if layers and placed.layer.name not in layers:
+            continue
+        bench = Bench(device, seed + placed.index)
+        x = bench.normal((N // lanes, placed.C, placed.H, placed.W, lanes))
+        if isinstance(placed.layer, Dropout):
+            x = x.view((N // lanes, placed.C, lanes))
+        layer = build(placed, bench.side, x, N, lanes, spec.towers, seed)
+        bench.side.allocate()
+        for parameter in layer.parameters:
+            bench.refill(parameter.value, 1 / math.sqrt(max(1, parameter.value.shape[0])))
+        yield from _passes(bench, layer)
+    bench = Bench(device, seed)
+    if not layers or "softmax" in layers:
+        yield _softmax(bench, SoftmaxShape(N, batch_size, spec.classes, lanes))
+    if not layers or "sgd" in layers:
+        yield _sgd(bench, parameter_count(spec))
+
+
+def _passes(bench: Bench, layer: LayerOnDevice) -> Iterator[Problem]:
+    if isinstance(layer, ConvLayer):
+        yield from _conv(bench, layer)
+    elif isinstance(layer, LinearLayer):
+        yield from _linear(bench, layer)
+    elif isinstance(layer, PoolLayer):
+        yield from _pool(bench, layer)
+    elif isinstance(layer, LrnLayer):
+        yield from _lrn(bench, layer)
+    elif isinstance(layer, DropoutLayer):
+        yield from _dropout(bench, layer)
+
+
+# ---- comparisons ----
+
+
+def _within(what: str, actual: Values, expected: Values, limit: Values | float) -> None:
+    worst = np.abs(actual.astype(np.float64) - expected) - limit
+    if actual.shape != expected.shape or not (worst <= 0).all():
+        raise WrongResult(f"{what}: {int((~(worst <= 0)).sum())} of {worst.size} compared values are wrong")
+
+
+def _sum_limit(magnitude: Values | float, terms: int) -> Any:
+    """Rounding of a float32 sum of so many products whose absolute values add up to ``magnitude`` (random data)."""
+    return (8 if terms < 16 else 4) * UNIT * math.sqrt(terms) * magnitude
+
+
+def _places(random: np.random.Generator, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Random positions, and the first and last of all."""
+    inside = [tuple(int(random.integers(0, size)) for size in shape) for _ in range(PLACES)]
+    return [tuple(0 for _ in shape), tuple(size - 1 for size in shape), *inside]
+
+
+def _sampled(
+    bench: Bench, what: str, result: Array, terms: int, products: Callable[..., tuple[Values, float]]
+) -> Callable[[], None]:
+    """Compares ``result`` with the sums of ``products(*place)``, which returns the products and a value to add."""
+
+    def check() -> None:
+        actual = result.download()
+        if not np.isfinite(actual).all():
+            raise WrongResult(f"{what}: {int((~np.isfinite(actual)).sum())} values are not finite")
+        for place in _places(bench.random, actual.shape):
+            parts, offset = products(*place)
+            magnitude = np.abs(parts).sum() + abs(offset)
+            _within(f"{what} at {place}", actual[place], parts.sum() + offset, _sum_limit(magnitude, terms))
+
+    return check
+
+
+# ---- layers ----
+
+
+def _conv(bench: Bench, layer: ConvLayer) -> Iterator[Problem]:
+    shape: ConvShape = layer.shape
+    stream, side, g = bench.stream, bench.side, shape.groups
+    c, k = shape.C // g, shape.K // g
+    x, w, b = layer.x.download(), layer.weight.value.download().astype(np.float64), layer.bias.value.download()
+    gradient = bench.normal(shape.y)
+    dy = gradient.download()
+    flops, sizes = 2.0 * shape.macs, {name: 4 * math.prod(getattr(shape, name)) for name in ("x", "y", "weight")}
+
+    def window(block: int, group: int, p: int, q: int, lane: int) -> Values:
+        part = np.zeros((c, shape.R, shape.S))
+        for r in range(shape.R):
+            for s in range(shape.S):
+                h, v = p * shape.stride + r - shape.pad_top, q * shape.stride + s - shape.pad_left
+                if 0 <= h < shape.H and 0 <= v < shape.W:
+                    part[:, r, s] = x[block, group * c : (group + 1) * c, h, v, lane]
+        return part
+
+    def forward(block: int, f: int, p: int, q: int, lane: int) -> tuple[Values, float]:
+        return window(block, f // k, p, q, lane) * w[f // k, ..., f % k], float(b[f])
+
+    def backward_data(block: int, channel: int, h: int, v: int, lane: int) -> tuple[Values, float]:
+        group, parts = channel // c, [np.zeros(1)]
+        for r in range(shape.R):
+            for s in range(shape.S):
+                p, p_rest = divmod(h + shape.pad_top - r, shape.stride)
+                q, q_rest = divmod(v + shape.pad_left - s, shape.stride)
+                if not (p_rest or q_rest) and 0 <= p < shape.P and 0 <= q < shape.Q:
+                    parts.append(dy[block, group * k : (group + 1) * k, p, q, lane] * w[group, channel % c, r, s])
+        return np.concatenate(parts), 0.0
+
+    def backward_filter(group: int, channel: int, r: int, s: int, f: int) -> tuple[Values, float]:
+        h = np.arange(shape.P) * shape.stride + r - shape.pad_top
+        v = np.arange(shape.Q) * shape.stride + s - shape.pad_left
+        p, q = np.flatnonzero((h >= 0) & (h < shape.H)), np.flatnonzero((v >= 0) & (v < shape.W))
+        pixels = x[:, group * c + channel][:, h[p]][:, :, v[q]].astype(np.float64)
+        return pixels * dy[:, group * k + f][:, p][:, :, q], 0.0
+
+    y = bench.poisoned(shape.y)
+    yield Problem(
+        layer.name, "forward", flops, sizes["x"] + sizes["weight"] + sizes["y"],
+        lambda: ops.conv_forward(stream, shape, layer.x, layer.weight.value, layer.bias.value, y),
+        _sampled(bench, f"{layer.name} forward", y, c * shape.R * shape.S, forward),
+    )  # fmt: skip
+    if not layer.first:
+        dx = bench.poisoned(shape.x)
+        yield Problem(
+            layer.name, "backward data", flops, sizes["x"] + sizes["weight"] + sizes["y"],
+            lambda: ops.conv_backward_data(stream, shape, gradient, layer.weight.value, dx),
+            _sampled(bench, f"{layer.name} backward data", dx, k * shape.R * shape.S, backward_data),
+        )  # fmt: skip
+    dweight, dbias = bench.poisoned(shape.weight), bench.poisoned((shape.K,))
+    yield Problem(
+        layer.name, "backward filter", flops, sizes["x"] + sizes["weight"] + sizes["y"],
+        lambda: ops.conv_backward_filter(stream, shape, gradient, layer.x, dweight, dbias, side.workspace),
+        _sampled(bench, f"{layer.name} backward filter", dweight, shape.N * shape.P * shape.Q, backward_filter),
+    )  # fmt: skip
+    yield _relu_backward(bench, layer.name, shape.y)
+
+
+def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:
+    shape, stream, side = layer.shape, bench.stream, bench.side
+    gradient = bench.normal(shape.y)
+    x, dy = layer.x.download(), gradient.download()
+    w, b = layer.weight.value.download(), layer.bias.value.download()
+    flops, nbytes = 2.0 * shape.macs, 4.0 * (shape.N * (shape.C + shape.K) + shape.C * shape.K)
+    y, dx, dweight = bench.poisoned(shape.y), bench.poisoned(shape.x), bench.poisoned(shape.weight)
+    dbias = bench.poisoned((shape.K,))
+    yield Problem(
+        layer.name, "forward", flops, nbytes,
+        lambda: ops.linear_forward(
+            stream, shape, layer.x, layer.weight.value, layer.bias.value, y, False, side.workspace
+        ),
+        _sampled(bench, f"{layer.name} forward", y, shape.C,
+                 lambda block, f, lane: (x[block, :, lane].astype(np.float64) * w[:, f], float(b[f]))),
+    )  # fmt: skip
+    yield Problem(
+        layer.name, "backward data", flops, nbytes,
+        lambda: ops.linear_backward_data(stream, shape, gradient, layer.weight.value, dx, side.workspace),
+        _sampled(bench, f"{layer.name} backward data", dx, shape.K,
+                 lambda block, c, lane: (dy[block, :, lane].astype(np.float64) * w[c], 0.0)),
+    )  # fmt: skip
+    yield Problem(
+        layer.name, "backward filter", flops, nbytes,
+        lambda: ops.linear_backward_filter(stream, shape, gradient, layer.x, dweight, dbias, side.workspace),
+        _sampled(bench, f"{layer.name} backward filter", dweight, shape.N,
+                 lambda c, f: (x[:, c].astype(np.float64) * dy[:, f], 0.0)),
+    )  # fmt: skip
+    if layer.relu:
+        yield _relu_backward(bench, layer.name, shape.y)
+
+
+def _relu_backward(bench: Bench, layer: str, shape: tuple[int, ...]) -> Problem:
+    dy, y, dx = bench.normal(shape), bench.normal(shape), bench.poisoned(shape)
+
+    def check() -> None:
+        _within(f"{layer} relu backward", dx.download(), np.where(y.download() > 0, dy.download(), 0), 0.0)
+
+    return Problem(
+        layer, "relu backward", dy.size, 3 * dy.nbytes, lambda: ops.relu_backward(bench.stream, dy, y, dx), check
+    )
+
+
+def _pool(bench: Bench, layer: PoolLayer) -> Iterator[Problem]:
+    shape: PoolShape = layer.shape
+    gradient, y = bench.normal(shape.y), bench.poisoned(shape.y)
+    argmax, dx = bench.poisoned(shape.y, np.uint8), bench.poisoned(shape.x)
+    x = layer.x.download()
+    height, width = ((n - 1) * shape.stride + shape.size for n in (shape.P, shape.Q))
+    rows, columns = max(height, shape.pad_top + shape.H), max(width, shape.pad_left + shape.W)
+
+    def taps(framed: Values) -> list[Values]:
+        step = shape.stride
+        return [framed[:, :, r : r + height - shape.size + 1 : step, s : s + width - shape.size + 1 : step]
+                for r in range(shape.size) for s in range(shape.size)]  # fmt: skip
+
+    inner = (slice(None), slice(None), slice(shape.pad_top, shape.pad_top + shape.H),
+             slice(shape.pad_left, shape.pad_left + shape.W))  # fmt: skip
+
+    def check_forward() -> None:
+        framed = np.full((*x.shape[:2], rows, columns, shape.lanes), -np.inf, np.float32)
+        framed[inner] = x
+        best, place = np.full(shape.y, -np.inf, np.float32), np.zeros(shape.y, np.uint8)
+        for number, values in enumerate(taps(framed)):
+            place[values > best] = number
+            best = np.maximum(best, values)
+        _within(f"{layer.name} forward", y.download(), best, 0.0)
+        _within(f"{layer.name} argmax", argmax.download(), place, 0.0)
+
+    def check_backward() -> None:
+        framed, magnitude = (np.zeros((*x.shape[:2], rows, columns, shape.lanes)) for _ in range(2))
+        dy, place = gradient.download(), argmax.download()
+        for number, (sums, sizes) in enumerate(zip(taps(framed), taps(magnitude), strict=True)):
+            sums += np.where(place == number, dy, 0)
+            sizes += np.where(place == number, np.abs(dy), 0)
+        _within(f"{layer.name} backward", dx.download(), framed[inner], _sum_limit(magnitude[inner], shape.size**2))
+
+    nbytes = layer.x.nbytes + y.nbytes + argmax.nbytes
+    compared = y.size * shape.size**2
+    yield Problem(layer.name, "forward", compared, nbytes,
+                  lambda: ops.max_pool_forward(bench.stream, shape, layer.x, y, argmax), check_forward)  # fmt: skip
+    ops.max_pool_forward(bench.stream, shape, layer.x, y, argmax)
+    yield Problem(layer.name, "backward", y.size, nbytes,
+                  lambda: ops.max_pool_backward(bench.stream, shape, gradient, argmax, dx), check_backward)  # fmt: skip
+
+
+def _lrn(bench: Bench, layer: LrnLayer) -> Iterator[Problem]:
+    shape: LrnShape = layer.shape
+    bench.refill(layer.x, 30.0)  # so large that the sum matters beside k
+    gradient, y, dx = bench.normal(shape.x), bench.poisoned(shape.x), bench.poisoned(shape.x)
+    c = shape.C // shape.groups
+
+    def sums(values: Values, before: int) -> Values:
+        """Of ``size`` channels from ``before`` channels before each, inside its group."""
+        grouped = values.reshape(values.shape[0], shape.groups, c, -1)
+        total = np.zeros_like(grouped)
+        for shift in range(-before, shape.size - before):
+            low, high = max(0, -shift), min(c, c - shift)
+            if high > low:
+                total[:, :, low:high] += grouped[:, :, low + shift : high + shift]
+        return total.reshape(values.shape)
+
+    def denominator(x: Values) -> Values:
+        return shape.k + shape.alpha * sums(x * x, shape.size // 2)
+
+    def check_forward() -> None:
+        x = layer.x.download().astype(np.float64)
+        expected = x * denominator(x) ** -shape.beta
+        _within(f"{layer.name} forward", y.download(), expected, 16 * UNIT * np.abs(expected))
+
+    def check_backward() -> None:
+        x, dy = layer.x.download().astype(np.float64), gradient.download().astype(np.float64)
+        d = denominator(x)
+        direct, shared = dy * d**-shape.beta, dy * x * d ** (-shape.beta - 1)
+        after, factor = shape.size - 1 - shape.size // 2, 2 * shape.alpha * shape.beta
+        magnitude = np.abs(direct) + factor * np.abs(x) * sums(np.abs(shared), after)
+        _within(
+            f"{layer.name} backward", dx.download(), direct - factor * x * sums(shared, after), 32 * UNIT * magnitude
+        )
+
+    yield Problem(layer.name, "forward", 2.0 * shape.size * y.size, 2 * y.nbytes,
+                  lambda: ops.lrn_forward(bench.stream, shape, layer.x, y), check_forward)  # fmt: skip
+    yield Problem(layer.name, "backward", 4.0 * shape.size * y.size, 3 * y.nbytes,
+                  lambda: ops.lrn_backward(bench.stream, shape, gradient, layer.x, dx), check_backward)  # fmt: skip
+
+
+def _dropout(bench: Bench, layer: DropoutLayer) -> Iterator[Problem]:
+    def check() -> None:
+        mask = layer.mask.download()
+        kept, deviation = mask.mean(), math.sqrt(layer.p * (1 - layer.p) / mask.size)
+        if not (np.isin(mask, (0, 1)).all() and abs(kept - (1 - layer.p)) < 6 * deviation):
+            raise WrongResult(f"{layer.name} forward: the mask keeps {kept:.3f} of its elements, not {1 - layer.p}")
+        _within(f"{layer.name} forward", layer.y.download(), layer.x.download() * mask, 0.0)
+
+    yield Problem(
+        layer.name, "forward", layer.x.size, 2 * layer.x.nbytes + layer.mask.nbytes, lambda: layer.forward(True), check
+    )
+
+
+def _softmax(bench: Bench, shape: SoftmaxShape) -> Problem:
+    logits, dlogits = bench.normal(shape.x, 3.0), bench.poisoned(shape.x)
+    labels = bench.device.empty((shape.N,), np.int32)
+    true = bench.random.integers(0, shape.K, shape.N).astype(np.int32)
+    bench.stream.upload(labels, true)
+    losses, ranks = bench.poisoned((shape.N,)), bench.poisoned((shape.N,), np.int32)
+
+    def check() -> None:
+        rows = np.moveaxis(logits.download(), 2, 1).reshape(shape.N, shape.K)[: shape.valid].astype(np.float64)
+        p = np.exp(rows - rows.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        image = np.arange(shape.valid)
+        expected = p.copy()
+        expected[image, true[: shape.valid]] -= 1
+        found = np.moveaxis(dlogits.download(), 2, 1).reshape(shape.N, shape.K)[: shape.valid]
+        own = p[image, true[: shape.valid]]
+        # exp of a rounded difference of logits, relative; and the rounding of p - 1
+        _within("softmax dlogits", found, expected / shape.valid, (64 * UNIT * p + 4 * UNIT) / shape.valid)
+        _within("softmax losses", losses.download()[: shape.valid], -np.log(own), 64 * UNIT * (1 - np.log(own)))
+
+    return Problem("softmax", "loss", 4.0 * logits.size, 2 * logits.nbytes,
+                   lambda: ops.softmax_cross_entropy(bench.stream, shape, logits, labels, losses, ranks, None, dlogits),
+                   check)  # fmt: skip
+
+
+def _sgd(bench: Bench, count: int) -> Problem:
+    weight, velocity, gradient = (bench.normal((count,)) for _ in range(3))
+    w, v, g = (array.download() for array in (weight, velocity, gradient))
+    lr, momentum, decay = 1e-3, 0.9, 5e-4
+
+    def check() -> None:  # behind exactly one update
+        expected = (np.float32(momentum) * v) - (np.float32(lr) * ((np.float32(decay) * w) + g))
+        _within("sgd velocity", velocity.download(), expected, 0.0)
+        _within("sgd weight", weight.download(), w + expected, 0.0)
+
+    return Problem("sgd", "update", 6.0 * count, 5 * weight.nbytes,
+                   lambda: ops.sgd(bench.stream, weight, velocity, gradient, lr, momentum, decay), check)  # fmt: skip

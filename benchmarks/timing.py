@@ -1,0 +1,118 @@
+"""What both benchmarks share: clocks, medians and their noise, a description of the machine, and the JSON files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import IGNORED
+from convnet import info
+from convnet.backend import Device, Stream
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def timed(device: Device, stream: Stream, work: Callable[[], None]) -> float:
+    """Seconds that ``work``, queued on ``stream``, takes: by the device's own clock where it has one."""
+    device.synchronize()
+    before = stream.record()
+    if not hasattr(before, "elapsed_since"):
+        start = time.perf_counter()
+        work()
+        device.synchronize()
+        return time.perf_counter() - start
+    work()
+    after: Any = stream.record()
+    device.synchronize()
+    return float(after.elapsed_since(before)) / 1e3
+
+
+def repeated(measure: Callable[[], float], seconds: float = 1.0, least: int = 3, most: int = 50) -> list[float]:
+    """Results of ``measure`` (seconds each) behind one for warming up: for about ``seconds``, at least ``least``."""
+    measure()
+    times: list[float] = []
+    while len(times) < least or (sum(times) < seconds and len(times) < most):
+        times.append(measure())
+    return times
+
+
+def noise(values: Sequence[float]) -> float:
+    """Half the distance between the quartiles, relative to the median."""
+    if len(values) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / 2 / middle
+
+
+def description(device: str) -> dict[str, Any]:
+    """Where and on what the numbers were taken."""
+    from threadpoolctl import threadpool_info
+
+    blas = [f"{d['internal_api']} {d['version']} {d.get('architecture', '')}".strip() for d in threadpool_info()
+            if d["user_api"] == "blas"]  # fmt: skip
+    found: dict[str, Any] = {
+        "device": device,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": _commit(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "blas": blas,
+        "environment_ignored": IGNORED,
+        "versions": info.versions(),
+    }
+    if device.startswith("cuda"):
+        from convnet import device as cuda
+
+        found["cuda"] = cuda.describe()
+    return found
+
+
+def _commit() -> str:
+    """The commit of this checkout, "+" behind it when files differ from it; "" outside a checkout."""
+    root = Path(__file__).parent.parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def write(name: str, device: str, results: dict[str, Any], path: str | None) -> Path:
+    """Writes ``results`` with the machine's description, to ``path`` or into the results folder; returns the file."""
+    target = Path(path) if path else RESULTS / f"{name}-{device.replace(':', '')}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({"benchmark": name, **description(device), **results}, indent=1) + "\n")
+    return target
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = []
+    for row in (header, *rows):
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,9 @@
+"""The kernels on the CPU, and the emulator's own switches."""
+
+from ._kernels import *
+
+def seed_order(seed: int) -> None:
+    """Chooses the order of blocks, and of threads within a block. A correct kernel gives the same bits in all."""
+
+def set_threads(count: int) -> None:
+    """How many OS threads share the blocks of a launch; 0 means one per core."""

@@ -1,0 +1,215 @@
+"""The kernel table of the "cpu" device: every op on NumPy arrays, with BLAS for the matrix products.
+
+The functions are those of ``_kernels.pyi``; the header of the same name under ``src/kernels`` says what each computes.
+Arrays are contiguous, outputs are written in place, ``stream`` and ``workspace`` are there for the other devices' sake.
+Results depend on shapes and values alone: how the work is cut never depends on the number of threads.
+
+Convolutions and fully-connected layers are in ``blas_conv.py``, pooling and LRN in ``blas_maps.py``, the rest is here.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from typing import Any
+
+import numpy as np
+
+from . import blas_common, rng
+from .blas_common import F32, I32, U8, keep, pieces, zeros
+from .blas_conv import (
+    conv_backward_data,
+    conv_backward_filter,
+    conv_backward_filter_workspace,
+    conv_forward,
+    linear_backward_data,
+    linear_backward_filter,
+    linear_forward,
+    linear_workspace,
+)
+from .blas_maps import lrn_backward, lrn_forward, max_pool_backward, max_pool_forward
+from .parallel import run, scratch
+from .shapes import DropoutShape, IngestShape, SoftmaxShape
+
+__all__ = [
+    "add", "build_info", "conv_backward_data", "conv_backward_filter", "conv_backward_filter_workspace", "conv_forward",
+    "dropout_backward", "dropout_forward", "ingest", "linear_backward_data", "linear_backward_filter", "linear_forward",
+    "linear_workspace", "lrn_backward", "lrn_forward", "max_pool_backward", "max_pool_forward", "relu_backward",
+    "relu_forward", "scale", "sgd", "softmax_cross_entropy",
+]  # fmt: skip
+
+
+# --- elementwise ---------------------------------------------------------------------------------------------------
+
+
+def _flat(count: int, *arrays: Any) -> list[Any]:
+    return [array.reshape(-1)[:count] for array in arrays]
+
+
+def relu_forward(count: int, x: F32, y: F32, stream: int) -> None:
+    source, target = _flat(count, x, y)
+    cuts = pieces(count, blas_common.BLOCK)
+
+    def task(index: int) -> None:
+        cut = cuts[index]
+        np.maximum(source[cut], zeros(cut.stop - cut.start), out=target[cut])
+
+    run(len(cuts), task)
+
+
+def relu_backward(count: int, dy: F32, y: F32, dx: F32, stream: int) -> None:
+    gradient, output, target = _flat(count, dy, y, dx)
+    cuts = pieces(count, blas_common.BLOCK)
+
+    def task(index: int) -> None:
+        cut = cuts[index]
+        positive = scratch("chosen", (cut.stop - cut.start,), np.bool_)
+        np.greater(output[cut], 0, out=positive)
+        np.copyto(target[cut], keep(gradient[cut], positive))
+
+    run(len(cuts), task)
+
+
+def add(count: int, a: F32, b: F32, y: F32, stream: int) -> None:
+    first, second, target = _flat(count, a, b, y)
+    cuts = pieces(count, blas_common.BLOCK)
+    run(len(cuts), lambda index: np.add(first[cuts[index]], second[cuts[index]], out=target[cuts[index]]))
+
+
+def scale(count: int, x: F32, factor: float, y: F32, stream: int) -> None:
+    source, target = _flat(count, x, y)
+    cuts = pieces(count, blas_common.BLOCK)
+    run(len(cuts), lambda index: np.multiply(source[cuts[index]], np.float32(factor), out=target[cuts[index]]))
+
+
+def dropout_forward(shape: DropoutShape, x: F32, y: F32, mask: U8, stream: int) -> None:
+    xs, ys, masks = (array.reshape(shape.x) for array in (x, y, mask))
+    threshold = math.floor(float(np.float32(shape.p)) * 2.0**32 + 0.5)
+    rows = max(1, blas_common.BLOCK // 8 // shape.lanes)
+    cuts = pieces(shape.features, rows)
+
+    def task(index: int) -> None:
+        block, cut = index // len(cuts), cuts[index % len(cuts)]
+        image = np.arange(block * shape.lanes, (block + 1) * shape.lanes, dtype=np.uint64)
+        feature = np.arange(cut.start, cut.stop, dtype=np.uint64)[:, None]
+        element = image * np.uint64(shape.features_total) + np.uint64(shape.feature_offset) + feature
+        words = rng.philox(element, shape.step, shape.layer, rng.DROPOUT, shape.seed)
+        masks[block, cut] = words[0] >= threshold
+        np.multiply(xs[block, cut], masks[block, cut], out=ys[block, cut])
+
+    run(len(xs) * len(cuts), task)
+
+
+def dropout_backward(count: int, dy: F32, mask: U8, dx: F32, stream: int) -> None:
+    gradient, kept, target = _flat(count, dy, mask, dx)
+    cuts = pieces(count, blas_common.BLOCK)
+    run(len(cuts), lambda index: np.multiply(gradient[cuts[index]], kept[cuts[index]], out=target[cuts[index]]))
+
+
+def sgd(
+    count: int,
+    weight: F32,
+    velocity: F32,
+    gradient: F32,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    stream: int,
+) -> None:
+    w, v, g = _flat(count, weight, velocity, gradient)
+    rate, inertia, decay = np.float32(lr), np.float32(momentum), np.float32(weight_decay)
+    cuts = pieces(count, blas_common.BLOCK)
+
+    def task(index: int) -> None:
+        cut = cuts[index]
+        step = scratch("step", (cut.stop - cut.start,))
+        np.multiply(w[cut], decay, out=step)
+        np.add(step, g[cut], out=step)
+        np.multiply(step, rate, out=step)
+        np.multiply(v[cut], inertia, out=v[cut])
+        np.subtract(v[cut], step, out=v[cut])
+        np.add(w[cut], v[cut], out=w[cut])
+
+    run(len(cuts), task)
+
+
+# --- loss and input ------------------------------------------------------------------------------------------------
+
+
+def softmax_cross_entropy(
+    shape: SoftmaxShape,
+    logits: F32,
+    labels: I32,
+    losses: F32,
+    ranks: I32,
+    probs: F32 | None,
+    dlogits: F32 | None,
+    stream: int,
+) -> None:
+    valid, K = shape.valid, shape.K
+    rows = np.ascontiguousarray(logits.reshape(shape.x).transpose(0, 2, 1).reshape(shape.N, K)[:valid])
+    label = labels.reshape(-1)[:valid]
+    known = (label >= 0) & (label < K)
+    image, true = np.arange(valid), np.where(known, label, 0)
+
+    shifted = rows - rows.max(1, keepdims=True)
+    exponentials = np.exp(shifted)
+    total = exponentials.sum(1, keepdims=True)
+    own = rows[image, true][:, None]
+    before = (rows > own) | ((rows == own) & (np.arange(K) < true[:, None]))
+    loss = np.log(total[:, 0]) - shifted[image, true]
+
+    losses.reshape(-1)[:] = 0
+    ranks.reshape(-1)[:] = 0
+    losses.reshape(-1)[:valid] = np.where(known, loss, np.float32(np.nan))
+    ranks.reshape(-1)[:valid] = np.where(known, before.sum(1), K)
+    exponentials /= total
+    if probs is not None:
+        _scatter_rows(shape, exponentials, probs)
+    if dlogits is not None:
+        exponentials[image, true] -= 1
+        exponentials /= valid
+        exponentials[~known] = np.nan
+        _scatter_rows(shape, exponentials, dlogits)
+
+
+def _scatter_rows(shape: SoftmaxShape, rows: F32, target: F32) -> None:
+    """(valid, K) into (N/L, K, L), zero for the images that do not exist."""
+    padded = np.zeros((shape.N, shape.K), np.float32)
+    padded[: shape.valid] = rows
+    target.reshape(shape.x)[...] = padded.reshape(-1, shape.lanes, shape.K).transpose(0, 2, 1)
+
+
+def ingest(shape: IngestShape, images: U8, windows: I32, noise: F32, mean: F32, y: F32, stream: int) -> None:
+    pixels, out = images.reshape(shape.valid, shape.H, shape.W, 3), y.reshape(shape.y)
+    means, factor = mean.reshape(3, shape.crop, shape.crop), np.float32(shape.scale)
+    cuts = pieces(shape.crop, 8)
+
+    def task(index: int) -> None:
+        block, rows = index // len(cuts), cuts[index % len(cuts)]
+        first = block * shape.lanes
+        part = scratch("pixels", (shape.lanes, 3, rows.stop - rows.start, shape.crop))
+        for lane in range(shape.lanes):
+            if first + lane >= shape.valid:
+                part[lane] = 0
+                continue
+            top, left, flip = (int(value) for value in windows.reshape(-1, 3)[first + lane])
+            window = pixels[first + lane, top + rows.start : top + rows.stop, left : left + shape.crop]
+            np.subtract((window[:, ::-1] if flip else window).transpose(2, 0, 1), means[:, rows], out=part[lane])
+            np.add(part[lane], noise.reshape(-1, 3, 1, 1)[first + lane], out=part[lane])
+            np.multiply(part[lane], factor, out=part[lane])
+        out[block, :, rows] = part.transpose(1, 2, 3, 0)
+
+    run(len(out) * len(cuts), task)
+
+
+def build_info() -> dict[str, str]:
+    """NumPy's version and the processor in place of a compiler's."""
+    from . import __version__
+
+    return {
+        "compiler": f"NumPy {np.__version__}",
+        "cuda": "",
+        "architectures": platform.machine(),
+        "version": __version__,
+    }

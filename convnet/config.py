@@ -1,0 +1,182 @@
+"""The options of a training run: one table for the command line, TOML files, the run folder and checkpoints.
+
+A flag beats a file, a file beats the checkpoint that a run is resumed from, and that beats the default. What is said
+nowhere comes from the network (``spec.TrainDefaults``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .spec import TrainDefaults
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Option:
+    """How one field of ``Config`` looks to the user. ``fixed``: a resumed run cannot change it."""
+
+    group: str
+    help: str
+    kind: type
+    flags: tuple[str, ...]
+    low: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    choices: tuple[str, ...] = ()
+    fixed: bool = False
+
+
+def _option(default: Any, group: str, text: str, kind: type, *flags: str, **rules: Any) -> Any:
+    return field(default=default, metadata={"option": Option(group, text, kind, flags, **rules)})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fields that the network decides are None until ``resolved`` has filled them in."""
+
+    data: str = _option("shapes", "data", "shapes, an image folder, or a CIFAR-10 archive or folder", str)
+    augment: bool = _option(True, "data", "no random crops, flips and colour noise", bool, "--no-augment", fixed=True)
+    workers: int = _option(2, "data", "threads that prepare images ahead of the device", int, "-j", "--workers", low=0)
+    model: str = _option("alexnet-tiny", "network", "network to train", str, "--model", fixed=True)
+    crop: int = _option(None, "network", "side of the input images", int, "--crop", low=1, fixed=True)
+    width: float = _option(1.0, "network", "factor on the numbers of maps", float, "--width", above=0, fixed=True)
+    device: str = _option("auto", "device", "auto, cpu, emu[:i] or cuda:i[,cuda:j]", str, "--device")
+    precision: str = _option(
+        "fp32", "device", "arithmetic", str, "--precision", choices=("fp32", "tf32", "bf16"), fixed=True
+    )
+    batch_size: int = _option(
+        None, "training", "images per step, on all devices together", int, "-b", "--batch-size", low=1, fixed=True
+    )
+    epochs: int = _option(None, "training", "passes over the training images", int, "--epochs", low=1)
+    steps: int | None = _option(
+        None, "training", "stop after so many steps, wherever in an epoch", int, "--steps", low=1
+    )
+    lr: float = _option(None, "training", "learning rate at the start", float, "--lr", above=0)
+    momentum: float = _option(None, "training", "momentum", float, "--momentum", low=0, below=1)
+    weight_decay: float = _option(None, "training", "weight decay", float, "--weight-decay", low=0)
+    lr_schedule: str = _option(
+        None,
+        "training",
+        "when the rate is divided by 10: when the error stops falling, after 1/4, 1/2, 3/4 of the epochs, or never",
+        str,
+        "--lr-schedule",
+        choices=("plateau", "step", "constant"),
+    )
+    patience: int = _option(3, "training", "plateau: evaluations without a lower error", int, "--patience", low=1)
+    seed: int = _option(0, "training", "decides every random number", int, "--seed", low=0, below=2**64, fixed=True)
+    eval_every: int = _option(1, "run folder", "epochs between evaluations", int, "--eval-every", low=1)
+    save_every: int = _option(
+        500,
+        "run folder",
+        "steps between checkpoints; one is written at each epoch's end anyhow",
+        int,
+        "--save-every",
+        low=1,
+    )
+    keep: int = _option(3, "run folder", "newest checkpoints kept; the best one is kept too", int, "--keep", low=1)
+
+    def __post_init__(self) -> None:
+        for name, option in OPTIONS.items():
+            _check(name, option, getattr(self, name))
+
+    def resolved(self, defaults: TrainDefaults, crop: int) -> Config:
+        """This configuration with the network's values where nothing was said."""
+        network: dict[str, Any] = {
+            "crop": crop,
+            "batch_size": defaults.batch_size,
+            "epochs": defaults.epochs,
+            "lr": defaults.lr,
+            "momentum": defaults.momentum,
+            "weight_decay": defaults.weight_decay,
+            "lr_schedule": defaults.schedule,
+        }
+        return replace(self, **{name: value for name, value in network.items() if getattr(self, name) is None})
+
+
+OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Config)}
+
+
+def spelled(name: str) -> str:
+    """An option as the user writes it: ``--batch-size``, DATA."""
+    return OPTIONS[name].flags[-1] if OPTIONS[name].flags else name.upper()
+
+
+def _check(name: str, option: Option, value: Any) -> None:
+    if value is None:
+        return
+    number = option.kind in (int, float)
+    fits = isinstance(value, (int, float) if option.kind is float else option.kind)
+    if not fits or (number and isinstance(value, bool)):
+        raise ValueError(f"{spelled(name)} must be {_KINDS[option.kind]}, got {value!r}")
+    if option.choices and value not in option.choices:
+        raise ValueError(f"{spelled(name)} must be one of {', '.join(option.choices)}, got {value!r}")
+    if number and not (option.low <= value < option.below and option.above < value and math.isfinite(value)):
+        bounds = [f"at least {option.low}"] if math.isfinite(option.low) else []
+        bounds += [f"more than {option.above}"] if math.isfinite(option.above) else []
+        bounds += [f"less than {option.below}"] if math.isfinite(option.below) else []
+        raise ValueError(f"{spelled(name)} must be {' and '.join(bounds)}, got {value}")
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Options from a TOML file. Raises ``ValueError`` for files that cannot be read and names that do not exist."""
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: not valid TOML: {error}") from error
+    for name in values:
+        if name not in OPTIONS:
+            close = difflib.get_close_matches(name, OPTIONS, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(OPTIONS)}"
+            raise ValueError(f"--config {path}: no option is called {name}; {hint}")
+    return values
+
+
+def to_toml(config: Config) -> str:
+    """The text of a TOML file that ``read_toml`` turns into the same configuration."""
+    lines = []
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, str):
+            # JSON strings are TOML strings but for the one control character that JSON leaves alone
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        else:
+            text = str(value).lower() if isinstance(value, bool) else repr(value)
+        if value is not None:
+            lines.append(f"{name} = {text}\n")
+    return "".join(lines)
+
+
+def merged(flags: dict[str, Any], file: dict[str, Any], saved: dict[str, Any]) -> Config:
+    """One configuration from what the command line, a TOML file and a checkpoint say, in this order of precedence."""
+    values = {**{name: value for name, value in saved.items() if name in OPTIONS}, **file, **flags}
+    if isinstance(data := values.get("data"), str) and data != "shapes":
+        values["data"] = os.path.abspath(Path(data).expanduser())
+    return Config(**values)
+
+
+def changed_fixed(asked: dict[str, Any], saved: Config) -> str | None:
+    """The first option of ``asked`` that a resumed run cannot change but would, as "--seed 1 (it is 0)"."""
+    for name, value in asked.items():
+        if OPTIONS[name].fixed and value != getattr(saved, name):
+            if OPTIONS[name].kind is bool:
+                return f"{spelled(name)} (it was {'not ' if getattr(saved, name) else ''}given)"
+            return f"{spelled(name)} {value} (it is {getattr(saved, name)})"
+    return None

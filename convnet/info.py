@@ -1,0 +1,112 @@
+"""What ``convnet-info`` reports: devices, compiled kernels, versions, and a self-test of every device."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+
+LIBRARIES = ("numpy", "pillow", "safetensors", "tqdm", "matplotlib", "threadpoolctl")
+OPTIONAL = ("pycuda", "torch", "onnx", "onnxruntime")
+
+
+def versions() -> dict[str, str]:
+    """Versions of convnet, Python and the libraries it runs on; what is not installed is left out."""
+    from . import __version__
+
+    found = {"convnet": __version__, "python": platform.python_version()}
+    for name in (*LIBRARIES, *OPTIONAL):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def self_test(device: str) -> str:
+    """ "ok", or what went wrong: a small convolution on ``device`` against the same sum in float64 on NumPy."""
+    from .functional import conv2d
+
+    random = np.random.default_rng(0)
+    x = random.standard_normal((3, 4, 9, 10), dtype=np.float32)
+    weight = random.standard_normal((8, 2, 3, 3), dtype=np.float32)
+    bias = random.standard_normal(8, dtype=np.float32)
+    expected, magnitude = _convolution(x, weight, bias), _convolution(np.abs(x), np.abs(weight), np.abs(bias))
+    try:
+        found = conv2d(x, weight, bias, stride=2, padding=1, groups=2, device=device)
+    except Exception as error:  # a report, whatever happens
+        return f"failed: {error}"
+    # 19 terms, each rounded once, in any order
+    bad = int((np.abs(found - expected) > 20 * 2.0**-24 * magnitude).sum()) if found.shape == expected.shape else -1
+    return "ok" if bad == 0 else f"failed: {bad} of {expected.size} values are wrong"
+
+
+def _convolution(
+    x: np.ndarray[Any, Any], weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """Two groups, stride 2, padding 1, filters of 3x3, summed in float64."""
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[
+        :, :, ::2, ::2
+    ]  # (N, C, P, Q, R, S)
+    half, filters = x.shape[1] // 2, weight.shape[0] // 2
+    parts = [
+        np.einsum("ncpqrs,kcrs->nkpq", windows[:, g * half : (g + 1) * half], weight[g * filters : (g + 1) * filters])
+        for g in range(2)
+    ]
+    return np.asarray(np.concatenate(parts, axis=1) + bias.astype(np.float64)[:, None, None])
+
+
+def _kernels(module: str) -> dict[str, str] | str:
+    """How a compiled kernel module was built, or why it is not there."""
+    try:
+        return dict(importlib.import_module(f"convnet.{module}").build_info())
+    except ImportError as error:
+        missing = importlib.util.find_spec(f"convnet.{module}") is None
+        return "not built" if missing else f"cannot be loaded: {error}"
+
+
+def report() -> dict[str, Any]:
+    """Everything there is to say, as JSON types."""
+    from . import device
+    from .backend import device_names
+
+    names = device_names()
+    return {
+        "versions": versions(),
+        "system": {"platform": platform.platform(), "cpus": os.cpu_count(), "executable": sys.executable},
+        "emulator": _kernels("_emu"),
+        "cuda_kernels": _kernels("_gpu"),
+        "cuda": {"unavailable": device.unavailable()} if device.unavailable() else device.describe(),
+        "devices": {name: self_test(name) for name in names},
+    }
+
+
+def passed(found: dict[str, Any]) -> bool:
+    return all(result == "ok" for result in found["devices"].values())
+
+
+def as_text(found: dict[str, Any]) -> str:
+    lines = []
+
+    def section(title: str, content: Any) -> None:
+        if not isinstance(content, dict):
+            lines.append(f"{title:<13} {content}")
+            return
+        for name, value in content.items():
+            shown = ", ".join(str(v) for v in value) if isinstance(value, list) else value
+            lines.append(f"{title:<13} {name:<14} {shown}")
+            title = ""
+
+    section("devices", {name: f"self-test {result}" for name, result in found["devices"].items()})
+    section("cuda", found["cuda"])
+    section("cuda kernels", found["cuda_kernels"])
+    section("emulator", found["emulator"])
+    section("versions", found["versions"])
+    section("system", found["system"])
+    return "\n".join(lines)

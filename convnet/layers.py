@@ -1,0 +1,269 @@
+"""Layers at work: each owns its buffers on one device and runs its kernels forward and backward.
+
+``forward(train)`` fills ``y`` from ``x``. ``backward(dy)`` takes the gradient of the loss with respect to ``y``, which
+it may overwrite, leaves the parameters' gradients in ``gradients`` and returns the gradient with respect to ``x`` (None
+where nobody needs it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import ops, spec
+from .backend import Array, Device, Stream
+from .shapes import ConvShape, DropoutShape, LinearShape, LrnShape, PoolShape
+
+
+class Side:
+    """What the layers of one device share: stream, scratch memory, and the two buffers that gradients travel through.
+
+    A layer's backward reads dy from one of the two and writes dx into the other, so that two buffers of the largest
+    activation's size serve the whole network.
+    """
+
+    def __init__(self, device: Device, index: int, count: int):
+        self.device, self.index, self.count = device, index, count
+        self.stream: Stream = device.stream()
+        self.workspace: Array | None = None
+        self._gradients: list[Array] = []
+        self._current = 0
+        self._wanted = {"workspace": 0, "gradient": 0}
+
+    def needs(self, *, workspace: int = 0, gradient: int = 0) -> None:
+        """Notes bytes of workspace and elements of gradient that some layer will use."""
+        self._wanted["workspace"] = max(self._wanted["workspace"], workspace)
+        self._wanted["gradient"] = max(self._wanted["gradient"], gradient)
+
+    def allocate(self) -> None:
+        """Allocates what was noted, once all layers exist."""
+        if self._wanted["workspace"]:
+            self.workspace = self.device.empty((-(-self._wanted["workspace"] // 4),))
+        self._gradients = [self.device.empty((self._wanted["gradient"],)) for _ in range(2)]
+
+    def gradient(self, shape: tuple[int, ...]) -> Array:
+        """The gradient buffer that the last call did not return."""
+        self._current ^= 1
+        return self._gradients[self._current].view(shape)
+
+
+@dataclass
+class Parameter:
+    """A weight or bias with its gradient and velocity. ``decays``: takes part in weight decay."""
+
+    name: str
+    value: Array
+    gradient: Array
+    velocity: Array
+    decays: bool
+
+
+@dataclass
+class LayerOnDevice:
+    """One layer's share on one device."""
+
+    name: str
+    side: Side
+    x: Array
+    y: Array = field(init=False)
+    parameters: list[Parameter] = field(init=False, default_factory=list)
+
+    def forward(self, train: bool) -> None:
+        raise NotImplementedError
+
+    def backward(self, dy: Array) -> Array | None:
+        raise NotImplementedError
+
+    def _empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        return self.side.device.empty(shape, dtype)
+
+    def _parameter(self, kind: str, shape: tuple[int, ...]) -> Parameter:
+        value, gradient, velocity = (self._empty(shape) for _ in range(3))
+        parameter = Parameter(f"{self.name}.{kind}", value, gradient, velocity, decays=kind == "weight")
+        self.parameters.append(parameter)
+        return parameter
+
+
+@dataclass
+class ConvLayer(LayerOnDevice):
+    """Convolution with bias and ReLU."""
+
+    shape: ConvShape
+    first: bool  # nobody needs the gradient with respect to the images
+
+    def __post_init__(self) -> None:
+        self.y = self._empty(self.shape.y)
+        self.weight = self._parameter("weight", self.shape.weight)
+        self.bias = self._parameter("bias", (self.shape.K,))
+        self.side.needs(
+            workspace=self.side.device.kernels.conv_backward_filter_workspace(self.shape),
+            gradient=max(self.y.size, 0 if self.first else self.x.size),
+        )
+
+    def forward(self, train: bool) -> None:
+        ops.conv_forward(self.side.stream, self.shape, self.x, self.weight.value, self.bias.value, self.y, relu=True)
+
+    def backward(self, dy: Array) -> Array | None:
+        stream, shape = self.side.stream, self.shape
+        ops.relu_backward(stream, dy, self.y, dy)
+        ops.conv_backward_filter(
+            stream, shape, dy, self.x, self.weight.gradient, self.bias.gradient, self.side.workspace
+        )
+        if self.first:
+            return None
+        dx = self.side.gradient(shape.x)
+        ops.conv_backward_data(stream, shape, dy, self.weight.value, dx)
+        return dx
+
+
+@dataclass
+class LinearLayer(LayerOnDevice):
+    """Fully-connected layer with bias, and ReLU where ``relu``."""
+
+    shape: LinearShape
+    relu: bool
+
+    def __post_init__(self) -> None:
+        self.x = self.x.view(self.shape.x)  # maps are flattened in the order channel, row, column
+        self.y = self._empty(self.shape.y)
+        self.weight = self._parameter("weight", self.shape.weight)
+        self.bias = self._parameter("bias", (self.shape.K,))
+        self.side.needs(
+            workspace=self.side.device.kernels.linear_workspace(self.shape), gradient=max(self.x.size, self.y.size)
+        )
+
+    def forward(self, train: bool) -> None:
+        ops.linear_forward(
+            self.side.stream,
+            self.shape,
+            self.x,
+            self.weight.value,
+            self.bias.value,
+            self.y,
+            self.relu,
+            self.side.workspace,
+        )
+
+    def backward(self, dy: Array) -> Array:
+        stream, shape, workspace = self.side.stream, self.shape, self.side.workspace
+        if self.relu:
+            ops.relu_backward(stream, dy, self.y, dy)
+        ops.linear_backward_filter(stream, shape, dy, self.x, self.weight.gradient, self.bias.gradient, workspace)
+        dx = self.side.gradient(shape.x)
+        ops.linear_backward_data(stream, shape, dy, self.weight.value, dx, workspace)
+        return dx
+
+
+@dataclass
+class PoolLayer(LayerOnDevice):
+    """Max-pooling."""
+
+    shape: PoolShape
+
+    def __post_init__(self) -> None:
+        self.y = self._empty(self.shape.y)
+        self.argmax = self._empty(self.shape.y, np.uint8)
+        self.side.needs(gradient=self.x.size)
+
+    def forward(self, train: bool) -> None:
+        ops.max_pool_forward(self.side.stream, self.shape, self.x, self.y, self.argmax if train else None)
+
+    def backward(self, dy: Array) -> Array:
+        dx = self.side.gradient(self.shape.x)
+        ops.max_pool_backward(self.side.stream, self.shape, dy, self.argmax, dx)
+        return dx
+
+
+@dataclass
+class LrnLayer(LayerOnDevice):
+    """Local response normalisation inside each tower."""
+
+    shape: LrnShape
+
+    def __post_init__(self) -> None:
+        self.y = self._empty(self.shape.x)
+        self.side.needs(gradient=self.x.size)
+
+    def forward(self, train: bool) -> None:
+        ops.lrn_forward(self.side.stream, self.shape, self.x, self.y)
+
+    def backward(self, dy: Array) -> Array:
+        dx = self.side.gradient(self.shape.x)
+        ops.lrn_backward(self.side.stream, self.shape, dy, self.x, dx)
+        return dx
+
+
+@dataclass
+class DropoutLayer(LayerOnDevice):
+    """Dropout without scaling in training; at test the features are multiplied by 1 - p."""
+
+    p: float
+    seed: int
+    index: int  # of the layer in the network: masks of different layers differ
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.y = self._empty(self.x.shape)
+        self.mask = self._empty(self.x.shape, np.uint8)
+
+    def forward(self, train: bool) -> None:
+        if not train:
+            ops.scale(self.side.stream, self.x, 1.0 - self.p, self.y)
+            return
+        blocks, features, lanes = self.x.shape
+        shape = DropoutShape(
+            blocks * lanes,
+            features,
+            lanes,
+            self.side.index * features,
+            self.side.count * features,
+            self.p,
+            self.seed,
+            self.step,
+            self.index,
+        )
+        ops.dropout_forward(self.side.stream, shape, self.x, self.y, self.mask)
+
+    def backward(self, dy: Array) -> Array:
+        ops.dropout_backward(self.side.stream, dy, self.mask, dy)
+        return dy
+
+
+def build(placed: spec.Placed, side: Side, x: Array, N: int, lanes: int, towers: int, seed: int) -> LayerOnDevice:
+    """This side's share of a layer, reading ``x``: the parts of all towers where the layer gathers, else this side's
+    part.
+    """
+    layer, name, share = placed.layer, placed.layer.name, side.count
+    if isinstance(layer, spec.Conv):
+        whole = layer.joins or placed.groups == 1
+        shape = ConvShape.of(
+            N,
+            placed.C if whole else placed.C // share,
+            placed.H,
+            placed.W,
+            placed.K // share,
+            layer.size,
+            layer.size,
+            stride=layer.stride,
+            padding=layer.padding,
+            groups=1 if whole else placed.groups // share,
+            ceil_mode=layer.ceil_mode,
+            lanes=lanes,
+        )
+        return ConvLayer(name, side, x, shape, first=placed.index == 0)
+    if isinstance(layer, spec.Linear):
+        features = placed.K // share if layer.split else placed.K
+        return LinearLayer(name, side, x, LinearShape(N, placed.C * placed.H * placed.W, features, lanes), layer.relu)
+    if isinstance(layer, spec.Pool):
+        C = placed.C // share
+        pool = PoolShape.of(N, C, placed.H, placed.W, layer.size, layer.stride, ceil_mode=True, lanes=lanes)
+        return PoolLayer(name, side, x, pool)
+    if isinstance(layer, spec.Lrn):
+        groups = towers // share
+        lrn = LrnShape(
+            N, placed.C // share, placed.H, placed.W, groups, lanes, layer.size, layer.alpha, layer.beta, layer.k
+        )
+        return LrnLayer(name, side, x, lrn)
+    return DropoutLayer(name, side, x, layer.p, seed, placed.index)

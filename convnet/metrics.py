@@ -1,0 +1,213 @@
+"""What a run says about itself: errors and losses, the records in ``metrics.jsonl``, and the lines a person reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from .checkpoint import write_atomically
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Ints = np.ndarray[Any, np.dtype[np.int32]]
+
+
+def losses_and_ranks(logits: Floats, labels: Ints) -> tuple[np.ndarray[Any, np.dtype[np.float64]], Ints]:
+    """Cross-entropy in nats, and how many classes come before the label (larger logit, or equal and lower index).
+
+    ``logits`` (n, classes), ``labels`` (n,); an image is a top-k error where its rank is k or more.
+    """
+    x = logits.astype(np.float64)
+    own = x[np.arange(len(x)), labels][:, None]
+    highest = x.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(x - highest).sum(axis=1)) + (highest - own)[:, 0]
+    earlier = (x == own) & (np.arange(x.shape[1])[None, :] < labels[:, None])
+    return losses, ((x > own) | earlier).sum(axis=1).astype(np.int32)
+
+
+@dataclass
+class Meter:
+    """Sums over images, of which a checkpoint keeps those that no record has shown yet."""
+
+    images: int = 0
+    loss: float = 0.0
+    top1: int = 0
+    top5: int = 0
+
+    def add(self, losses: np.ndarray[Any, Any], ranks: Ints) -> None:
+        self.images += len(losses)
+        self.loss += float(losses.sum(dtype=np.float64))
+        self.top1 += int((ranks >= 1).sum())
+        self.top5 += int((ranks >= 5).sum())
+
+    def means(self) -> dict[str, float]:
+        """Mean loss and the errors as fractions."""
+        n = max(self.images, 1)
+        return {"loss": self.loss / n, "top1_error": self.top1 / n, "top5_error": self.top5 / n}
+
+    def state(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Speed:
+    """Images per second and waiting for data since the last record, over the time spent in training steps alone."""
+
+    def __init__(self) -> None:
+        self.images = self.all_images = 0
+        self.busy = self.waited = self.all_busy = 0.0
+        self.mark = time.monotonic()
+
+    def restart(self) -> None:
+        """Leaves out the time since the last step: an evaluation, a checkpoint."""
+        self.mark = time.monotonic()
+
+    def add(self, images: int, waited: float) -> None:
+        """A step is done, ``waited`` seconds of which went by waiting for its images."""
+        now = time.monotonic()
+        self.images, self.all_images = self.images + images, self.all_images + images
+        self.busy, self.all_busy = self.busy + now - self.mark, self.all_busy + now - self.mark
+        self.waited, self.mark = self.waited + waited, now
+
+    def recorded(self) -> None:
+        self.images, self.busy, self.waited = 0, 0.0, 0.0
+
+    @property
+    def rate(self) -> float:
+        return self.images / max(self.busy, 1e-9)
+
+    @property
+    def waiting(self) -> float:
+        """The share of the time, 0..1."""
+        return min(1.0, self.waited / max(self.busy, 1e-9))
+
+    def eta(self, images: int) -> str:
+        """How long so many more images take at the speed of the run so far."""
+        return duration(images * self.all_busy / max(self.all_images, 1))
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object per line, in the file as soon as ``append`` returns."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.partial = False  # a failed write may have left half a line
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Raises ``OSError`` when the disk is full."""
+        line = ("\n" if self.partial else "") + json.dumps(record) + "\n"
+        self.partial = True
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line)
+        self.partial = False
+
+    def records(self) -> list[dict[str, Any]]:
+        """All whole records; half of a last one, from a run that was killed, is left out."""
+        if not self.path.exists():
+            return []
+        found = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return [record for record in found if isinstance(record, dict)]
+
+    def rewind(self, step: int, evaluated: bool) -> None:
+        """Drops what lies behind ``step``, and the evaluation at ``step`` itself unless it was ``evaluated``."""
+
+        def stays(record: dict[str, Any]) -> bool:
+            at = record.get("step", 0)
+            return bool(at < step or (at == step and (evaluated or record.get("event") != "valid")))
+
+        kept = [json.dumps(record) + "\n" for record in self.records() if stays(record)]
+        write_atomically(self.path, "".join(kept).encode())
+
+
+class Console:
+    """Lines on standard output, one moving line on a terminal, warnings on standard error; all lines go to the log too.
+
+    ``broken`` tells that nobody reads standard output any more.
+    """
+
+    def __init__(self, quiet: bool = False, verbose: bool = False):
+        self.quiet, self.verbose, self.broken = quiet, verbose, False
+        self.log: IO[str] | None = None
+        self.bar: tqdm[Any] | None = None
+        self.last_line = -float("inf")
+
+    def say(self, text: str) -> None:
+        self.note(text)
+        if not self.quiet:
+            self._write(text, sys.stdout)
+
+    def warn(self, text: str) -> None:
+        self.note(f"warning: {text}")
+        self._write(f"warning: {text}", sys.stderr)
+
+    def progress(self, done: int, total: int, prefix: str, text: str) -> None:
+        """Shows where an epoch stands: on a terminal at once, else a line every five seconds; always if ``verbose``."""
+        line = f"{prefix}  {done}/{total}  {text}".rstrip()
+        terminal = sys.stderr.isatty()
+        now = time.monotonic()
+        if self.verbose or now - self.last_line >= 5:
+            self.last_line = now
+            if self.verbose or not terminal:
+                self.say(line)
+            else:
+                self.note(line)
+        if terminal and not self.quiet:
+            if self.bar is None:
+                style = "{desc}  |{bar:12}|"
+                self.bar = tqdm(total=total, leave=False, dynamic_ncols=True, bar_format=style, desc=line)
+            self.bar.total = total
+            self.bar.set_description_str(line, refresh=False)
+            self.bar.update(done - self.bar.n)
+
+    def clear(self) -> None:
+        """Takes the moving line away."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def note(self, text: str) -> None:
+        """A line for the log alone."""
+        if self.log is not None:
+            try:
+                self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+                self.log.flush()
+            except OSError:
+                self.log = None  # a full disk must not end the run; checkpoints report it
+
+    def _write(self, text: str, stream: IO[str]) -> None:
+        try:
+            if self.bar is not None:
+                tqdm.write(text, file=stream)
+            else:
+                print(text, file=stream, flush=True)
+        except BrokenPipeError:
+            self.broken = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or the interpreter complains at its end
+
+
+def duration(seconds: float) -> str:
+    """1:02:03"""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def series(records: Sequence[dict[str, Any]], event: str, key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one key of all records of one event."""
+    chosen = [r for r in records if r.get("event") == event and isinstance(r.get(key), (int, float))]
+    return [int(r["step"]) for r in chosen], [float(r[key]) for r in chosen]

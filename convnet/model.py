@@ -1,0 +1,461 @@
+"""The network at work: layers on one or several devices, and the exchanges between them.
+
+``Network`` cuts the towers of a ``NetworkSpec`` into equal shares, one per device ("side"). Each side runs its share of
+every layer; in front of a layer that gathers, every side fetches the other sides' parts of the activation, and on the
+way back every side sums the gradients that all sides computed for its part, in the order of the sides. Nothing else
+crosses between devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from . import ops
+from .backend import Array, open_devices, padded
+from .layers import DropoutLayer, LayerOnDevice, Parameter, Side, build
+from .layout import pack_activations, pack_weight, unpack_activations, unpack_weight
+from .rng import WEIGHTS
+from .shapes import IngestShape, SoftmaxShape
+from .spec import Conv, Linear, NetworkSpec, Placed, network, parameter_count, placed_layers
+
+Values = np.ndarray[Any, Any]
+
+
+class Network:
+    """A network with its weights, ready to run and to train.
+
+    ``devices`` is "auto", "cpu", "emu[:i]" or "cuda[:i]", or a comma-separated list of emulators or GPUs that share the
+    towers. ``batch_size`` is the largest number of images in one call. Further keywords (``crop``, ``width``,
+    ``dropout``) change the network, see ``convnet.spec.network``. Weights are drawn from ``seed``. All memory is
+    allocated here; ``close`` gives it back.
+
+    Raises ``ValueError`` for impossible arguments and ``convnet.DeviceError`` when a device is missing or too small.
+    """
+
+    def __init__(
+        self,
+        model: str | NetworkSpec = "alexnet",
+        devices: str = "auto",
+        batch_size: int = 128,
+        precision: str = "fp32",
+        num_classes: int | None = None,
+        seed: int = 0,
+        *,
+        crop: int | None = None,
+        width: float = 1.0,
+        dropout: float | None = None,
+    ):
+        if precision != "fp32":
+            raise ValueError(f'precision must be "fp32", the only one there is so far, got "{precision}"')
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must lie in 0 .. 2^64 - 1, got {seed}")
+        if isinstance(model, str):
+            model = network(model, num_classes=num_classes, crop=crop, width=width, dropout=dropout)
+        self.spec = model
+        self.batch_size, self.precision, self.seed = batch_size, precision, seed
+        self.steps_done = 0
+        opened = open_devices(devices)
+        if self.spec.towers % len(opened):
+            raise ValueError(
+                f'"{self.spec.name}" has {self.spec.towers} towers, which cannot be shared by {len(opened)} devices; '
+                f"use a number of devices that divides it"
+            )
+        self._sides = [Side(device, i, len(opened)) for i, device in enumerate(opened)]
+        self._lanes = opened[0].lanes(batch_size)
+        self._N = padded(batch_size, self._lanes)
+        self._exchanged: list[tuple[str, str, int]] = []
+        self._valid = 0  # images of the last forward(train=True), 0 when there is nothing to go backward from
+        self._closed = False
+        self._build()
+        self.load_weights(self._initial_weights())
+        self.load_velocity({name: np.zeros_like(w) for name, w in self.weights().items()})
+
+    # ---- construction
+
+    def _build(self) -> None:
+        N, lanes, crop = self._N, self._lanes, self.spec.crop
+        self._placed = list(placed_layers(self.spec))
+        self._layers: list[list[LayerOnDevice]] = []  # [layer][side]; a layer that is not split has one side
+        self._gathered: dict[int, list[Array]] = {}
+        self._images: list[Array] = []
+        self._ingested: tuple[int, int] | None = None
+        self._inputs = [side.device.empty((N // lanes, 3, crop, crop, lanes)) for side in self._sides]
+        self._means = [side.device.empty((3, crop, crop)) for side in self._sides]
+        self._windows = [side.device.empty((N, 3), np.int32) for side in self._sides]
+        self._noise = [side.device.empty((N, 3)) for side in self._sides]
+        self.set_mean(np.zeros((3, crop, crop), np.float32))
+        activations = self._inputs
+        part = 0
+        for placed in self._placed:
+            sides = self._sides
+            if isinstance(placed.layer, Linear) and not placed.layer.split:
+                sides = self._sides[:1]
+            if placed.gathers and len(self._sides) > 1:
+                C_part = activations[0].shape[1]
+                whole = (N // lanes, C_part * len(self._sides), *activations[0].shape[2:])
+                self._gathered[placed.index] = [side.device.empty(whole) for side in sides]
+                part = max(part, activations[0].size)
+                activations = self._gathered[placed.index]
+            layer = [
+                build(placed, side, x, N, lanes, self.spec.towers, self.seed)
+                for side, x in zip(sides, activations, strict=True)
+            ]
+            self._layers.append(layer)
+            activations = [on_side.y for on_side in layer]
+        for side in self._sides:
+            side.allocate()
+        # the other sides' shares of a gradient wait here to be summed
+        self._staged = [[side.device.empty((part,)) for _ in self._sides] if part else [] for side in self._sides]
+        first = self._sides[0].device
+        self._labels = first.empty((N,), np.int32)
+        self._losses, self._ranks = first.empty((N,)), first.empty((N,), np.int32)
+
+    def _initial_weights(self) -> dict[str, Values]:
+        """Normal weights, constant biases. Box and Muller on raw words of NumPy's Philox bit generator, whose stream is
+        stable.
+        """
+        weights: dict[str, Values] = {}
+        for placed in self._placed:
+            layer = placed.layer
+            if not isinstance(layer, (Conv, Linear)):
+                continue
+            if isinstance(layer, Conv):
+                shape: tuple[int, ...] = (placed.K, placed.C // placed.groups, layer.size, layer.size)
+            else:
+                shape = (placed.K, placed.C * placed.H * placed.W)
+            std = layer.std if layer.std is not None else float(np.sqrt(2.0 / np.prod(shape[1:])))
+            count = int(np.prod(shape))
+            stream = np.random.Philox(key=self.seed, counter=np.array([0, 0, placed.index, WEIGHTS], np.uint64))
+            u = (stream.random_raw(-(-count // 2)).view(np.uint32).astype(np.float32) + 0.5) * np.float32(2.0**-32)
+            u = np.maximum(u.reshape(2, -1), np.float32(2.0**-33))
+            radius, angle = np.sqrt(-2.0 * np.log(u[0])), np.float32(2.0 * np.pi) * u[1]
+            normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+            weights[f"{layer.name}.weight"] = (np.float32(std) * normal).reshape(shape)
+            weights[f"{layer.name}.bias"] = np.full(placed.K, layer.bias, np.float32)
+        return weights
+
+    # ---- what it is
+
+    @property
+    def devices(self) -> list[str]:
+        """Names of the devices, in the order of the towers."""
+        return [side.device.name for side in self._sides]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases."""
+        return parameter_count(self.spec)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes allocated on each device: all that training and inference need."""
+        self._check_open()
+        return {side.device.name: side.device.allocated for side in self._sides}
+
+    def exchanges(self) -> list[tuple[str, str, int]]:
+        """Traffic between devices in the last forward and backward: (joining layer, "forward" or "backward", bytes)."""
+        return list(self._exchanged)
+
+    def activation(self, name: str) -> Values:
+        """Output of a layer in the last forward pass, behind its ReLU: float32 (n, C, H, W) or (n, F)."""
+        self._check_open()
+        for placed, layer in zip(self._placed, self._layers, strict=True):
+            if placed.layer.name == name:
+                parts = [unpack_activations(on_side.y.download(), self._last) for on_side in layer]
+                return np.concatenate(parts, axis=1)
+        raise ValueError(f'no layer is called "{name}"; there are {", ".join(p.layer.name for p in self._placed)}')
+
+    # ---- parameters
+
+    def _collect(self, what: str) -> dict[str, Values]:
+        self._check_open()
+        values: dict[str, Values] = {}
+        for layer in self._layers:
+            for on_sides in zip(*(on_side.parameters for on_side in layer), strict=True):
+                parts = [_to_user(getattr(parameter, what).download()) for parameter in on_sides]
+                values[on_sides[0].name] = np.concatenate(parts)
+        return values
+
+    def _distribute(self, what: str, values: Mapping[str, Values]) -> None:
+        self._check_open()
+        by_name: dict[str, Sequence[tuple[Side, Parameter]]] = {}
+        for layer in self._layers:
+            for on_sides in zip(*(on_side.parameters for on_side in layer), strict=True):
+                by_name[on_sides[0].name] = list(zip((o.side for o in layer), on_sides, strict=True))
+        if set(values) != set(by_name):
+            missing, unknown = sorted(set(by_name) - set(values)), sorted(set(values) - set(by_name))
+            raise ValueError(
+                f"parameters do not match the network: missing {missing or 'none'}, unknown {unknown or 'none'}"
+            )
+        for name, owners in by_name.items():
+            shape = _user_shape(owners[0][1].value.shape)
+            whole = (shape[0] * len(owners), *shape[1:])
+            value = np.asarray(values[name])
+            if value.shape != whole or value.dtype != np.float32:
+                raise ValueError(f"{name} must be float32 of shape {whole}, got {value.dtype} of shape {value.shape}")
+        for name, owners in by_name.items():
+            for part, (side, parameter) in zip(np.split(np.asarray(values[name]), len(owners)), owners, strict=True):
+                side.stream.upload(getattr(parameter, what), _to_device(part, parameter.value.shape))
+
+    def weights(self) -> dict[str, Values]:
+        """Copies of all weights and biases, float32: (K, C/groups, R, S) or (out, in), and (K,)."""
+        return self._collect("value")
+
+    def load_weights(self, weights: Mapping[str, Values]) -> None:
+        """Replaces all weights and biases. Raises ``ValueError`` for missing or unknown names and wrong shapes."""
+        self._distribute("value", weights)
+
+    def gradients(self) -> dict[str, Values]:
+        """Gradients of the mean loss from the last ``backward``; keys and shapes as in ``weights``."""
+        return self._collect("gradient")
+
+    def velocity(self) -> dict[str, Values]:
+        """The momentum terms; keys and shapes as in ``weights``."""
+        return self._collect("velocity")
+
+    def load_velocity(self, velocity: Mapping[str, Values]) -> None:
+        """Replaces all momentum terms, as ``load_weights`` does weights."""
+        self._distribute("velocity", velocity)
+
+    # ---- running
+
+    def forward(self, images: Values, train: bool = False) -> Values:
+        """Logits, float32 (n, classes), of images float32 (n, 3, crop, crop) with 1 <= n <= batch_size.
+
+        ``train`` turns dropout on and prepares for ``backward``; otherwise dropped layers are multiplied by 1 - p.
+        """
+        crop = self.spec.crop
+        self._check_batch("forward", images, (3, crop, crop), np.float32)
+        x = pack_activations(images, self._lanes, self._N)
+        for side, buffer in zip(self._sides, self._inputs, strict=True):
+            side.stream.upload(buffer, x)
+        return self._run_forward(len(images), train)
+
+    def backward(self, labels: Values) -> float:
+        """Mean cross-entropy of the last ``forward(train=True)`` against labels (n,) of any integer dtype; computes all
+        gradients.
+
+        Raises ``RuntimeError`` when there was no such forward pass, ``ValueError`` for labels out of range.
+        """
+        losses, _ = self._run_backward(labels)
+        return float(losses.mean(dtype=np.float64))
+
+    def step(
+        self,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
+        """The paper's update of all parameters from the gradients: v = m v - lr (wd w + g), w += v; biases take no
+        decay.
+
+        ``rates`` multiplies the learning rate of single parameters, by name.
+        """
+        self._check_open()
+        for layer in self._layers:
+            for on_side in layer:
+                for p in on_side.parameters:
+                    rate = lr * (rates or {}).get(p.name, 1.0)
+                    decay = weight_decay if p.decays else 0.0
+                    ops.sgd(on_side.side.stream, p.value, p.velocity, p.gradient, rate, momentum, decay)
+        self.steps_done += 1
+
+    def set_mean(self, mean: Values) -> None:
+        """The mean image, float32 (3, crop, crop) in 0..255, that is subtracted from stored images."""
+        self._check_open()
+        shape = (3, self.spec.crop, self.spec.crop)
+        if mean.shape != shape or mean.dtype != np.float32:
+            raise ValueError(f"mean must be float32 of shape {shape}, got {mean.dtype} of shape {mean.shape}")
+        for side, buffer in zip(self._sides, self._means, strict=True):
+            side.stream.upload(buffer, np.ascontiguousarray(mean))
+
+    def train_batch(self, images: Values, labels: Values, windows: Values, noise: Values) -> tuple[Values, Values]:
+        """Forward and backward from stored images; ``step`` then updates the weights.
+
+        ``images`` uint8 (n, H, W, 3); ``windows`` int32 (n, 3): top, left, flip of each crop; ``noise`` float32 (n, 3),
+        added per channel. Returns the losses, float32 (n,), and the ranks of the true classes, int32 (n,): top-k error
+        is rank >= k.
+        """
+        self._ingest(images, windows, noise)
+        self._run_forward(len(images), train=True, logits=False)
+        return self._run_backward(labels)
+
+    def evaluate_batch(self, images: Values, windows: Values) -> Values:
+        """Logits, float32 (n, classes), of stored images in test mode; arguments as in ``train_batch``."""
+        self._ingest(images, windows, np.zeros((len(images), 3), np.float32))
+        return self._run_forward(len(images), train=False)
+
+    def _ingest(self, images: Values, windows: Values, noise: Values) -> None:
+        n, crop = len(images), self.spec.crop
+        size = images.shape[1:3] if images.ndim == 4 else (crop, crop)
+        self._check_batch("train_batch", images, (*size, 3), np.uint8)
+        if windows.shape != (n, 3) or noise.shape != (n, 3):
+            raise ValueError(f"windows and noise must have shape {(n, 3)}, got {windows.shape} and {noise.shape}")
+        top, left = windows[:, 0], windows[:, 1]
+        if min(size) < crop or (windows < 0).any() or (top > size[0] - crop).any() or (left > size[1] - crop).any():
+            raise ValueError(f"every {crop}x{crop} window must lie inside its image of {size[0]}x{size[1]}")
+        if self._ingested != size:
+            self._images = [side.device.empty((self._N, *size, 3), np.uint8) for side in self._sides]
+            self._ingested = (int(size[0]), int(size[1]))
+        shape = IngestShape(self._N, n, size[0], size[1], crop, self._lanes, self.spec.input_scale)
+        for i, side in enumerate(self._sides):
+            stored = self._images[i].view(images.shape)
+            places, tints = self._windows[i].view((n, 3)), self._noise[i].view((n, 3))
+            side.stream.upload(stored, np.ascontiguousarray(images))
+            side.stream.upload(places, np.ascontiguousarray(windows, np.int32))
+            side.stream.upload(tints, np.ascontiguousarray(noise, np.float32))
+            ops.ingest(side.stream, shape, stored, places, tints, self._means[i], self._inputs[i])
+
+    def _run_forward(self, n: int, train: bool, logits: bool = True) -> Values:
+        self._exchanged = []
+        self._valid, self._last = (n if train else 0), n
+        for placed, layer in zip(self._placed, self._layers, strict=True):
+            if placed.index in self._gathered:
+                self._gather(placed)
+            for on_side in layer:
+                if isinstance(on_side, DropoutLayer):
+                    on_side.step = self.steps_done
+                on_side.forward(train)
+        return unpack_activations(self._layers[-1][0].y.download(), n) if logits else np.empty(0, np.float32)
+
+    def _run_backward(self, labels: Values) -> tuple[Values, Values]:
+        self._check_open()
+        n, classes = self._valid, self.spec.classes
+        if not n:
+            raise RuntimeError("backward needs a forward(train=True) before it")
+        labels = np.asarray(labels)
+        if labels.shape != (n,) or labels.dtype.kind not in "iu":
+            raise ValueError(f"labels must be integers of shape {(n,)}, got {labels.dtype} of shape {labels.shape}")
+        if n and (labels.min() < 0 or labels.max() >= classes):
+            raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
+        self._valid = 0
+        first, last = self._sides[0], self._layers[-1][0]
+        padded_labels = np.zeros(self._N, np.int32)
+        padded_labels[:n] = labels
+        first.stream.upload(self._labels, padded_labels)
+        dlogits = first.gradient(last.y.shape)
+        shape = SoftmaxShape(self._N, n, classes, self._lanes)
+        ops.softmax_cross_entropy(first.stream, shape, last.y, self._labels, self._losses, self._ranks, None, dlogits)
+        gradients: list[Array] = [dlogits]
+        for placed, layer in zip(reversed(self._placed), reversed(self._layers), strict=True):
+            below = [on_side.backward(dy) for on_side, dy in zip(layer, gradients, strict=True)]
+            if placed.index == 0:
+                break
+            gradients = [dx for dx in below if dx is not None]
+            if placed.index in self._gathered:
+                gradients = self._reduce(placed, gradients)
+            # a layer may see its input with another shape (features instead of maps)
+            outputs = [on_side.y for on_side in self._layers[placed.index - 1]]
+            gradients = [dx.view(y.shape) for dx, y in zip(gradients, outputs, strict=True)]
+        return self._losses.download()[:n], self._ranks.download()[:n]
+
+    # ---- exchanges
+
+    def _gather(self, placed: Placed) -> None:
+        """Every reader of the layer fetches the parts of all sides; nobody goes on before its part was read."""
+        parts = [on_side.y for on_side in self._layers[placed.index - 1]]
+        ready = [side.stream.record() for side in self._sides]
+        nbytes = 0
+        for reader, whole in zip(self._sides, self._gathered[placed.index], strict=False):
+            for owner, part in enumerate(parts):
+                reader.stream.wait(ready[owner])
+                for target, source in zip(_parts(whole, owner, len(parts)), _blocks(part), strict=True):
+                    reader.stream.copy(target, source)
+                nbytes += part.nbytes if owner != reader.index else 0
+            read = reader.stream.record()
+            for side in self._sides:
+                side.stream.wait(read)
+        self._exchanged.append((placed.layer.name, "forward", nbytes))
+
+    def _reduce(self, placed: Placed, wholes: list[Array]) -> list[Array]:
+        """Every side fetches all gradients computed for its part and sums them in the order of the sides."""
+        count = len(self._sides)
+        shape = self._layers[placed.index - 1][0].y.shape
+        ready = [side.stream.record() for side, _ in zip(self._sides, wholes, strict=False)]
+        results, nbytes = [], 0
+        staged: list[list[Array]] = []
+        for owner, side in enumerate(self._sides):
+            staged.append([stage.view(shape) for stage in self._staged[owner][: len(wholes)]])
+            for computed, whole in enumerate(wholes):
+                side.stream.wait(ready[computed])
+                for target, source in zip(_blocks(staged[owner][computed]), _parts(whole, owner, count), strict=True):
+                    side.stream.copy(target, source)
+                nbytes += staged[owner][computed].nbytes if computed != owner else 0
+        fetched = [side.stream.record() for side in self._sides]
+        for side, parts in zip(self._sides, staged, strict=True):
+            for event in fetched:
+                side.stream.wait(event)
+            total = parts[0]
+            if len(parts) > 1:
+                total = side.gradient(shape)
+                ops.add(side.stream, parts[0], parts[1], total)
+                for part in parts[2:]:
+                    ops.add(side.stream, total, part, total)
+            results.append(total)
+        self._exchanged.append((placed.layer.name, "backward", nbytes))
+        return results
+
+    # ---- life
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the network is closed")
+
+    def _check_batch(self, op: str, images: Values, shape: tuple[int, ...], dtype: Any) -> None:
+        self._check_open()
+        n = len(images) if images.ndim else 0
+        if images.shape[1:] != shape or images.dtype != dtype or not 1 <= n <= self.batch_size:
+            raise ValueError(
+                f"{op}: images must be {np.dtype(dtype).name} of shape (n, {', '.join(map(str, shape))}) with 1 <= n "
+                f"<= {self.batch_size} (the batch size), got {images.dtype} of shape {images.shape}"
+            )
+
+    def close(self) -> None:
+        """Gives all device memory back. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            for side in self._sides:
+                side.device.close()
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _user_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) == 5:
+        groups, C, R, S, K = shape
+        return (groups * K, C, R, S)
+    return shape[::-1]
+
+
+def _to_user(value: Values) -> Values:
+    return unpack_weight(value) if value.ndim == 5 else np.ascontiguousarray(value.T)
+
+
+def _to_device(value: Values, shape: tuple[int, ...]) -> Values:
+    return pack_weight(value, shape[0]) if len(shape) == 5 else np.ascontiguousarray(value.T)
+
+
+def _blocks(array: Array) -> list[Array]:
+    """The image blocks of an activation, each contiguous."""
+    blocks = array.shape[0]
+    return [array.view(array.shape[1:], i * (array.size // blocks)) for i in range(blocks)]
+
+
+def _parts(whole: Array, part: int, count: int) -> list[Array]:
+    """The image blocks of one side's channels in an activation that holds the channels of all sides."""
+    blocks = whole.shape[0]
+    size = whole.size // blocks // count
+    shape = (whole.shape[1] // count, *whole.shape[2:])
+    return [whole.view(shape, (i * count + part) * size) for i in range(blocks)]

@@ -1,0 +1,241 @@
+"""Problem shapes: what one kernel call computes on, with the formulas for output sizes, FLOPs and layouts.
+
+Letters as everywhere in the field: N images, C input channels, H W input size, K filters, R S filter size, P Q output
+size. Each class has the fields of the C++ struct of the same name in ``src/kernels/shapes.hpp``; the bindings read them
+by name.
+
+On a device N is padded to whole blocks of ``lanes`` images, and activations lie as ``(N/L, C, H, W, L)``,
+weights as ``(groups, C/groups, R, S, K/groups)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Padding = int | tuple[int, int, int, int]
+
+
+def output_size(size: int, window: int, stride: int, before: int, after: int, ceil_mode: bool) -> int:
+    """Number of window positions along one axis.
+
+    Rounds down, or up with ``ceil_mode`` (cuda-convnet's rule: the last window may overhang the padded image). Raises
+    ``ValueError`` when not even one window fits.
+    """
+    span = size + before + after - window
+    if window < 1 or stride < 1 or before < 0 or after < 0 or span < 0:
+        raise ValueError(
+            f"a window of {window} with stride {stride} does not fit a size of {size} with padding {before} + {after}: "
+            "window and stride must be at least 1, padding at least 0, and the window at most the padded size"
+        )
+    return 1 + (-(-span // stride) if ceil_mode else span // stride)
+
+
+def four_paddings(padding: Padding) -> tuple[int, int, int, int]:
+    """``padding`` as (top, bottom, left, right)."""
+    if isinstance(padding, tuple):
+        if len(padding) != 4:
+            raise ValueError(f"padding must be an int or (top, bottom, left, right), got {padding}")
+        return padding
+    return (padding, padding, padding, padding)
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    P: int
+    Q: int
+    stride: int
+    pad_top: int
+    pad_left: int
+    groups: int
+    lanes: int
+
+    @staticmethod
+    def of(
+        N: int,
+        C: int,
+        H: int,
+        W: int,
+        K: int,
+        R: int,
+        S: int,
+        *,
+        stride: int = 1,
+        padding: Padding = 0,
+        groups: int = 1,
+        ceil_mode: bool = False,
+        lanes: int,
+    ) -> ConvShape:
+        """Derives P and Q. Raises ``ValueError`` for geometry that cannot be."""
+        if min(N, C, H, W, K, R, S, groups, lanes) < 1 or C % groups or K % groups:
+            raise ValueError(
+                f"conv2d: sizes must be positive and groups must divide channels and filters, got N={N} C={C} H={H} "
+                f"W={W} K={K} R={R} S={S} groups={groups}; choose groups that divide both"
+            )
+        top, bottom, left, right = four_paddings(padding)
+        P = output_size(H, R, stride, top, bottom, ceil_mode)
+        Q = output_size(W, S, stride, left, right, ceil_mode)
+        return ConvShape(N, C, H, W, K, R, S, P, Q, stride, top, left, groups, lanes)
+
+    @property
+    def x(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.C, self.H, self.W, self.lanes)
+
+    @property
+    def y(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.K, self.P, self.Q, self.lanes)
+
+    @property
+    def weight(self) -> tuple[int, ...]:
+        return (self.groups, self.C // self.groups, self.R, self.S, self.K // self.groups)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one pass, padding taps included."""
+        return self.N * self.K * self.P * self.Q * (self.C // self.groups) * self.R * self.S
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    N: int
+    C: int
+    K: int
+    lanes: int
+
+    @property
+    def x(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.C, self.lanes)
+
+    @property
+    def y(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.K, self.lanes)
+
+    @property
+    def weight(self) -> tuple[int, ...]:
+        return (self.C, self.K)
+
+    @property
+    def macs(self) -> int:
+        return self.N * self.C * self.K
+
+
+@dataclass(frozen=True)
+class PoolShape:
+    N: int
+    C: int
+    H: int
+    W: int
+    P: int
+    Q: int
+    size: int
+    stride: int
+    pad_top: int
+    pad_left: int
+    lanes: int
+
+    @staticmethod
+    def of(
+        N: int,
+        C: int,
+        H: int,
+        W: int,
+        size: int,
+        stride: int,
+        *,
+        padding: Padding = 0,
+        ceil_mode: bool = False,
+        lanes: int,
+    ) -> PoolShape:
+        """Derives P and Q. Raises ``ValueError`` for impossible geometry, and where a window would hold no pixel."""
+        top, bottom, left, right = four_paddings(padding)
+        if min(N, C, H, W, lanes) < 1 or not 1 <= size <= 15:
+            raise ValueError(
+                f"max_pool2d: sizes must be positive and the window between 1 and 15, got N={N} C={C} "
+                f"H={H} W={W} size={size}"
+            )
+        if max(top, bottom, left, right) >= size:
+            raise ValueError(f"max_pool2d: padding must be smaller than the window, got padding={padding} size={size}")
+        P = output_size(H, size, stride, top, bottom, ceil_mode)
+        Q = output_size(W, size, stride, left, right, ceil_mode)
+        if (P - 1) * stride - top >= H or (Q - 1) * stride - left >= W:
+            raise ValueError(
+                f"max_pool2d: the last window would lie outside the {H}x{W} image, with size={size} stride={stride} "
+                f"padding={padding} ceil_mode={ceil_mode}; use ceil_mode=False or less padding"
+            )
+        return PoolShape(N, C, H, W, P, Q, size, stride, top, left, lanes)
+
+    @property
+    def x(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.C, self.H, self.W, self.lanes)
+
+    @property
+    def y(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.C, self.P, self.Q, self.lanes)
+
+
+@dataclass(frozen=True)
+class LrnShape:
+    N: int
+    C: int
+    H: int
+    W: int
+    groups: int
+    lanes: int
+    size: int
+    alpha: float
+    beta: float
+    k: float
+
+    @property
+    def x(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.C, self.H, self.W, self.lanes)
+
+
+@dataclass(frozen=True)
+class DropoutShape:
+    N: int
+    features: int
+    lanes: int
+    feature_offset: int
+    features_total: int
+    p: float
+    seed: int
+    step: int
+    layer: int
+
+    @property
+    def x(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.features, self.lanes)
+
+
+@dataclass(frozen=True)
+class SoftmaxShape:
+    N: int
+    valid: int
+    K: int
+    lanes: int
+
+    @property
+    def x(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.K, self.lanes)
+
+
+@dataclass(frozen=True)
+class IngestShape:
+    N: int
+    valid: int
+    H: int
+    W: int
+    crop: int
+    lanes: int
+    scale: float
+
+    @property
+    def y(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, 3, self.crop, self.crop, self.lanes)

@@ -1,0 +1,119 @@
+// How the functions of src/kernels reach Python: one bind() per function, arguments converted and checked by their C++ type.
+//
+//   pointer        an integer address; None or 0 is null, which only an optional() argument may be
+//   Stream         an integer, 0 for the default stream
+//   ...Shape       an object with fields of the same names (convnet/shapes.py)
+//   anything else  as pybind11 does it
+//
+// The interpreter lock is released while the function runs.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "../kernels/check.hpp"
+#include "../kernels/shapes.hpp"
+
+namespace convnet::bindings {
+
+namespace py = pybind11;
+
+// The name of an argument in Python.
+struct Name {
+  Name(const char* text, bool may_be_null = false) : text(text), may_be_null(may_be_null) {}
+  const char* text;
+  bool may_be_null;
+};
+
+inline Name optional(const char* text) { return {text, true}; }
+
+// Where a value comes from, for error texts: "conv_forward: x" or "conv_forward: shape.C".
+struct Place {
+  const char* function;
+  const char* argument;
+  const char* field = nullptr;
+};
+
+std::string describe(const Place& place);
+
+// Each raises TypeError for a wrong Python type and ValueError for a value outside its range.
+std::uint64_t to_unsigned(const Place& place, py::handle value, std::uint64_t largest);
+float to_float(const Place& place, py::handle value);
+std::uintptr_t to_address(const Place& place,
+                          py::handle value,
+                          bool may_be_null,
+                          std::size_t alignment);
+
+template <class Shape>
+Shape to_shape(const Place& place, py::handle object);
+
+// What Python passes for a parameter of C++ type T, and how it becomes one.
+template <class T>
+struct Argument {
+  using Python = T;
+  static T convert(const char*, const Name&, const T& value) { return value; }
+};
+
+template <class T>
+struct Argument<T*> {
+  using Python = py::object;
+  static T* convert(const char* function, const Name& name, const py::object& value) {
+    // Kernels read and write float operands 16 bytes at a time.
+    constexpr std::size_t alignment =
+        std::is_same_v<std::remove_const_t<T>, float> ? 16 : alignof(T);
+    return reinterpret_cast<T*>(
+        to_address({function, name.text}, value, name.may_be_null, alignment));
+  }
+};
+
+template <>
+struct Argument<Stream> {
+  using Python = py::object;
+  static Stream convert(const char* function, const Name& name, const py::object& value) {
+    return reinterpret_cast<Stream>(to_address({function, name.text}, value, true, 1));
+  }
+};
+
+template <class Shape>
+struct Argument<const Shape&> {
+  using Python = py::object;
+  static Shape convert(const char* function, const Name& name, const py::object& value) {
+    return to_shape<Shape>({function, name.text}, value);
+  }
+};
+
+template <class Result, class... Parameters, std::size_t... I>
+void bind(py::module_& module,
+          const char* function,
+          Result (*implementation)(Parameters...),
+          const Name (&names)[sizeof...(Parameters)],
+          std::index_sequence<I...>) {
+  const std::array<Name, sizeof...(Parameters)> kept{names[I]...};
+  module.def(
+      function,
+      [=](typename Argument<Parameters>::Python... values) -> Result {
+        // Braces fix the order of conversion: the leftmost wrong argument is the one reported.
+        const std::tuple<std::decay_t<Parameters>...> arguments{
+            Argument<Parameters>::convert(function, kept[I], values)...};
+        const py::gil_scoped_release unlocked;
+        return std::apply(implementation, arguments);
+      },
+      py::arg(names[I].text)...);
+}
+
+// Binds `implementation` as module.function with its arguments named, in order.
+template <class Result, class... Parameters>
+void bind(py::module_& module,
+          const char* function,
+          Result (*implementation)(Parameters...),
+          const Name (&names)[sizeof...(Parameters)]) {
+  bind(module, function, implementation, names, std::index_sequence_for<Parameters...>{});
+}
+
+}  // namespace convnet::bindings

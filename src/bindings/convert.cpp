@@ -1,0 +1,146 @@
+// Python values to C++ values: integers, addresses and the shapes of convnet/shapes.py.
+#include <limits>
+
+#include "bind.hpp"
+
+namespace convnet::bindings {
+namespace {
+
+// No extent comes near it, and the product of an extent with a size of a float cannot overflow.
+constexpr std::uint64_t kLargestExtent = std::uint64_t{1} << 40;
+
+std::string type_name(py::handle value) { return Py_TYPE(value.ptr())->tp_name; }
+
+// Reads the fields of a shape by name.
+class Fields {
+ public:
+  Fields(const Place& place, py::handle object) : place_(place), object_(object) {}
+
+  std::int64_t extent(const char* name) const {
+    return static_cast<std::int64_t>(to_unsigned(at(name), field(name), kLargestExtent));
+  }
+  float real(const char* name) const { return to_float(at(name), field(name)); }
+  std::uint64_t u64(const char* name) const {
+    return to_unsigned(at(name), field(name), std::numeric_limits<std::uint64_t>::max());
+  }
+  std::uint32_t u32(const char* name) const {
+    return static_cast<std::uint32_t>(
+        to_unsigned(at(name), field(name), std::numeric_limits<std::uint32_t>::max()));
+  }
+
+ private:
+  Place at(const char* name) const { return {place_.function, place_.argument, name}; }
+
+  py::object field(const char* name) const {
+    if (!py::hasattr(object_, name))
+      throw py::type_error(message(describe(place_),
+                                   " must be a shape of convnet.shapes with a field ", name,
+                                   ", got ", type_name(object_)));
+    return object_.attr(name);
+  }
+
+  Place place_;
+  py::handle object_;
+};
+
+}  // namespace
+
+std::string describe(const Place& place) {
+  return message(place.function, ": ", place.argument, place.field ? "." : "",
+                 place.field ? place.field : "");
+}
+
+std::uint64_t to_unsigned(const Place& place, py::handle value, std::uint64_t largest) {
+  const auto integer = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+  if (!integer) {
+    PyErr_Clear();
+    throw py::type_error(message(describe(place), " must be an int, got ", type_name(value)));
+  }
+  const std::uint64_t converted = PyLong_AsUnsignedLongLong(integer.ptr());
+  const bool failed = PyErr_Occurred() != nullptr;  // negative, or more than 64 bits
+  if (failed) PyErr_Clear();
+  if (failed || converted > largest)
+    throw py::value_error(message(describe(place), " must be at least 0 and at most ", largest,
+                                  ", got ", py::str(integer).cast<std::string>()));
+  return converted;
+}
+
+float to_float(const Place& place, py::handle value) {
+  const double converted = PyFloat_AsDouble(value.ptr());
+  if (PyErr_Occurred()) {
+    PyErr_Clear();
+    throw py::type_error(message(describe(place), " must be a number, got ", type_name(value)));
+  }
+  return static_cast<float>(converted);
+}
+
+std::uintptr_t to_address(const Place& place,
+                          py::handle value,
+                          bool may_be_null,
+                          std::size_t alignment) {
+  const std::uintptr_t address =
+      value.is_none() ? 0 : to_unsigned(place, value, std::numeric_limits<std::uintptr_t>::max());
+  require(may_be_null || address != 0, describe(place), " is required, got a null address");
+  require(address % alignment == 0, describe(place), " must be aligned to ", alignment,
+          " bytes, got address ", address, "; pass the start of an array of a device");
+  return address;
+}
+
+template <>
+ConvShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  return {f.extent("N"),      f.extent("C"),      f.extent("H"),       f.extent("W"),
+          f.extent("K"),      f.extent("R"),      f.extent("S"),       f.extent("P"),
+          f.extent("Q"),      f.extent("stride"), f.extent("pad_top"), f.extent("pad_left"),
+          f.extent("groups"), f.extent("lanes")};
+}
+
+template <>
+LinearShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  return {f.extent("N"), f.extent("C"), f.extent("K"), f.extent("lanes")};
+}
+
+template <>
+PoolShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  return {f.extent("N"),       f.extent("C"),        f.extent("H"),    f.extent("W"),
+          f.extent("P"),       f.extent("Q"),        f.extent("size"), f.extent("stride"),
+          f.extent("pad_top"), f.extent("pad_left"), f.extent("lanes")};
+}
+
+template <>
+LrnShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  return {f.extent("N"),     f.extent("C"),    f.extent("H"),   f.extent("W"),  f.extent("groups"),
+          f.extent("lanes"), f.extent("size"), f.real("alpha"), f.real("beta"), f.real("k")};
+}
+
+template <>
+DropoutShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  return {f.extent("N"),
+          f.extent("features"),
+          f.extent("lanes"),
+          f.extent("feature_offset"),
+          f.extent("features_total"),
+          f.real("p"),
+          f.u64("seed"),
+          f.u32("step"),
+          f.u32("layer")};
+}
+
+template <>
+SoftmaxShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  return {f.extent("N"), f.extent("valid"), f.extent("K"), f.extent("lanes")};
+}
+
+template <>
+IngestShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  return {f.extent("N"),    f.extent("valid"), f.extent("H"),  f.extent("W"),
+          f.extent("crop"), f.extent("lanes"), f.real("scale")};
+}
+
+}  // namespace convnet::bindings

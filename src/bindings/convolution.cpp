@@ -1,0 +1,20 @@
+// The three passes of a convolution.
+#include "../kernels/conv_backward_data.hpp"
+#include "../kernels/conv_backward_filter.hpp"
+#include "../kernels/conv_forward.hpp"
+
+#include "bind.hpp"
+#include "register.hpp"
+
+namespace convnet::bindings {
+
+void register_convolution(py::module_& m) {
+  bind(m, "conv_forward", &conv_forward,
+       {"shape", "x", "weight", optional("bias"), "y", "relu", "stream"});
+  bind(m, "conv_backward_data", &conv_backward_data, {"shape", "dy", "weight", "dx", "stream"});
+  bind(m, "conv_backward_filter", &conv_backward_filter,
+       {"shape", "dy", "x", "dweight", optional("dbias"), optional("workspace"), "stream"});
+  bind(m, "conv_backward_filter_workspace", &conv_backward_filter_workspace, {"shape"});
+}
+
+}  // namespace convnet::bindings

@@ -1,0 +1,20 @@
+// What works on every value alone: ReLU, sums and factors, dropout.
+#include "../kernels/dropout.hpp"
+#include "../kernels/pointwise.hpp"
+#include "../kernels/relu.hpp"
+
+#include "bind.hpp"
+#include "register.hpp"
+
+namespace convnet::bindings {
+
+void register_elementwise(py::module_& m) {
+  bind(m, "relu_forward", &relu_forward, {"count", "x", "y", "stream"});
+  bind(m, "relu_backward", &relu_backward, {"count", "dy", "y", "dx", "stream"});
+  bind(m, "add", &add, {"count", "a", "b", "y", "stream"});
+  bind(m, "scale", &scale, {"count", "x", "factor", "y", "stream"});
+  bind(m, "dropout_forward", &dropout_forward, {"shape", "x", "y", "mask", "stream"});
+  bind(m, "dropout_backward", &dropout_backward, {"count", "dy", "mask", "dx", "stream"});
+}
+
+}  // namespace convnet::bindings

@@ -1,0 +1,19 @@
+// The three passes of a fully-connected layer.
+#include "../kernels/gemm.hpp"
+
+#include "bind.hpp"
+#include "register.hpp"
+
+namespace convnet::bindings {
+
+void register_linear(py::module_& m) {
+  bind(m, "linear_forward", &linear_forward,
+       {"shape", "x", "weight", optional("bias"), "y", "relu", optional("workspace"), "stream"});
+  bind(m, "linear_backward_data", &linear_backward_data,
+       {"shape", "dy", "weight", "dx", optional("workspace"), "stream"});
+  bind(m, "linear_backward_filter", &linear_backward_filter,
+       {"shape", "dy", "x", "dweight", optional("dbias"), optional("workspace"), "stream"});
+  bind(m, "linear_workspace", &linear_workspace, {"shape"});
+}
+
+}  // namespace convnet::bindings

@@ -1,0 +1,39 @@
+// Starts kernels on a CUDA device.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <stdexcept>
+
+#include "../../check.hpp"
+#include "../../shapes.hpp"
+
+namespace convnet {
+
+using Dim3 = dim3;
+
+inline void cuda_check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess)
+    throw std::runtime_error(
+        message(what, ": ", cudaGetErrorString(status), " (CUDA error ", int(status), ")"));
+}
+
+// Launches on `stream` of the current device and returns at once. More than 48 KiB of dynamic shared memory is opted into.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...),
+            Dim3 grid,
+            Dim3 block,
+            std::size_t shared_bytes,
+            Stream stream,
+            Arguments&&... arguments) {
+  if (shared_bytes > 48 * 1024)
+    cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)),
+               "opting into shared memory");
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(
+      static_cast<Parameters>(arguments)...);
+  cuda_check(cudaGetLastError(), "kernel launch");
+}
+
+}  // namespace convnet

@@ -1,0 +1,17 @@
+// y = w * x + b, then ReLU where asked: grouped 2-D cross-correlation.
+#pragma once
+#include "shapes.hpp"
+
+namespace convnet {
+
+// x [N/L][C][H][W][L], weight [g][C/g][R][S][K/g], bias [K] or null, y [N/L][K][P][Q][L].
+// The order of every sum depends on C/g, R and S alone, never on N, K or the grid: a tower alone gives the same bits.
+void conv_forward(const ConvShape& shape,
+                  const float* x,
+                  const float* weight,
+                  const float* bias,
+                  float* y,
+                  bool relu,
+                  Stream stream);
+
+}  // namespace convnet

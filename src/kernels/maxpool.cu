@@ -1,0 +1,171 @@
+// Overlapping max-pooling.
+//
+// What       forward y(p,q) = max of x over the window whose corner is (p * stride - pad_top, q *
+//            stride - pad_left), clipped to the image; argmax = position r * size + s of the first
+//            maximum in row order. The first NaN, if there is one, wins and is the result. Backward
+//            dx(h,w) = sum of dy over the windows whose argmax is (h,w): it gathers, in row order,
+//            so that it needs no atomics, writes every element and gives the same bits every time.
+// Tensors    x, dx [N/L][C][H][W][L], y, dy [N/L][C][P][Q][L] float32, argmax uint8 as y.
+// Work       one thread per four neighbouring lanes of an output pixel (of an input pixel
+//            backward), up to 256 threads per block; a block stays inside one channel of one image
+//            block. Windows of 3 with stride 2 are unrolled.
+// Shared     none: overlapping windows meet in the L1 and L2 caches.
+// Barriers   none.
+// Needs      lanes a multiple of 8, size <= 15, every window with a pixel in it; 16-byte aligned
+//            floats, 4-byte aligned argmax.
+// Cost       forward 4 HW + 5 PQ bytes, backward 4 HW + 5 PQ bytes per image and channel: bound by
+//            memory.
+#include "maxpool.hpp"
+
+#include <cmath>
+
+#include "arch/arch.cuh"
+#include "tile/quads.cuh"
+
+namespace convnet {
+namespace {
+
+__device__ __forceinline__ int clamp(int value, int low, int high) {
+  return value < low ? low : value > high ? high : value;
+}
+
+// kSize 0: the size is shape.size.
+template <int kSize>
+__global__ void __launch_bounds__(kQuadThreads, 4)
+    max_pool_forward_kernel(PoolShape shape,
+                            LaneGrid grid,
+                            const float* __restrict__ x,
+                            float* __restrict__ y,
+                            uint8_t* __restrict__ argmax) {
+  const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = output pixel
+  if (!at.inside) return;
+  const int size = kSize ? kSize : static_cast<int>(shape.size);
+  const int H = static_cast<int>(shape.H), W = static_cast<int>(shape.W),
+            Q = static_cast<int>(shape.Q);
+  const int p = at.pixel / Q, q = at.pixel - p * Q;
+  const int top = p * static_cast<int>(shape.stride) - static_cast<int>(shape.pad_top);
+  const int left = q * static_cast<int>(shape.stride) - static_cast<int>(shape.pad_left);
+  const float* image = x + at.plane * shape.H * shape.W * shape.lanes + at.lane;
+
+  // Outside the image the nearest pixel of the window is read again instead. It cannot win a second
+  // time, rows are still visited in order, and the loads stay free of branches.
+  const int first = (clamp(top, 0, H - 1) - top) * size + (clamp(left, 0, W - 1) - left);
+  float best[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+  int position[4] = {first, first, first, first};
+#pragma unroll(kSize ? kSize : 1)
+  for (int r = 0; r < size; ++r) {
+    const int h = clamp(top + r, 0, H - 1);
+#pragma unroll(kSize ? kSize : 1)
+    for (int s = 0; s < size; ++s) {
+      const int w = clamp(left + s, 0, W - 1);
+      const float4 quad = load4(image + (int64_t{h} * W + w) * shape.lanes);
+      const float value[4] = {quad.x, quad.y, quad.z, quad.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        // Larger, or NaN; a best that is NaN is not equal to itself and stays.
+        if (best[j] == best[j] && !(value[j] <= best[j])) {
+          best[j] = value[j];
+          position[j] = (h - top) * size + (w - left);
+        }
+      }
+    }
+  }
+  const int64_t i = (at.plane * grid.pixels + at.pixel) * shape.lanes + at.lane;
+  store4(y + i, float4{best[0], best[1], best[2], best[3]});
+  if (argmax)
+    store4_bytes(argmax + i, static_cast<uint32_t>(position[0]) |
+                                 static_cast<uint32_t>(position[1]) << 8 |
+                                 static_cast<uint32_t>(position[2]) << 16 |
+                                 static_cast<uint32_t>(position[3]) << 24);
+}
+
+// kSize and kStride 0: those of the shape.
+template <int kSize, int kStride>
+__global__ void __launch_bounds__(kQuadThreads)
+    max_pool_backward_kernel(PoolShape shape,
+                             LaneGrid grid,
+                             const float* __restrict__ dy,
+                             const uint8_t* __restrict__ argmax,
+                             float* __restrict__ dx) {
+  const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = input pixel
+  if (!at.inside) return;
+  const int size = kSize ? kSize : static_cast<int>(shape.size);
+  const int stride = kStride ? kStride : static_cast<int>(shape.stride);
+  const int P = static_cast<int>(shape.P), Q = static_cast<int>(shape.Q),
+            W = static_cast<int>(shape.W);
+  const int h = at.pixel / W, w = at.pixel - h * W;
+  // In padded coordinates window p covers rows p * stride to p * stride + size - 1; at most
+  // `covering` windows hold a row.
+  const int row = h + static_cast<int>(shape.pad_top),
+            column = w + static_cast<int>(shape.pad_left);
+  const int covering = (size + stride - 1) / stride;
+  const int last_p = row / stride < P ? row / stride : P - 1;
+  const int last_q = column / stride < Q ? column / stride : Q - 1;
+  const int first_p = row < size ? 0 : (row - size) / stride + 1;
+  const int first_q = column < size ? 0 : (column - size) / stride + 1;
+  const int64_t plane = at.plane * P * Q * shape.lanes + at.lane;
+
+  float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll(kSize ? kSize : 1)
+  for (int i = 0; i < covering; ++i) {
+    // A window too many is read at a legal place and not used: the loads stay free of branches.
+    const int p = first_p + i < last_p ? first_p + i : last_p;
+#pragma unroll(kSize ? kSize : 1)
+    for (int j = 0; j < covering; ++j) {
+      const int q = first_q + j < last_q ? first_q + j : last_q;
+      const bool covers = first_p + i <= last_p && first_q + j <= last_q;
+      const uint32_t position =
+          static_cast<uint32_t>((row - p * stride) * size + (column - q * stride));
+      const int64_t k = plane + (int64_t{p} * Q + q) * shape.lanes;
+      const uint32_t winners = load4_bytes(argmax + k);
+      const float4 quad = load4(dy + k);
+      const float value[4] = {quad.x, quad.y, quad.z, quad.w};
+#pragma unroll
+      for (int l = 0; l < 4; ++l)
+        if (covers && (winners >> (8 * l) & 0xffu) == position) sum[l] += value[l];
+    }
+  }
+  store4(dx + (at.plane * grid.pixels + at.pixel) * shape.lanes + at.lane,
+         float4{sum[0], sum[1], sum[2], sum[3]});
+}
+
+void check(const char* op, const PoolShape& shape) {
+  require(shape.size >= 1 && shape.size <= 15 && shape.stride >= 1 && shape.stride <= 65535, op,
+          ": the window must be 1 to 15 pixels wide and the stride 1 to 65535",
+          ", got size=", shape.size, " stride=", shape.stride);
+  require(shape.pad_top >= 0 && shape.pad_top < shape.size && shape.pad_left >= 0 &&
+              shape.pad_left < shape.size,
+          op, ": padding must be smaller than the window, got pad_top=", shape.pad_top,
+          " pad_left=", shape.pad_left, " size=", shape.size);
+  require(shape.P >= 1 && shape.Q >= 1 && (shape.P - 1) * shape.stride - shape.pad_top < shape.H &&
+              (shape.Q - 1) * shape.stride - shape.pad_left < shape.W,
+          op, ": every window must hold a pixel, got ", shape.P, "x", shape.Q, " windows on a ",
+          shape.H, "x", shape.W, " image; use the P and Q of PoolShape.of");
+}
+
+}  // namespace
+
+void max_pool_forward(
+    const PoolShape& shape, const float* x, float* y, uint8_t* argmax, Stream stream) {
+  const char* op = "max_pool_forward";
+  check(op, shape);
+  const LaneGrid grid = lane_grid(op, image_blocks(op, shape.N, shape.lanes) * shape.C,
+                                  shape.P * shape.Q, shape.lanes);
+  require_aligned(op, argmax);
+  auto* kernel = shape.size == 3 ? max_pool_forward_kernel<3> : max_pool_forward_kernel<0>;
+  launch(kernel, grid.grid(), grid.block(), 0, stream, shape, grid, x, y, argmax);
+}
+
+void max_pool_backward(
+    const PoolShape& shape, const float* dy, const uint8_t* argmax, float* dx, Stream stream) {
+  const char* op = "max_pool_backward";
+  check(op, shape);
+  const LaneGrid grid = lane_grid(op, image_blocks(op, shape.N, shape.lanes) * shape.C,
+                                  shape.H * shape.W, shape.lanes);
+  require_aligned(op, argmax);
+  auto* kernel = shape.size == 3 && shape.stride == 2 ? max_pool_backward_kernel<3, 2>
+                                                      : max_pool_backward_kernel<0, 0>;
+  launch(kernel, grid.grid(), grid.block(), 0, stream, shape, grid, dy, argmax, dx);
+}
+
+}  // namespace convnet

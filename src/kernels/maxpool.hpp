@@ -1,0 +1,16 @@
+// Overlapping max-pooling. x [N/L][C][H][W][L], y and argmax [N/L][C][P][Q][L].
+#pragma once
+#include "shapes.hpp"
+
+namespace convnet {
+
+// argmax (may be null): position r * size + s in the window of the first maximum in row order; hence size <= 15.
+// The first NaN of a window, where there is one, counts as its maximum.
+void max_pool_forward(
+    const PoolShape& shape, const float* x, float* y, uint8_t* argmax, Stream stream);
+
+// dx gathers from every window whose argmax is this pixel, windows in row order: no atomics, every element written.
+void max_pool_backward(
+    const PoolShape& shape, const float* dy, const uint8_t* argmax, float* dx, Stream stream);
+
+}  // namespace convnet

@@ -1,0 +1,18 @@
+// Momentum SGD with weight decay, the paper's update, in place on `count` contiguous float32 values.
+#pragma once
+#include "shapes.hpp"
+
+namespace convnet {
+
+// v <- momentum * v - lr * (weight_decay * w + g);  w <- w + v, each operation rounded to float32 in this order (no FMA):
+//   v = (momentum * v) - (lr * ((weight_decay * w) + g))
+void sgd(int64_t count,
+         float* weight,
+         float* velocity,
+         const float* gradient,
+         float lr,
+         float momentum,
+         float weight_decay,
+         Stream stream);
+
+}  // namespace convnet

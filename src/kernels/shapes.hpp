@@ -1,0 +1,66 @@
+// Problem descriptions: what an op computes on, in the letters of the field.
+//
+//   N images (padded: a multiple of lanes)   C input channels    H W input rows, columns
+//   K filters                                R S filter rows, columns    P Q output rows, columns
+//   lanes L: images stored side by side; blocks = N / L
+//
+// Activations lie as [N/L][C][H][W][L], weights as [groups][C/groups][R][S][K/groups]; both float32.
+// The same structs exist in convnet/shapes.py, which owns the formulas for P and Q: a launcher never derives them again.
+#pragma once
+#include <cstdint>
+
+namespace convnet {
+
+using Stream = void*;  // cudaStream_t on a GPU, unused in the emulator
+
+struct ConvShape {
+  int64_t N, C, H, W;
+  int64_t K, R, S;
+  int64_t P, Q;
+  int64_t stride, pad_top,
+      pad_left;  // what lies below and to the right of the image reads as zero, however far
+  int64_t groups, lanes;
+};
+
+struct LinearShape {
+  int64_t N, C, K;  // images, input features, output features
+  int64_t lanes;
+};
+
+struct PoolShape {
+  int64_t N, C, H, W;
+  int64_t P, Q;
+  int64_t size, stride, pad_top, pad_left;  // windows are clipped to the image
+  int64_t lanes;
+};
+
+struct LrnShape {
+  int64_t N, C, H, W;
+  int64_t groups;  // the window never crosses a border between groups (towers)
+  int64_t lanes;
+  int64_t size;
+  float alpha, beta, k;  // y = x * (k + alpha * sum)^-beta; alpha is not divided by size
+};
+
+struct DropoutShape {
+  int64_t N, features, lanes;
+  int64_t feature_offset, features_total;  // where these features lie in the unsplit layer
+  float p;                                 // probability of dropping
+  uint64_t seed;
+  uint32_t step, layer;
+};
+
+struct SoftmaxShape {
+  int64_t N,
+      valid;  // only the first `valid` of N images exist; the others get loss 0, rank 0, gradient 0
+  int64_t K, lanes;  // classes
+};
+
+struct IngestShape {
+  int64_t N, valid;     // as in SoftmaxShape; lanes beyond `valid` are written as zero
+  int64_t H, W;         // of the stored images
+  int64_t crop, lanes;  // the window is crop x crop
+  float scale;          // y = (pixel - mean + noise) * scale
+};
+
+}  // namespace convnet

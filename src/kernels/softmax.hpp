@@ -1,0 +1,21 @@
+// Softmax with cross-entropy loss, its gradient and the rank of the true class. logits, probs, dlogits [N/L][K][L].
+#pragma once
+#include "shapes.hpp"
+
+namespace convnet {
+
+// For every image n < valid, with label labels[n]:
+//   losses[n] = -log softmax(logits)[label]      ranks[n] = number of classes before the label when sorted by logit, descending,
+//   equal logits by index: top-k error is rank >= k. NaN comes before the label, and all classes before a label that is NaN.
+//   probs (may be null) = softmax(logits)        dlogits (may be null) = (probs - onehot) / valid: gradient of the mean loss
+// losses and ranks hold N values; images from `valid` on get 0 everywhere. Labels outside 0..K-1 give NaN loss, gradient and rank K.
+void softmax_cross_entropy(const SoftmaxShape& shape,
+                           const float* logits,
+                           const int32_t* labels,
+                           float* losses,
+                           int32_t* ranks,
+                           float* probs,
+                           float* dlogits,
+                           Stream stream);
+
+}  // namespace convnet

@@ -1,0 +1,113 @@
+// Ordered sums: partial results of a split reduction, and rows of an activation (bias gradients).
+//
+// What       sum_parts: out[i] = ((part 0 [i] + part 1 [i]) + ...) + bias, then ReLU where asked.
+//            sum_rows: one value per image block and channel, added up by sum_parts over the
+//            blocks. No atomics, every order is fixed.
+// Work       sum_parts: one thread per four values. sum_rows: one block per (channel, image block);
+//            thread t adds the groups of four t, t + kThreads, ..., then warps by a butterfly, then
+//            thread 0 the warps in ascending order.
+// Shared     sum_rows: one float per warp.
+// Barriers   sum_rows: one, behind which thread 0 sees the sum of every warp.
+// Needs      parts `stride` floats apart, stride a multiple of 4; 16-byte aligned pointers.
+// Cost       each partial value is read once: bound by memory, or by L2 where the parts still lie
+//            there.
+#pragma once
+#include "../arch/arch.cuh"
+#include "epilogue.cuh"
+#include "variants.cuh"
+
+namespace convnet {
+
+// Value i belongs to channel i / channel_size % channels; channel_size is a multiple of 4. values
+// may be null: no bias.
+struct ChannelBias {
+  const float* values;
+  int64_t channels, channel_size;
+};
+
+namespace {
+
+constexpr int kSumThreads = 256;
+
+__global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(int64_t count,
+                                                                int parts,
+                                                                int64_t stride,
+                                                                const float* partial,
+                                                                const ChannelBias bias,
+                                                                bool relu,
+                                                                float* out) {
+  const int64_t first = (int64_t{blockIdx.x} * kSumThreads + threadIdx.x) * 4;
+  if (first >= count) return;
+  float4 sum = load4(partial + first);
+  for (int part = 1; part < parts; ++part) {
+    const float4 v = load4(partial + part * stride + first);
+    sum = float4{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+  }
+  if (bias.values) {
+    const float b = bias.values[first / bias.channel_size % bias.channels];
+    sum = float4{sum.x + b, sum.y + b, sum.z + b, sum.w + b};
+  }
+  if (relu) sum = rectified(sum);
+  if (first + 4 <= count) {
+    store4(out + first, sum);
+  } else {  // the last 1..3 values
+    out[first] = sum.x;
+    if (first + 1 < count) out[first + 1] = sum.y;
+    if (first + 2 < count) out[first + 2] = sum.z;
+  }
+}
+
+// dy [blocks][rows][size] -> partial [blocks][stride], size a multiple of 4.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads)
+    sum_rows_kernel(int64_t size, int64_t stride, const float* dy, float* partial) {
+  auto& warp_sums = shared_storage<float[kThreads / 32]>();
+  const float* row = dy + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * size;
+  float sum = 0.0f;
+  for (int64_t i = threadIdx.x * 4; i < size; i += kThreads * 4) {
+    const float4 v = load4(row + i);
+    sum += (v.x + v.y) + (v.z + v.w);
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = sum;
+  __syncthreads();  // every warp's sum is visible to thread 0
+  if (threadIdx.x != 0) return;
+  sum = warp_sums[0];
+  for (int warp = 1; warp < kThreads / 32; ++warp) sum += warp_sums[warp];
+  partial[int64_t{blockIdx.y} * stride + blockIdx.x] = sum;
+}
+
+// out = the parts in ascending order, each round_up(count, 4) floats apart; then bias and ReLU
+// where asked.
+inline void sum_parts(int64_t count,
+                      int64_t parts,
+                      const float* partial,
+                      float* out,
+                      Stream stream,
+                      ChannelBias bias = {nullptr, 1, 1},
+                      bool relu = false) {
+  launch(sum_parts_kernel, Dim3(unsigned(ceil_div(count, 4 * kSumThreads))), Dim3(kSumThreads), 0,
+         stream, count, int(parts), round_up(count, 4), partial, bias, relu, out);
+}
+
+// dbias[row] = sum over blocks and the `size` values of a row of dy [blocks][rows][size]. The
+// workspace takes blocks * round_up(rows, 4) floats.
+inline void sum_rows(int64_t blocks,
+                     int64_t rows,
+                     int64_t size,
+                     const float* dy,
+                     float* dbias,
+                     float* workspace,
+                     Stream stream) {
+  const Dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(blocks));
+  const int64_t stride = round_up(rows, 4);
+  if (size >= 1024)
+    launch(sum_rows_kernel<256>, grid, Dim3(256), 8 * sizeof(float), stream, size, stride, dy,
+           workspace);
+  else  // linear layers and small maps: one warp has enough threads for a row
+    launch(sum_rows_kernel<32>, grid, Dim3(32), sizeof(float), stream, size, stride, dy, workspace);
+  sum_parts(rows, blocks, workspace, dbias, stream);
+}
+
+}  // namespace
+}  // namespace convnet

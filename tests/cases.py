@@ -1,0 +1,347 @@
+"""The problems that every device must solve: one list for tests and benchmarks.
+
+Per op: every layer of ``alexnet`` at full size, the same layers shrunk, every layer of ``alexnet-tiny``, named edges.
+An id such as ``conv2-tiny-N8`` says layer (or edge), family and batch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from convnet.shapes import ConvShape, Padding, PoolShape, four_paddings
+from convnet.spec import Conv, Linear, Lrn, Pool, network, placed_layers
+
+# A case of more multiply-adds (padded lanes included) takes the emulator too long; "cpu" and GPUs run them all.
+EMULATOR_LIMIT = 850e6
+
+
+@dataclass(frozen=True)
+class Case:
+    id: str
+
+    @property
+    def random(self) -> np.random.Generator:
+        """The same numbers for the same id, whatever else runs."""
+        return np.random.default_rng(zlib.crc32(self.id.encode()))
+
+    @property
+    def work(self) -> float:
+        """Multiply-adds of one pass in the emulator."""
+        return 0.0
+
+    def runs_on(self, device: str) -> bool:
+        return not device.startswith("emu") or self.work <= EMULATOR_LIMIT
+
+
+def _lanes_padded(N: int) -> int:
+    return -(-N // 64) * 64 if N >= 64 else -(-N // 8) * 8
+
+
+@dataclass(frozen=True)
+class ConvCase(Case):
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    stride: int = 1
+    padding: Padding = 0
+    groups: int = 1
+    ceil_mode: bool = False
+    relu: bool = False
+
+    @property
+    def options(self) -> dict:
+        """What ``convnet.functional`` takes."""
+        return {"stride": self.stride, "padding": self.padding, "groups": self.groups, "ceil_mode": self.ceil_mode}
+
+    def shape(self, lanes: int = 1, N: int | None = None) -> ConvShape:
+        return ConvShape.of(N or self.N, self.C, self.H, self.W, self.K, self.R, self.S, lanes=lanes, **self.options)
+
+    @property
+    def geometry(self) -> dict:
+        """What ``reference.py`` takes."""
+        shape = self.shape()
+        top, _, left, _ = four_paddings(self.padding)
+        return {"stride": self.stride, "top": top, "left": left, "P": shape.P, "Q": shape.Q, "groups": self.groups}
+
+    @property
+    def work(self) -> float:
+        return self.shape().macs / self.N * _lanes_padded(self.N)
+
+    def inputs(self, integers: bool = False):
+        """x, weight, bias, dy. Integers are -3..3 without 0: a zero factor would hide a missing term."""
+        shape, random = self.shape(), self.random
+        sizes = ((self.N, self.C, self.H, self.W), (self.K, self.C // self.groups, self.R, self.S), (self.K,))
+        if integers:
+            return [_nonzero(random, size) for size in (*sizes, (self.N, self.K, shape.P, shape.Q))]
+        return [_normal(random, size) for size in (*sizes, (self.N, self.K, shape.P, shape.Q))]
+
+
+def _normal(random, size):
+    return random.standard_normal(size, dtype=np.float32)
+
+
+def _nonzero(random, size):
+    return (random.integers(1, 4, size) * random.choice([-1, 1], size)).astype(np.float32)
+
+
+def _from_network(kind, name: str, family: str, N: int, build, **changes) -> list:
+    return [
+        build(f"{placed.layer.name}-{family}-N{N}", N, placed)
+        for placed in placed_layers(network(name, **changes))
+        if isinstance(placed.layer, kind)
+    ]
+
+
+def _conv(id: str, N: int, placed) -> ConvCase:
+    layer = placed.layer
+    return ConvCase(
+        id, N, placed.C, placed.H, placed.W, placed.K, layer.size, layer.size, layer.stride, layer.padding,
+        placed.groups, layer.ceil_mode, relu=True,
+    )  # fmt: skip
+
+
+CONV_FULL = _from_network(Conv, "alexnet", "full", 2, _conv)
+CONV_TINY = _from_network(Conv, "alexnet-tiny", "tiny", 8, _conv)
+# conv1 keeps its filter, stride and overhang on an image of 33; the others keep everything but the number of maps
+CONV_SHRUNK = [
+    replace(_from_network(Conv, "alexnet", "shrunk", 2, _conv)[0], H=33, W=33, K=24),
+    *(replace(case, C=case.C // 16 * 2, K=case.K // 16 * 2) for case in
+      _from_network(Conv, "alexnet", "shrunk", 2, _conv)[1:]),
+]  # fmt: skip
+CONV_EDGES = [
+    ConvCase("one-everything-N1", 1, 1, 1, 1, 1, 1, 1),
+    ConvCase("primes-N5", 5, 7, 11, 13, 17, 3, 5, padding=1),
+    ConvCase("primes-relu-N3", 3, 5, 13, 7, 11, 5, 3, stride=2, padding=2, relu=True),
+    ConvCase("pointwise-N9", 9, 19, 5, 3, 23, 1, 1),
+    ConvCase("pointwise-image-1x1-N7", 7, 13, 1, 1, 31, 1, 1),
+    ConvCase("image-1x1-padded-N4", 4, 6, 1, 1, 10, 3, 3, padding=1),
+    ConvCase("filter-as-large-as-image-N3", 3, 4, 7, 5, 9, 7, 5),
+    ConvCase("wide-filter-N2", 2, 3, 6, 12, 8, 1, 7, padding=(0, 0, 3, 3)),
+    ConvCase("tall-filter-N2", 2, 3, 12, 6, 8, 7, 1, padding=(3, 3, 0, 0)),
+    ConvCase("stride-larger-than-filter-N3", 3, 4, 17, 14, 6, 2, 3, stride=5),
+    ConvCase("stride-remainder-N3", 3, 3, 14, 13, 8, 3, 3, stride=3),
+    ConvCase("ceil-overhang-N3", 3, 3, 14, 13, 8, 3, 3, stride=3, ceil_mode=True),
+    ConvCase("ceil-overhang-padded-N2", 2, 4, 10, 12, 8, 5, 5, stride=4, padding=1, ceil_mode=True),
+    ConvCase("asymmetric-padding-N3", 3, 4, 8, 9, 6, 3, 4, stride=2, padding=(0, 2, 3, 1)),
+    ConvCase("padding-beyond-filter-N2", 2, 3, 5, 4, 6, 3, 3, padding=4),
+    ConvCase("groups3-N3", 3, 9, 7, 8, 15, 3, 3, padding=1, groups=3),
+    ConvCase("groups2-stride2-N6", 6, 10, 9, 9, 14, 3, 3, stride=2, padding=1, groups=2),
+    ConvCase("depthwise-N2", 2, 6, 8, 7, 6, 3, 3, padding=1, groups=6),
+    ConvCase("filters-127-N2", 2, 5, 6, 5, 127, 3, 3, padding=1),
+    ConvCase("filters-128-N2", 2, 5, 6, 5, 128, 3, 3, padding=1),
+    ConvCase("filters-129-N2", 2, 5, 6, 5, 129, 3, 3, padding=1),
+    ConvCase("channels-129-N2", 2, 129, 4, 5, 8, 3, 3, padding=1),
+    ConvCase("pixels-129-N1", 1, 3, 43, 3, 9, 1, 1),
+    # channels and filters in eights, which some kernels reduce in another order
+    ConvCase("eights-asymmetric-padding-N3", 3, 8, 9, 7, 24, 3, 4, stride=2, padding=(0, 2, 3, 1)),
+    ConvCase("eights-padding-beyond-filter-N2", 2, 8, 5, 4, 16, 3, 3, padding=4),
+    ConvCase("eights-stride-5-N3", 3, 16, 17, 14, 8, 2, 3, stride=5),
+    ConvCase("eights-ceil-overhang-N65", 65, 8, 10, 11, 16, 5, 3, stride=4, padding=1, ceil_mode=True),
+    # tiles of two neighbouring pixels: those at the rim need few of the taps
+    ConvCase("eights-long-rows-N64", 64, 8, 3, 11, 64, 3, 3, padding=1),
+    ConvCase("eights-long-columns-N64", 64, 8, 11, 1, 64, 5, 1, padding=(2, 2, 0, 0)),
+    ConvCase("eights-groups3-N9", 9, 24, 7, 6, 48, 3, 3, padding=1, groups=3, relu=True),
+    ConvCase("maps-40-56-N8", 8, 40, 6, 5, 56, 3, 3, padding=1),
+    ConvCase("maps-128-N2", 2, 128, 4, 4, 128, 3, 3, padding=1),
+    ConvCase("maps-136-N1", 1, 136, 4, 3, 136, 3, 3, padding=1),
+    # so many pixels that the sums over them are cut into parts
+    ConvCase("many-pixels-N9", 9, 3, 31, 29, 20, 3, 3),
+    ConvCase("many-pixels-N130", 130, 8, 9, 8, 8, 3, 3, padding=1),
+    ConvCase("batch-64-N64", 64, 5, 5, 4, 12, 3, 3, padding=1),
+    ConvCase("batch-65-N65", 65, 5, 5, 4, 12, 3, 3, padding=1),
+    ConvCase("batch-130-N130", 130, 4, 3, 3, 8, 3, 3, padding=1, groups=2),
+]
+CONV = [*CONV_EDGES, *CONV_SHRUNK, *CONV_TINY, *CONV_FULL]
+
+
+@dataclass(frozen=True)
+class LinearCase(Case):
+    N: int
+    C: int
+    K: int
+    relu: bool = False
+
+    @property
+    def work(self) -> float:
+        return float(_lanes_padded(self.N) * self.C * self.K)
+
+    def inputs(self, integers: bool = False):
+        """x, weight, bias, dy."""
+        make = _nonzero if integers else _normal
+        random = self.random
+        return [make(random, size) for size in ((self.N, self.C), (self.K, self.C), (self.K,), (self.N, self.K))]
+
+
+def _linear(id: str, N: int, placed) -> LinearCase:
+    return LinearCase(id, N, placed.C * placed.H * placed.W, placed.K, relu=placed.layer.relu)
+
+
+LINEAR_FULL = _from_network(Linear, "alexnet", "full", 2, _linear)
+LINEAR_SHRUNK = [
+    LinearCase("fc6-shrunk-N16", 16, 9216 // 8, 4096 // 16, relu=True),
+    LinearCase("fc7-shrunk-N16", 16, 4096 // 8, 4096 // 16, relu=True),
+    LinearCase("fc8-shrunk-N16", 16, 4096 // 8, 1000 // 8),
+]
+LINEAR_TINY = _from_network(Linear, "alexnet-tiny", "tiny", 8, _linear)
+LINEAR_EDGES = [
+    LinearCase("one-everything-N1", 1, 1, 1),
+    LinearCase("primes-N13", 13, 37, 101, relu=True),
+    LinearCase("one-output-N7", 7, 67, 1),
+    LinearCase("one-input-N7", 7, 1, 67),
+    LinearCase("outputs-127-N9", 9, 41, 127),
+    LinearCase("outputs-128-N9", 9, 41, 128),
+    LinearCase("outputs-129-N9", 9, 41, 129),
+    LinearCase("inputs-127-N3", 3, 127, 17),
+    LinearCase("inputs-129-N3", 3, 129, 17),
+    LinearCase("long-sum-N2", 2, 9216, 24),
+    LinearCase("uneven-parts-N9", 9, 1031, 45, relu=True),
+    LinearCase("uneven-parts-back-N9", 9, 45, 1031),
+    LinearCase("many-outputs-N66", 66, 24, 2057),
+    LinearCase("many-inputs-N66", 66, 2057, 24),
+    LinearCase("batch-64-N64", 64, 30, 34),
+    LinearCase("batch-65-N65", 65, 30, 34),
+    LinearCase("batch-127-N127", 127, 29, 31),
+    LinearCase("batch-129-N129", 129, 29, 31),
+]
+LINEAR = [*LINEAR_EDGES, *LINEAR_SHRUNK, *LINEAR_TINY, *LINEAR_FULL]
+
+
+@dataclass(frozen=True)
+class PoolCase(Case):
+    N: int
+    C: int
+    H: int
+    W: int
+    size: int
+    stride: int
+    padding: Padding = 0
+    ceil_mode: bool = False
+    ties: bool = False  # few different values, below zero for the most part
+
+    @property
+    def options(self) -> dict:
+        return {"padding": self.padding, "ceil_mode": self.ceil_mode}
+
+    def shape(self, lanes: int = 1, N: int | None = None) -> PoolShape:
+        return PoolShape.of(N or self.N, self.C, self.H, self.W, self.size, self.stride, lanes=lanes, **self.options)
+
+    @property
+    def geometry(self) -> dict:
+        """What ``reference.pool_forward`` takes."""
+        shape = self.shape()
+        return {
+            "size": self.size, "stride": self.stride, "top": shape.pad_top, "left": shape.pad_left,
+            "P": shape.P, "Q": shape.Q,
+        }  # fmt: skip
+
+    def inputs(self, integers: bool = False):
+        """x, dy."""
+        shape, random = self.shape(), self.random
+        x = _normal(random, (self.N, self.C, self.H, self.W))
+        if self.ties:
+            x = random.integers(-5, 2, x.shape).astype(np.float32)
+        return x, (_nonzero if integers else _normal)(random, (self.N, self.C, shape.P, shape.Q))
+
+
+def _pool(id: str, N: int, placed) -> PoolCase:
+    layer = placed.layer
+    return PoolCase(id, N, placed.C, placed.H, placed.W, layer.size, layer.stride, ceil_mode=True)
+
+
+POOL = [
+    PoolCase("one-everything-N1", 1, 1, 1, 1, 1, 1),
+    PoolCase("ties-N3", 3, 5, 9, 7, 3, 2, ties=True),
+    PoolCase("ties-dense-windows-N2", 2, 3, 6, 7, 3, 1, ties=True),
+    PoolCase("ties-padded-N2", 2, 3, 7, 6, 3, 2, padding=1, ties=True),
+    PoolCase("no-overlap-N5", 5, 3, 8, 6, 2, 2),
+    PoolCase("stride-larger-than-window-N3", 3, 4, 11, 13, 2, 5),
+    PoolCase("stride-remainder-N3", 3, 4, 12, 10, 3, 2),
+    PoolCase("ceil-overhang-N3", 3, 4, 12, 10, 3, 2, ceil_mode=True),
+    PoolCase("ceil-overhang-ties-N2", 2, 4, 8, 10, 5, 4, ceil_mode=True, ties=True),
+    PoolCase("asymmetric-padding-N3", 3, 2, 9, 8, 4, 3, padding=(0, 3, 2, 1), ties=True),
+    PoolCase("largest-window-N2", 2, 9, 17, 16, 15, 1),
+    PoolCase("window-as-large-as-image-N4", 4, 3, 6, 6, 6, 1),
+    PoolCase("batch-65-N65", 65, 3, 5, 5, 3, 2),
+    PoolCase("batch-130-N130", 130, 2, 5, 4, 2, 1, ties=True),
+    *(replace(case, C=case.C // 8) for case in _from_network(Pool, "alexnet", "shrunk", 2, _pool)),
+    *_from_network(Pool, "alexnet-tiny", "tiny", 8, _pool),
+]
+
+
+@dataclass(frozen=True)
+class LrnCase(Case):
+    """Inputs reach +-60 with the paper's alpha: with inputs of +-1 one could leave the sum out unnoticed."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 2.0
+    spread: float = 60.0
+
+    @property
+    def constants(self) -> dict:
+        return {"size": self.size, "alpha": self.alpha, "beta": self.beta, "k": self.k}
+
+    def inputs(self):
+        """x, dy."""
+        random, size = self.random, (self.N, self.C, self.H, self.W)
+        return random.uniform(-self.spread, self.spread, size).astype(np.float32), _normal(random, size)
+
+
+def _lrn(id: str, N: int, placed) -> LrnCase:
+    return LrnCase(id, N, placed.C, placed.H, placed.W)
+
+
+LRN = [
+    LrnCase("one-everything-N1", 1, 1, 1, 1),
+    LrnCase("primes-N3", 3, 11, 7, 5),
+    LrnCase("size-3-N2", 2, 7, 3, 4, size=3),
+    LrnCase("size-4-N2", 2, 7, 3, 4, size=4),
+    LrnCase("size-2-N2", 2, 6, 3, 2, size=2),
+    LrnCase("size-1-N2", 2, 5, 2, 3, size=1),
+    LrnCase("size-15-larger-than-C-N2", 2, 7, 3, 3, size=15),
+    LrnCase("size-16-larger-than-C-N2", 2, 7, 3, 3, size=16),
+    LrnCase("beta-half-N2", 2, 9, 4, 3, beta=0.5),
+    LrnCase("beta-one-k-one-N2", 2, 9, 4, 3, beta=1.0, k=1.0),
+    LrnCase("alpha-large-N3", 3, 13, 4, 5, alpha=0.3, beta=0.6, k=1.5, spread=4.0),
+    LrnCase("alpha-zero-N2", 2, 5, 3, 3, alpha=0.0),
+    LrnCase("batch-65-N65", 65, 9, 3, 2),
+    LrnCase("batch-130-N130", 130, 6, 2, 2, size=3),
+    *(replace(case, C=case.C // 4, H=11, W=9) for case in _from_network(Lrn, "alexnet", "shrunk", 2, _lrn)),
+    *_from_network(Lrn, "alexnet-tiny", "tiny", 8, _lrn),
+]
+
+
+@dataclass(frozen=True)
+class SoftmaxCase(Case):
+    N: int
+    K: int
+    spread: float = 3.0
+
+    def inputs(self):
+        """logits, labels."""
+        random = self.random
+        return random.normal(0, self.spread, (self.N, self.K)).astype(np.float32), random.integers(0, self.K, self.N)
+
+
+SOFTMAX = [
+    SoftmaxCase("one-class-N3", 3, 1),
+    SoftmaxCase("two-classes-N1", 1, 2),
+    SoftmaxCase("tiny-N8", 8, 10),
+    SoftmaxCase("alexnet-N5", 5, 1000),
+    SoftmaxCase("primes-N67", 67, 101),
+    SoftmaxCase("warp-plus-one-N9", 9, 33),
+    SoftmaxCase("batch-65-N65", 65, 12),
+    SoftmaxCase("large-logits-N4", 4, 20, spread=200.0),
+]

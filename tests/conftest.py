@@ -1,0 +1,148 @@
+"""What all tests share: the devices they run on, fixed seeds, no network, and a summary of what ran where."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convnet import backend, host
+from convnet.layout import pack_activations, unpack_activations
+
+DEVICES = ("cpu", "emu", "cuda")
+ran: Counter[str] = Counter()
+worst: dict[tuple[str, str], tuple[float, str]] = {}
+
+
+def missing(kind: str, count: int = 1) -> str | None:
+    """Why tests cannot run on ``count`` devices of this kind, or None."""
+    if kind == "cpu":
+        return None
+    try:
+        for index in range(count):
+            backend.open_device(f"{kind}:{index}").close()
+    except backend.DeviceError as error:
+        return str(error)
+    return None
+
+
+reasons = {kind: missing(kind) for kind in DEVICES}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        kind = item.callspec.params.get("device") if hasattr(item, "callspec") else None
+        count = 2 if item.get_closest_marker("two_gpu") else 1
+        if kind == "cuda" or item.get_closest_marker("gpu") or count == 2:
+            item.add_marker(pytest.mark.gpu)
+            reason = reasons["cuda"] if count == 1 else missing("cuda", 2)
+        else:
+            reason = reasons.get(kind) if kind else None
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_logreport(report):
+    devices = dict(report.user_properties).get("device")
+    if report.when == "call" and report.passed and devices:
+        ran[devices] += 1
+
+
+def pytest_terminal_summary(terminalreporter):
+    counts = []
+    for kind in DEVICES:
+        note = f" ({'no CUDA device' if kind == 'cuda' else 'not built'})" if reasons[kind] else ""
+        counts.append(f"{kind} {ran[kind]}{note}")
+    terminalreporter.write_line("tests per device: " + ", ".join(counts))
+    if worst:
+        terminalreporter.section("largest error / limit")
+        for (family, device), (value, test) in sorted(worst.items()):
+            terminalreporter.write_line(f"{family:28} {device:5} {value:.3f}  {test}")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> str:
+    """The name of a device; the test runs once for each kind."""
+    request.node.user_properties.append(("device", request.param))
+    return request.param
+
+
+@pytest.fixture
+def within(request):
+    """Fails where error / limit exceeds 1, and keeps the largest of each family for the summary."""
+
+    def check(family: str, ratio: float) -> None:
+        device = dict(request.node.user_properties).get("device", "cpu")
+        worst[family, device] = max(worst.get((family, device), (0.0, "")), (ratio, request.node.name))
+        assert ratio <= 1, f"{family}: the error is {ratio:.3g} times the limit"
+
+    return check
+
+
+class Machine:
+    """A device for tests that call ``convnet.ops`` themselves."""
+
+    def __init__(self, name: str):
+        self.device = backend.open_device(name)
+        self.stream = self.device.stream()
+
+    def put(self, values):
+        array = self.device.empty(values.shape, values.dtype)
+        self.stream.upload(array, np.ascontiguousarray(values))
+        return array
+
+    def put_images(self, values):
+        return self.put(pack_activations(values, self.device.lanes(len(values))))
+
+    def images(self, array, n: int):
+        return unpack_activations(array.download(), n)
+
+    def empty(self, shape, dtype=np.float32):
+        """Memory full of NaN (or -1), on every kind of device."""
+        array = self.device.empty(shape, dtype)
+        poison = np.full(array.nbytes, 0xFF, np.uint8).view(array.dtype).reshape(array.shape)
+        self.stream.upload(array, poison)
+        return array
+
+    def workspace(self, nbytes: int):
+        return self.empty((nbytes // 4,)) if nbytes else None
+
+    def padded(self, shape):
+        """A problem shape made for N images as this device lays it out."""
+        lanes = self.device.lanes(shape.N)
+        return replace(shape, N=backend.padded(shape.N, lanes), lanes=lanes)
+
+
+@pytest.fixture
+def machine(device):
+    opened = Machine(device)
+    yield opened
+    opened.device.close()
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (for code under test that should not, but might, use the global generator)
+    host.seed_order(0)
+    if not reasons["emu"]:
+        from convnet import _emu
+
+        _emu.seed_order(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Nothing under test may reach for the network; sockets inside the machine (between processes) are left alone."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            raise RuntimeError(f"a test tried to connect to {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)

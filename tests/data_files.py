@@ -1,0 +1,101 @@
+"""Small data sets written by the tests: image folders, and CIFAR-10 in both published formats, byte by byte."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR_BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A smooth random image, as photographs are: coarse noise enlarged."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write_folder(root: Path, *, classes: int = 3, train: int = 6, valid: int = 2) -> Path:
+    """An image folder of JPEG files of varied sizes; image k of class c is ``picture(..., seed=100 * c + k)``."""
+    for part, count, first in (("train", train, 0), ("val", valid, 50)):
+        for c in range(classes):
+            folder = root / part / f"class{c}"
+            folder.mkdir(parents=True)
+            for k in range(first, first + count):
+                picture(40 + 7 * (k % 3), 36 + 5 * (k % 4), 100 * c + k).save(folder / f"{k:03}.jpg", quality=92)
+    return root
+
+
+def cifar_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (count, 32, 32, 3) and labels (count,)."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, count)
+
+
+def cifar_rows(images: np.ndarray) -> np.ndarray:
+    """The published order of an image's bytes: all of red, all of green, all of blue, row by row."""
+    return np.stack([images[..., c].reshape(len(images), 1024) for c in range(3)], axis=1).reshape(len(images), 3072)
+
+
+def binary_batch(images: np.ndarray, labels: np.ndarray) -> bytes:
+    return b"".join(bytes([label]) + row.tobytes() for label, row in zip(labels, cifar_rows(images), strict=True))
+
+
+def _text(text: bytes) -> bytes:
+    """A Python 2 ``str``: SHORT_BINSTRING or BINSTRING."""
+    return b"U" + bytes([len(text)]) + text if len(text) < 256 else b"T" + struct.pack("<i", len(text)) + text
+
+
+def _number(value: int) -> bytes:
+    return b"K" + bytes([value]) if 0 <= value < 256 else b"J" + struct.pack("<i", value)
+
+
+def python2_batch(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """A batch as Python 2's cPickle wrote it in protocol 2, opcode by opcode."""
+    dtype = b"cnumpy\ndtype\n" + _text(b"u1") + _number(0) + _number(1) + b"\x87R"
+    dtype += b"(" + _number(3) + _text(b"|") + b"NNN" + _number(-1) + _number(-1) + _number(0) + b"tb"
+    shape = _number(len(images)) + _number(3072) + b"\x86"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + _number(0) + b"\x85" + _text(b"b") + b"\x87R"
+    array += b"(" + _number(1) + shape + dtype + b"\x89" + _text(cifar_rows(images).tobytes()) + b"tb"
+    names = b"](" + b"".join(_text(b"image_%d.png" % k) for k in range(len(images))) + b"e"
+    numbers = b"](" + b"".join(_number(int(label)) for label in labels) + b"e"
+    entries = _text(b"data") + array + _text(b"labels") + numbers + _text(b"batch_label")
+    entries += _text(b"training batch") + _text(b"filenames") + names
+    return b"\x80\x02}(" + entries + b"u."
+
+
+def python2_meta() -> bytes:
+    names = b"](" + b"".join(_text(name.encode()) for name in CIFAR_CLASSES) + b"e"
+    entries = _text(b"num_cases_per_batch") + _number(10000) + _text(b"label_names") + names
+    return b"\x80\x02}(" + entries + _text(b"num_vis") + _number(3072) + b"u."
+
+
+def cifar_files(kind: str, count: int = 20) -> dict[str, bytes]:
+    """The files of a small CIFAR-10; ``kind`` is "bin" or "py". Batch k holds ``cifar_images(count, k)``."""
+    files = {}
+    for k, batch in enumerate(CIFAR_BATCHES):
+        images, labels = cifar_images(count, k)
+        if kind == "bin":
+            files[f"{batch}.bin"] = binary_batch(images, labels)
+        else:
+            files[batch] = python2_batch(images, labels)
+    if kind == "bin":
+        files["batches.meta.txt"] = "\n".join(CIFAR_CLASSES).encode() + b"\n\n"
+    else:
+        files["batches.meta"] = python2_meta()
+    return files
+
+
+def write_cifar(path: Path, kind: str, files: dict[str, bytes] | None = None, *, mode: str = "w:gz") -> Path:
+    """A tar archive at ``path`` with the published folder name and a readme that nobody asked for."""
+    with tarfile.open(path, mode) as archive:
+        for name, raw in {**(files or cifar_files(kind)), "readme.html": b"<html></html>"}.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-{kind}/{name}")
+            member.size = len(raw)
+            archive.addfile(member, io.BytesIO(raw))
+    return path

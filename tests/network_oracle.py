@@ -1,0 +1,132 @@
+"""A whole network in PyTorch, written from the paper, for comparison with ``convnet.Network``.
+
+Where rounding decides which side of a kink a value falls on (a ReLU at almost 0, two almost equal maxima), gradients of
+two right programs differ a lot. So the oracle takes the sides from the network under test, and reports how far any of
+these choices is from its own: that must be within rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import reference
+import torch
+
+from convnet.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Pool
+
+F = torch.nn.functional
+torch.set_num_threads(1)  # small problems; its threads would wait for each other
+
+
+@dataclass
+class Result:
+    logits: np.ndarray
+    loss: float
+    gradients: dict[str, np.ndarray]
+    disputed: float  # the largest difference between a value as chosen and as the oracle would choose, over the largest
+    activations: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def run(
+    spec: NetworkSpec, weights, images, labels, outputs, *, masks=None, dtype=torch.float64, lrn_towers=None
+) -> Result:
+    """``outputs`` are the activations of the network under test by layer name; ``masks`` those of the dropout layers.
+
+    Without masks dropout layers multiply by 1 - p, as they do at test. ``lrn_towers`` makes a wrong network on purpose.
+    """
+    parameters = {name: torch.tensor(value, dtype=dtype, requires_grad=True) for name, value in weights.items()}
+    x, previous, split, disputed = torch.tensor(images, dtype=dtype), "", False, 0.0
+    activations = {}
+
+    def choose(own, chosen):
+        nonlocal disputed
+        disputed = max(disputed, ((own - chosen).abs().max() / own.abs().max()).item())
+        return chosen
+
+    for layer in spec.layers:
+        if isinstance(layer, Conv):
+            groups = 1 if layer.joins or not split else spec.towers
+            if layer.ceil_mode:  # the last window reads zeros below and to the right of the image
+                over = -(x.shape[2] - layer.size) % layer.stride
+                x = F.pad(x, (0, over, 0, over))
+            weight, bias = parameters[f"{layer.name}.weight"], parameters[f"{layer.name}.bias"]
+            x = F.conv2d(x, weight, bias, layer.stride, layer.padding, groups=groups)
+            x = choose(F.relu(x), x * torch.tensor(outputs[layer.name] > 0))
+            split = True
+        elif isinstance(layer, Lrn):
+            alpha = layer.alpha * layer.size  # PyTorch divides it by the size
+            towers = x.chunk(lrn_towers or spec.towers, dim=1)
+            x = torch.cat([F.local_response_norm(t, layer.size, alpha, layer.beta, layer.k) for t in towers], dim=1)
+        elif isinstance(layer, Pool):
+            ours = torch.tensor(outputs[previous])
+            places = F.max_pool2d(ours, layer.size, layer.stride, ceil_mode=True, return_indices=True)[1]
+            own = F.max_pool2d(x, layer.size, layer.stride, ceil_mode=True)
+            x = choose(own, x.flatten(2).gather(2, places.flatten(2)).view(places.shape))
+        elif isinstance(layer, Linear):
+            weight, bias = parameters[f"{layer.name}.weight"], parameters[f"{layer.name}.bias"]
+            x = F.linear(x.flatten(1), weight, bias)
+            if layer.relu:
+                x = choose(F.relu(x), x * torch.tensor(outputs[layer.name] > 0))
+        else:
+            assert isinstance(layer, Dropout)
+            x = x * (1 - layer.p) if masks is None else x * torch.tensor(masks[layer.name])
+        activations[layer.name], previous = x.detach().numpy(), layer.name
+    loss = F.cross_entropy(x, torch.tensor(labels))
+    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+    gradients = {name: g.numpy() for name, g in gradients.items()}
+    return Result(x.detach().numpy(), loss.item(), gradients, disputed, activations)
+
+
+def dropout_masks(spec: NetworkSpec, N: int, seed: int, step: int) -> dict[str, np.ndarray]:
+    """What every dropout layer keeps: Philox, the layer's place in the network as the layer number."""
+    masks, features = {}, 0
+    for index, layer in enumerate(spec.layers):
+        if isinstance(layer, Linear):
+            features = layer.features
+        elif isinstance(layer, Dropout):
+            masks[layer.name] = reference.dropout_mask(N, features, layer.p, seed, step, index)
+    return masks
+
+
+def strong_weights(net, seed: int = 1) -> dict[str, np.ndarray]:
+    """Random weights that keep the size of activations and gradients (He et al. 2015) and random biases.
+
+    With the paper's own initial weights most gradients are so small that errors would drown.
+    """
+    random = np.random.default_rng(seed)
+    weights = {}
+    for name, value in net.weights().items():
+        fan_in = np.prod(value.shape[1:]) if value.ndim > 1 else 100
+        weights[name] = random.standard_normal(value.shape, dtype=np.float32) * np.float32(np.sqrt(2 / fan_in))
+    return weights
+
+
+def relative_error(actual, expected) -> float:
+    """Root mean square of the error over that of the values."""
+    return float(np.linalg.norm((actual - expected).ravel()) / np.linalg.norm(expected.ravel()))
+
+
+def rounding(placed, n: int) -> dict[str, float]:
+    """How large the relative errors of the logits and of every gradient may be.
+
+    A float32 sum of T random terms has a relative error of about 2^-24 sqrt(T) or less. The errors of the layers that
+    a value passes are independent of each other, so that their squares, hence the T, add up: all forward sums, for a
+    gradient also the backward sums above its layer and the sum over images and pixels of its own.
+    """
+    sums = {}
+    for p in placed:
+        if isinstance(p.layer, (Conv, Linear)):
+            outputs = p.P * p.Q
+            per_output = p.macs // (p.K * outputs)
+            per_input = max(p.macs // (p.C * p.H * p.W), 1)
+            sums[p.layer.name] = (per_output, per_input, n * outputs)
+        elif isinstance(p.layer, Lrn):
+            sums[p.layer.name] = (100, 100, 0)  # a power costs about ten roundings, that is sqrt(100)
+    forward = sum(terms[0] for terms in sums.values())
+    limits = {"logits": reference.UNIT * np.sqrt(forward)}
+    above = forward
+    for name, (_, backward, pixels) in reversed(list(sums.items())):
+        limits[f"{name}.weight"] = limits[f"{name}.bias"] = reference.UNIT * np.sqrt(above + pixels)
+        above += backward
+    return limits

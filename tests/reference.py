@@ -1,0 +1,202 @@
+"""Every operation once more, in float64 NumPy, straight from its formula: slow on purpose, independent of the product.
+
+Images are NCHW, filters KCRS, geometry is given as stride, padding above and left, and output size P, Q; everything
+outside the image reads as zero. ``test_reference.py`` checks the gradients here by finite differences.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+UNIT = 2.0**-24  # half the distance from 1 to the next float32
+
+
+def ratio(actual, expected, limit) -> float:
+    """The largest |actual - expected| / limit; infinite where shapes differ, for NaN, and for a limit of 0 not met."""
+    if actual.shape != expected.shape:
+        return math.inf
+    error = np.abs(actual.astype(np.float64) - expected)
+    limit = np.broadcast_to(limit, error.shape)
+    exact = error == 0
+    worst = np.divide(error, limit, out=np.full(error.shape, np.inf), where=(limit > 0) & ~np.isnan(error))
+    return float(np.where(exact, 0.0, worst).max(initial=0.0))
+
+
+def sum_limit(magnitude, terms: int):
+    """Rounding of a float32 sum of ``terms`` products whose absolute values add up to ``magnitude``.
+
+    Rounding errors of random data grow with the square root of their number: sums in plain order stay below 0.8 times
+    2^-24 sqrt(terms) magnitude. 4 leaves room by a factor of 5; short sums, whose few errors do not average out, get 8.
+    """
+    return (8 if terms < 16 else 4) * UNIT * math.sqrt(terms) * magnitude
+
+
+def _framed(x, stride, top, left, P, Q, R, S):
+    """x with zeros around it, as far as any window reaches."""
+    N, C, H, W = x.shape
+    rows, columns = max(top + H, (P - 1) * stride + R), max(left + W, (Q - 1) * stride + S)
+    framed = np.zeros((N, C, rows, columns))
+    framed[:, :, top : top + H, left : left + W] = x
+    return framed
+
+
+def conv_forward(x, weight, bias=None, *, stride, top, left, P, Q, groups=1, relu=False):
+    K, c, R, S = weight.shape
+    k = K // groups
+    framed = _framed(x, stride, top, left, P, Q, R, S)
+    y = np.zeros((x.shape[0], K, P, Q))
+    for g in range(groups):
+        filters = weight[g * k : (g + 1) * k].astype(np.float64)
+        for p in range(P):
+            for q in range(Q):
+                window = framed[:, g * c : (g + 1) * c, p * stride : p * stride + R, q * stride : q * stride + S]
+                y[:, g * k : (g + 1) * k, p, q] = np.tensordot(window, filters, axes=((1, 2, 3), (1, 2, 3)))
+    if bias is not None:
+        y += bias.astype(np.float64)[:, None, None]
+    return np.maximum(y, 0) if relu else y
+
+
+def conv_backward(dy, x, weight, *, stride, top, left, P, Q, groups=1):
+    """dx, dweight, dbias."""
+    K, c, R, S = weight.shape
+    k, (H, W) = K // groups, x.shape[2:]
+    dy = dy.astype(np.float64)
+    framed = _framed(x, stride, top, left, P, Q, R, S)
+    dframed, dweight = np.zeros(framed.shape), np.zeros(weight.shape)
+    for g in range(groups):
+        C, filters = slice(g * c, (g + 1) * c), slice(g * k, (g + 1) * k)
+        for p in range(P):
+            for q in range(Q):
+                window = (slice(None), C, slice(p * stride, p * stride + R), slice(q * stride, q * stride + S))
+                dframed[window] += np.tensordot(dy[:, filters, p, q], weight[filters].astype(np.float64), axes=(1, 0))
+        for r in range(R):
+            for s in range(S):
+                seen = framed[:, C, r : r + P * stride : stride, s : s + Q * stride : stride][:, :, :P, :Q]
+                dweight[filters, :, r, s] = np.tensordot(dy[:, filters], seen, axes=((0, 2, 3), (0, 2, 3)))
+    return dframed[:, :, top : top + H, left : left + W], dweight, dy.sum(axis=(0, 2, 3))
+
+
+def linear_forward(x, weight, bias=None, relu=False):
+    y = np.einsum("nc,kc->nk", x.astype(np.float64), weight.astype(np.float64))
+    if bias is not None:
+        y += bias
+    return np.maximum(y, 0) if relu else y
+
+
+def linear_backward(dy, x, weight):
+    dy = dy.astype(np.float64)
+    return np.einsum("nk,kc->nc", dy, weight), np.einsum("nk,nc->kc", dy, x), dy.sum(axis=0)
+
+
+def pool_forward(x, size, stride, top, left, P, Q, last=False):
+    """Maxima and their positions r * size + s: the first in row order, or the ``last``."""
+    N, C, H, W = x.shape
+    y, argmax = np.full((N, C, P, Q), -np.inf), np.zeros((N, C, P, Q), np.int64)
+    for p in range(P):
+        for q in range(Q):
+            for r in range(size):
+                for s in range(size):
+                    h, w = p * stride - top + r, q * stride - left + s
+                    if 0 <= h < H and 0 <= w < W:
+                        value = x[:, :, h, w].astype(np.float64)
+                        better = value >= y[:, :, p, q] if last else value > y[:, :, p, q]
+                        y[:, :, p, q] = np.where(better, value, y[:, :, p, q])
+                        argmax[:, :, p, q] = np.where(better, r * size + s, argmax[:, :, p, q])
+    return y, argmax
+
+
+def pool_backward(dy, argmax, H, W, size, stride, top, left):
+    dx = np.zeros((*dy.shape[:2], H, W))
+    for n, c, p, q in np.ndindex(dy.shape):
+        r, s = divmod(int(argmax[n, c, p, q]), size)
+        dx[n, c, p * stride - top + r, q * stride - left + s] += dy[n, c, p, q]
+    return dx
+
+
+def lrn_window(channel: int, C: int, size: int, groups: int = 1) -> range:
+    """The channels that are summed for ``channel``."""
+    per_group = C // groups
+    first = channel // per_group * per_group
+    start = channel - size // 2
+    return range(max(start, first), min(start + size, first + per_group))
+
+
+def lrn_denominator(x, size, alpha, k, groups=1):
+    squares = x.astype(np.float64) ** 2
+    C = x.shape[1]
+    return np.stack(
+        [k + alpha * sum(squares[:, j] for j in lrn_window(i, C, size, groups)) for i in range(C)], axis=1
+    ) + np.zeros(x.shape)
+
+
+def lrn_forward(x, size, alpha, beta, k, groups=1):
+    return x * lrn_denominator(x, size, alpha, k, groups) ** -beta
+
+
+def lrn_backward(dy, x, size, alpha, beta, k, groups=1):
+    """dx, and the sum of the absolute values of its terms."""
+    d = lrn_denominator(x, size, alpha, k, groups)
+    direct, C = dy * d**-beta, x.shape[1]
+    shared = dy * x * d ** (-beta - 1)
+    dx, magnitude = direct.copy(), np.abs(direct)
+    for f in range(C):
+        for i in lrn_window(f, C, size, groups):
+            term = 2 * alpha * beta * x[:, i].astype(np.float64) * shared[:, f]
+            dx[:, i] -= term
+            magnitude[:, i] += np.abs(term)
+    return dx, magnitude
+
+
+def softmax(logits):
+    """Probabilities and their logarithms."""
+    logits = logits.astype(np.float64)
+    logs = logits - logits.max(axis=1, keepdims=True)
+    logs -= np.log(np.exp(logs).sum(axis=1, keepdims=True))
+    return np.exp(logs), logs
+
+
+def rank(logits, label: int) -> int:
+    """How many classes come before ``label``, sorted by logit, descending, equal ones by index."""
+    order = sorted(range(len(logits)), key=lambda k: (-logits[k], k))
+    return order.index(label)
+
+
+def sgd(weight, velocity, gradient, lr, momentum, weight_decay):
+    """In float32, every operation rounded: the one result that is right to the bit."""
+    lr, momentum, weight_decay = np.float32(lr), np.float32(momentum), np.float32(weight_decay)
+    velocity = (momentum * velocity) - (lr * ((weight_decay * weight) + gradient))
+    return weight + velocity, velocity
+
+
+def philox_word(counter: tuple[int, int, int, int], seed: int) -> int:
+    """Word 0 of Philox4x32-10 (Salmon et al. 2011), in Python's integers."""
+    return philox_block(counter, seed)[0]
+
+
+def philox_block(counter, seed: int) -> list[int]:
+    c, key = list(counter), [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        high0, low0 = divmod(c[0] * 0xD2511F53, 2**32)
+        high1, low1 = divmod(c[2] * 0xCD9E8D57, 2**32)
+        c = [high1 ^ c[1] ^ key[0], low1, high0 ^ c[3] ^ key[1], low0]
+        key = [(key[0] + 0x9E3779B9) % 2**32, (key[1] + 0xBB67AE85) % 2**32]
+    return c
+
+
+def dropout_mask(N, features, p, seed, step, layer):
+    """True where an element is kept."""
+    words = [philox_word((e, step, layer, 0), seed) for e in range(N * features)]
+    return np.array(words, np.uint64).reshape(N, features) >= round(p * 2**32)
+
+
+def ingest(images, windows, noise, mean, crop, scale):
+    """(n, H, W, 3) bytes to (n, 3, crop, crop)."""
+    y = np.zeros((len(images), 3, crop, crop))
+    for n, (top, left, flip) in enumerate(windows):
+        window = images[n, top : top + crop, left : left + crop].astype(np.float64)
+        if flip:
+            window = window[:, ::-1]
+        y[n] = (window.transpose(2, 0, 1) - mean + noise[n][:, None, None]) * scale
+    return y

@@ -1,0 +1,122 @@
+"""The benchmarks run, write what they found, and refuse to time what is wrong. No test here looks at a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convnet import Network, backend, spec
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+benchmarks = pytest.importorskip("benchmarks", reason="the benchmarks come with a checkout only")
+ops, problems, step, timing = (
+    __import__(f"benchmarks.{name}", fromlist=["_"]) for name in ("ops", "problems", "step", "timing")
+)
+
+TINY = ["--model", "alexnet-tiny", "-b", "3", "--seconds", "0"]
+# a layer whose passes use the kernel
+KERNELS = {
+    "conv_forward": "conv2", "conv_backward_data": "conv2", "conv_backward_filter": "conv1", "linear_forward": "fc7",
+    "linear_backward_data": "fc7", "linear_backward_filter": "fc7", "max_pool_forward": "pool1",
+    "max_pool_backward": "pool1", "lrn_forward": "norm1", "lrn_backward": "norm1", "relu_backward": "conv3",
+    "dropout_forward": "drop6", "softmax_cross_entropy": "softmax", "sgd": "sgd",
+}  # fmt: skip
+
+
+@pytest.fixture
+def known_peaks(monkeypatch):
+    """Spares the large copy and the large product."""
+    monkeypatch.setattr(ops, "peaks", lambda device, seconds: (1e9, 1e9))
+
+
+def test_every_pass_of_every_layer_has_a_row(tmp_path, capsys):
+    assert ops.main([*TINY, "-o", str(tmp_path / "ops.json")]) == 0
+    written = json.loads((tmp_path / "ops.json").read_text())
+    rows = {(row["layer"], row["name"]) for row in written["rows"]}
+    for layer in spec.network("alexnet-tiny").layers:
+        assert (layer.name, "forward") in rows
+        if isinstance(layer, (spec.Conv, spec.Linear)):
+            assert (layer.name, "backward filter") in rows
+            assert ((layer.name, "backward data") in rows) == (layer.name != "conv1")
+    assert {("softmax", "loss"), ("sgd", "update"), ("pool1", "backward"), ("norm2", "backward")} <= rows
+    assert all(row["seconds"] > 0 and row["gbytes"] > 0 for row in written["rows"])
+    assert {"device", "commit", "versions", "processor", "blas", "peak_flops", "seed"} <= set(written)
+    assert "conv2 backward data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_wrong_kernel_is_not_timed(kernel, known_peaks, monkeypatch, tmp_path, capsys):
+    from convnet import blas_kernels
+
+    right = getattr(blas_kernels, kernel)
+
+    def wrong(*arguments):
+        arrays = [a for a in arguments if isinstance(a, np.ndarray) and a.dtype == np.float32]
+        before = [a.copy() for a in arrays]
+        right(*arguments)
+        for array, old in zip(arrays, before, strict=True):  # whatever was written comes out slightly too large
+            if not np.array_equal(array, old, equal_nan=True):
+                array *= np.float32(1.001)
+
+    monkeypatch.setattr(blas_kernels, kernel, wrong)
+    target = tmp_path / "ops.json"
+    assert ops.main([*TINY, "--layer", KERNELS[kernel], "-o", str(target)]) == 1
+    assert "nothing is timed" in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_emulator_beside_numpy(tmp_path):
+    if importlib.util.find_spec("convnet._emu") is None:
+        pytest.skip("the emulator is not built")
+    arguments = ["--device", "emu", *TINY, "--layer", "fc7", "drop7", "-o", str(tmp_path / "ops.json")]
+    assert ops.main(arguments) == 0
+    written = json.loads((tmp_path / "ops.json").read_text())
+    assert all(row["over_numpy"] > 0 for row in written["rows"])
+
+
+def test_an_unknown_layer_is_named(capsys):
+    with pytest.raises(SystemExit) as exit:
+        ops.main([*TINY, "--layer", "conv9"])
+    assert exit.value.code == 2
+    assert "conv9" in capsys.readouterr().err
+
+
+def test_passes_come_with_their_work():
+    device = backend.open_device("cpu")
+    found = {p.name: p for p in problems.problems(device, spec.network("alexnet"), 1, 0, ["fc8"])}
+    assert found["forward"].flops == 2 * 4096 * 1000
+    assert found["forward"].bytes == 4 * (4096 + 1000 + 4096 * 1000)
+
+
+def test_whole_steps_without_a_peer(tmp_path, capsys):
+    arguments = ["--device", "cpu", "--model", "alexnet-tiny", "-b", "4", "--steps", "2", "--no-torch"]
+    assert step.main([*arguments, "-o", str(tmp_path / "step.json")]) == 0
+    written = json.loads((tmp_path / "step.json").read_text())
+    assert len(written["seconds"]["convnet"]) == 2
+    assert written["convnet_images_per_second"] > 0
+    assert "images/s" in capsys.readouterr().out
+
+
+def test_whole_steps_beside_pytorch():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    with Network("alexnet-tiny", "cpu", batch_size=4) as net:
+        results = step.compare(net, turns=1)
+    assert results["ratio"] > 0
+    assert len(results["torch"]["tried"]) == 4
+
+
+def test_networks_that_differ_do_not_race():
+    logits = np.arange(6.0).reshape(2, 3)
+    assert step._check_agreement(logits, logits) == 0
+    with pytest.raises(RuntimeError, match="not timed"):
+        step._check_agreement(logits, logits * 1.001)
+
+
+def test_noise_is_half_the_middle_half():
+    assert timing.noise([4.0]) == 0
+    assert timing.noise([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(1 / 3)

@@ -1,0 +1,141 @@
+"""The compiled modules: the names and arguments that the stub promises, and what they say to wrong arguments."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import convnet
+from convnet import blas_kernels
+from convnet.shapes import ConvShape, DropoutShape
+
+
+def promised(stub: str) -> dict[str, list[str]]:
+    """The functions of a stub with the names of their arguments."""
+    tree = ast.parse((Path(convnet.__file__).parent / stub).read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {function.name: [argument.arg for argument in function.args.args] for function in functions}
+
+
+KERNELS = promised("_kernels.pyi")
+COMPILED = [(module, function) for module in ("_emu", "_gpu") for function in [*KERNELS, *promised(f"{module}.pyi")]]
+SHAPE = ConvShape.of(8, 3, 8, 8, 4, 3, 3, lanes=8)
+DROPOUT = DropoutShape(8, 4, 8, 0, 4, 0.5, 1, 0, 0)
+
+
+def module(name: str):
+    try:
+        return importlib.import_module(f"convnet.{name}")
+    except ImportError:
+        return pytest.skip(f"convnet.{name} is not built")
+
+
+@pytest.fixture
+def emu():
+    return module("_emu")
+
+
+def argument_names(function) -> list[str]:
+    """From the first line of a docstring: "add(count: int, a: object) -> None"."""
+    inside = re.search(r"\((.*)\)", function.__doc__.splitlines()[0])[1]
+    return [part.split(":")[0].strip() for part in inside.split(",") if part.strip()]
+
+
+@pytest.mark.parametrize(("name", "function"), COMPILED)
+def test_compiled_module_matches_the_stub(name, function):
+    assert argument_names(getattr(module(name), function)) == {**KERNELS, **promised(f"{name}.pyi")}[function]
+
+
+@pytest.mark.parametrize("function", KERNELS)
+def test_blas_kernels_match_the_stub(function):
+    assert list(inspect.signature(getattr(blas_kernels, function)).parameters) == KERNELS[function]
+
+
+@pytest.mark.parametrize("name", ["_emu", "_gpu"])
+def test_build_info(name):
+    info = module(name).build_info()
+    assert set(info) == {"compiler", "cuda", "architectures", "version"}
+    assert info["version"] == convnet.__version__
+    assert bool(info["cuda"]) == (name == "_gpu")
+
+
+def test_gpu_module_needs_no_driver():
+    """Importing it, and asking for devices, works anywhere."""
+    assert module("_gpu").device_count() >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((SHAPE, 0, 16, None, 16, True, 0), ValueError, "conv_forward: x is required, got a null address"),
+        ((SHAPE, 16, None, None, 16, True, 0), ValueError, "conv_forward: weight is required"),
+        (
+            (SHAPE, 16, 16, 20, 16, True, 0),
+            ValueError,
+            "conv_forward: bias must be aligned to 16 bytes, got address 20",
+        ),
+        ((SHAPE, -16, 16, None, 16, True, 0), ValueError, "conv_forward: x must be at least 0"),
+        ((SHAPE, 2**64, 16, None, 16, True, 0), ValueError, "conv_forward: x must be at least 0 and at most"),
+        ((SHAPE, "x", 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got str"),
+        ((SHAPE, 16.0, 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got float"),
+        ((SHAPE, np.zeros(4), 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got numpy.ndarray"),
+        (
+            (3, 16, 16, None, 16, True, 0),
+            TypeError,
+            "conv_forward: shape must be a shape of convnet.shapes with a field N",
+        ),
+        ((DROPOUT, 16, 16, None, 16, True, 0), TypeError, "with a field C, got DropoutShape"),
+    ],
+)
+def test_wrong_addresses_and_shapes(emu, arguments, error, text):
+    with pytest.raises(error, match=re.escape(text)):
+        emu.conv_forward(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("K", -1, ValueError),
+        ("K", 2**40 + 1, ValueError),
+        ("pad_top", -1, ValueError),
+        ("K", "4", TypeError),
+        ("K", 4.0, TypeError),
+        ("K", None, TypeError),
+    ],
+)
+def test_wrong_extents(emu, field, value, error):
+    with pytest.raises(error, match=rf"conv_forward: shape\.{field} must be"):
+        emu.conv_forward(dataclasses.replace(SHAPE, **{field: value}), 16, 16, None, 16, True, 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [("p", "half", TypeError), ("seed", 2**64, ValueError), ("step", 2**32, ValueError), ("layer", -1, ValueError)],
+)
+def test_wrong_dropout_fields(emu, field, value, error):
+    with pytest.raises(error, match=rf"dropout_forward: shape\.{field} must be"):
+        emu.dropout_forward(dataclasses.replace(DROPOUT, **{field: value}), 16, 16, 1, 0)
+
+
+def test_bytes_need_no_alignment_and_labels_need_four(emu):
+    """relu would take the floats; here the order of the checks shows which address is refused."""
+    with pytest.raises(ValueError, match="dropout_backward: dx is required"):
+        emu.dropout_backward(4, 16, 1, 0, 0)  # a mask at address 1 is fine
+    with pytest.raises(ValueError, match="ingest: windows must be aligned to 4 bytes, got address 2"):
+        emu.ingest(convnet.shapes.IngestShape(8, 8, 8, 8, 8, 8, 1.0), 1, 2, 16, 16, 16, 0)
+
+
+def test_numpy_integers_are_integers(emu):
+    values = np.zeros(64 + 3, np.float32)
+    values = values[-values.ctypes.data % 16 // 4 :][:64]
+    values[:] = np.arange(64) - 32
+    address = np.uint64(values.ctypes.data)
+    emu.relu_forward(np.int64(64), address, address, 0)
+    np.testing.assert_array_equal(values, np.maximum(np.arange(64) - 32, 0))

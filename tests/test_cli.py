@@ -1,0 +1,212 @@
+"""The commands: help, options, exit codes, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import convnet
+from convnet import cli, config, info
+from convnet.config import Config
+
+ROOT = str(Path(convnet.__file__).parents[1])
+
+
+def command(name, *arguments, **options):
+    """The command in a process of its own."""
+    code = f"import sys; from convnet.cli import {name}; sys.exit({name}())"
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        **options,
+    )
+
+
+def call(function, *arguments):
+    """The exit code of the command in this process."""
+    try:
+        return function(list(arguments))
+    except SystemExit as ended:
+        return ended.code
+
+
+MISTAKES = {
+    "unknown option": (["--modle", "alexnet"], 2, "there is no option --modle; did you mean --model?"),
+    "abbreviation": (["--epoch", "3"], 2, "there is no option --epoch; did you mean --epochs?"),
+    "two data": (["shapes", "more"], 2, "unrecognized arguments: more"),
+    "not a number": (["--epochs", "many"], 2, "--epochs: invalid int value: 'many'"),
+    "model": (["--model", "alexnt"], 2, 'no network is called "alexnt".*did you mean "alexnet"'),
+    "batch 0": (["-b", "0"], 2, "--batch-size must be at least 1, got 0"),
+    "epochs 0": (["--epochs", "0"], 2, "--epochs must be at least 1, got 0"),
+    "steps": (["--steps", "-3"], 2, "--steps must be at least 1, got -3"),
+    "lr 0": (["--lr", "0"], 2, "--lr must be more than 0, got 0.0"),
+    "lr nan": (["--lr", "nan"], 2, "--lr must be more than 0, got nan"),
+    "momentum": (["--momentum", "1"], 2, "--momentum must be at least 0 and less than 1, got 1.0"),
+    "decay": (["--weight-decay", "inf"], 2, "--weight-decay must be at least 0"),
+    "seed": (["--seed", str(2**64)], 2, "--seed must be at least 0"),
+    "workers": (["-j", "-1"], 2, "--workers must be at least 0"),
+    "schedule": (["--lr-schedule", "cosine"], 2, "--lr-schedule must be one of plateau, step, constant, got 'cosine'"),
+    "precision": (["--precision", "fp8"], 2, "--precision must be one of fp32, tf32, bf16"),
+    "width": (["--width", "0"], 2, "--width must be more than 0"),
+    "crop": (["--crop", "5"], 2, 'network "alexnet-tiny" with crop 5, layer pool1'),
+    "device name": (["--device", "gpu"], 2, 'device must be "cpu", "emu.*got "gpu'),
+    "two kinds": (["--device", "cpu,emu:0"], 2, "devices must be of one kind"),
+    "same twice": (["--device", "cpu,cpu"], 2, "devices must differ"),
+    "no such device": (["--device", "cuda:99"], 6, "cuda"),
+    "no data": (["nowhere"], 3, "'.*nowhere'.*accepted are"),
+    "no config": (["--config", "none.toml"], 2, "--config none.toml: No such file"),
+    "resume without folder": (["--resume"], 2, "--resume auto needs -o DIR"),
+    "resume from nothing": (["--resume", "none.safetensors"], 4, "none.safetensors: there is no such checkpoint"),
+    "resume from a folder": (["--resume", "."], 2, "no run in this folder"),
+    "folder impossible": (["-o", "/dev/null/run"], 2, "-o /dev/null/run: cannot be used as run folder"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_an_exit_code(mistake, tmp_path, monkeypatch, capsys):
+    arguments, code, text = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    assert call(cli.train, "--device", "cpu", *arguments) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert re.search(rf"^convnet-train: error: .*{text}", error), error
+    assert not list(tmp_path.iterdir())  # a mistake leaves nothing behind
+
+
+def test_unexpected_errors_are_exit_code_1_with_a_traceback_on_request_only(monkeypatch, capsys):
+    monkeypatch.setattr("convnet.train.run", lambda *_: 1 / 0)
+    assert call(cli.train) == 1
+    assert capsys.readouterr().err == "convnet-train: error: ZeroDivisionError: division by zero (-v shows where)\n"
+    assert call(cli.train, "-v") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (MemoryError, 6)])
+def test_interrupts_and_memory(error, code, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("convnet.train.run", fail)
+    assert call(cli.train) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_process_of_its_own():
+    found = command("train", "--model", "alexnt")
+    assert (found.returncode, found.stdout, found.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("name", ["train", "info"])
+def test_help_and_version(name, capsys):
+    assert call(getattr(cli, name), "--help") == 0
+    text = capsys.readouterr().out
+    assert f"example:\n  convnet-{name}" in text
+    assert call(getattr(cli, name), "--version") == 0
+    assert capsys.readouterr().out == f"convnet-{name} {convnet.__version__}\n"
+
+
+def test_help_shows_every_option_and_default(capsys):
+    call(cli.train, "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for name, option in config.OPTIONS.items():
+        assert config.spelled(name) in text
+        assert option.kind is bool or text.split(option.help)[-1].startswith(" (default: "), name
+
+
+def test_the_example_in_the_help_is_accepted(monkeypatch, capsys):
+    call(cli.train, "--help")
+    example = capsys.readouterr().out.split("example:\n")[1].split()
+    seen = []
+    monkeypatch.setattr("convnet.train.run", lambda *arguments: seen.append(arguments) or 0)
+    assert call(cli.train, *example[1:]) == 0
+    assert seen
+
+
+# ---- configuration files
+
+
+def test_a_configuration_survives_toml(tmp_path):
+    before = Config(
+        data='/a "b"\\\x7f\t\N{GRINNING FACE}', augment=False, lr=1e-30, weight_decay=0.0, seed=2**64 - 1, steps=7
+    )
+    (tmp_path / "c.toml").write_text(config.to_toml(before), encoding="utf-8")
+    assert Config(**config.read_toml(str(tmp_path / "c.toml"))) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize = 3", "no option is called batchsize; did you mean batch_size?"),
+        ("lr = ", "not valid TOML"),
+        ('lr = "0.1"', "--lr must be a number, got '0.1'"),
+        ("epochs = 1.5", "--epochs must be a whole number, got 1.5"),
+        ("epochs = true", "--epochs must be a whole number, got True"),
+        ("augment = 1", "--no-augment must be true or false, got 1"),
+        ("data = 3", "DATA must be text in quotes, got 3"),
+        ("seed = -1", "--seed must be at least 0"),
+    ],
+)
+def test_mistakes_in_a_file(text, message, tmp_path, capsys):
+    (tmp_path / "c.toml").write_text(text)
+    assert call(cli.train, "--config", str(tmp_path / "c.toml")) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_flags_beat_files_beat_checkpoints_beat_defaults():
+    saved = {"lr": 1.0, "momentum": 0.1, "epochs": 4, "gone": 0}
+    found = config.merged({"lr": 3.0}, {"lr": 2.0, "momentum": 0.2}, saved)
+    assert (found.lr, found.momentum, found.epochs, found.seed) == (3.0, 0.2, 4, 0)
+
+
+# ---- convnet-info
+
+
+def test_info_reports_as_json_and_text(capsys):
+    code = call(cli.info, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["devices"]["cpu"] == "ok"
+    assert code == (0 if all(result == "ok" for result in found["devices"].values()) else 6)
+    assert found["versions"]["convnet"] == convnet.__version__
+    assert {"emulator", "cuda", "cuda_kernels", "system"} <= set(found)
+    assert call(cli.info) == code
+    text = capsys.readouterr().out
+    for name in found["devices"]:
+        assert name in text
+    assert found["versions"]["numpy"] in text
+
+
+def test_the_self_test_notices_a_wrong_device(monkeypatch, capsys):
+    from convnet import functional
+
+    right = functional.conv2d
+    monkeypatch.setattr(functional, "conv2d", lambda *a, **k: right(*a, **k) * (1 + 1e-5))
+    assert "values are wrong" in info.self_test("cpu")
+    assert call(cli.info) == 6
+    monkeypatch.setattr(functional, "conv2d", lambda *a, **k: 1 / 0)
+    assert info.self_test("cpu") == "failed: division by zero"
+
+
+def test_info_into_a_closed_pipe_is_quiet():
+    code = "import sys; from convnet.cli import info; sys.exit(info(['--json']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": ROOT},
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 1

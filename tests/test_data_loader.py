@@ -1,0 +1,272 @@
+"""Batches: the same for any number of workers and after a resume, bounded memory, and an end that always comes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from data_files import write_folder
+
+from convnet.data import Batch, Loader, Statistics, open_dataset, statistics
+from convnet.data.loader import AHEAD, CHUNK
+
+COLOURS = Statistics(
+    mean=np.zeros((3, 6, 6), np.float32),
+    deviations=np.array([100, 10, 1], np.float32),
+    directions=np.array([[0.6, 0.8, 0], [-0.8, 0.6, 0], [0, 0, 1]], np.float32).T.copy(),
+)
+
+
+class Numbered:
+    """Image ``i`` is full of ``i`` and has the label ``i``; counts what was asked for, and can fail or wait."""
+
+    def __init__(self, count, size=8):
+        self.size, self.labels = size, np.arange(count, dtype=np.int32)
+        self.asked, self.lock = [], threading.Lock()
+        self.fails_at: int | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __len__(self):
+        return len(self.labels)
+
+    def image(self, index):
+        assert self.gate.wait(60)
+        with self.lock:
+            self.asked.append(index)
+        if index == self.fails_at:
+            raise OSError(f"image {index} is gone")
+        return np.full((self.size, self.size, 3), index % 256, np.uint8)
+
+
+def loader(split, *, batch_size=10, crop=6, seed=1, augment=True, workers=0, **more):
+    return Loader(
+        split, batch_size=batch_size, crop=crop, seed=seed, augment=augment, statistics=COLOURS, workers=workers, **more
+    )
+
+
+def epoch(split, number=0, start=0, **options) -> list[Batch]:
+    with loader(split, **options) as batches:
+        return list(batches.epoch(number, start))
+
+
+def equal(a: list[Batch], b: list[Batch]) -> bool:
+    names = [field.name for field in fields(Batch) if field.name != "wait_seconds"]
+    return len(a) == len(b) and all(
+        np.array_equal(getattr(x, name), getattr(y, name)) for x, y in zip(a, b, strict=True) for name in names
+    )
+
+
+def joined(batches: list[Batch], name: str) -> np.ndarray:
+    return np.concatenate([getattr(batch, name) for batch in batches])
+
+
+def test_shapes_types_and_short_last_batch():
+    batches = epoch(Numbered(27), workers=2)
+    assert [batch.position for batch in batches] == [0, 10, 20]
+    for batch, n in zip(batches, (10, 10, 7), strict=True):
+        for name, shape, dtype in (
+            ("images", (n, 8, 8, 3), np.uint8),
+            ("labels", (n,), np.int32),
+            ("windows", (n, 3), np.int32),
+            ("noise", (n, 3), np.float32),
+        ):
+            assert getattr(batch, name).shape == shape
+            assert getattr(batch, name).dtype == dtype
+        assert batch.wait_seconds >= 0
+        np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.labels)  # an image keeps its own label
+
+
+def test_every_image_once_in_an_order_of_its_own_each_epoch():
+    split = Numbered(200)
+    orders = [
+        joined(epoch(split, number, seed=seed), "labels") for number, seed in ((0, 1), (1, 1), (0, 2), (0, 1 + 2**35))
+    ]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(200))
+    assert len({order.tobytes() for order in [*orders, np.arange(200, dtype=np.int32)]}) == 5
+    assert abs(np.corrcoef(orders[0], np.arange(200))[0, 1]) < 0.3
+    np.testing.assert_array_equal(joined(epoch(split), "labels"), orders[0])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_number_of_workers_changes_nothing(workers):
+    split = Numbered(103)
+    assert equal(epoch(split, 3, workers=workers, batch_size=40), epoch(split, 3, workers=0, batch_size=40))
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_resume_inside_an_epoch(workers):
+    split = Numbered(57)
+    whole = epoch(split, 2)
+    assert equal(epoch(split, 2, start=20, workers=workers), whole[2:])
+    assert epoch(split, 2, start=57, workers=workers) == []
+    for name in ("labels", "windows", "noise"):  # also where no batch began, and with another batch size
+        part = joined(epoch(split, 2, start=13, workers=workers, batch_size=7), name)
+        np.testing.assert_array_equal(part, joined(whole, name)[13:])
+
+
+def test_a_folder_gives_the_same_batches_for_any_number_of_workers(tmp_path):
+    root = write_folder(tmp_path / "photos", train=12)
+    (root / "train/class1/004.jpg").write_bytes(b"damaged")
+    runs = []
+    for workers in (0, 1, 3):
+        split = open_dataset(root, size=24, seed=0).train
+        colours = statistics(split, 20, workers=workers)
+        options = {"batch_size": 7, "crop": 20, "seed": 0, "augment": True, "workers": workers}
+        with Loader(split, statistics=colours, **options) as batches:
+            runs.append([batch for number in range(2) for batch in batches.epoch(number)])
+    assert equal(runs[0], runs[1])
+    assert equal(runs[0], runs[2])
+    assert not equal(runs[0][:6], runs[0][6:])
+
+
+def test_windows_flips_and_noise_follow_their_distributions():
+    batches = epoch(Numbered(6000, size=8), crop=6, batch_size=500)
+    windows, noise = joined(batches, "windows"), joined(batches, "noise").astype(np.float64)
+    for column, values in ((0, 3), (1, 3), (2, 2)):
+        counts = np.bincount(windows[:, column], minlength=values)
+        assert len(counts) == values  # top and left 0..2: all places and no more
+        assert np.abs(counts - 6000 / values).max() < 5 * np.sqrt(6000 / values)
+    assert np.abs(np.corrcoef(windows.T) - np.eye(3)).max() < 0.07
+    # Along each component the noise has a tenth of its standard deviation, and the components are independent.
+    along = noise @ COLOURS.directions / (0.1 * COLOURS.deviations)
+    np.testing.assert_allclose(along.std(axis=0), 1, atol=0.05)
+    np.testing.assert_allclose(along.mean(axis=0), 0, atol=0.07)
+    assert np.abs(np.corrcoef(along.T) - np.eye(3)).max() < 0.07
+
+
+def test_draws_differ_between_epochs_and_seeds():
+    split = Numbered(50)
+    for name in ("windows", "noise"):
+        draws = {joined(epoch(split, number, seed=seed), name).tobytes() for number, seed in ((0, 1), (1, 1), (0, 2))}
+        assert len(draws) == 3
+
+
+def test_without_augmentation_as_stored_and_centred():
+    batches = epoch(Numbered(23, size=9), augment=False, crop=6, workers=2)
+    np.testing.assert_array_equal(joined(batches, "labels"), np.arange(23))
+    np.testing.assert_array_equal(joined(batches, "windows"), np.tile([1, 1, 0], (23, 1)))
+    assert not joined(batches, "noise").any()
+
+
+def test_shuffle_without_augmentation():
+    batches = epoch(Numbered(40), augment=False, shuffle=True)
+    np.testing.assert_array_equal(joined(batches, "labels"), joined(epoch(Numbered(40)), "labels"))
+    assert not joined(batches, "windows")[:, 2].any()
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_no_more_is_decoded_ahead_than_promised(workers):
+    split = Numbered(400)
+    with loader(split, workers=workers) as batches:
+        running = batches.epoch(0)
+        for taken in range(1, 20):
+            next(running)
+            assert len(split.asked) <= (taken + AHEAD) * 10
+    assert len(split.asked) <= (19 + AHEAD) * 10
+
+
+def test_without_workers_nothing_is_decoded_ahead():
+    split = Numbered(100)
+    with loader(split) as batches:
+        next(batches.epoch(0))
+        assert len(split.asked) == 10
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_an_exception_of_a_worker_reaches_the_consumer(workers):
+    split = Numbered(100)
+    split.fails_at = 35
+    with loader(split, workers=workers, augment=False) as batches:
+        running = batches.epoch(0)
+        assert [next(running).position for _ in range(3)] == [0, 10, 20]
+        with pytest.raises(OSError, match="image 35 is gone"):
+            next(running)
+        split.fails_at = None  # the loader lives on
+        assert len(list(batches.epoch(1))) == 10
+
+
+def running_workers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("convnet-data")]
+
+
+def test_leaving_the_block_ends_the_workers_and_drops_what_waits():
+    split = Numbered(1000)
+
+    def interrupted_training():
+        with loader(split, workers=2, batch_size=100) as batches:
+            for _ in batches.epoch(0):
+                assert running_workers()
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_training()
+    assert not running_workers()
+    assert len(split.asked) <= (1 + AHEAD) * 100
+
+
+def test_close_ends_workers_after_the_image_they_are_at():
+    split = Numbered(1000)
+    split.gate.clear()
+    batches = loader(split, workers=2, batch_size=10 * CHUNK)
+    consumer_error = []
+
+    def consume():
+        try:
+            next(batches.epoch(0))
+        except BaseException as error:
+            consumer_error.append(error)
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    while not running_workers():
+        consumer.join(0.001)
+    closer = threading.Thread(target=batches.close)
+    closer.start()
+    while not batches._closed:
+        closer.join(0.001)
+    split.gate.set()
+    closer.join(60)
+    consumer.join(60)
+    assert not closer.is_alive()
+    assert not consumer.is_alive()
+    assert not running_workers()
+    assert len(consumer_error) == 1  # and the one who waited was told
+    assert len(split.asked) <= 2  # the image each worker was at
+
+
+def test_an_epoch_left_early_does_not_disturb_the_next():
+    split = Numbered(300)
+    with loader(split, workers=2) as batches:
+        for batch in batches.epoch(0):
+            if batch.position == 20:
+                break
+        assert equal(list(batches.epoch(1)), epoch(split, 1))
+
+
+def test_two_loaders_may_run_in_turns():
+    split = Numbered(60)
+    with loader(split, workers=2) as a, loader(split, workers=1, augment=False) as b:
+        pairs = list(zip(a.epoch(0), b.epoch(0), strict=True))
+    assert equal([pair[0] for pair in pairs], epoch(split))
+    assert equal([pair[1] for pair in pairs], epoch(split, augment=False))
+
+
+def test_wrong_arguments():
+    split = Numbered(10)
+    with pytest.raises(ValueError, match="batch_size must be at least 1 and workers at least 0, got 0 and 0"):
+        loader(split, batch_size=0)
+    with pytest.raises(ValueError, match="got 4 and -1"):
+        loader(split, batch_size=4, workers=-1)
+    for crop in (0, 9):
+        with pytest.raises(ValueError, match=f"crop must be 1 to the images' size of 8, got {crop}"):
+            loader(split, crop=crop)
+    with loader(split) as batches:
+        for start in (-1, 11):
+            with pytest.raises(ValueError, match=f"start must be 0 to 10, got {start}"):
+                batches.epoch(0, start)
+    with pytest.raises(RuntimeError, match="closed"):
+        batches.epoch(0)

@@ -1,0 +1,102 @@
+"""Max-pooling on every device: maxima, their places, gradients, and references that are wrong."""
+
+from __future__ import annotations
+
+import cases
+import numpy as np
+import pytest
+import reference
+
+from convnet import functional, ops
+
+BACKWARD_KEYS = ("size", "stride", "top", "left")
+
+
+def expected_backward(case, dy, x, last=False):
+    argmax = reference.pool_forward(x, last=last, **case.geometry)[1]
+    geometry = {key: case.geometry[key] for key in BACKWARD_KEYS}
+    return reference.pool_backward(dy, argmax, case.H, case.W, **geometry)
+
+
+def backward_ratio(case, dx, dy, x, expected=None) -> float:
+    windows = (-(-case.size // case.stride)) ** 2  # that may share one pixel
+    limit = reference.sum_limit(expected_backward(case, abs(dy), x), windows) if windows > 1 else 0.0
+    return reference.ratio(dx, expected_backward(case, dy, x) if expected is None else expected, limit)
+
+
+@pytest.mark.parametrize("case", cases.POOL, ids=lambda case: case.id)
+def test_forward_and_places(machine, case):
+    """Both exact: a maximum is not rounded, and the first one in row order wins."""
+    x, _ = case.inputs()
+    shape = machine.padded(case.shape(N=case.N))
+    y, argmax = machine.empty(shape.y), machine.empty(shape.y, np.uint8)
+    ops.max_pool_forward(machine.stream, shape, machine.put_images(x), y, argmax)
+    expected, places = reference.pool_forward(x, **case.geometry)
+    np.testing.assert_array_equal(machine.images(y, case.N), expected)
+    np.testing.assert_array_equal(machine.images(argmax, case.N), places)
+    again = machine.empty(shape.y)
+    ops.max_pool_forward(machine.stream, shape, machine.put_images(x), again, None)
+    np.testing.assert_array_equal(machine.images(again, case.N), expected)
+
+
+@pytest.mark.parametrize("case", cases.POOL, ids=lambda case: case.id)
+def test_backward(device, case, within):
+    x, dy = case.inputs()
+    dx = functional.max_pool2d_backward(dy, x, case.size, case.stride, device=device, **case.options)
+    within("max-pool dx", backward_ratio(case, dx, dy, x))
+    again = functional.max_pool2d_backward(dy, x, case.size, case.stride, device=device, **case.options)
+    np.testing.assert_array_equal(dx, again)
+    _, dy = case.inputs(integers=True)
+    dx = functional.max_pool2d_backward(dy, x, case.size, case.stride, device=device, **case.options)
+    np.testing.assert_array_equal(dx, expected_backward(case, dy, x))
+
+
+def test_published_example(device):
+    """Ties in 2x2 windows with stride 1: the maxima, and the pixels that receive the gradient."""
+    x = np.array([[[[1, 2, 5, 2, 3], [9, 4, 1, 4, 8], [1, 2, 5, 2, 3]]]], np.float32)
+    y = functional.max_pool2d(x, 2, 1, device=device)
+    np.testing.assert_array_equal(y[0, 0], [[9, 5, 5, 8], [9, 5, 5, 8]])
+    dx = functional.max_pool2d_backward(np.ones_like(y), x, 2, 1, device=device)
+    np.testing.assert_array_equal(dx[0, 0], [[0, 0, 2, 0, 0], [2, 0, 0, 0, 2], [0, 0, 2, 0, 0]])
+
+
+def test_padded_lanes_do_not_leak(device):
+    case = next(case for case in cases.POOL if case.id == "batch-65-N65")
+    x, dy = case.inputs()
+    dx = functional.max_pool2d_backward(dy, x, case.size, case.stride, device=device)
+    for part in (slice(0, 64), slice(64, 65)):
+        alone = functional.max_pool2d_backward(dy[part], x[part], case.size, case.stride, device=device)
+        np.testing.assert_array_equal(alone, dx[part])
+
+
+@pytest.mark.parametrize("case", cases.POOL, ids=lambda case: case.id)
+def test_wrong_references_fail(case):
+    x, dy = case.inputs()
+    y = functional.max_pool2d(x, case.size, case.stride, **case.options)
+    dx = functional.max_pool2d_backward(dy, x, case.size, case.stride, **case.options)
+    geometry = case.geometry
+
+    def noticed(**changes):
+        return reference.ratio(y, reference.pool_forward(x, **{**geometry, **changes})[0], 0.0) > 0
+
+    assert not noticed()
+    if case.H == 1:
+        return  # one pixel: nothing to be wrong about
+    assert noticed(top=geometry["top"] + 1)
+    assert noticed(left=geometry["left"] - 1)
+    if not case.ties:  # whose few values hide a pixel more or less
+        assert noticed(size=case.size - 1)
+        assert noticed(size=case.size + 1) or case.size >= case.H
+    if geometry["P"] > 1:
+        assert noticed(stride=case.stride + 1)
+    if case.ceil_mode:
+        floor = cases.replace(case, ceil_mode=False).geometry
+        if floor != geometry:
+            assert noticed(**floor)
+    if case.ties:
+        wrong = expected_backward(case, dy, x, last=True)
+        assert backward_ratio(case, dx, dy, x, wrong) > 1, "backward does not notice the last maximum for the first"
+    if case.ties and geometry["top"] + geometry["left"] > 0:
+        framed = np.pad(x, ((0, 0), (0, 0), (geometry["top"], 99), (geometry["left"], 99)))
+        zeros = reference.pool_forward(framed, **{**geometry, "top": 0, "left": 0})[0]
+        assert reference.ratio(y, zeros, 0.0) > 0, "forward does not notice padding that takes part as zero"
