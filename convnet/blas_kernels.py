@@ -156,7 +156,8 @@ def softmax_cross_entropy(
     exponentials = np.exp(shifted)
     total = exponentials.sum(1, keepdims=True)
     own = rows[image, true][:, None]
-    before = (rows > own) | ((rows == own) & (np.arange(K) < true[:, None]))
+    before = ~((rows < own) | ((rows == own) & (np.arange(K) > true[:, None])))  # NaN is neither
+    before[image, true] = False
     loss = np.log(total[:, 0]) - shifted[image, true]
 
     losses.reshape(-1)[:] = 0

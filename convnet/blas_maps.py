@@ -71,6 +71,9 @@ def max_pool_forward(shape: PoolShape, x: F32, y: F32, argmax: U8 | None, stream
                 best_tap = args[cut][outputs]
                 np.maximum(best_tap, number, out=best_tap)  # taps come in rising order
             np.maximum(best, pixel, out=best)
+        if args is not None and np.isnan(out.max()):  # NaN is not greater than anything: the first one of a window
+            for tap, outputs, phase, pixels in reversed(taps):
+                args[cut][outputs][np.isnan(planes[phase][pixels])] = tap
 
     run(len(cuts), task)
 

@@ -121,3 +121,14 @@ def test_ingest(machine, within, n, crop):
     assert noticed(wrong_noise=noise[:, ::-1])
     assert noticed(wrong_mean=mean[:, :, ::-1])
     assert noticed(wrong_scale=scale * 1.001)
+
+
+def test_relu_lets_nan_through(device):
+    """Alone and behind a convolution or a linear layer: what has diverged must show."""
+    x = np.array([[np.nan, -1, 0, 2]], np.float32)
+    np.testing.assert_array_equal(functional.relu(x, device=device), [[np.nan, 0, 0, 2]])
+    ones = np.ones((1, 1, 1, 1), np.float32)
+    y = functional.conv2d(x.reshape(1, 1, 1, 4), ones, relu=True, device=device)
+    np.testing.assert_array_equal(y.reshape(1, 4), [[np.nan, 0, 0, 2]])
+    y = functional.linear(x.reshape(4, 1), np.ones((1, 1), np.float32), relu=True, device=device)
+    np.testing.assert_array_equal(y.reshape(1, 4), [[np.nan, 0, 0, 2]])

@@ -100,3 +100,13 @@ def test_wrong_references_fail(case):
         framed = np.pad(x, ((0, 0), (0, 0), (geometry["top"], 99), (geometry["left"], 99)))
         zeros = reference.pool_forward(framed, **{**geometry, "top": 0, "left": 0})[0]
         assert reference.ratio(y, zeros, 0.0) > 0, "forward does not notice padding that takes part as zero"
+
+
+def test_nan_shows_and_the_first_takes_the_gradient(device):
+    x = np.arange(32, dtype=np.float32).reshape(1, 2, 4, 4)
+    x[0, 1, 0, 1] = x[0, 1, 2, 0] = np.nan
+    y = functional.max_pool2d(x, 3, 1, device=device)
+    np.testing.assert_array_equal(y[0, 0], [[10, 11], [14, 15]])
+    np.testing.assert_array_equal(np.isnan(y[0, 1]), [[True, True], [True, False]])
+    dx = functional.max_pool2d_backward(np.ones_like(y), x, 3, 1, device=device)
+    np.testing.assert_array_equal(dx[0, 1], [[0, 2, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])

@@ -126,3 +126,14 @@ def test_wrong_references_fail(case):
     assert noticed("dlogits", (right_probs - (other[:, None] == np.arange(case.K))) / case.N)
     if case.N > 1:
         assert noticed("dlogits", right_probs - onehot)
+
+
+def test_ranks_of_nan(machine):
+    """A network that has diverged is never right: NaN comes before the label, everything before a label that is NaN."""
+    logits = np.array([[1, np.nan, 0, 2], [np.nan, 1, 2, 3], [np.nan] * 4, [0, 1, 2, 3]], np.float32)
+    shape = machine.padded(SoftmaxShape(4, 4, 4, 1))
+    labels = np.zeros(shape.N, np.int32)
+    losses, ranks = machine.empty((shape.N,)), machine.empty((shape.N,), np.int32)
+    arguments = (machine.put_images(logits), machine.put(labels), losses, ranks)
+    ops.softmax_cross_entropy(machine.stream, shape, *arguments, None, None)
+    np.testing.assert_array_equal(ranks.download()[:4], [2, 3, 3, 3])
