@@ -43,6 +43,7 @@ def pytest_collection_modifyitems(items):
         else:
             reason = reasons.get(kind) if kind else None
         if reason:
+            reason = reason.partition(" (")[0]  # in full in the summary, once
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -58,6 +59,8 @@ def pytest_terminal_summary(terminalreporter):
         note = f" ({'no CUDA device' if kind == 'cuda' else 'not built'})" if reasons[kind] else ""
         counts.append(f"{kind} {ran[kind]}{note}")
     terminalreporter.write_line("tests per device: " + ", ".join(counts))
+    for reason in filter(None, reasons.values()):
+        terminalreporter.write_line(reason)
     if worst:
         terminalreporter.section("largest error / limit")
         for (family, device), (value, test) in sorted(worst.items()):

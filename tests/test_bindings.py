@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import dataclasses
 import importlib
 import inspect
@@ -67,8 +68,15 @@ def test_build_info(name):
 
 
 def test_gpu_module_needs_no_driver():
-    """Importing it, and asking for devices, works anywhere."""
-    assert module("_gpu").device_count() >= 0
+    """Importing it works anywhere; a launch without a driver is an error that says so."""
+    gpu = module("_gpu")
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        with pytest.raises(RuntimeError, match=r"driver.*CUDA error"):
+            gpu.relu_forward(4, 256, 256, 0)
+    else:
+        pytest.skip("this machine has a driver")
 
 
 @pytest.mark.parametrize(
