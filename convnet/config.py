@@ -75,7 +75,7 @@ class Config:
         "--lr-schedule",
         choices=("plateau", "step", "constant"),
     )
-    patience: int = _option(3, "training", "plateau: evaluations without a lower error", int, "--patience", low=1)
+    patience: int = _option(None, "training", "plateau: evaluations without a lower error", int, "--patience", low=1)
     seed: int = _option(0, "training", "decides every random number", int, "--seed", low=0, below=2**64, fixed=True)
     eval_every: int = _option(1, "run folder", "epochs between evaluations", int, "--eval-every", low=1)
     save_every: int = _option(
@@ -102,6 +102,7 @@ class Config:
             "momentum": defaults.momentum,
             "weight_decay": defaults.weight_decay,
             "lr_schedule": defaults.schedule,
+            "patience": defaults.patience,
         }
         return replace(self, **{name: value for name, value in network.items() if getattr(self, name) is None})
 

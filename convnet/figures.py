@@ -69,8 +69,9 @@ def save_filters(path: Path, filters: np.ndarray[Any, Any], towers: int) -> None
     rows = -(-own // columns)  # of one tower
     highest = np.maximum(np.abs(filters).max(axis=(1, 2, 3), keepdims=True), 1e-30)
     pixels = (0.5 + 0.5 * filters / highest).transpose(0, 2, 3, 1)  # (K, R, S, 3) in 0..1
-    height = rows * (R + 1) + R  # of a tower and the gap behind it
-    sheet = np.ones((height * towers - R - 1, (S + 1) * columns - 1, 3), np.float32)
+    gap = R // 2
+    height = rows * (R + 1) + gap  # of a tower and the gap behind it
+    sheet = np.ones((height * towers - gap - 1, (S + 1) * columns - 1, 3), np.float32)
     for k in range(K):
         top = k // own * height + k % own // columns * (R + 1)
         left = k % own % columns * (S + 1)

@@ -58,7 +58,7 @@ MISTAKES = {
     "schedule": (["--lr-schedule", "cosine"], 2, "--lr-schedule must be one of plateau, step, constant, got 'cosine'"),
     "precision": (["--precision", "fp8"], 2, "--precision must be one of fp32, tf32, bf16"),
     "width": (["--width", "0"], 2, "--width must be more than 0"),
-    "crop": (["--crop", "5"], 2, 'network "alexnet-tiny" with crop 5, layer pool1'),
+    "crop": (["--crop", "5"], 2, 'network "alexnet-tiny" with crop 5, layer conv1'),
     "device name": (["--device", "gpu"], 2, 'device must be "cpu", "emu.*got "gpu'),
     "two kinds": (["--device", "cpu,emu:0"], 2, "devices must be of one kind"),
     "same twice": (["--device", "cpu,cpu"], 2, "devices must differ"),

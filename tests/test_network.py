@@ -288,7 +288,7 @@ def test_memory_does_not_grow(device):
             net.load_weights({name: w for name, w in weights.items() if name != "fc8.bias"})
         with pytest.raises(ValueError, match="unknown"):
             net.load_weights({**weights, "fc9.bias": weights["fc8.bias"]})
-        with pytest.raises(ValueError, match=r"conv1.weight must be float32 of shape \(32, 3, 5, 5\)"):
+        with pytest.raises(ValueError, match=r"conv1.weight must be float32 of shape \(32, 3, 7, 7\)"):
             net.load_weights({**weights, "conv1.weight": weights["conv1.weight"].swapaxes(0, 1)})
         with pytest.raises(ValueError, match="float64"):
             net.load_weights({**weights, "fc8.bias": weights["fc8.bias"].astype(np.float64)})

@@ -105,7 +105,7 @@ def test_the_checkpoint_has_what_the_interface_promises(straight):
         found.tensors
     )
     assert found.tensors["mean"].shape == (3, 32, 32)
-    assert found.tensors["weights/conv1.weight"].shape == (16, 3, 5, 5)
+    assert found.tensors["weights/conv1.weight"].shape == (16, 3, 7, 7)
     assert found.state["classes"] == list(COLOURS)
 
 
