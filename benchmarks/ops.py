@@ -148,4 +148,4 @@ def report(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(timing.command(main))

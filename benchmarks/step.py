@@ -155,4 +155,4 @@ def report(results: dict[str, Any], device: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(timing.command(main))

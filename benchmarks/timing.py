@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +15,18 @@ from typing import Any
 
 from benchmarks import IGNORED
 from convnet import info
-from convnet.backend import Device, Stream
+from convnet.backend import Device, DeviceError, Stream
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def command(work: Callable[[], int]) -> int:
+    """Runs a benchmark; a mistake in its options or a missing device is one line and an exit code, as in cli.py."""
+    try:
+        return work()
+    except (ValueError, DeviceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 6 if isinstance(error, DeviceError) else 2
 
 
 def timed(device: Device, stream: Stream, work: Callable[[], None]) -> float:

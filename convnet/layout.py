@@ -41,3 +41,21 @@ def unpack_weight(w: Values) -> Values:
     """The inverse of ``pack_weight``."""
     groups, C, R, S, K = w.shape
     return np.ascontiguousarray(w.transpose(0, 4, 1, 2, 3).reshape(groups * K, C, R, S))
+
+
+def user_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape users see of a parameter that has ``shape`` on a device."""
+    if len(shape) == 5:
+        groups, C, R, S, K = shape
+        return (groups * K, C, R, S)
+    return shape[::-1]
+
+
+def to_user(parameter: Values) -> Values:
+    """A weight or bias as users see it."""
+    return unpack_weight(parameter) if parameter.ndim == 5 else np.ascontiguousarray(parameter.T)
+
+
+def to_device(parameter: Values, shape: tuple[int, ...]) -> Values:
+    """The inverse of ``to_user``, for a parameter that has ``shape`` on the device."""
+    return pack_weight(parameter, shape[0]) if len(shape) == 5 else np.ascontiguousarray(parameter.T)

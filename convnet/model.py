@@ -16,11 +16,12 @@ import numpy as np
 
 from . import ops
 from .backend import Array, open_devices, padded
+from .exchange import Exchange
 from .layers import DropoutLayer, LayerOnDevice, Parameter, Side, build
-from .layout import pack_activations, pack_weight, unpack_activations, unpack_weight
+from .layout import pack_activations, to_device, to_user, unpack_activations, user_shape
 from .rng import WEIGHTS
 from .shapes import IngestShape, SoftmaxShape
-from .spec import Conv, Linear, NetworkSpec, Placed, network, parameter_count, placed_layers
+from .spec import Conv, Linear, NetworkSpec, network, parameter_count, placed_layers
 
 Values = np.ndarray[Any, Any]
 
@@ -69,7 +70,6 @@ class Network:
         self._sides = [Side(device, i, len(opened)) for i, device in enumerate(opened)]
         self._lanes = opened[0].lanes(batch_size)
         self._N = padded(batch_size, self._lanes)
-        self._exchanged: list[tuple[str, str, int]] = []
         self._valid = 0  # images of the last forward(train=True), 0 when there is nothing to go backward from
         self._closed = False
         self._build()
@@ -110,8 +110,7 @@ class Network:
             activations = [on_side.y for on_side in layer]
         for side in self._sides:
             side.allocate()
-        # the other sides' shares of a gradient wait here to be summed
-        self._staged = [[side.device.empty((part,)) for _ in self._sides] if part else [] for side in self._sides]
+        self._exchange = Exchange(self._sides, part)
         first = self._sides[0].device
         self._labels = first.empty((N,), np.int32)
         self._losses, self._ranks = first.empty((N,)), first.empty((N,), np.int32)
@@ -159,7 +158,7 @@ class Network:
 
     def exchanges(self) -> list[tuple[str, str, int]]:
         """Traffic between devices in the last forward and backward: (joining layer, "forward" or "backward", bytes)."""
-        return list(self._exchanged)
+        return list(self._exchange.log)
 
     def activation(self, name: str) -> Values:
         """Output of a layer in the last forward pass, behind its ReLU: float32 (n, C, H, W) or (n, F)."""
@@ -177,7 +176,7 @@ class Network:
         values: dict[str, Values] = {}
         for layer in self._layers:
             for on_sides in zip(*(on_side.parameters for on_side in layer), strict=True):
-                parts = [_to_user(getattr(parameter, what).download()) for parameter in on_sides]
+                parts = [to_user(getattr(parameter, what).download()) for parameter in on_sides]
                 values[on_sides[0].name] = np.concatenate(parts)
         return values
 
@@ -193,14 +192,14 @@ class Network:
                 f"parameters do not match the network: missing {missing or 'none'}, unknown {unknown or 'none'}"
             )
         for name, owners in by_name.items():
-            shape = _user_shape(owners[0][1].value.shape)
+            shape = user_shape(owners[0][1].value.shape)
             whole = (shape[0] * len(owners), *shape[1:])
             value = np.asarray(values[name])
             if value.shape != whole or value.dtype != np.float32:
                 raise ValueError(f"{name} must be float32 of shape {whole}, got {value.dtype} of shape {value.shape}")
         for name, owners in by_name.items():
             for part, (side, parameter) in zip(np.split(np.asarray(values[name]), len(owners)), owners, strict=True):
-                side.stream.upload(getattr(parameter, what), _to_device(part, parameter.value.shape))
+                side.stream.upload(getattr(parameter, what), to_device(part, parameter.value.shape))
 
     def weights(self) -> dict[str, Values]:
         """Copies of all weights and biases, float32: (K, C/groups, R, S) or (out, in), and (K,)."""
@@ -313,11 +312,12 @@ class Network:
             ops.ingest(side.stream, shape, stored, places, tints, self._means[i], self._inputs[i])
 
     def _run_forward(self, n: int, train: bool, logits: bool = True) -> Values:
-        self._exchanged = []
+        self._exchange.log.clear()
         self._valid, self._last = (n if train else 0), n
         for placed, layer in zip(self._placed, self._layers, strict=True):
             if placed.index in self._gathered:
-                self._gather(placed)
+                parts = [on_side.y for on_side in self._layers[placed.index - 1]]
+                self._exchange.gather(placed.layer.name, parts, self._gathered[placed.index])
             for on_side in layer:
                 if isinstance(on_side, DropoutLayer):
                     on_side.step = self.steps_done
@@ -348,58 +348,12 @@ class Network:
             if placed.index == 0:
                 break
             gradients = [dx for dx in below if dx is not None]
-            if placed.index in self._gathered:
-                gradients = self._reduce(placed, gradients)
-            # a layer may see its input with another shape (features instead of maps)
             outputs = [on_side.y for on_side in self._layers[placed.index - 1]]
+            if placed.index in self._gathered:
+                gradients = self._exchange.reduce(placed.layer.name, gradients, outputs[0].shape)
+            # a layer may see its input with another shape (features instead of maps)
             gradients = [dx.view(y.shape) for dx, y in zip(gradients, outputs, strict=True)]
         return self._losses.download()[:n], self._ranks.download()[:n]
-
-    # ---- exchanges
-
-    def _gather(self, placed: Placed) -> None:
-        """Every reader of the layer fetches the parts of all sides; nobody goes on before its part was read."""
-        parts = [on_side.y for on_side in self._layers[placed.index - 1]]
-        ready = [side.stream.record() for side in self._sides]
-        nbytes = 0
-        for reader, whole in zip(self._sides, self._gathered[placed.index], strict=False):
-            for owner, part in enumerate(parts):
-                reader.stream.wait(ready[owner])
-                for target, source in zip(_parts(whole, owner, len(parts)), _blocks(part), strict=True):
-                    reader.stream.copy(target, source)
-                nbytes += part.nbytes if owner != reader.index else 0
-            read = reader.stream.record()
-            for side in self._sides:
-                side.stream.wait(read)
-        self._exchanged.append((placed.layer.name, "forward", nbytes))
-
-    def _reduce(self, placed: Placed, wholes: list[Array]) -> list[Array]:
-        """Every side fetches all gradients computed for its part and sums them in the order of the sides."""
-        count = len(self._sides)
-        shape = self._layers[placed.index - 1][0].y.shape
-        ready = [side.stream.record() for side, _ in zip(self._sides, wholes, strict=False)]
-        results, nbytes = [], 0
-        staged: list[list[Array]] = []
-        for owner, side in enumerate(self._sides):
-            staged.append([stage.view(shape) for stage in self._staged[owner][: len(wholes)]])
-            for computed, whole in enumerate(wholes):
-                side.stream.wait(ready[computed])
-                for target, source in zip(_blocks(staged[owner][computed]), _parts(whole, owner, count), strict=True):
-                    side.stream.copy(target, source)
-                nbytes += staged[owner][computed].nbytes if computed != owner else 0
-        fetched = [side.stream.record() for side in self._sides]
-        for side, parts in zip(self._sides, staged, strict=True):
-            for event in fetched:
-                side.stream.wait(event)
-            total = parts[0]
-            if len(parts) > 1:
-                total = side.gradient(shape)
-                ops.add(side.stream, parts[0], parts[1], total)
-                for part in parts[2:]:
-                    ops.add(side.stream, total, part, total)
-            results.append(total)
-        self._exchanged.append((placed.layer.name, "backward", nbytes))
-        return results
 
     # ---- life
 
@@ -430,32 +384,3 @@ class Network:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _user_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) == 5:
-        groups, C, R, S, K = shape
-        return (groups * K, C, R, S)
-    return shape[::-1]
-
-
-def _to_user(value: Values) -> Values:
-    return unpack_weight(value) if value.ndim == 5 else np.ascontiguousarray(value.T)
-
-
-def _to_device(value: Values, shape: tuple[int, ...]) -> Values:
-    return pack_weight(value, shape[0]) if len(shape) == 5 else np.ascontiguousarray(value.T)
-
-
-def _blocks(array: Array) -> list[Array]:
-    """The image blocks of an activation, each contiguous."""
-    blocks = array.shape[0]
-    return [array.view(array.shape[1:], i * (array.size // blocks)) for i in range(blocks)]
-
-
-def _parts(whole: Array, part: int, count: int) -> list[Array]:
-    """The image blocks of one side's channels in an activation that holds the channels of all sides."""
-    blocks = whole.shape[0]
-    size = whole.size // blocks // count
-    shape = (whole.shape[1] // count, *whole.shape[2:])
-    return [whole.view(shape, (i * count + part) * size) for i in range(blocks)]

@@ -32,7 +32,8 @@ FOUNDATION = {
     "ops": {"shapes", "spec", "backend"},
     "functional": {"shapes", "spec", "backend", "layout", "rng", "ops"},
     "layers": {"shapes", "spec", "backend", "layout", "rng", "ops"},
-    "model": {"shapes", "spec", "backend", "layout", "rng", "ops", "layers"},
+    "exchange": {"backend", "ops", "layers"},
+    "model": {"shapes", "spec", "backend", "layout", "rng", "ops", "layers", "exchange"},
 }
 LAZY = {"backend": {"device", "host"}, "device": {"_gpu"}, "host": {"_emu", "blas_kernels"}}
 DATA_MAY_IMPORT = {"data", "rng"}

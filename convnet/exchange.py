@@ -1,0 +1,85 @@
+"""What crosses between the devices of a network: parts of activations on the way forward, gradients on the way back.
+
+All devices hold activations in image blocks, in which the channels of one side are contiguous: an exchange is a few
+copies per image block and side. Each copy is queued on the stream of the device that receives it, behind an event that
+says the data is there; nobody goes on to overwrite what another side may still be reading.
+"""
+
+from __future__ import annotations
+
+from . import ops
+from .backend import Array
+from .layers import Side
+
+
+class Exchange:
+    """The exchanges of one network. ``part`` is the number of elements of the largest activation part that is
+    exchanged; ``log`` lists what crossed: (layer, "forward" or "backward", bytes)."""
+
+    def __init__(self, sides: list[Side], part: int):
+        self.sides = sides
+        self.log: list[tuple[str, str, int]] = []
+        # the gradients that all sides computed for this side's part wait here to be summed
+        self._staged = [[side.device.empty((part,)) for _ in sides] if part else [] for side in sides]
+
+    def gather(self, layer: str, parts: list[Array], wholes: list[Array]) -> None:
+        """Copies the ``parts`` of all sides (N/L, C/sides, ...) into ``wholes`` (N/L, C, ...), one per reading side."""
+        ready = [side.stream.record() for side in self.sides]
+        nbytes = 0
+        for reader, whole in zip(self.sides, wholes, strict=False):
+            for owner, part in enumerate(parts):
+                reader.stream.wait(ready[owner])
+                for target, source in zip(_channels(whole, owner, len(parts)), _blocks(part), strict=True):
+                    reader.stream.copy(target, source)
+                nbytes += part.nbytes if owner != reader.index else 0
+            read = reader.stream.record()
+            for side in self.sides:
+                side.stream.wait(read)
+        self.log.append((layer, "forward", nbytes))
+
+    def reduce(self, layer: str, wholes: list[Array], shape: tuple[int, ...]) -> list[Array]:
+        """Sums, for every side, what the sides computed for its part, in the order of the sides.
+
+        ``wholes`` are gradients of the whole activation, one per side that computed one; ``shape`` is that of a part.
+        """
+        ready = [side.stream.record() for side, _ in zip(self.sides, wholes, strict=False)]
+        nbytes = 0
+        staged: list[list[Array]] = []
+        for owner, side in enumerate(self.sides):
+            staged.append([stage.view(shape) for stage in self._staged[owner][: len(wholes)]])
+            for computed, whole in enumerate(wholes):
+                side.stream.wait(ready[computed])
+                sources = _channels(whole, owner, len(self.sides))
+                for target, source in zip(_blocks(staged[owner][computed]), sources, strict=True):
+                    side.stream.copy(target, source)
+                nbytes += staged[owner][computed].nbytes if computed != owner else 0
+        fetched = [side.stream.record() for side in self.sides]
+        for side in self.sides:
+            for event in fetched:
+                side.stream.wait(event)
+        self.log.append((layer, "backward", nbytes))
+        return [self._sum(side, parts) for side, parts in zip(self.sides, staged, strict=True)]
+
+    @staticmethod
+    def _sum(side: Side, parts: list[Array]) -> Array:
+        if len(parts) == 1:
+            return parts[0]
+        total = side.gradient(parts[0].shape)
+        ops.add(side.stream, parts[0], parts[1], total)
+        for part in parts[2:]:
+            ops.add(side.stream, total, part, total)
+        return total
+
+
+def _blocks(array: Array) -> list[Array]:
+    """The image blocks of an activation, each contiguous."""
+    blocks = array.shape[0]
+    return [array.view(array.shape[1:], i * (array.size // blocks)) for i in range(blocks)]
+
+
+def _channels(whole: Array, part: int, count: int) -> list[Array]:
+    """The image blocks of one side's channels in an activation that holds the channels of all sides."""
+    blocks = whole.shape[0]
+    size = whole.size // blocks // count
+    shape = (whole.shape[1] // count, *whole.shape[2:])
+    return [whole.view(shape, (i * count + part) * size) for i in range(blocks)]
