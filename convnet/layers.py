@@ -7,6 +7,7 @@ where nobody needs it).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +62,7 @@ class Parameter:
 
 
 @dataclass
-class LayerOnDevice:
+class LayerOnDevice(ABC):
     """One layer's share on one device."""
 
     name: str
@@ -70,11 +71,11 @@ class LayerOnDevice:
     y: Array = field(init=False)
     parameters: list[Parameter] = field(init=False, default_factory=list)
 
-    def forward(self, train: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, train: bool) -> None: ...
 
-    def backward(self, dy: Array) -> Array | None:
-        raise NotImplementedError
+    @abstractmethod
+    def backward(self, dy: Array) -> Array | None: ...
 
     def _empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         return self.side.device.empty(shape, dtype)
