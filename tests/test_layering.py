@@ -37,7 +37,8 @@ FOUNDATION = {
 }
 LAZY = {"backend": {"device", "host"}, "device": {"_gpu"}, "host": {"_emu", "blas_kernels"}}
 DATA_MAY_IMPORT = {"data", "rng"}
-DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "pycuda"}
+# tomli on Python 3.10, where the standard library has no tomllib
+DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib", "pycuda"}
 HEADER_ENTRIES = ["What", "Tensors", "Work", "Shared", "Barriers", "Needs", "Cost"]
 
 
