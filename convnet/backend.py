@@ -137,12 +137,12 @@ def open_device(name: str) -> Device:
     return device.open_cuda(int(index or 0)) if kind == "cuda" else host.open_host(kind, int(index or 0))
 
 
-def open_devices(names: str) -> list[Device]:
-    """Opens a comma-separated list of devices, or "auto": the first two GPUs if there are any, else "cpu"."""
+def open_devices(names: str, most: int = 2) -> list[Device]:
+    """Opens a comma-separated list of devices, or "auto": the first ``most`` GPUs if there are any, else "cpu"."""
     if names == "auto":
         from . import device
 
-        chosen = device.names()[:2] or ["cpu"]
+        chosen = device.names()[:most] or ["cpu"]
     else:
         chosen = [name.strip() for name in names.split(",")]
     canonical = [name if ":" in name or name == "cpu" else f"{name}:0" for name in chosen]

@@ -7,6 +7,7 @@ needs neither pycuda nor a driver.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,6 +25,12 @@ log = logging.getLogger(__name__)
 POOLED_BYTES = 1 << 20
 
 
+def _load_driver_library() -> None:
+    """Makes the driver's functions known to the process: a pycuda built on a machine without a driver does not ask for
+    the library itself."""
+    ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
+
+
 @cache
 def _driver() -> tuple[Any, Any]:
     """pycuda's driver module and our kernels. Raises ``DeviceError`` with the reason and the remedy where one is
@@ -37,11 +44,13 @@ def _driver() -> tuple[Any, Any]:
             "pip install . -C cmake.define.CONVNET_CUDA=ON"
         ) from error
     try:
+        _load_driver_library()
+    except OSError as error:
+        raise DeviceError(f"cuda: there is no NVIDIA driver on this machine ({error}); install one") from error
+    try:
         import pycuda.driver as driver
     except ImportError as error:
-        raise DeviceError(
-            f"cuda: pycuda or the NVIDIA driver is missing ({error}); with a driver installed, run: pip install pycuda"
-        ) from error
+        raise DeviceError(f"cuda: pycuda is missing ({error}); run: pip install pycuda") from error
     try:
         driver.init()
     except driver.Error as error:

@@ -61,7 +61,7 @@ class Network:
         self.spec = model
         self.batch_size, self.precision, self.seed = batch_size, precision, seed
         self.steps_done = 0
-        opened = open_devices(devices)
+        opened = open_devices(devices, most=min(2, self.spec.towers))
         if self.spec.towers % len(opened):
             raise ValueError(
                 f'"{self.spec.name}" has {self.spec.towers} towers, which cannot be shared by {len(opened)} devices; '

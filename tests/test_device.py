@@ -25,6 +25,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]
         fake = Machine(**options)
         for name, module in modules(fake, emu).items():
             monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(device, "_load_driver_library", lambda: None)
         monkeypatch.setattr(convnet, "_gpu", sys.modules["convnet._gpu"], raising=False)
         device._driver.cache_clear()
         return fake
@@ -54,6 +55,13 @@ def test_two_gpus_compute_what_two_emulators_do(machine: Callable[..., Machine])
         np.testing.assert_array_equal(weights[name], value)
     assert fake.enabled == {(0, 1), (1, 0)}
     assert not fake.stack
+
+
+@pytest.mark.parametrize(("model", "expected"), [("alexnet-tiny", ["cuda:0", "cuda:1"]), ("alexnet-1gpu", ["cuda:0"])])
+def test_auto_takes_a_gpu_per_tower(machine: Callable[..., Machine], model: str, expected: list[str]) -> None:
+    machine(gpus=3)
+    with convnet.Network(model, devices="auto", batch_size=1, width=0.1, crop=67, num_classes=3) as net:
+        assert net.devices == expected
 
 
 def test_without_peer_access_exchanges_go_through_the_host(
@@ -136,5 +144,20 @@ def test_the_stand_in_is_strict(machine: Callable[..., Machine]) -> None:
 
 @pytest.mark.skipif(device.unavailable() is None, reason="this machine has a usable GPU")
 def test_without_a_gpu_the_reason_and_the_remedy_are_told() -> None:
-    with pytest.raises(convnet.DeviceError, match=r"pip install|nvidia-smi|no GPU"):
+    with pytest.raises(convnet.DeviceError, match=r"pip install|nvidia-smi|no GPU|no NVIDIA driver"):
         backend.open_device("cuda:0")
+
+
+def test_pycuda_and_driver_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setitem(sys.modules, "convnet._gpu", emu)
+    monkeypatch.setattr(convnet, "_gpu", emu, raising=False)
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    for load, text in ((missing, "no NVIDIA driver on this machine"), (lambda: None, "run: pip install pycuda")):
+        monkeypatch.setattr(device, "_load_driver_library", load)
+        device._driver.cache_clear()
+        with pytest.raises(convnet.DeviceError, match=text):
+            backend.open_device("cuda:0")
+    device._driver.cache_clear()
