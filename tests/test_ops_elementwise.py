@@ -85,7 +85,7 @@ def test_sgd_notices_other_orders():
     new_w, new_v = functional.sgd(w, v, g, lr=0.01, momentum=0.9, weight_decay=5e-4)
     lr, m, wd = np.float32(0.01), np.float32(0.9), np.float32(5e-4)
     assert (new_v != (m * v - lr * wd * w) - lr * g).any()
-    assert (new_v != (m.astype(np.float64) * v - lr * (wd * w + g)).astype(np.float32)).any()
+    assert (new_v != (m * v.astype(np.float64) - lr * (wd * w + g)).astype(np.float32)).any()
     assert (new_w != w + (m * v - lr * g)).any()
 
 
