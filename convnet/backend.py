@@ -145,7 +145,7 @@ def open_devices(names: str, most: int = 2) -> list[Device]:
         chosen = device.names()[:most] or ["cpu"]
     else:
         chosen = [name.strip() for name in names.split(",")]
-    canonical = [name if ":" in name or name == "cpu" else f"{name}:0" for name in chosen]
+    canonical = [f"{name}:0" if name in ("emu", "cuda") else name for name in chosen]
     if len(set(canonical)) != len(canonical):
         raise ValueError(f'devices must differ from each other, got "{names}"')
     if len({name.partition(":")[0] for name in canonical}) > 1:
