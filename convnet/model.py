@@ -29,10 +29,11 @@ Values = np.ndarray[Any, Any]
 class Network:
     """A network with its weights, ready to run and to train.
 
-    ``devices`` is "auto", "cpu", "emu[:i]" or "cuda[:i]", or a comma-separated list of emulators or GPUs that share the
-    towers. ``batch_size`` is the largest number of images in one call. Further keywords (``crop``, ``width``,
-    ``dropout``) change the network, see ``convnet.spec.network``. Weights are drawn from ``seed``. All memory is
-    allocated here; ``close`` gives it back.
+    ``devices`` is "auto" (a GPU per tower, two at most; without any the CPU), "cpu", "emu[:i]" or "cuda[:i]", or a
+    comma-separated list of emulators or GPUs that share the towers. ``batch_size`` is the largest number of images in
+    one call. Further keywords (``crop``, ``width``, ``dropout``) change the network, see ``convnet.spec.network``.
+    Weights are drawn from ``seed``. All memory is allocated here, but for a buffer of stored images that comes with the
+    first ``train_batch`` or ``evaluate_batch``; ``close`` gives it back.
 
     Raises ``ValueError`` for impossible arguments and ``convnet.DeviceError`` when a device is missing or too small.
     """
@@ -152,7 +153,8 @@ class Network:
         return parameter_count(self.spec)
 
     def memory(self) -> dict[str, int]:
-        """Bytes allocated on each device: all that training and inference need."""
+        """Bytes allocated on each device: all that training and inference on float32 images need, and the buffer of stored
+        uint8 images once there is one."""
         self._check_open()
         return {side.device.name: side.device.allocated for side in self._sides}
 

@@ -215,8 +215,8 @@ def _alexnet_1gpu() -> NetworkSpec:
 def _alexnet_tiny() -> NetworkSpec:
     """The same eight layers, narrow, on 64x64 images: 30 -> 15 -> 7 -> 3 pixels instead of 55 -> 27 -> 13 -> 6.
 
-    Chosen to learn within minutes: inputs of unit size, weights scaled to their fan-in, and so an LRN fit for small
-    activations.
+    Chosen to learn within minutes: inputs of unit size, an LRN fit for such small activations, and weights scaled to
+    their fan-in but in the first layer, whose filters then show what they learn, and in the last.
     """
     return NetworkSpec(
         "alexnet-tiny",
