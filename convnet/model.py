@@ -153,8 +153,8 @@ class Network:
         return parameter_count(self.spec)
 
     def memory(self) -> dict[str, int]:
-        """Bytes allocated on each device: all that training and inference on float32 images need, and the buffer of stored
-        uint8 images once there is one."""
+        """Bytes allocated on each device: all that training and inference on float32 images need, and the buffer of
+        stored uint8 images once there is one."""
         self._check_open()
         return {side.device.name: side.device.allocated for side in self._sides}
 
