@@ -7,3 +7,6 @@ def seed_order(seed: int) -> None:
 
 def set_threads(count: int) -> None:
     """How many OS threads share the blocks of a launch; 0 means one per core."""
+
+def set_architecture(number: int) -> None:
+    """The machine that is played, 80 or 90: kernels are chosen by it. Raises ``ValueError`` for others."""

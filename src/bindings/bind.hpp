@@ -2,6 +2,7 @@
 //
 //   pointer        an integer address; None or 0 is null, which only an optional() argument may be
 //   Stream         an integer, 0 for the default stream
+//   Precision      "fp32", "tf32" or "bf16"
 //   ...Shape       an object with fields of the same names (convnet/shapes.py)
 //   anything else  as pybind11 does it
 //
@@ -50,6 +51,8 @@ std::uintptr_t to_address(const Place& place,
                           bool may_be_null,
                           std::size_t alignment);
 
+Precision to_precision(const Place& place, py::handle value);
+
 template <class Shape>
 Shape to_shape(const Place& place, py::handle object);
 
@@ -64,9 +67,12 @@ template <class T>
 struct Argument<T*> {
   using Python = py::object;
   static T* convert(const char* function, const Name& name, const py::object& value) {
-    // Kernels read and write float operands 16 bytes at a time.
+    // Kernels read and write operands of floats, and those of either type, 16 bytes at a time.
+    using Element = std::remove_const_t<T>;
     constexpr std::size_t alignment =
-        std::is_same_v<std::remove_const_t<T>, float> ? 16 : alignof(T);
+        std::is_same_v<Element, float> || std::is_void_v<Element> || std::is_same_v<Element, bf16>
+            ? 16
+            : alignof(std::conditional_t<std::is_void_v<T>, char, T>);
     return reinterpret_cast<T*>(
         to_address({function, name.text}, value, name.may_be_null, alignment));
   }
@@ -77,6 +83,14 @@ struct Argument<Stream> {
   using Python = py::object;
   static Stream convert(const char* function, const Name& name, const py::object& value) {
     return reinterpret_cast<Stream>(to_address({function, name.text}, value, true, 1));
+  }
+};
+
+template <>
+struct Argument<Precision> {
+  using Python = py::object;
+  static Precision convert(const char* function, const Name& name, const py::object& value) {
+    return to_precision({function, name.text}, value);
   }
 };
 

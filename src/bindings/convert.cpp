@@ -86,6 +86,15 @@ std::uintptr_t to_address(const Place& place,
   return address;
 }
 
+Precision to_precision(const Place& place, py::handle value) {
+  const std::string name = py::isinstance<py::str>(value) ? py::cast<std::string>(value) : "";
+  if (name == "fp32") return Precision::fp32;
+  if (name == "tf32") return Precision::tf32;
+  require(name == "bf16", describe(place), " must be \"fp32\", \"tf32\" or \"bf16\", got ",
+          py::repr(value).cast<std::string>());
+  return Precision::bf16;
+}
+
 template <>
 ConvShape to_shape(const Place& place, py::handle object) {
   const Fields f(place, object);

@@ -8,6 +8,7 @@ namespace convnet::bindings {
 void register_emulator(py::module_& m) {
   bind(m, "seed_order", &emu::seed_order, {"seed"});
   bind(m, "set_threads", &emu::set_threads, {"count"});
+  bind(m, "set_architecture", &emu::set_architecture, {"number"});
 }
 
 }  // namespace convnet::bindings

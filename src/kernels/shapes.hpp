@@ -4,7 +4,7 @@
 //   K filters                                R S filter rows, columns    P Q output rows, columns
 //   lanes L: images stored side by side; blocks = N / L
 //
-// Activations lie as [N/L][C][H][W][L], weights as [groups][C/groups][R][S][K/groups]; both float32.
+// Activations lie as [N/L][C][H][W][L], weights as [groups][C/groups][R][S][K/groups].
 // The same structs exist in convnet/shapes.py, which owns the formulas for P and Q: a launcher never derives them again.
 #pragma once
 #include <cstdint>
@@ -12,6 +12,19 @@
 namespace convnet {
 
 using Stream = void*;  // cudaStream_t on a GPU, unused in the emulator
+
+// What products are made of. Parameters, their gradients and sums are float32 always.
+//
+//   fp32  float32 activations, IEEE multiply-adds
+//   tf32  float32 activations, operands rounded to 10 bits of mantissa on their way into the tensor cores
+//   bf16  bfloat16 activations; convolutions and linear layers read a bfloat16 copy of the weights, whose rows (over K)
+//         are padded with zeros to a multiple of 8
+enum class Precision { fp32, tf32, bf16 };
+
+// The upper half of a float32.
+struct bf16 {
+  uint16_t bits;
+};
 
 struct ConvShape {
   int64_t N, C, H, W;

@@ -2,11 +2,13 @@
 // the threads of a block, launch.hpp the blocks of a grid.
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
 #include "../check.hpp"
+#include "../shapes.hpp"
 #include "block.hpp"
 #include "launch.hpp"
 #include "warp.hpp"
@@ -14,6 +16,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 // __shared__ and __constant__ are not defined: shared_storage<T>() is the way to shared memory.
@@ -81,6 +84,40 @@ __forceinline__ void store4(float* address,
   std::memcpy(emu::aligned<16>(address, site), &value, 16);
 }
 
+__forceinline__ float to_float(bf16 x) {
+  return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
+}
+
+__forceinline__ bf16 to_bf16(float x) {
+  if (x != x) return bf16{0x7fff};
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  return bf16{static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
+}
+
+__forceinline__ uint32_t pack_bf16(float low, float high) {
+  return to_bf16(low).bits | static_cast<uint32_t>(to_bf16(high).bits) << 16;
+}
+
+__forceinline__ float round_tf32(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const bool finite = (bits >> 23 & 0xff) != 0xff;
+  return std::bit_cast<float>((finite ? bits + 0x1000u : bits) & 0xffffe000u);
+}
+
+__forceinline__ float4 load4(const bf16* address,
+                             std::source_location site = std::source_location::current()) {
+  bf16 values[4];
+  std::memcpy(values, emu::aligned<8>(address, site), 8);
+  return float4{to_float(values[0]), to_float(values[1]), to_float(values[2]), to_float(values[3])};
+}
+
+__forceinline__ void store4(bf16* address,
+                            float4 value,
+                            std::source_location site = std::source_location::current()) {
+  const bf16 values[4] = {to_bf16(value.x), to_bf16(value.y), to_bf16(value.z), to_bf16(value.w)};
+  std::memcpy(emu::aligned<8>(address, site), values, 8);
+}
+
 // The first byte is lowest in the word, as on the GPU: all CPUs that this runs on are little-endian.
 __forceinline__ uint32_t load4_bytes(const uint8_t* address,
                                      std::source_location site = std::source_location::current()) {
@@ -101,3 +138,9 @@ __forceinline__ float add_rn(float a, float b) { return a + b; }
 __forceinline__ float sub_rn(float a, float b) { return a - b; }
 
 }  // namespace convnet
+
+#include "barrier.hpp"
+#include "copy_async.hpp"
+#include "mma.hpp"
+#include "tma.hpp"
+#include "wgmma.hpp"

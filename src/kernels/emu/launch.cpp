@@ -15,6 +15,7 @@ namespace {
 
 std::atomic<uint64_t> order_seed{1};
 std::atomic<int> wanted_threads{0};
+std::atomic<int> played_architecture{90};
 
 // Blocks with their stacks, kept from launch to launch. One launch uses each on one OS thread only; between two launches
 // nothing is on the stacks, so that the next OS thread may be another one.
@@ -107,4 +108,13 @@ void run_launch(Launch& launch) {
         message("emulator: kernel launched by ", describe(launch.site), ", ", error));
 }
 
+void set_architecture(int number) {
+  require(number == 80 || number == 90, "set_architecture: number must be 80 or 90, got ", number);
+  played_architecture = number;
+}
+
 }  // namespace convnet::emu
+
+namespace convnet {
+int architecture() { return emu::played_architecture; }
+}  // namespace convnet

@@ -24,6 +24,9 @@ void seed_order(uint64_t seed);
 void set_threads(int count);
 int threads();
 
+// The machine that the emulator plays: 80 or 90 (the default). Kernels are chosen by it.
+void set_architecture(int number);
+
 // A stream that knows which launcher it was handed over by, for error messages.
 struct LaunchSite {
   Site site;
@@ -31,6 +34,10 @@ struct LaunchSite {
 };
 
 }  // namespace emu
+
+int architecture();
+// Few, so that the blocks of a persistent kernel take several tiles each.
+inline int multiprocessors() { return 3; }
 
 // Runs the kernel and returns when it is done. Throws std::runtime_error for whatever went wrong in it.
 template <class... Parameters, class... Arguments>

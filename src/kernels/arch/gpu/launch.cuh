@@ -18,6 +18,25 @@ inline void cuda_check(cudaError_t status, const char* what) {
         message(what, ": ", cudaGetErrorString(status), " (CUDA error ", int(status), ")"));
 }
 
+// Of the current device, as two decimal digits: 80, 90, ...
+inline int architecture() {
+  int device = 0, major = 0, minor = 0;
+  cuda_check(cudaGetDevice(&device), "asking for the current device");
+  cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+             "asking for the architecture");
+  cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+             "asking for the architecture");
+  return 10 * major + minor;
+}
+
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  cuda_check(cudaGetDevice(&device), "asking for the current device");
+  cuda_check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+             "asking for the number of multiprocessors");
+  return count;
+}
+
 // Launches on `stream` of the current device and returns at once. More than 48 KiB of dynamic shared memory is opted into.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...),

@@ -1,8 +1,34 @@
-// Single operations rounded to float32, which the compiler must not contract into a fused
-// multiply-add: for updates that are to give the same bits on every device.
+// Conversions, and single operations rounded to float32, which the compiler must not contract into a
+// fused multiply-add: for updates that are to give the same bits on every device.
 #pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "../../shapes.hpp"
 
 namespace convnet {
+
+__device__ __forceinline__ float to_float(bf16 x) {
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+}
+
+// Rounds both to nearest, ties to even; `low` goes to the lower half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+__device__ __forceinline__ bf16 to_bf16(float x) {
+  return bf16{static_cast<uint16_t>(pack_bf16(x, 0.0f))};
+}
+
+__device__ __forceinline__ float round_tf32(float x) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  return __uint_as_float(rounded & 0xffffe000u);
+}
 
 __device__ __forceinline__ float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 

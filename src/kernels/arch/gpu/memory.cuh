@@ -4,6 +4,9 @@
 
 #include <cstdint>
 
+#include "../../shapes.hpp"
+#include "math.cuh"
+
 namespace convnet {
 
 template <class T>
@@ -18,6 +21,17 @@ __device__ __forceinline__ float4 load4(const float* address) {
 
 __device__ __forceinline__ void store4(float* address, float4 value) {
   *reinterpret_cast<float4*>(address) = value;
+}
+
+__device__ __forceinline__ float4 load4(const bf16* address) {
+  const uint2 pairs = *reinterpret_cast<const uint2*>(address);
+  return float4{__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
+                __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
+}
+
+__device__ __forceinline__ void store4(bf16* address, float4 value) {
+  *reinterpret_cast<uint2*>(address) =
+      uint2{pack_bf16(value.x, value.y), pack_bf16(value.z, value.w)};
 }
 
 __device__ __forceinline__ uint32_t load4_bytes(const uint8_t* address) {

@@ -1,0 +1,4 @@
+// mbarriers and named barriers.
+#pragma once
+
+namespace convnet {}  // namespace convnet

@@ -1,0 +1,4 @@
+// Asynchronous copies of sm_80.
+#pragma once
+
+namespace convnet {}  // namespace convnet

@@ -1,0 +1,4 @@
+// Tensor cores of a warpgroup (sm_90a).
+#pragma once
+
+namespace convnet {}  // namespace convnet

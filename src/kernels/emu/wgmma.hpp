@@ -1,0 +1,4 @@
+// Tensor cores of a warpgroup.
+#pragma once
+
+namespace convnet {}  // namespace convnet
