@@ -11,6 +11,7 @@
 //   rsqrtf(x)                    1 / sqrt(x), on a GPU within 2 units in the last place
 //   warp_sum / warp_max      reduction over the 32 lanes of a warp (float, int), same in every lane; all 32 lanes must call it
 //   warp_shuffle_xor         the value (float, int) of lane (lane ^ mask); all 32 lanes must call it
+//   warp_uniform(int)        the value of lane 0; all 32 lanes must call it
 //
 // Numbers
 //   to_float(bf16), to_bf16(float)           rounded to nearest, ties to even; NaN becomes 0x7fff
