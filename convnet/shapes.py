@@ -259,7 +259,9 @@ class IngestShape:
     crop: int
     lanes: int
     scale: float
+    fold: int = 1
 
     @property
     def y(self) -> tuple[int, ...]:
-        return (self.N // self.lanes, 3, self.crop, self.crop, self.lanes)
+        size = self.crop // self.fold
+        return (self.N // self.lanes, 3 * self.fold**2, size, size, self.lanes)

@@ -97,12 +97,14 @@ __global__ void __launch_bounds__(kThreads) ingest_kernel(IngestShape shape,
 }  // namespace
 
 void ingest(const IngestShape& shape,
+            Precision precision,
             const uint8_t* images,
             const int32_t* windows,
             const float* noise,
             const float* mean,
-            float* y,
+            void* y,
             Stream stream) {
+  require(precision != Precision::bf16 && shape.fold == 1, "ingest: bf16 is not built yet");
   const int64_t parts =
       image_blocks("ingest", shape.N, shape.lanes) * ((shape.lanes + kLanes - 1) / kLanes);
   require(shape.valid >= 1 && shape.valid <= shape.N,
@@ -114,7 +116,7 @@ void ingest(const IngestShape& shape,
   const Dim3 grid(static_cast<unsigned>(parts), static_cast<unsigned>(shape.crop),
                   static_cast<unsigned>((shape.crop + kPixels - 1) / kPixels));
   launch(ingest_kernel, grid, Dim3(kThreads), sizeof(Shared), stream, shape, images, windows, noise,
-         mean, y);
+         mean, static_cast<float*>(y));
 }
 
 }  // namespace convnet

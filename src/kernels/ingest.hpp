@@ -9,11 +9,12 @@ namespace convnet {
 //   y(n, c, i, j) = (image(n, top + i, left + (flip ? crop - 1 - j : j), c) - mean(c, i, j) + noise(n, c)) * scale
 // Images from `valid` on are written as zero.
 void ingest(const IngestShape& shape,
+            Precision precision,
             const uint8_t* images,
             const int32_t* windows,
             const float* noise,
             const float* mean,
-            float* y,
+            void* y,
             Stream stream);
 
 }  // namespace convnet

@@ -274,15 +274,23 @@ void launch_backward(const LrnShape& shape,
 
 }  // namespace
 
-void lrn_forward(const LrnShape& shape, const float* x, float* y, Stream stream) {
+void lrn_forward(
+    const LrnShape& shape, Precision precision, const void* x, void* y, Stream stream) {
+  require(precision != Precision::bf16, "lrn_forward: bf16 is not built yet");
   const Plan plan = plan_for("lrn_forward", shape);
-  launch_forward(shape, plan, x, y, stream);
+  launch_forward(shape, plan, static_cast<const float*>(x), static_cast<float*>(y), stream);
 }
 
-void lrn_backward(
-    const LrnShape& shape, const float* dy, const float* x, float* dx, Stream stream) {
+void lrn_backward(const LrnShape& shape,
+                  Precision precision,
+                  const void* dy,
+                  const void* x,
+                  void* dx,
+                  Stream stream) {
+  require(precision != Precision::bf16, "lrn_backward: bf16 is not built yet");
   const Plan plan = plan_for("lrn_backward", shape);
-  launch_backward(shape, plan, dy, x, dx, stream);
+  launch_backward(shape, plan, static_cast<const float*>(dy), static_cast<const float*>(x),
+                  static_cast<float*>(dx), stream);
 }
 
 }  // namespace convnet

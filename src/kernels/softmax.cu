@@ -108,14 +108,16 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void softmax_cross_entropy(const SoftmaxShape& shape,
-                           const float* logits,
+                           Precision precision,
+                           const void* logits,
                            const int32_t* labels,
                            float* losses,
                            int32_t* ranks,
                            float* probs,
-                           float* dlogits,
+                           void* dlogits,
                            Stream stream) {
   const char* op = "softmax_cross_entropy";
+  require(precision != Precision::bf16, op, ": bf16 is not built yet");
   image_blocks(op, shape.N, shape.lanes);  // checks the lanes
   require(shape.valid >= 1 && shape.valid <= shape.N, op,
           ": valid must be 1 to N, got valid=", shape.valid, " N=", shape.N);
@@ -124,8 +126,8 @@ void softmax_cross_entropy(const SoftmaxShape& shape,
   require(shape.N / kLanes <= kMaxGrid, op,
           ": the batch is too large for one launch, got N=", shape.N);
   launch(softmax_cross_entropy_kernel, Dim3(static_cast<unsigned>(shape.N / kLanes)),
-         Dim3(kThreads), sizeof(Columns<float>), stream, shape, logits, labels, losses, ranks,
-         probs, dlogits);
+         Dim3(kThreads), sizeof(Columns<float>), stream, shape, static_cast<const float*>(logits),
+         labels, losses, ranks, probs, static_cast<float*>(dlogits));
 }
 
 }  // namespace convnet
