@@ -65,9 +65,9 @@ class Exchange:
         if len(parts) == 1:
             return parts[0]
         total = side.gradient(parts[0].shape)
-        ops.add(side.stream, parts[0], parts[1], total)
+        ops.add(side.stream, side.precision, parts[0], parts[1], total)
         for part in parts[2:]:
-            ops.add(side.stream, total, part, total)
+            ops.add(side.stream, side.precision, total, part, total)
         return total
 
 

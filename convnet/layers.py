@@ -25,8 +25,8 @@ class Side:
     activation's size serve the whole network.
     """
 
-    def __init__(self, device: Device, index: int, count: int):
-        self.device, self.index, self.count = device, index, count
+    def __init__(self, device: Device, precision: str, index: int, count: int):
+        self.device, self.precision, self.index, self.count = device, precision, index, count
         self.stream: Stream = device.stream()
         self.workspace: Array | None = None
         self._gradients: list[Array] = []
@@ -99,23 +99,39 @@ class ConvLayer(LayerOnDevice):
         self.weight = self._parameter("weight", self.shape.weight)
         self.bias = self._parameter("bias", (self.shape.K,))
         self.side.needs(
-            workspace=self.side.device.kernels.conv_backward_filter_workspace(self.shape),
+            workspace=self.side.device.kernels.conv_backward_filter_workspace(self.shape, self.side.precision),
             gradient=max(self.y.size, 0 if self.first else self.x.size),
         )
 
     def forward(self, train: bool) -> None:
-        ops.conv_forward(self.side.stream, self.shape, self.x, self.weight.value, self.bias.value, self.y, relu=True)
+        ops.conv_forward(
+            self.side.stream,
+            self.shape,
+            self.side.precision,
+            self.x,
+            self.weight.value,
+            self.bias.value,
+            self.y,
+            relu=True,
+        )
 
     def backward(self, dy: Array) -> Array | None:
         stream, shape = self.side.stream, self.shape
-        ops.relu_backward(stream, dy, self.y, dy)
+        ops.relu_backward(stream, self.side.precision, dy, self.y, dy)
         ops.conv_backward_filter(
-            stream, shape, dy, self.x, self.weight.gradient, self.bias.gradient, self.side.workspace
+            stream,
+            shape,
+            self.side.precision,
+            dy,
+            self.x,
+            self.weight.gradient,
+            self.bias.gradient,
+            self.side.workspace,
         )
         if self.first:
             return None
         dx = self.side.gradient(shape.x)
-        ops.conv_backward_data(stream, shape, dy, self.weight.value, dx)
+        ops.conv_backward_data(stream, shape, self.side.precision, dy, self.weight.value, dx)
         return dx
 
 
@@ -132,13 +148,15 @@ class LinearLayer(LayerOnDevice):
         self.weight = self._parameter("weight", self.shape.weight)
         self.bias = self._parameter("bias", (self.shape.K,))
         self.side.needs(
-            workspace=self.side.device.kernels.linear_workspace(self.shape), gradient=max(self.x.size, self.y.size)
+            workspace=self.side.device.kernels.linear_workspace(self.shape, self.side.precision),
+            gradient=max(self.x.size, self.y.size),
         )
 
     def forward(self, train: bool) -> None:
         ops.linear_forward(
             self.side.stream,
             self.shape,
+            self.side.precision,
             self.x,
             self.weight.value,
             self.bias.value,
@@ -150,10 +168,12 @@ class LinearLayer(LayerOnDevice):
     def backward(self, dy: Array) -> Array:
         stream, shape, workspace = self.side.stream, self.shape, self.side.workspace
         if self.relu:
-            ops.relu_backward(stream, dy, self.y, dy)
-        ops.linear_backward_filter(stream, shape, dy, self.x, self.weight.gradient, self.bias.gradient, workspace)
+            ops.relu_backward(stream, self.side.precision, dy, self.y, dy)
+        ops.linear_backward_filter(
+            stream, shape, self.side.precision, dy, self.x, self.weight.gradient, self.bias.gradient, workspace
+        )
         dx = self.side.gradient(shape.x)
-        ops.linear_backward_data(stream, shape, dy, self.weight.value, dx, workspace)
+        ops.linear_backward_data(stream, shape, self.side.precision, dy, self.weight.value, dx, workspace)
         return dx
 
 
@@ -169,11 +189,13 @@ class PoolLayer(LayerOnDevice):
         self.side.needs(gradient=self.x.size)
 
     def forward(self, train: bool) -> None:
-        ops.max_pool_forward(self.side.stream, self.shape, self.x, self.y, self.argmax if train else None)
+        ops.max_pool_forward(
+            self.side.stream, self.shape, self.side.precision, self.x, self.y, self.argmax if train else None
+        )
 
     def backward(self, dy: Array) -> Array:
         dx = self.side.gradient(self.shape.x)
-        ops.max_pool_backward(self.side.stream, self.shape, dy, self.argmax, dx)
+        ops.max_pool_backward(self.side.stream, self.shape, self.side.precision, dy, self.argmax, dx)
         return dx
 
 
@@ -188,11 +210,11 @@ class LrnLayer(LayerOnDevice):
         self.side.needs(gradient=self.x.size)
 
     def forward(self, train: bool) -> None:
-        ops.lrn_forward(self.side.stream, self.shape, self.x, self.y)
+        ops.lrn_forward(self.side.stream, self.shape, self.side.precision, self.x, self.y)
 
     def backward(self, dy: Array) -> Array:
         dx = self.side.gradient(self.shape.x)
-        ops.lrn_backward(self.side.stream, self.shape, dy, self.x, dx)
+        ops.lrn_backward(self.side.stream, self.shape, self.side.precision, dy, self.x, dx)
         return dx
 
 
@@ -211,7 +233,7 @@ class DropoutLayer(LayerOnDevice):
 
     def forward(self, train: bool) -> None:
         if not train:
-            ops.scale(self.side.stream, self.x, 1.0 - self.p, self.y)
+            ops.scale(self.side.stream, self.side.precision, self.x, 1.0 - self.p, self.y)
             return
         blocks, features, lanes = self.x.shape
         shape = DropoutShape(
@@ -225,10 +247,10 @@ class DropoutLayer(LayerOnDevice):
             self.step,
             self.index,
         )
-        ops.dropout_forward(self.side.stream, shape, self.x, self.y, self.mask)
+        ops.dropout_forward(self.side.stream, shape, self.side.precision, self.x, self.y, self.mask)
 
     def backward(self, dy: Array) -> Array:
-        ops.dropout_backward(self.side.stream, dy, self.mask, dy)
+        ops.dropout_backward(self.side.stream, self.side.precision, dy, self.mask, dy)
         return dy
 
 

@@ -51,8 +51,6 @@ class Network:
         width: float = 1.0,
         dropout: float | None = None,
     ):
-        if precision != "fp32":
-            raise ValueError(f'precision must be "fp32", the only one there is so far, got "{precision}"')
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= seed < 2**64:
@@ -68,7 +66,9 @@ class Network:
                 f'"{self.spec.name}" has {self.spec.towers} towers, which cannot be shared by {len(opened)} devices; '
                 f"use a number of devices that divides it"
             )
-        self._sides = [Side(device, i, len(opened)) for i, device in enumerate(opened)]
+        for device in opened:
+            device.check_precision(precision)
+        self._sides = [Side(device, precision, i, len(opened)) for i, device in enumerate(opened)]
         self._lanes = opened[0].lanes(batch_size)
         self._N = padded(batch_size, self._lanes)
         self._valid = 0  # images of the last forward(train=True), 0 when there is nothing to go backward from
@@ -264,7 +264,7 @@ class Network:
                 for p in on_side.parameters:
                     rate = lr * (rates or {}).get(p.name, 1.0)
                     decay = weight_decay if p.decays else 0.0
-                    ops.sgd(on_side.side.stream, p.value, p.velocity, p.gradient, rate, momentum, decay)
+                    ops.sgd(on_side.side.stream, p.value, p.velocity, p.gradient, None, rate, momentum, decay)
         self.steps_done += 1
 
     def set_mean(self, mean: Values) -> None:
@@ -311,7 +311,7 @@ class Network:
             side.stream.upload(stored, np.ascontiguousarray(images))
             side.stream.upload(places, np.ascontiguousarray(windows, np.int32))
             side.stream.upload(tints, np.ascontiguousarray(noise, np.float32))
-            ops.ingest(side.stream, shape, stored, places, tints, self._means[i], self._inputs[i])
+            ops.ingest(side.stream, shape, self.precision, stored, places, tints, self._means[i], self._inputs[i])
 
     def _run_forward(self, n: int, train: bool, logits: bool = True) -> Values:
         self._exchange.log.clear()
@@ -343,7 +343,9 @@ class Network:
         first.stream.upload(self._labels, padded_labels)
         dlogits = first.gradient(last.y.shape)
         shape = SoftmaxShape(self._N, n, classes, self._lanes)
-        ops.softmax_cross_entropy(first.stream, shape, last.y, self._labels, self._losses, self._ranks, None, dlogits)
+        ops.softmax_cross_entropy(
+            first.stream, shape, self.precision, last.y, self._labels, self._losses, self._ranks, None, dlogits
+        )
         gradients: list[Array] = [dlogits]
         for placed, layer in zip(reversed(self._placed), reversed(self._layers), strict=True):
             below = [on_side.backward(dy) for on_side, dy in zip(layer, gradients, strict=True)]

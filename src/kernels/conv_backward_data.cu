@@ -208,8 +208,13 @@ const Variant<Kernel> kAny[] = {row<Tile<64, 128>, false>(), row<Tile<16, 256, 4
 
 }  // namespace
 
-void conv_backward_data(
-    const ConvShape& shape, const float* dy, const float* weight, float* dx, Stream stream) {
+void conv_backward_data(const ConvShape& shape,
+                        Precision precision,
+                        const void* dy,
+                        const void* weight,
+                        void* dx,
+                        Stream stream) {
+  require(precision == Precision::fp32, "conv_backward_data: tf32 and bf16 are not built yet");
   ConvProblem problem = conv_problem("conv_backward_data", shape);
   const auto& chosen =
       problem.K % kStep == 0 ? best_rows(kWhole, problem.C) : best_rows(kAny, problem.C);
@@ -220,7 +225,8 @@ void conv_backward_data(
       const Dim3 grid =
           output_grid("conv_backward_data", chosen, problem.C, problem.columns, problem.groups);
       launch(chosen.kernel, grid, Dim3(chosen.threads), chosen.shared_bytes, stream, problem, phase,
-             dy, weight, dx);
+             static_cast<const float*>(dy), static_cast<const float*>(weight),
+             static_cast<float*>(dx));
     }
 }
 

@@ -193,7 +193,7 @@ const Variant<Kernel> kVariants[] = {row<Tile<128, 128>>(), row<Tile<96, 128>>()
 
 }  // namespace
 
-int64_t conv_backward_filter_workspace(const ConvShape& shape) {
+int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision) {
   conv_problem("conv_backward_filter_workspace", shape);
   const int64_t weights = shape.K * (shape.C / shape.groups) * shape.R * shape.S;
   const int64_t parts = split_of(shape).parts;
@@ -203,12 +203,16 @@ int64_t conv_backward_filter_workspace(const ConvShape& shape) {
 }
 
 void conv_backward_filter(const ConvShape& shape,
-                          const float* dy,
-                          const float* x,
+                          Precision precision,
+                          const void* dy_any,
+                          const void* x_any,
                           float* dweight,
                           float* dbias,
                           float* workspace,
                           Stream stream) {
+  require(precision == Precision::fp32, "conv_backward_filter: tf32 and bf16 are not built yet");
+  const float* dy = static_cast<const float*>(dy_any);
+  const float* x = static_cast<const float*>(x_any);
   const ConvProblem problem = conv_problem("conv_backward_filter", shape);
   const int64_t columns = int64_t{problem.C} * problem.R * problem.S, weights = shape.K * columns;
   const Split split = split_of(shape);

@@ -257,18 +257,21 @@ const Variant<Kernel> kFlat[] = {row<Tile<128, 128>, Flat>(), row<Tile<64, 128>,
 }  // namespace
 
 void conv_forward(const ConvShape& shape,
-                  const float* x,
-                  const float* weight,
+                  Precision precision,
+                  const void* x,
+                  const void* weight,
                   const float* bias,
-                  float* y,
+                  void* y,
                   bool relu,
                   Stream stream) {
+  require(precision == Precision::fp32, "conv_forward: tf32 and bf16 are not built yet");
   ConvProblem problem = conv_problem("conv_forward", shape);
   problem.columns = shape.N * shape.P * shape.Q;
   const auto& chosen = best_rows(problem.C % kStep == 0 ? kByTap : kFlat, problem.K);
   const Dim3 grid = output_grid("conv_forward", chosen, problem.K, problem.columns, problem.groups);
-  launch(chosen.kernel, grid, Dim3(chosen.threads), chosen.shared_bytes, stream, problem, x, weight,
-         bias, relu, y);
+  launch(chosen.kernel, grid, Dim3(chosen.threads), chosen.shared_bytes, stream, problem,
+         static_cast<const float*>(x), static_cast<const float*>(weight), bias, relu,
+         static_cast<float*>(y));
 }
 
 }  // namespace convnet

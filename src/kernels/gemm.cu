@@ -175,7 +175,7 @@ void run_product(const char* op,
 
 }  // namespace
 
-int64_t linear_workspace(const LinearShape& shape) {
+int64_t linear_workspace(const LinearShape& shape, Precision) {
   check("linear_workspace", shape);
   const int64_t forward_count = forward_parts(shape), data_count = backward_data_parts(shape);
   const int64_t forward = forward_count > 1 ? forward_count * shape.N * shape.K : 0;
@@ -185,43 +185,54 @@ int64_t linear_workspace(const LinearShape& shape) {
 }
 
 void linear_forward(const LinearShape& shape,
-                    const float* x,
-                    const float* weight,
+                    Precision precision,
+                    const void* x,
+                    const void* weight,
                     const float* bias,
-                    float* y,
+                    void* y,
                     bool relu,
                     float* workspace,
                     Stream stream) {
   check("linear_forward", shape);
+  require(precision == Precision::fp32, "linear_forward: tf32 and bf16 are not built yet");
   run_product("linear_forward", tile_for(kForward, shape.K, shape.N), shape, shape.K, shape.C,
-              forward_parts(shape), weight, x, bias, relu, y, workspace, stream);
+              forward_parts(shape), static_cast<const float*>(weight), static_cast<const float*>(x),
+              bias, relu, static_cast<float*>(y), workspace, stream);
 }
 
 void linear_backward_data(const LinearShape& shape,
-                          const float* dy,
-                          const float* weight,
-                          float* dx,
+                          Precision precision,
+                          const void* dy,
+                          const void* weight,
+                          void* dx,
                           float* workspace,
                           Stream stream) {
   check("linear_backward_data", shape);
+  require(precision == Precision::fp32, "linear_backward_data: tf32 and bf16 are not built yet");
   run_product("linear_backward_data", tile_for(kBackwardData, shape.C, shape.N), shape, shape.C,
-              shape.K, backward_data_parts(shape), weight, dy, nullptr, false, dx, workspace,
+              shape.K, backward_data_parts(shape), static_cast<const float*>(weight),
+              static_cast<const float*>(dy), nullptr, false, static_cast<float*>(dx), workspace,
               stream);
 }
 
 void linear_backward_filter(const LinearShape& shape,
-                            const float* dy,
-                            const float* x,
+                            Precision precision,
+                            const void* dy,
+                            const void* x,
                             float* dweight,
                             float* dbias,
                             float* workspace,
                             Stream stream) {
   check("linear_backward_filter", shape);
+  require(precision == Precision::fp32, "linear_backward_filter: tf32 and bf16 are not built yet");
   const auto& chosen = best_rows(kBackwardFilter, shape.K);
   const Dim3 grid = output_grid("linear_backward_filter", chosen, shape.K, shape.C, 1);
   launch(chosen.kernel, grid, Dim3(chosen.threads), chosen.shared_bytes, stream, int(shape.K),
-         int(shape.C), int(shape.lanes), int(shape.N), dy, x, dweight);
-  if (dbias) sum_rows(shape.N / shape.lanes, shape.K, shape.lanes, dy, dbias, workspace, stream);
+         int(shape.C), int(shape.lanes), int(shape.N), static_cast<const float*>(dy),
+         static_cast<const float*>(x), dweight);
+  if (dbias)
+    sum_rows(shape.N / shape.lanes, shape.K, shape.lanes, static_cast<const float*>(dy), dbias,
+             workspace, stream);
 }
 
 }  // namespace convnet

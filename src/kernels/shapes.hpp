@@ -9,9 +9,11 @@
 #pragma once
 #include <cstdint>
 
+struct CUstream_st;  // CUDA's name for what a cudaStream_t points to
+
 namespace convnet {
 
-using Stream = void*;  // cudaStream_t on a GPU, unused in the emulator
+using Stream = CUstream_st*;  // cudaStream_t on a GPU, unused in the emulator
 
 // What products are made of. Parameters, their gradients and sums are float32 always.
 //
