@@ -114,7 +114,7 @@ def peaks(device: Device, seconds: float) -> tuple[float, float]:
     # whichever is faster: on a CPU the kernel uses all cores, the copy one
     copying = timing.repeated(lambda: timing.timed(device, stream, lambda: stream.copy(target, source)), seconds / 2)
     copying += timing.repeated(
-        lambda: timing.timed(device, stream, lambda: ops.scale(stream, source, 1.0, target)), seconds / 2
+        lambda: timing.timed(device, stream, lambda: ops.scale(stream, "fp32", source, 1.0, target)), seconds / 2
     )
     size = 64 if small else 4096
     lanes = device.lanes(size)
@@ -123,7 +123,7 @@ def peaks(device: Device, seconds: float) -> tuple[float, float]:
     random = np.random.default_rng(0)
     for array in (x, weight):
         stream.upload(array, random.standard_normal(array.shape, dtype=np.float32))
-    workspace = device.empty((-(-device.kernels.linear_workspace(shape) // 4),))
+    workspace = device.empty((-(-device.kernels.linear_workspace(shape, "fp32") // 4),))
     multiplying = timing.repeated(
         lambda: timing.timed(device, stream, lambda: _multiply(stream, shape, x, weight, y, workspace)), seconds
     )
@@ -131,7 +131,7 @@ def peaks(device: Device, seconds: float) -> tuple[float, float]:
 
 
 def _multiply(stream: Stream, shape: LinearShape, x: Any, weight: Any, y: Any, workspace: Any) -> None:
-    ops.linear_forward(stream, shape, x, weight, None, y, False, workspace)
+    ops.linear_forward(stream, shape, "fp32", x, weight, None, y, False, workspace)
 
 
 def report(rows: list[Row]) -> str:

@@ -45,7 +45,7 @@ class Bench:
 
     def __init__(self, device: Device, seed: int):
         self.device, self.random = device, np.random.default_rng(seed)
-        self.side = Side(device, 0, 1)
+        self.side = Side(device, "fp32", 0, 1)
         self.stream: Stream = self.side.stream
 
     def normal(self, shape: tuple[int, ...], spread: float = 1.0) -> Array:
@@ -186,20 +186,20 @@ def _conv(bench: Bench, layer: ConvLayer) -> Iterator[Problem]:
     y = bench.poisoned(shape.y)
     yield Problem(
         layer.name, "forward", flops, sizes["x"] + sizes["weight"] + sizes["y"],
-        lambda: ops.conv_forward(stream, shape, layer.x, layer.weight.value, layer.bias.value, y),
+        lambda: ops.conv_forward(stream, shape, "fp32", layer.x, layer.weight.value, layer.bias.value, y),
         _sampled(bench, f"{layer.name} forward", y, c * shape.R * shape.S, forward),
     )  # fmt: skip
     if not layer.first:
         dx = bench.poisoned(shape.x)
         yield Problem(
             layer.name, "backward data", flops, sizes["x"] + sizes["weight"] + sizes["y"],
-            lambda: ops.conv_backward_data(stream, shape, gradient, layer.weight.value, dx),
+            lambda: ops.conv_backward_data(stream, shape, "fp32", gradient, layer.weight.value, dx),
             _sampled(bench, f"{layer.name} backward data", dx, k * shape.R * shape.S, backward_data),
         )  # fmt: skip
     dweight, dbias = bench.poisoned(shape.weight), bench.poisoned((shape.K,))
     yield Problem(
         layer.name, "backward filter", flops, sizes["x"] + sizes["weight"] + sizes["y"],
-        lambda: ops.conv_backward_filter(stream, shape, gradient, layer.x, dweight, dbias, side.workspace),
+        lambda: ops.conv_backward_filter(stream, shape, "fp32", gradient, layer.x, dweight, dbias, side.workspace),
         _sampled(bench, f"{layer.name} backward filter", dweight, shape.N * shape.P * shape.Q, backward_filter),
     )  # fmt: skip
     yield _relu_backward(bench, layer.name, shape.y)
@@ -216,20 +216,20 @@ def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:
     yield Problem(
         layer.name, "forward", flops, nbytes,
         lambda: ops.linear_forward(
-            stream, shape, layer.x, layer.weight.value, layer.bias.value, y, False, side.workspace
+            stream, shape, "fp32", layer.x, layer.weight.value, layer.bias.value, y, False, side.workspace
         ),
         _sampled(bench, f"{layer.name} forward", y, shape.C,
                  lambda block, f, lane: (x[block, :, lane].astype(np.float64) * w[:, f], float(b[f]))),
     )  # fmt: skip
     yield Problem(
         layer.name, "backward data", flops, nbytes,
-        lambda: ops.linear_backward_data(stream, shape, gradient, layer.weight.value, dx, side.workspace),
+        lambda: ops.linear_backward_data(stream, shape, "fp32", gradient, layer.weight.value, dx, side.workspace),
         _sampled(bench, f"{layer.name} backward data", dx, shape.K,
                  lambda block, c, lane: (dy[block, :, lane].astype(np.float64) * w[c], 0.0)),
     )  # fmt: skip
     yield Problem(
         layer.name, "backward filter", flops, nbytes,
-        lambda: ops.linear_backward_filter(stream, shape, gradient, layer.x, dweight, dbias, side.workspace),
+        lambda: ops.linear_backward_filter(stream, shape, "fp32", gradient, layer.x, dweight, dbias, side.workspace),
         _sampled(bench, f"{layer.name} backward filter", dweight, shape.N,
                  lambda c, f: (x[:, c].astype(np.float64) * dy[:, f], 0.0)),
     )  # fmt: skip
@@ -244,7 +244,12 @@ def _relu_backward(bench: Bench, layer: str, shape: tuple[int, ...]) -> Problem:
         _within(f"{layer} relu backward", dx.download(), np.where(y.download() > 0, dy.download(), 0), 0.0)
 
     return Problem(
-        layer, "relu backward", dy.size, 3 * dy.nbytes, lambda: ops.relu_backward(bench.stream, dy, y, dx), check
+        layer,
+        "relu backward",
+        dy.size,
+        3 * dy.nbytes,
+        lambda: ops.relu_backward(bench.stream, "fp32", dy, y, dx),
+        check,
     )
 
 
@@ -285,10 +290,12 @@ def _pool(bench: Bench, layer: PoolLayer) -> Iterator[Problem]:
     nbytes = layer.x.nbytes + y.nbytes + argmax.nbytes
     compared = y.size * shape.size**2
     yield Problem(layer.name, "forward", compared, nbytes,
-                  lambda: ops.max_pool_forward(bench.stream, shape, layer.x, y, argmax), check_forward)  # fmt: skip
-    ops.max_pool_forward(bench.stream, shape, layer.x, y, argmax)
+                  lambda: ops.max_pool_forward(bench.stream, shape, "fp32", layer.x, y, argmax),
+                  check_forward)  # fmt: skip
+    ops.max_pool_forward(bench.stream, shape, "fp32", layer.x, y, argmax)
     yield Problem(layer.name, "backward", y.size, nbytes,
-                  lambda: ops.max_pool_backward(bench.stream, shape, gradient, argmax, dx), check_backward)  # fmt: skip
+                  lambda: ops.max_pool_backward(bench.stream, shape, "fp32", gradient, argmax, dx),
+                  check_backward)  # fmt: skip
 
 
 def _lrn(bench: Bench, layer: LrnLayer) -> Iterator[Problem]:
@@ -326,9 +333,11 @@ def _lrn(bench: Bench, layer: LrnLayer) -> Iterator[Problem]:
         )
 
     yield Problem(layer.name, "forward", 2.0 * shape.size * y.size, 2 * y.nbytes,
-                  lambda: ops.lrn_forward(bench.stream, shape, layer.x, y), check_forward)  # fmt: skip
+                  lambda: ops.lrn_forward(bench.stream, shape, "fp32", layer.x, y),
+                  check_forward)  # fmt: skip
     yield Problem(layer.name, "backward", 4.0 * shape.size * y.size, 3 * y.nbytes,
-                  lambda: ops.lrn_backward(bench.stream, shape, gradient, layer.x, dx), check_backward)  # fmt: skip
+                  lambda: ops.lrn_backward(bench.stream, shape, "fp32", gradient, layer.x, dx),
+                  check_backward)  # fmt: skip
 
 
 def _dropout(bench: Bench, layer: DropoutLayer) -> Iterator[Problem]:
@@ -365,7 +374,8 @@ def _softmax(bench: Bench, shape: SoftmaxShape) -> Problem:
         _within("softmax losses", losses.download()[: shape.valid], -np.log(own), 64 * UNIT * (1 - np.log(own)))
 
     return Problem("softmax", "loss", 4.0 * logits.size, 2 * logits.nbytes,
-                   lambda: ops.softmax_cross_entropy(bench.stream, shape, logits, labels, losses, ranks, None, dlogits),
+                   lambda: ops.softmax_cross_entropy(
+                       bench.stream, shape, "fp32", logits, labels, losses, ranks, None, dlogits),
                    check)  # fmt: skip
 
 
@@ -380,4 +390,5 @@ def _sgd(bench: Bench, count: int) -> Problem:
         _within("sgd weight", weight.download(), w + expected, 0.0)
 
     return Problem("sgd", "update", 6.0 * count, 5 * weight.nbytes,
-                   lambda: ops.sgd(bench.stream, weight, velocity, gradient, lr, momentum, decay), check)  # fmt: skip
+                   lambda: ops.sgd(bench.stream, weight, velocity, gradient, None, lr, momentum, decay),
+                   check)  # fmt: skip

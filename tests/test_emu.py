@@ -272,9 +272,9 @@ def test_guards_of_a_device_catch_a_kernel_that_writes_outside():
     stream = device.stream()
     x, y = device.empty((1003,)), device.empty((1001,))
     stream.upload(x, inputs(1003))
-    stream.launch(device.kernels.relu_forward, 1001, x, y)
+    stream.launch(device.kernels.relu_forward, 1001, "fp32", x, y)
     np.testing.assert_array_equal(y.download(), inputs(1001))
-    stream.launch(device.kernels.relu_forward, 1002, x, y)
+    stream.launch(device.kernels.relu_forward, 1002, "fp32", x, y)
     with pytest.raises(backend.DeviceError, match=r"wrote outside an array of shape \(1001,\)"):
         device.synchronize()
     device.close()

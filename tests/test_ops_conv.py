@@ -141,11 +141,13 @@ def test_bias_and_its_gradient_may_be_left_out(machine):
     shape = machine.padded(case.shape(N=case.N))
     packed = ops_weight(weight, case.groups)
     y, dw = machine.empty(shape.y), machine.empty(shape.weight)
-    ops.conv_forward(machine.stream, shape, machine.put_images(x), machine.put(packed), None, y)
+    ops.conv_forward(machine.stream, shape, "fp32", machine.put_images(x), machine.put(packed), None, y)
     expected = reference.conv_forward(x, weight, None, **case.geometry)
     np.testing.assert_array_equal(machine.images(y, case.N), expected)
-    workspace = machine.workspace(machine.device.kernels.conv_backward_filter_workspace(shape))
-    ops.conv_backward_filter(machine.stream, shape, machine.put_images(dy), machine.put_images(x), dw, None, workspace)
+    workspace = machine.workspace(machine.device.kernels.conv_backward_filter_workspace(shape, "fp32"))
+    ops.conv_backward_filter(
+        machine.stream, shape, "fp32", machine.put_images(dy), machine.put_images(x), dw, None, workspace
+    )
     expected = reference.conv_backward(dy, x, weight, **case.geometry)[1]
     np.testing.assert_array_equal(dw.download(), ops_weight(expected, case.groups))
 

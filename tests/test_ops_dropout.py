@@ -60,8 +60,8 @@ def test_halves_of_the_features_have_the_mask_of_the_whole(machine, N):
     for part in (slice(0, 12), slice(12, 24)):
         shape = machine.padded(DropoutShape(N, 12, 1, part.start, features, p, seed, step, layer))
         y, mask, dx = machine.empty(shape.x), machine.empty(shape.x, np.uint8), machine.empty(shape.x)
-        ops.dropout_forward(machine.stream, shape, machine.put_images(x[:, part]), y, mask)
+        ops.dropout_forward(machine.stream, shape, "fp32", machine.put_images(x[:, part]), y, mask)
         np.testing.assert_array_equal(machine.images(mask, N), whole[:, part])
         np.testing.assert_array_equal(machine.images(y, N), np.where(whole[:, part], x[:, part], 0))
-        ops.dropout_backward(machine.stream, machine.put_images(dy[:, part]), mask, dx)
+        ops.dropout_backward(machine.stream, "fp32", machine.put_images(dy[:, part]), mask, dx)
         np.testing.assert_array_equal(machine.images(dx, N), np.where(whole[:, part], dy[:, part], 0))

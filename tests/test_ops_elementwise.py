@@ -40,9 +40,9 @@ def test_relu_keeps_the_shape(device):
 def test_in_place(machine, count):
     x, dy = values(count), values(count, 2)
     array, gradient = machine.put(x), machine.put(dy)
-    ops.relu_forward(machine.stream, array, array)
+    ops.relu_forward(machine.stream, "fp32", array, array)
     np.testing.assert_array_equal(array.download(), np.where(x > 0, x, 0))
-    ops.relu_backward(machine.stream, gradient, array, gradient)
+    ops.relu_backward(machine.stream, "fp32", gradient, array, gradient)
     np.testing.assert_array_equal(gradient.download(), np.where(x > 0, dy, 0))
 
 
@@ -50,13 +50,13 @@ def test_in_place(machine, count):
 def test_add_and_scale(machine, count):
     a, b = values(count) * np.float32(0.25), values(count, 2) * np.float32(0.25)
     y = machine.empty((count,))
-    ops.add(machine.stream, machine.put(a), machine.put(b), y)
+    ops.add(machine.stream, "fp32", machine.put(a), machine.put(b), y)
     np.testing.assert_array_equal(y.download(), a + b)
-    ops.scale(machine.stream, machine.put(a), 0.3, y)
+    ops.scale(machine.stream, "fp32", machine.put(a), 0.3, y)
     np.testing.assert_array_equal(y.download(), a * np.float32(0.3))
     array = machine.put(a)
-    ops.add(machine.stream, array, machine.put(b), array)
-    ops.scale(machine.stream, array, -2.0, array)
+    ops.add(machine.stream, "fp32", array, machine.put(b), array)
+    ops.scale(machine.stream, "fp32", array, -2.0, array)
     np.testing.assert_array_equal(array.download(), (a + b) * np.float32(-2))
 
 
@@ -102,7 +102,7 @@ def test_ingest(machine, within, n, crop):
     shape = machine.padded(IngestShape(n, n, H, W, crop, 1, scale))
     y = machine.empty(shape.y)
     put = machine.put
-    ops.ingest(machine.stream, shape, put(images), put(windows.astype(np.int32)), put(noise), put(mean), y)
+    ops.ingest(machine.stream, shape, "fp32", put(images), put(windows.astype(np.int32)), put(noise), put(mean), y)
     everything = machine.images(y, shape.N)
     expected = reference.ingest(images, windows, noise, mean, crop, scale)
     limit = 4 * reference.UNIT * (255 + 150 + 60) * scale

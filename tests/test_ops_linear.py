@@ -8,6 +8,7 @@ import pytest
 import reference
 
 from convnet import functional, ops
+from convnet.shapes import LinearShape
 
 
 def forward_ratio(case, y, x, weight, bias, expected=None) -> float:
@@ -94,13 +95,13 @@ def test_half_of_the_outputs_gives_the_bits_of_all(device):
 def test_bias_and_its_gradient_may_be_left_out(machine):
     case = _case("primes-N13")
     x, weight, _, dy = case.inputs(integers=True)
-    shape = machine.padded(functional.LinearShape(case.N, case.C, case.K, 1))
+    shape = machine.padded(LinearShape(case.N, case.C, case.K, 1))
     y, dw = machine.empty(shape.y), machine.empty(shape.weight)
-    workspace = machine.workspace(machine.device.kernels.linear_workspace(shape))
+    workspace = machine.workspace(machine.device.kernels.linear_workspace(shape, "fp32"))
     put = machine.put_images
-    ops.linear_forward(machine.stream, shape, put(x), machine.put(weight.T), None, y, False, workspace)
+    ops.linear_forward(machine.stream, shape, "fp32", put(x), machine.put(weight.T), None, y, False, workspace)
     np.testing.assert_array_equal(machine.images(y, case.N), reference.linear_forward(x, weight))
-    ops.linear_backward_filter(machine.stream, shape, put(dy), put(x), dw, None, workspace)
+    ops.linear_backward_filter(machine.stream, shape, "fp32", put(dy), put(x), dw, None, workspace)
     np.testing.assert_array_equal(dw.download().T, reference.linear_backward(dy, x, weight)[1])
 
 

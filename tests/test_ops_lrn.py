@@ -74,8 +74,8 @@ def test_windows_stay_inside_a_tower(machine):
     x, dy = case.inputs()
     shape = machine.padded(LrnShape(3, 14, 3, 2, 2, 1, **case.constants))
     y, dx = machine.empty(shape.x), machine.empty(shape.x)
-    ops.lrn_forward(machine.stream, shape, machine.put_images(x), y)
-    ops.lrn_backward(machine.stream, shape, machine.put_images(dy), machine.put_images(x), dx)
+    ops.lrn_forward(machine.stream, shape, "fp32", machine.put_images(x), y)
+    ops.lrn_backward(machine.stream, shape, "fp32", machine.put_images(dy), machine.put_images(x), dx)
     whole_y, whole_dx = machine.images(y, 3), machine.images(dx, 3)
     for tower in (slice(0, 7), slice(7, 14)):
         part_x, part_dy = np.ascontiguousarray(x[:, tower]), np.ascontiguousarray(dy[:, tower])

@@ -30,12 +30,12 @@ def test_forward_and_places(machine, case):
     x, _ = case.inputs()
     shape = machine.padded(case.shape(N=case.N))
     y, argmax = machine.empty(shape.y), machine.empty(shape.y, np.uint8)
-    ops.max_pool_forward(machine.stream, shape, machine.put_images(x), y, argmax)
+    ops.max_pool_forward(machine.stream, shape, "fp32", machine.put_images(x), y, argmax)
     expected, places = reference.pool_forward(x, **case.geometry)
     np.testing.assert_array_equal(machine.images(y, case.N), expected)
     np.testing.assert_array_equal(machine.images(argmax, case.N), places)
     again = machine.empty(shape.y)
-    ops.max_pool_forward(machine.stream, shape, machine.put_images(x), again, None)
+    ops.max_pool_forward(machine.stream, shape, "fp32", machine.put_images(x), again, None)
     np.testing.assert_array_equal(machine.images(again, case.N), expected)
 
 

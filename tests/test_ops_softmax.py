@@ -85,7 +85,7 @@ def test_ranks_padding_and_labels(machine, n):
     probs, dlogits = machine.empty(shape.x), machine.empty(shape.x)
     put = machine.put
     arguments = (machine.put_images(logits), put(stored), losses, ranks)
-    ops.softmax_cross_entropy(machine.stream, shape, *arguments, probs, dlogits)
+    ops.softmax_cross_entropy(machine.stream, shape, "fp32", *arguments, probs, dlogits)
     first = 2 if bad else 0
     expected = [reference.rank(logits[i], int(labels[i])) for i in range(first, valid)]
     np.testing.assert_array_equal(ranks.download()[first:valid], expected)
@@ -104,7 +104,7 @@ def test_ranks_padding_and_labels(machine, n):
         assert (ranks.download()[:2] == K).all()
         assert np.isnan(machine.images(dlogits, 2)).all()
     again = machine.empty((shape.N,)), machine.empty((shape.N,), np.int32)
-    ops.softmax_cross_entropy(machine.stream, shape, *arguments[:2], *again, None, None)
+    ops.softmax_cross_entropy(machine.stream, shape, "fp32", *arguments[:2], *again, None, None)
     np.testing.assert_array_equal(again[0].download(), losses.download())
     np.testing.assert_array_equal(again[1].download(), ranks.download())
 
@@ -135,5 +135,5 @@ def test_ranks_of_nan(machine):
     labels = np.zeros(shape.N, np.int32)
     losses, ranks = machine.empty((shape.N,)), machine.empty((shape.N,), np.int32)
     arguments = (machine.put_images(logits), machine.put(labels), losses, ranks)
-    ops.softmax_cross_entropy(machine.stream, shape, *arguments, None, None)
+    ops.softmax_cross_entropy(machine.stream, shape, "fp32", *arguments, None, None)
     np.testing.assert_array_equal(ranks.download()[:4], [2, 3, 3, 3])
