@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .backend import Device
+from .precision import activation_dtype
 from .shapes import ConvShape, LinearShape, LrnShape, Padding, PoolShape
 
 Values = np.ndarray[Any, Any]
@@ -39,6 +41,14 @@ def integer(op: str, name: str, value: int, low: int, high: int) -> int:
     if not low <= number <= high:
         raise ValueError(f"{op}: {name} must lie between {low} and {high}, got {number}")
     return number
+
+
+def check_precision(op: str, precision: str, device: Device | None = None) -> None:
+    """Whether it exists at all, and on ``device``."""
+    try:
+        activation_dtype(precision) if device is None else device.check_precision(precision)
+    except ValueError as error:
+        raise ValueError(f"{op}: {error}") from None
 
 
 _LARGE = 2**31 - 1

@@ -20,7 +20,7 @@ class Exchange:
         self.sides = sides
         self.log: list[tuple[str, str, int]] = []
         # the gradients that all sides computed for this side's part wait here to be summed
-        self._staged = [[side.device.empty((part,)) for _ in sides] if part else [] for side in sides]
+        self._staged = [[side.activations((part,)) for _ in sides] if part else [] for side in sides]
 
     def gather(self, layer: str, parts: list[Array], wholes: list[Array]) -> None:
         """Copies the ``parts`` of all sides (N/L, C/sides, ...) into ``wholes`` (N/L, C, ...), one per reading side."""

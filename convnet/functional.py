@@ -21,7 +21,7 @@ from .backend import Array, Device, Stream, open_device, padded
 from .layout import (
     pack_activations,
     pack_weight,
-    to_bf16,
+    rounded,
     to_float32,
     unpack_activations,
     unpack_weight,
@@ -43,12 +43,10 @@ class _Call:
     """One call on a device, for a batch of N images: padding, lanes and precision, arrays in, arrays out."""
 
     def __init__(self, op: str, device: str, precision: str, N: int = 1):
+        arguments.check_precision(op, precision)
         self.stream = _open(device)
         self.device: Device = self.stream.device
-        try:
-            self.device.check_precision(precision)
-        except ValueError as error:
-            raise ValueError(f"{op}: {error}") from None
+        arguments.check_precision(op, precision, self.device)
         self.precision = precision
         self.lanes = self.device.lanes(N)
         self.n, self.N = N, padded(N, self.lanes)
@@ -72,7 +70,7 @@ class _Call:
 
     def put_rounded(self, values: Values) -> Array:
         """Activations or gradients of any shape."""
-        return self.put(to_bf16(values) if self.precision == "bf16" else values)
+        return self.put(rounded(values, self.precision))
 
     def put_images(self, values: Values) -> Array:
         return self.put_rounded(pack_activations(values, self.lanes))
@@ -84,7 +82,7 @@ class _Call:
         return to_float32(array.download())
 
     def images(self, array: Array) -> Values:
-        return unpack_activations(self.get(array), self.n)
+        return unpack_activations(array.download(), self.n)
 
     def workspace(self, nbytes: int) -> Array | None:
         return self.device.empty((nbytes,), np.uint8) if nbytes else None

@@ -28,9 +28,9 @@ def pack_activations(x: Values, lanes: int, N: int | None = None) -> Values:
 
 
 def unpack_activations(a: Values, n: int) -> Values:
-    """The inverse: the first n images of a device array, images first."""
+    """The inverse: the first n images of a device array, images first; bfloat16 becomes float32."""
     images = np.moveaxis(a, -1, 1)
-    return np.ascontiguousarray(images.reshape(-1, *images.shape[2:])[:n])
+    return to_float32(np.ascontiguousarray(images.reshape(-1, *images.shape[2:])[:n]))
 
 
 def pack_weight(w: Values, groups: int) -> Values:
@@ -52,6 +52,11 @@ def to_bf16(values: Values) -> Values:
     return np.where(np.isnan(values), BF16.type(0x7FFF), rounded)
 
 
+def rounded(values: Values, precision: str) -> Values:
+    """float32 as a device holds activations in ``precision``."""
+    return to_bf16(values) if precision == "bf16" else values
+
+
 def to_float32(values: Values) -> Values:
     """bfloat16 -> float32; float32 as it is."""
     return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == BF16 else values
@@ -68,6 +73,8 @@ def fold_images(x: Values, s: int) -> Values:
 
     Sizes are rounded up; pixels that do not exist are zero. ``ConvShape.folded`` computes on these.
     """
+    if s == 1:
+        return x
     n, C, H, W = x.shape
     rows, columns = -(-H // s), -(-W // s)
     x = np.pad(x, ((0, 0), (0, 0), (0, rows * s - H), (0, columns * s - W)))

@@ -65,7 +65,7 @@ REFUSED = {
     "linear sizes": (lambda: linear(ones(3, 4), ones(4, 5)), "same C"),
     "linear bias": (lambda: linear(ones(3, 4), ones(5, 4), ones(4)), r"bias must have shape \(5,\)"),
     "linear rank": (lambda: linear(X, ones(5, 4)), r"x must have shape \(N, C\)"),
-    "linear precision": (lambda: linear(ones(3, 4), ones(5, 4), precision="tf32"), "linear: cpu computes in fp32 only"),
+    "linear precision": (lambda: linear(ones(3, 4), ones(5, 4), precision="tf32"), "use device"),
     "linear dy": (lambda: functional.linear_backward(ones(3, 4), ones(3, 4), ones(5, 4)), "dy must have shape"),
     "relu dtype": (lambda: functional.relu(np.ones(3)), "relu: x must be a float32"),
     "relu backward": (lambda: functional.relu_backward(ones(3), ones(4)), "dy must have shape"),
@@ -85,7 +85,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_wrong_arguments_launch_nothing(name, monkeypatch):
     call, message = REFUSED[name]
-    if "device must be" not in message:
+    if "device" not in message:
         monkeypatch.setattr(functional, "_open", lambda device: pytest.fail("a device was opened"))
     with pytest.raises(ValueError, match=message):
         call()

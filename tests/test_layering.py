@@ -31,11 +31,12 @@ FOUNDATION = {
     "device": {"shapes", "spec", "backend", "_gpu"},
     "host": {"shapes", "spec", "precision", "backend", "blas_kernels", "_emu"},
     "ops": {"shapes", "spec", "precision", "backend"},
-    "arguments": {"shapes"},
+    "arguments": {"shapes", "precision", "backend"},
     "functional": {"shapes", "spec", "precision", "backend", "layout", "rng", "ops", "arguments"},
     "layers": {"shapes", "spec", "precision", "backend", "layout", "rng", "ops"},
+    "initial": {"spec", "rng"},
     "exchange": {"backend", "ops", "layers"},
-    "model": {"shapes", "spec", "backend", "layout", "rng", "ops", "layers", "exchange"},
+    "model": {"shapes", "spec", "precision", "backend", "layout", "rng", "ops", "layers", "exchange", "initial"},
 }
 LAZY = {"backend": {"device", "host"}, "device": {"_gpu"}, "host": {"_emu", "blas_kernels"}}
 DATA_MAY_IMPORT = {"data", "rng"}
