@@ -24,6 +24,30 @@ def ratio(actual, expected, limit) -> float:
     return float(np.where(exact, 0.0, worst).max(initial=0.0))
 
 
+def bf16_step(x):
+    """The distance between neighbouring bfloat16 where x lies; at a power of two, the one above it."""
+    exponent = np.frexp(np.asarray(x, np.float64))[1]
+    return np.ldexp(1.0, np.maximum(exponent, -125) - 8)
+
+
+def bf16(x):
+    """The nearest bfloat16, ties to even, in float64."""
+    x = np.asarray(x, np.float64)
+    step = bf16_step(x)
+    rounded = np.rint(x / step) * step
+    return np.where(np.abs(rounded) < 2.0**128, rounded, np.copysign(np.inf, x))
+
+
+def held(x, precision):
+    """float32 values as a device keeps them."""
+    return bf16(x).astype(np.float32) if precision == "bf16" else x
+
+
+def held_limit(limit, expected, precision):
+    """Of a result that is right within ``limit`` before a device rounds it to what it keeps."""
+    return limit + bf16_step(np.abs(expected) + limit) / 2 if precision == "bf16" else limit
+
+
 def sum_limit(magnitude, terms: int):
     """Rounding of a float32 sum of ``terms`` products whose absolute values add up to ``magnitude``.
 
