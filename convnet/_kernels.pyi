@@ -107,5 +107,17 @@ def ingest(
     y: Handle,
     stream: int,
 ) -> None: ...
+def conv_variant(op: str, shape: ConvShape, precision: str) -> str:
+    """The name of the kernel that "conv_forward", "conv_backward_data" or "conv_backward_filter" takes."""
+
+def linear_variant(op: str, shape: LinearShape, precision: str) -> str:
+    """The same for "linear_forward", "linear_backward_data" and "linear_backward_filter"."""
+
+def variants() -> list[dict[str, str]]:
+    """The tables these names stand in, in the order of preference: op, name, precision, architecture, tile, when."""
+
+def force_variant(op: str, name: str) -> None:
+    """``op`` takes this kernel from now on, and raises ``ValueError`` where it cannot; "" gives the choice back."""
+
 def build_info() -> dict[str, str]:
     """Compiler, CUDA version ("" in the emulator), architectures as a comma-separated list, package version."""

@@ -291,31 +291,43 @@ def input_fold(network: spec.NetworkSpec, precision: str) -> int:
     return 1
 
 
+def conv_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> ConvShape:
+    """What one of ``share`` sides computes of a convolution."""
+    layer = placed.layer
+    assert isinstance(layer, spec.Conv)
+    whole = layer.joins or placed.groups == 1
+    return ConvShape.of(
+        N,
+        placed.C if whole else placed.C // share,
+        placed.H,
+        placed.W,
+        placed.K // share,
+        layer.size,
+        layer.size,
+        stride=layer.stride,
+        padding=layer.padding,
+        groups=1 if whole else placed.groups // share,
+        ceil_mode=layer.ceil_mode,
+        lanes=lanes,
+    )
+
+
+def linear_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> LinearShape:
+    """What one of ``share`` sides computes of a fully-connected layer, where it has a part in it."""
+    layer = placed.layer
+    assert isinstance(layer, spec.Linear)
+    return LinearShape(N, placed.C * placed.H * placed.W, placed.K // share if layer.split else placed.K, lanes)
+
+
 def build(placed: spec.Placed, side: Side, x: Array, N: int, lanes: int, towers: int, seed: int) -> LayerOnDevice:
     """This side's share of a layer, reading ``x``: the parts of all towers where the layer gathers, else this side's
     part.
     """
     layer, name, share = placed.layer, placed.layer.name, side.count
     if isinstance(layer, spec.Conv):
-        whole = layer.joins or placed.groups == 1
-        shape = ConvShape.of(
-            N,
-            placed.C if whole else placed.C // share,
-            placed.H,
-            placed.W,
-            placed.K // share,
-            layer.size,
-            layer.size,
-            stride=layer.stride,
-            padding=layer.padding,
-            groups=1 if whole else placed.groups // share,
-            ceil_mode=layer.ceil_mode,
-            lanes=lanes,
-        )
-        return ConvLayer(name, side, x, shape, first=placed.index == 0)
+        return ConvLayer(name, side, x, conv_shape(placed, share, N, lanes), first=placed.index == 0)
     if isinstance(layer, spec.Linear):
-        features = placed.K // share if layer.split else placed.K
-        return LinearLayer(name, side, x, LinearShape(N, placed.C * placed.H * placed.W, features, lanes), layer.relu)
+        return LinearLayer(name, side, x, linear_shape(placed, share, N, lanes), layer.relu)
     if isinstance(layer, spec.Pool):
         C = placed.C // share
         pool = PoolShape.of(N, C, placed.H, placed.W, layer.size, layer.stride, ceil_mode=True, lanes=lanes)
