@@ -2,8 +2,8 @@
 
 For each pass of a convolution or linear layer there are several candidates (memory formats); all are timed and the best
 counts. cuDNN searches its algorithms without a limit; "fp32" forbids TF32, "tf32" allows it, "bf16" takes bfloat16
-operands. Bias and ReLU, which our forward passes include, are left out of theirs. A window that overhangs the image (the
-first layer of ``alexnet``) reads an image that was enlarged beforehand, outside of the measured time.
+operands. Bias and ReLU, which our forward passes include, are left out of theirs. A window that overhangs the image
+(the first layer of ``alexnet``) reads an image that was enlarged beforehand, outside of the measured time.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Example: python -m benchmarks.ops --device cpu --model alexnet -b 32 --layer con
 A kernel whose result is wrong is not timed: the run ends with exit code 1 and names it. The peaks are measured in the
 same run by the device's own means, a large copy and a large matrix product; a share above 100 % means that the data lay
 in a cache. OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are ignored: the processor's own kernels are what is timed.
-Times are warm: the same buffers in every repetition. On a GPU "floor" is the share of the time that benchmarks/floors.py
-allows an H200 and "x cuDNN" the time of the best of PyTorch's own kernels over ours, taken in turns.
+Times are warm: the same buffers in every repetition. On a GPU "floor" is the time that benchmarks/floors.py allows an
+H200 over ours, and "x cuDNN" the time of the best of PyTorch's kernels over ours, taken in turns.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(report(rows))
     results = {
-        "model": options.model, "batch_size": options.batch_size, "precision": options.precision, "seed": seed, "peak_bytes_per_second": copied,
+        "model": options.model, "batch_size": options.batch_size, "precision": options.precision,
+        "seed": seed, "peak_bytes_per_second": copied,
         "peak_flops": multiplied, "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     print(f"written to {timing.write('ops', device.name, results, options.output)}")
