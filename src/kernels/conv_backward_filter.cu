@@ -247,7 +247,7 @@ bool half_filled(const ConvShape& s) { return half_filled_tiles(filters(s)); }
 const Row kVariants[] = {
     row<SimtTile<256, 16>>(
         "fp32-256x16", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),
-    row<SimtTile<128, 32>>("fp32-128x32", "K/g <= 32", few),
+    row<SimtTile<128, 32, 4>>("fp32-128x32", "K/g <= 32", few),
     row<SimtTile<128, 64>>("fp32-128x64", "K/g <= 64 or 129..192", half_filled),
     row<SimtTile<128, 96>>("fp32-128x96",
                            "K/g in 65..96",

@@ -89,27 +89,25 @@ __device__ __forceinline__ void multiply(Sums& sums,
                                          int units) {
   using Arithmetic = typename Ring<Operands>::Arithmetic;
   constexpr int kStages = Arithmetic::kStages, kUnits = Arithmetic::kUnits;
-  const int steps = (units + kUnits - 1) / kUnits;
-  int read = 0, write = 0, left = units;
-  // Copies run kStages - 1 steps ahead.
+  constexpr int kAhead = (kStages - 1) * kUnits;  // units that are copied ahead of the products
+  int read = 1;                                   // the stage of `unit`: 0 when it comes to be 0
 #pragma unroll 1
-  for (int step = 1 - kStages; step < steps; ++step) {
-    if (step >= 0) {
+  for (int unit = -kAhead; unit < units; unit += kUnits) {
+    if (unit >= 0) {
       copy_async_wait<kStages - 2>();
       __syncthreads();  // this stage is complete; the one written next has been read by all
     }
-    if (left > 0) {
+    const int copied = unit + kAhead, write = read > 0 ? read - 1 : kStages - 1;
+    if (copied < units) {
 #pragma unroll
-      for (int u = 0; u < kUnits; ++u) operands.copy(ring.stage[write][u], left > u);
-      left -= kUnits;
-      write = write + 1 < kStages ? write + 1 : 0;
+      for (int u = 0; u < kUnits; ++u) operands.copy(ring.stage[write][u], copied + u < units);
     }
     copy_async_commit();
-    if (step >= 0) {
+    if (unit >= 0) {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) sums.multiply(ring.stage[read][u].a, ring.stage[read][u].b);
-      read = read + 1 < kStages ? read + 1 : 0;
     }
+    read = read + 1 < kStages ? read + 1 : 0;
   }
 }
 
