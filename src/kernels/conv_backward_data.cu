@@ -27,6 +27,7 @@
 #include "tile/simt.cuh"
 #include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
+#include "tile/wgmma_maps.cuh"
 
 namespace convnet {
 namespace {
@@ -228,6 +229,19 @@ void run(const ConvShape& shape, const Arguments& arguments) {
     }
 }
 
+// Stride 1: dx is a convolution of dy with flipped filters, whose rims reach R - 1 pixels beyond.
+template <class T>
+void run_wgmma(const ConvShape& s, const Arguments& a) {
+  const int64_t blocks = s.N / s.lanes;
+  MapsCall call{};
+  call.in = image_activation(a.dy, s.K, s.P, s.Q, blocks);
+  call.out = image_activation(a.dx, s.C, s.H, s.W, blocks);
+  call.weight = a.weight;
+  call.R = s.R, call.S = s.S, call.stride = 1, call.groups = s.groups, call.parts = 1;
+  call.pad_top = s.R - 1 - s.pad_top, call.pad_left = s.S - 1 - s.pad_left;
+  launch_maps<T>("conv_backward_data", call, a.stream);
+}
+
 using Row = Variant<ConvShape, Arguments>;
 
 template <class T>
@@ -241,8 +255,29 @@ bool any(const ConvShape&) { return true; }
 bool few(const ConvShape& s) { return channels(s) <= 32; }
 bool half_filled(const ConvShape& s) { return half_filled_tiles(channels(s)); }
 
-// Rows of other families of kernels (tile/<family>_*.cuh) go in front of these, which take anything.
+// On Hopper: stride 1, whole blocks of 64 images, and filters that fill most of their chunks.
+template <class T, bool (*kRule)(const ConvShape&)>
+bool takes_wgmma(const ConvShape& s) {
+  return s.stride == 1 && s.lanes == 64 && T::takes(1, s.S, s.K / s.groups, s.groups) && kRule(s);
+}
+
+template <int kMaps, int kPixels, bool (*kRule)(const ConvShape&)>
+constexpr Row wgmma(const char* name, const char* when) {
+  using T = MapsTile<kMaps, kPixels, 32, false>;
+  return {name, Precision::bf16,       90,          64 * kPixels, kMaps,
+          when, takes_wgmma<T, kRule>, run_wgmma<T>};
+}
+
+bool up_to_48(const ConvShape& s) { return channels(s) <= 48; }
+bool up_to_64(const ConvShape& s) { return channels(s) <= 64; }
+bool times_192(const ConvShape& s) { return channels(s) % 192 == 0; }
+
 const Row kVariants[] = {
+    wgmma<48, 8, up_to_48>("wgmma-512x48", "64 lanes, stride 1, C/g <= 48"),
+    wgmma<64, 4, up_to_64>("wgmma-256x64", "64 lanes, stride 1, C/g <= 64"),
+    wgmma<192, 2, times_192>("wgmma-128x192", "64 lanes, stride 1, C/g a multiple of 192"),
+    wgmma<128, 2, any>("wgmma-128x128", "64 lanes, stride 1"),
+
     row<SimtTile<16, 256, 4>>(
         "fp32-16x256", "C/g <= 16", [](const ConvShape& s) { return channels(s) <= 16; }),
     row<SimtTile<48, 256>>("fp32-48x256",

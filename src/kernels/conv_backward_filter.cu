@@ -31,6 +31,7 @@
 #include "tile/sums.cuh"
 #include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
+#include "tile/wgmma_filter.cuh"
 
 namespace convnet {
 namespace {
@@ -230,6 +231,37 @@ void run(const ConvShape& shape, const Arguments& arguments) {
              arguments.workspace, arguments.stream);
 }
 
+// One wave of 132 blocks where a part has few tiles, three where it has many: the last wave is then nearly full.
+template <class T>
+int64_t wgmma_parts(const ConvShape& s) {
+  const int64_t tiles = s.groups * ceil_div(s.K / s.groups, T::kFilters) *
+                        ceil_div(s.C / s.groups, T::kChannels) * ceil_div(s.S, T::kTaps) * s.R;
+  return even_parts(T::chunks(s.stride, s.N / s.lanes, s.P, s.Q),
+                    (tiles >= 12 ? 3 : 1) * 132 / tiles);
+}
+
+template <class T>
+int64_t most_parts(const ConvShape& s) {
+  return T::takes(s.stride, s.Q) ? wgmma_parts<T>(s) : 1;
+}
+
+template <class T>
+void run_wgmma(const ConvShape& s, const Arguments& a) {
+  const int64_t blocks = s.N / s.lanes, weights = s.K * (s.C / s.groups) * s.R * s.S;
+  FilterCall call{};
+  call.dy = image_activation(a.dy, s.K, s.P, s.Q, blocks);
+  call.x = image_activation(a.x, s.C, s.H, s.W, blocks);
+  call.R = s.R, call.S = s.S, call.stride = s.stride, call.groups = s.groups;
+  call.pad_top = s.pad_top, call.pad_left = s.pad_left;
+  call.parts = wgmma_parts<T>(s);
+  call.dweight = call.parts > 1 ? a.workspace : a.dweight;
+  launch_filter<T>("conv_backward_filter", call, a.stream);
+  if (call.parts > 1) sum_parts(weights, call.parts, a.workspace, a.dweight, a.stream);
+  if (a.dbias)  // behind the sums of dweight, so that both may use the same workspace
+    sum_rows(blocks, s.K, s.P * s.Q * s.lanes, static_cast<const bf16*>(a.dy), a.dbias, a.workspace,
+             a.stream);
+}
+
 using Row = Variant<ConvShape, Arguments>;
 
 template <class T>
@@ -243,8 +275,38 @@ bool any(const ConvShape&) { return true; }
 bool few(const ConvShape& s) { return filters(s) <= 32; }
 bool half_filled(const ConvShape& s) { return half_filled_tiles(filters(s)); }
 
-// Rows of other families of kernels (tile/<family>_*.cuh) go in front of these, which take anything.
+// On Hopper: whole blocks of 64 images, and channels that fill most of a tile.
+template <class T, bool (*kRule)(const ConvShape&)>
+bool takes_wgmma(const ConvShape& s) {
+  return s.lanes == 64 && T::takes(s.stride, s.Q) && kRule(s);
+}
+
+template <class T, bool (*kRule)(const ConvShape&)>
+constexpr Row wgmma(const char* name, const char* when) {
+  return {name, Precision::bf16,       90,          T::kFilters, T::kColumns,
+          when, takes_wgmma<T, kRule>, run_wgmma<T>};
+}
+
+using FiveTaps = FilterTile<2, 5, 48>;
+using ThreeTaps48 = FilterTile<2, 3, 48>;
+using ThreeTaps192 = FilterTile<3, 3, 64>;
+using ThreeTaps = FilterTile<2, 3, 64>;
+using OneTap = FilterTile<2, 1, 128>;
+
+int64_t channels(const ConvShape& s) { return s.C / s.groups; }
+
+bool five_taps(const ConvShape& s) { return s.S >= 4 && channels(s) % 48 == 0; }
+bool one_tap(const ConvShape& s) { return s.S == 1; }
+bool up_to_48(const ConvShape& s) { return channels(s) <= 48; }
+bool times_192(const ConvShape& s) { return filters(s) % 192 == 0 && filters(s) % 128 != 0; }
+
 const Row kVariants[] = {
+    wgmma<FiveTaps, five_taps>("wgmma-128x5x48", "64 lanes, S >= 4, C/g a multiple of 48"),
+    wgmma<OneTap, one_tap>("wgmma-128x1x128", "64 lanes, S = 1"),
+    wgmma<ThreeTaps48, up_to_48>("wgmma-128x3x48", "64 lanes, C/g <= 48"),
+    wgmma<ThreeTaps192, times_192>("wgmma-192x3x64", "64 lanes, K/g a multiple of 192, not of 128"),
+    wgmma<ThreeTaps, any>("wgmma-128x3x64", "64 lanes"),
+
     row<SimtTile<256, 16>>(
         "fp32-256x16", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),
     row<SimtTile<128, 32, 4>>("fp32-128x32", "K/g <= 32", few),
@@ -265,10 +327,14 @@ const Row kVariants[] = {
 
 }  // namespace
 
-int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision) {
+int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision precision) {
   check("conv_backward_filter_workspace", shape);
   const int64_t weights = shape.K * (shape.C / shape.groups) * shape.R * shape.S;
-  const int64_t parts = split_of(shape).parts;
+  int64_t parts = split_of(shape).parts;  // of every row, so that any may be forced
+  if (precision == Precision::bf16 && shape.lanes == 64)
+    parts = std::max({parts, most_parts<FiveTaps>(shape), most_parts<ThreeTaps48>(shape),
+                      most_parts<ThreeTaps192>(shape), most_parts<ThreeTaps>(shape),
+                      most_parts<OneTap>(shape)});
   const int64_t filter_floats = parts > 1 ? parts * round_up(weights, 4) : 0;
   const int64_t bias_floats = shape.N / shape.lanes * round_up(shape.K, 4);
   return std::max(filter_floats, bias_floats) * int64_t{sizeof(float)};

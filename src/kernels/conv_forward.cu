@@ -30,6 +30,7 @@
 #include "tile/simt.cuh"
 #include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
+#include "tile/wgmma_maps.cuh"
 
 namespace convnet {
 namespace {
@@ -264,6 +265,18 @@ void run(const ConvShape& shape, const Arguments& arguments) {
          arguments.bias, arguments.relu, static_cast<Element*>(arguments.y));
 }
 
+template <class T>
+void run_wgmma(const ConvShape& s, const Arguments& a) {
+  const int64_t blocks = s.N / s.lanes;
+  MapsCall call{};
+  call.in = image_activation(a.x, s.C, s.H, s.W, blocks);
+  call.out = image_activation(a.y, s.K, s.P, s.Q, blocks);
+  call.weight = a.weight, call.bias = a.bias, call.relu = a.relu;
+  call.R = s.R, call.S = s.S, call.stride = s.stride, call.groups = s.groups, call.parts = 1;
+  call.pad_top = s.pad_top, call.pad_left = s.pad_left;
+  launch_maps<T>("conv_forward", call, a.stream);
+}
+
 using Row = Variant<ConvShape, Arguments>;
 
 template <class T>
@@ -277,8 +290,34 @@ bool any(const ConvShape&) { return true; }
 bool few(const ConvShape& s) { return filters(s) <= 32; }
 bool half_filled(const ConvShape& s) { return half_filled_tiles(filters(s)); }
 
-// Rows of other families of kernels (tile/<family>_*.cuh) go in front of these, which take anything.
+// On Hopper: whole blocks of 64 images, and channels that fill most of their chunks.
+template <class T, bool (*kRule)(const ConvShape&)>
+bool takes_wgmma(const ConvShape& s) {
+  return s.lanes == 64 && T::takes(s.stride, s.S, s.C / s.groups, s.groups) && kRule(s);
+}
+
+template <int kMaps, int kPixels, bool (*kRule)(const ConvShape&)>
+constexpr Row wgmma(const char* name, const char* when) {
+  using T = MapsTile<kMaps, kPixels, 16, true>;
+  return {name, Precision::bf16,       90,          64 * kPixels, kMaps,
+          when, takes_wgmma<T, kRule>, run_wgmma<T>};
+}
+
+bool up_to_64(const ConvShape& s) { return filters(s) <= 64; }
+bool up_to_96(const ConvShape& s) { return filters(s) <= 96; }
+bool times_192(const ConvShape& s) { return filters(s) % 192 == 0 && filters(s) % 128 != 0; }
+// Tiles of four pixels are enough for two waves of a large GPU.
+bool many_tiles(const ConvShape& s) {
+  return s.N / 64 * s.P * ceil_div(s.Q, 4) * ceil_div(filters(s), 128) * s.groups >= 2 * 132;
+}
+
 const Row kVariants[] = {
+    wgmma<64, 4, up_to_64>("wgmma-256x64", "64 lanes, K/g <= 64"),
+    wgmma<96, 8, up_to_96>("wgmma-512x96", "64 lanes, K/g <= 96"),
+    wgmma<192, 2, times_192>("wgmma-128x192", "64 lanes, K/g a multiple of 192, not of 128"),
+    wgmma<128, 4, many_tiles>("wgmma-256x128", "64 lanes, many tiles"),
+    wgmma<128, 2, any>("wgmma-128x128", "64 lanes"),
+
     row<SimtTile<16, 256, 4>>(
         "fp32-16x256", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),
     row<SimtTile<48, 256>>("fp32-48x256",

@@ -36,6 +36,7 @@
 #include "tile/sums.cuh"
 #include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
+#include "tile/wgmma_filter.cuh"
 
 namespace convnet {
 namespace {
@@ -170,6 +171,34 @@ void run_product(const LinearShape& shape, const ProductArguments& a) {
               a.relu);
 }
 
+// On Hopper. Parts are at most as many as above, for the sake of the workspace, and depend on the same.
+int64_t wgmma_forward_parts(const LinearShape& s) { return std::min(forward_parts(s), int64_t{4}); }
+
+int64_t wgmma_backward_data_parts(const LinearShape& s) {
+  const int64_t tiles = ceil_div(s.C, 128) * ceil_div(s.N, 128);
+  return std::clamp(132 / tiles, int64_t{1}, std::min(backward_data_parts(s), int64_t{4}));
+}
+
+template <class T, int64_t (*kParts)(const LinearShape&)>
+void run_wgmma(const LinearShape& shape, const ProductArguments& a) {
+  const int64_t blocks = shape.N / shape.lanes, count = shape.N * a.rows;
+  MapsCall call{};
+  call.in = feature_activation(a.x, a.depth, blocks);
+  call.out = feature_activation(a.out, a.rows, blocks);
+  call.weight = a.weight;
+  call.R = call.S = call.stride = call.groups = 1;
+  call.parts = even_parts(ceil_div(a.depth, T::kDepth), kParts(shape));
+  if (call.parts == 1) {
+    call.bias = a.bias, call.relu = a.relu;
+    launch_maps<T>(a.op, call, a.stream);
+    return;
+  }
+  call.partial = a.workspace;
+  launch_maps<T>(a.op, call, a.stream);
+  sum_parts(count, call.parts, a.workspace, static_cast<bf16*>(a.out), a.stream,
+            ChannelBias{a.bias, a.rows, shape.lanes}, a.relu);
+}
+
 struct GradientArguments {
   const void* dy;
   const void* x;
@@ -190,6 +219,20 @@ void run_gradient(const LinearShape& shape, const GradientArguments& a) {
          static_cast<const Element*>(a.x), a.dweight);
   if (a.dbias)
     sum_rows(shape.N / shape.lanes, shape.K, shape.lanes, dy, a.dbias, a.workspace, a.stream);
+}
+
+template <class T>
+void run_wgmma_gradient(const LinearShape& shape, const GradientArguments& a) {
+  const int64_t blocks = shape.N / shape.lanes;
+  FilterCall call{};
+  call.dy = feature_activation(a.dy, shape.K, blocks);
+  call.x = feature_activation(a.x, shape.C, blocks);
+  call.dweight = a.dweight;
+  call.R = call.S = call.stride = call.groups = call.parts = 1;
+  launch_filter<T>("linear_backward_filter", call, a.stream);
+  if (a.dbias)
+    sum_rows(blocks, shape.K, shape.lanes, static_cast<const bf16*>(a.dy), a.dbias, a.workspace,
+             a.stream);
 }
 
 using ProductRow = Variant<LinearShape, ProductArguments>;
@@ -217,8 +260,35 @@ bool few_outputs(const LinearShape& s) { return s.N <= 64 || s.K <= 2048; }
 bool few_inputs(const LinearShape& s) { return s.N <= 64 || s.C <= 2048; }
 bool few_filters(const LinearShape& s) { return s.K <= 64; }
 
-// Rows of other families of kernels (tile/<family>_*.cuh) go in front of these, which take anything.
+bool whole_blocks(const LinearShape& s) { return s.lanes == 64; }
+bool many_blocks(const LinearShape& s) { return s.lanes == 64 && s.N >= 256; }
+
+template <int kBlocks>
+constexpr ProductRow wgmma_forward(const char* name, const char* when, Takes takes) {
+  return {name,  Precision::bf16,
+          90,    64 * kBlocks,
+          128,   when,
+          takes, run_wgmma<MapsTile<128, kBlocks, 64, true>, wgmma_forward_parts>};
+}
+template <int kBlocks>
+constexpr ProductRow wgmma_backward_data(const char* name, const char* when, Takes takes) {
+  return {name,  Precision::bf16,
+          90,    64 * kBlocks,
+          128,   when,
+          takes, run_wgmma<MapsTile<128, kBlocks, 64, false>, wgmma_backward_data_parts>};
+}
+template <int kChannels>
+constexpr GradientRow wgmma_backward_filter(const char* name, const char* when, Takes takes) {
+  return {name,      Precision::bf16,
+          90,        128,
+          kChannels, when,
+          takes,     run_wgmma_gradient<FilterTile<2, 1, kChannels>>};
+}
+
 const ProductRow kForward[] = {
+    wgmma_forward<4>("wgmma-256x128", "64 lanes, N >= 256", many_blocks),
+    wgmma_forward<2>("wgmma-128x128", "64 lanes", whole_blocks),
+
     forward<SimtTile<128, 32>>("fp32-128x32", "N <= 32", few_images),
     forward<SimtTile<128, 64>>("fp32-128x64", "N <= 64 or K <= 2048", few_outputs),
     forward<SimtTile<128, 128>>("fp32-128x128", "any", any),
@@ -233,6 +303,9 @@ const ProductRow kForward[] = {
 };
 
 const ProductRow kBackwardData[] = {
+    wgmma_backward_data<4>("wgmma-256x128", "64 lanes, N >= 256", many_blocks),
+    wgmma_backward_data<2>("wgmma-128x128", "64 lanes", whole_blocks),
+
     backward_data<SimtTile<128, 32>>("fp32-128x32", "N <= 32", few_images),
     backward_data<SimtTile<128, 64>>("fp32-128x64", "N <= 64 or C <= 2048", few_inputs),
     backward_data<SimtTile<128, 128>>("fp32-128x128", "any", any),
@@ -249,6 +322,9 @@ const ProductRow kBackwardData[] = {
 };
 
 const GradientRow kBackwardFilter[] = {
+    wgmma_backward_filter<256>("wgmma-128x256", "64 lanes, N >= 256", many_blocks),
+    wgmma_backward_filter<128>("wgmma-128x128", "64 lanes", whole_blocks),
+
     backward_filter<SimtTile<128, 16, 4>>("fp32-128x16", "K <= 64", few_filters),
     backward_filter<SimtTile<128, 128>>("fp32-128x128", "any", any),
 

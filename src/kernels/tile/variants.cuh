@@ -18,6 +18,11 @@ constexpr int64_t even_parts(int64_t total, int64_t wanted) {
   return ceil_div(total, ceil_div(total, std::clamp(wanted, int64_t{1}, total)));
 }
 
+// Whether kernels for sm_90a are in this build; the build system says so where they are not.
+#ifndef CONVNET_SM90A
+#define CONVNET_SM90A 1
+#endif
+
 // One row of an op's table. Arguments is whatever its launcher takes.
 template <class Shape, class Arguments>
 struct Variant {
@@ -31,7 +36,7 @@ struct Variant {
 
   bool runs_here() const {
     if (architecture <= 80) return true;
-    return architecture == 90 ? convnet::architecture() == 90
+    return architecture == 90 ? CONVNET_SM90A && convnet::architecture() == 90
                               : convnet::architecture() >= architecture;
   }
 };

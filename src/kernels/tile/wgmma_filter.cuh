@@ -61,6 +61,7 @@ struct FilterTile {
       --pixels;
     return pixels;
   }
+  static bool takes(int64_t stride, int64_t columns) { return chunk_pixels(stride, columns) > 0; }
   // Of the whole reduction.
   static int64_t chunks(int64_t stride, int64_t blocks, int64_t P, int64_t Q) {
     return blocks * P * ceil_div(Q, chunk_pixels(stride, Q));

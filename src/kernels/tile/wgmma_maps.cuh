@@ -84,9 +84,12 @@ struct MapsTile {
     return ring_shape(round_up(strip + weights, kAtom), kOutputBytes);
   }
   static std::size_t shared_bytes(const RingShape& ring) { return ring.bytes() + kOutputBytes; }
-  // Filters so wide that no two stages fit, or no box, are left to another variant.
-  static bool takes(int64_t stride, int64_t S) {
-    return (kPixels - 1) * stride + S <= 256 && ring(stride, S).stages >= 2;
+  // Filters so wide that no two stages or no box fit are left to another variant, as are input maps of
+  // which a third of the multiplications would be with zeros. Chunks that reach into the next group
+  // meet weights of zero there, but should not depend on the values being finite.
+  static bool takes(int64_t stride, int64_t S, int64_t in_maps, int64_t groups) {
+    return (kPixels - 1) * stride + S <= 256 && ring(stride, S).stages >= 2 &&
+           3 * in_maps >= 2 * round_up(in_maps, kDepth) && (groups == 1 || in_maps % kDepth == 0);
   }
 };
 
