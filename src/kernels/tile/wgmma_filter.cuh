@@ -179,6 +179,7 @@ __device__ __forceinline__ void consume(const FilterProblem& p,
     float sum[T::kColumns / 2];
 #pragma unroll
     for (int i = 0; i < T::kColumns / 2; ++i) sum[i] = 0.0f;
+    hold(sum);
 
     int steps = 0;
     for (FilterWalk walk(p, place.first_chunk, place.last_chunk); walk.left > 0; walk.next(p)) {
@@ -187,7 +188,6 @@ __device__ __forceinline__ void consume(const FilterProblem& p,
       const uint64_t dy = operand(stage + warpgroup * 64 * kSpan, kAtom, kAtom, Swizzle::bytes128);
       const uint64_t x = operand(stage + dy_bytes, kAtom, kAtom, Swizzle::bytes128);
       const int pixels = works ? walk.column_end(p) - walk.column(p) : 0;
-      hold(sum);
 #pragma unroll 1
       for (int i = 0; i < pixels; ++i) {
         wgmma_fence();  // in every turn of the loop: the assembler would add it

@@ -251,6 +251,7 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
       s_end[j] = column < place.column_end ? min(p.S, p.in_columns - first) : 0;
 #pragma unroll
       for (int i = 0; i < T::kMaps / 2; ++i) sum[j][i] = 0.0f;
+      hold(sum[j]);
     }
 
     const int steps =
@@ -261,8 +262,6 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
       const uint64_t weights =
           T::kForward ? operand(stage + strip_bytes, p.S * T::kTapBytes, kAtom, T::kWeightSwizzle)
                       : operand(stage + strip_bytes, kAtom, 8 * T::kDepth * 2, T::kWeightSwizzle);
-#pragma unroll
-      for (int j = 0; j < T::kPixelsEach; ++j) hold(sum[j]);
 #pragma unroll
       for (int j = 0; j < T::kPixelsEach; ++j) {
         const int pixel = (j * T::kConsumers + warpgroup) * p.stride;
