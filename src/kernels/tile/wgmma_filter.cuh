@@ -128,7 +128,7 @@ template <class T>
 __device__ __forceinline__ void produce(const FilterProblem& p,
                                         const TensorMap& dy,
                                         const TensorMap& x,
-                                        Ring ring) {
+                                        StageRing ring) {
   const int dy_bytes = p.chunk_pixels * T::kDyBytes;
   const int bytes = dy_bytes + ((p.chunk_pixels - 1) * p.stride + T::kTaps) * T::kXBytes;
   const int tiles = int(p.tiles());
@@ -169,7 +169,7 @@ template <class T>
 __device__ __forceinline__ void consume(const FilterProblem& p,
                                         int warpgroup,
                                         float* dweight,
-                                        Ring ring) {
+                                        StageRing ring) {
   const int dy_bytes = p.chunk_pixels * T::kDyBytes;
   const int tiles = int(p.tiles());
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                         const __grid_constant__ FilterProblem p,
                         float* dweight) {
   RingBarriers& barriers = shared_storage<RingBarriers>();
-  Ring ring(barriers, p.ring);
+  StageRing ring(barriers, p.ring);
   if (threadIdx.x == 0) ring.initialise(T::kConsumers * kWarpgroup / 32);
   __syncthreads();  // the barriers exist
 

@@ -122,7 +122,7 @@ template <class T>
 __device__ __forceinline__ void produce(const MapsProblem& p,
                                         const TensorMap& in,
                                         const TensorMap& weight,
-                                        Ring ring) {
+                                        StageRing ring) {
   const int strip_bytes = T::strip_bytes(p.stride, p.S);
   const int bytes = strip_bytes + T::weight_bytes(p.S);
   const int tiles = int(p.tiles());
@@ -233,7 +233,7 @@ template <class T>
 __device__ __forceinline__ void consume(const MapsProblem& p,
                                         int warpgroup,
                                         MapsOutput<T>& output,
-                                        Ring ring) {
+                                        StageRing ring) {
   const int strip_bytes = T::strip_bytes(p.stride, p.S);
   const int tiles = int(p.tiles());
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
@@ -304,7 +304,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                       const float* bias,
                       float* partial) {
   RingBarriers& barriers = shared_storage<RingBarriers>();
-  Ring ring(barriers, p.ring);
+  StageRing ring(barriers, p.ring);
   if (threadIdx.x == 0) ring.initialise(T::kConsumers * kWarpgroup / 32);
   __syncthreads();  // the barriers exist
 

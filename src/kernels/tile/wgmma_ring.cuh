@@ -4,7 +4,7 @@
 //            warpgroups. The producer fills the stages in turn by tensor copies; consumers multiply
 //            straight from them and hand them back. Every stage has two mbarriers: `full` completes
 //            when all bytes of a filling have arrived, `empty` when every consumer warp has let go.
-// Stage and  are one thing: a Ring knows its place and how often it came round. A barrier's phase p
+// Stage and  are one thing: a StageRing knows its place and how often it came round. A barrier's phase p
 // phase      has parity p & 1; the first filling of a stage waits for the phase before the first,
 //            which counts as complete.
 // Order      producer: begin() - tma_load()s - next(). Consumer: await() - wgmma, commit - next(),
@@ -45,9 +45,9 @@ inline RingShape ring_shape(int64_t stage_bytes, int64_t others) {
                    static_cast<int>(std::min<int64_t>(stage_bytes, kMostShared))};
 }
 
-class Ring {
+class StageRing {
  public:
-  __device__ __forceinline__ Ring(RingBarriers& barriers, const RingShape& shape)
+  __device__ __forceinline__ StageRing(RingBarriers& barriers, const RingShape& shape)
       : barriers_(barriers), shape_(shape) {}
 
   // By one thread of the block, before a __syncthreads.
