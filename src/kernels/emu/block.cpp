@@ -9,6 +9,8 @@
 #include <utility>
 
 #include "../check.hpp"
+#include "launch.hpp"
+#include "sm90.hpp"
 
 namespace convnet::emu {
 
@@ -29,6 +31,9 @@ uint64_t mix(uint64_t x) {
 }
 
 }  // namespace
+
+Block::Block() = default;
+Block::~Block() = default;
 
 std::string Block::run(Launch& launch) {
   launch_ = &launch;
@@ -93,6 +98,20 @@ void Block::start_block(uint64_t number) {
   first_ = mix(launch_->seed + number) % threads_.size();
   live_ = count;
   arrived_ = torn_warps_ = 0;
+  for (NamedBarrier& barrier : named_) barrier.arrived = 0;
+  sm90_used_ = false;
+}
+
+Sm90& Block::sm90(const char* operation, Site site) {
+  if (!sm90_used_) {
+    if (architecture() < 90)
+      fail(message(operation, " in ", describe(site), " needs sm_90, but the machine is sm_",
+                   architecture(), "; choose kernels by architecture()"));
+    if (!sm90_) sm90_ = std::make_unique<Sm90>(*this);
+    sm90_->start();
+    sm90_used_ = true;
+  }
+  return *sm90_;
 }
 
 // What a fiber does: runs a thread to its end, then starts the next one that has not begun. Only threads that wait keep a
@@ -125,6 +144,7 @@ void Block::fiber_main() {
 // Returns whose turn it is now, nullptr when the last block is done.
 Thread* Block::end_thread(Thread& thread) {
   copies.check_end(thread.number);
+  if (sm90_used_) sm90_->end_thread(thread);
   thread.word = &kForEver;
   thread.seen = 0;
   Warp& warp = *thread.warp;
@@ -135,6 +155,7 @@ Thread* Block::end_thread(Thread& thread) {
     if (arrived_ == live_) release_barrier();  // hardware does not wait for threads that have ended
     return next_ready(thread);
   }
+  if (sm90_used_) sm90_->end_block();
   const std::string damage = shared.damage();
   if (!damage.empty())
     throw std::runtime_error("one of its threads wrote to shared memory " + damage +
@@ -142,15 +163,17 @@ Thread* Block::end_thread(Thread& thread) {
   return next_block() ? &threads_[first_] : nullptr;
 }
 
-// The next thread in turn that can go on. It is an error when there is none.
+// The next thread in turn that can go on. It is an error when there is none and nothing under way that could help.
 Thread* Block::next_ready(const Thread& from) {
   Thread* const begin = threads_.data();
   Thread* const end = begin + threads_.size();
   Thread* const middle = begin + (&from - begin) + 1;
-  for (Thread* thread = middle; thread != end; ++thread)
-    if (thread->ready()) return thread;
-  for (Thread* thread = begin; thread != middle; ++thread)
-    if (thread->ready()) return thread;
+  do {
+    for (Thread* thread = middle; thread != end; ++thread)
+      if (thread->ready()) return thread;
+    for (Thread* thread = begin; thread != middle; ++thread)
+      if (thread->ready()) return thread;
+  } while (sm90_used_ && sm90_->land_one());
   fail_stuck();
 }
 
@@ -187,6 +210,37 @@ void Block::release_barrier() {
                  describe_threads()));
   arrived_ = 0;
   ++barriers_;
+  ++meetings_;
+}
+
+void Block::named_barrier(int id, int count, Site site) {
+  if (id < 1 || id >= kNamedBarriers || count < kWarpLanes || count % kWarpLanes != 0 ||
+      count > size())
+    fail(message("named_barrier in ", describe(site),
+                 ": id must be 1 to 15, and the number of threads a multiple of 32 within the ",
+                 size(), " of the block, got id=", id, " threads=", count));
+  NamedBarrier& barrier = named_[id];
+  if (barrier.arrived == 0) {
+    barrier.threads = count;
+    barrier.site = site;
+    barrier.arrived_of_warp.assign(warps_.size(), 0);
+  } else if (barrier.threads != count) {
+    fail(message("named_barrier ", id, " in ", describe(site), " is for ", count,
+                 " threads, but others wait for ", barrier.threads, " at ",
+                 describe(barrier.site)));
+  }
+  ++barrier.arrived_of_warp[static_cast<std::size_t>(here->warp - warps_.data())];
+  if (++barrier.arrived < count) {
+    wait_while(barrier.meetings, barrier.meetings, "named_barrier", site);
+    return;
+  }
+  for (const int lanes : barrier.arrived_of_warp)
+    if (lanes % kWarpLanes != 0)
+      fail(message("named_barrier ", id, " in ", describe(site), ": its ", count,
+                   " threads include ", lanes, " of a warp; whole warps must call it"));
+  barrier.arrived = 0;
+  ++barrier.meetings;
+  ++meetings_;
 }
 
 void Block::check_meeting(const Warp& warp, const char* operation, Site site) {

@@ -2,8 +2,9 @@
 //
 // A thread runs until it ends or has to wait. All waiting is one thing: a word of memory that still has the value it had
 // when the wait began. A barrier is such a word (it counts the times that everyone has arrived), so is the meeting of a warp,
-// and so will be the phase of an mbarrier. When a thread waits, the next one in a seeded order whose word has changed goes
-// on. When there is none, the block is stuck for ever, and what the threads wait for is reported.
+// and the phase of an mbarrier. When a thread waits, the next one in a seeded order whose word has changed goes on. When there
+// is none, one of the copies under way lands (sm90.hpp). When there is none of those either, the block is stuck for ever, and
+// what the threads wait for is reported.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -56,6 +57,17 @@ inline constexpr uint64_t kNothing = 1;
 inline constexpr uint64_t kForEver = 0;
 
 class Block;
+class Sm90;
+
+// A barrier of some threads of the block.
+struct NamedBarrier {
+  uint64_t meetings = 0;
+  int arrived = 0, threads = 0;
+  Site site;  // where the first thread called
+  std::vector<int> arrived_of_warp;
+};
+
+inline constexpr int kNamedBarriers = 16;  // number 0 is __syncthreads
 
 struct Thread {
   Index index;
@@ -83,7 +95,8 @@ class Block {
   SharedMemory shared;
   PendingCopies copies;
 
-  Block() = default;
+  Block();
+  ~Block();
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 
@@ -95,6 +108,16 @@ class Block {
   void barrier(Site site);
   void wait_while(const uint64_t& word, uint64_t seen, const char* waits_for, Site site);
   void check_meeting(const Warp& warp, const char* operation, Site site);
+  void named_barrier(int id, int threads, Site site);
+
+  // What goes on in this block besides its threads. Fails on a machine without these instructions.
+  Sm90& sm90(const char* operation, Site site);
+  Sm90* sm90_in_use() const { return sm90_used_ ? sm90_.get() : nullptr; }
+
+  uint64_t seed() const { return launch_->seed; }
+  int size() const { return static_cast<int>(threads_.size()); }
+  uint64_t meetings() const { return meetings_; }
+  void count_meeting() { ++meetings_; }
 
  private:
   [[noreturn]] static void fiber_main();
@@ -117,6 +140,10 @@ class Block {
   uint64_t barriers_ = 0;  // finished ones
   int torn_warps_ = 0;     // some lanes have ended, others not
   Site barrier_site_;
+  uint64_t meetings_ = 0;  // of more than a warp: barriers of every kind that were passed
+  NamedBarrier named_[kNamedBarriers];
+  std::unique_ptr<Sm90> sm90_;
+  bool sm90_used_ = false;  // in this block
 
   Fiber main_;
   Fiber* running_ = nullptr;

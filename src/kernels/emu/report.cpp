@@ -8,6 +8,7 @@
 #include "../check.hpp"
 #include "block.hpp"
 #include "copy_async.hpp"
+#include "sm90.hpp"
 
 namespace convnet::emu {
 
@@ -52,10 +53,11 @@ std::string Block::describe_threads() const {
   for (const Thread& thread : threads_) sorted[static_cast<std::size_t>(thread.number)] = &thread;
   std::vector<std::pair<std::string, std::string>> groups;  // what they do, which
   for (std::size_t i = 0, end = 0; i < sorted.size(); i = end) {
-    const auto activity = [](const Thread& thread) {
+    const auto activity = [this](const Thread& thread) {
       if (thread.ended()) return std::string("have ended");
       if (thread.ready()) return std::string("were not waiting");
-      return message("wait for ", thread.waits_for, " in ", describe(thread.site));
+      return message("wait for ", thread.waits_for, " in ", describe(thread.site),
+                     sm90_used_ ? sm90_->state_of(thread.word) : "");
     };
     const std::string doing = activity(*sorted[i]);
     for (end = i + 1; end < sorted.size() && activity(*sorted[end]) == doing;) ++end;
