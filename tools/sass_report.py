@@ -47,9 +47,9 @@ class Rule:
 
 RULES = [
     Rule("", lack=("LDL", "STL")),
-    Rule("SimtTile", contain=("FFMA", "LDGSTS"), lack=("HMMA",), may_be_absent=True),
-    Rule("MmaTile<Tf32", contain=("HMMA", "LDGSTS"), may_be_absent=True),
-    Rule("MmaTile<Bf16", contain=("HMMA", "LDGSTS", "LDSM"), may_be_absent=True),
+    Rule("SimtTile", contain=("FFMA", "LDGSTS"), lack=("HMMA",)),
+    Rule("MmaTile<Tf32", contain=("HMMA", "LDGSTS")),
+    Rule("MmaTile<Bf16", contain=("HMMA", "LDGSTS", "LDSM")),
     Rule("(?i)wgmma", ("sm_90a",), contain=("HGMMA", "UTMALDG"), may_be_absent=True),
 ]
 
