@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import socket
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,9 @@ reasons = {kind: missing(kind) for kind in DEVICES}
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        kind = item.callspec.params.get("device") if hasattr(item, "callspec") else None
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        chosen = parameters.get("arithmetic", parameters.get("tensor_cores"))
+        kind = chosen.device if chosen else parameters.get("device")
         count = 2 if item.get_closest_marker("two_gpu") else 1
         if kind == "cuda" or item.get_closest_marker("gpu") or count == 2:
             item.add_marker(pytest.mark.gpu)
@@ -72,6 +75,52 @@ def device(request) -> str:
     """The name of a device; the test runs once for each kind."""
     request.node.user_properties.append(("device", request.param))
     return request.param
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """A device and what its products are made of. The emulator plays ``architecture``, where kernels depend on it."""
+
+    device: str
+    precision: str
+    architecture: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.device}-{self.precision}" + (f"-sm{self.architecture}" if self.architecture else "")
+
+
+TENSOR_CORES = [
+    Arithmetic("emu", "tf32"),
+    Arithmetic("emu", "bf16", 80),
+    Arithmetic("emu", "bf16", 90),
+    Arithmetic("cuda", "tf32"),
+    Arithmetic("cuda", "bf16"),
+]
+
+
+def _played(request) -> Iterator[Arithmetic]:
+    arithmetic = request.param
+    request.node.user_properties.append(("device", arithmetic.device))
+    if arithmetic.architecture is None:
+        yield arithmetic
+        return
+    from convnet import _emu
+
+    _emu.set_architecture(arithmetic.architecture)
+    yield arithmetic
+    _emu.set_architecture(90)
+
+
+@pytest.fixture(params=TENSOR_CORES, ids=str)
+def tensor_cores(request):
+    """A device and a precision of its tensor cores; the test runs once for each."""
+    yield from _played(request)
+
+
+@pytest.fixture(params=[*(Arithmetic(device, "fp32") for device in DEVICES), *TENSOR_CORES], ids=str)
+def arithmetic(request):
+    """A device and a precision; the test runs once for each."""
+    yield from _played(request)
 
 
 @pytest.fixture
