@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import socket
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 
 from convnet import backend, host
@@ -198,3 +201,24 @@ def _no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory) -> list[Path]:
+    """The emulator's object files, for programs of tests/emu."""
+    if programs.COMPILER is None:
+        pytest.skip("g++ is not installed")
+    return programs.compile_objects(tmp_path_factory.mktemp("emulator"), programs.EMULATOR, *programs.PLAIN)
+
+
+@pytest.fixture(scope="session")
+def checked_emulator(tmp_path_factory) -> list[Path]:
+    """The same with AddressSanitizer and UBSan."""
+    if programs.COMPILER is None:
+        pytest.skip("g++ is not installed")
+    folder = tmp_path_factory.mktemp("checked")
+    (folder / "empty.cpp").write_text("int main() {}")
+    command = [programs.COMPILER, *programs.CHECKED, folder / "empty.cpp", "-o", folder / "empty"]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("g++ has no AddressSanitizer here")
+    return programs.compile_objects(folder, programs.EMULATOR, *programs.CHECKED)

@@ -1,6 +1,10 @@
 // dx: the gradient of a convolution with respect to its input.
 #pragma once
+#include <string>
+#include <vector>
+
 #include "shapes.hpp"
+#include "variants.hpp"
 
 namespace convnet {
 
@@ -11,5 +15,9 @@ void conv_backward_data(const ConvShape& shape,
                         const void* weight,
                         void* dx,
                         Stream stream);
+
+// The kernel that it takes, and all that there are.
+std::string conv_backward_data_variant(const ConvShape& shape, Precision precision);
+std::vector<VariantRow> conv_backward_data_variants();
 
 }  // namespace convnet

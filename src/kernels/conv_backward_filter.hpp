@@ -1,6 +1,10 @@
 // dweight and dbias: the gradient of a convolution with respect to its filters and biases, summed over the images.
 #pragma once
+#include <string>
+#include <vector>
+
 #include "shapes.hpp"
+#include "variants.hpp"
 
 namespace convnet {
 
@@ -17,5 +21,9 @@ void conv_backward_filter(const ConvShape& shape,
                           float* dbias,
                           float* workspace,
                           Stream stream);
+
+// The kernel that it takes, and all that there are.
+std::string conv_backward_filter_variant(const ConvShape& shape, Precision precision);
+std::vector<VariantRow> conv_backward_filter_variants();
 
 }  // namespace convnet

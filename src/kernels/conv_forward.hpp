@@ -1,6 +1,10 @@
 // y = w * x + b, then ReLU where asked: grouped 2-D cross-correlation.
 #pragma once
+#include <string>
+#include <vector>
+
 #include "shapes.hpp"
+#include "variants.hpp"
 
 namespace convnet {
 
@@ -14,5 +18,9 @@ void conv_forward(const ConvShape& shape,
                   void* y,
                   bool relu,
                   Stream stream);
+
+// The kernel that it takes, and all that there are.
+std::string conv_forward_variant(const ConvShape& shape, Precision precision);
+std::vector<VariantRow> conv_forward_variants();
 
 }  // namespace convnet

@@ -1,6 +1,10 @@
 // Fully-connected layers: three matrix products. x [N/L][C][L], weight [C][K], y [N/L][K][L].
 #pragma once
+#include <string>
+#include <vector>
+
 #include "shapes.hpp"
+#include "variants.hpp"
 
 namespace convnet {
 
@@ -36,5 +40,11 @@ void linear_backward_filter(const LinearShape& shape,
                             float* dbias,
                             float* workspace,
                             Stream stream);
+
+// The kernels that they take, and all that there are.
+std::string linear_forward_variant(const LinearShape& shape, Precision precision);
+std::string linear_backward_data_variant(const LinearShape& shape, Precision precision);
+std::string linear_backward_filter_variant(const LinearShape& shape, Precision precision);
+std::vector<VariantRow> linear_variants();
 
 }  // namespace convnet

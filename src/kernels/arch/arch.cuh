@@ -26,7 +26,7 @@
 //
 // Copies from global to shared memory that run on their own (cp.async, sm_80)
 //   copy_async<bytes>(target, source, exists)    4, 8 or 16 bytes, both addresses aligned to them; zeros where !exists
-//                                                (the source is then not read and may be any address)
+//                                                (the source is then not read and may be any such address)
 //   copy_async_commit()                          closes this thread's group of copies
 //   copy_async_wait<left>()                      until at most `left` of this thread's groups are under way; others see
 //                                                the copies behind the next barrier

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "fiber.hpp"
+#include "pending_copies.hpp"
 #include "shared_memory.hpp"
 
 namespace convnet::emu {
@@ -80,6 +81,7 @@ class Block {
  public:
   Index grid, extent, index;  // gridDim, blockDim, blockIdx
   SharedMemory shared;
+  PendingCopies copies;
 
   Block() = default;
   Block(const Block&) = delete;
