@@ -15,7 +15,8 @@ import programs
 import pytest
 
 from convnet import backend, host
-from convnet.layout import pack_activations, unpack_activations
+from convnet.layout import pack_activations, to_bf16, to_float32, unpack_activations
+from convnet.precision import activation_dtype
 
 DEVICES = ("cpu", "emu", "cuda")
 ran: Counter[str] = Counter()
@@ -37,11 +38,24 @@ def missing(kind: str, count: int = 1) -> str | None:
 reasons = {kind: missing(kind) for kind in DEVICES}
 
 
+def parameters(item) -> dict:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def device_kind(item) -> str | None:
+    chosen = parameters(item).get("arithmetic", parameters(item).get("tensor_cores"))
+    return chosen.device if chosen else parameters(item).get("device")
+
+
+def has_precision(item) -> bool:
+    """The NumPy kernels compute in float32 alone."""
+    return parameters(item).get("device") != "cpu" or parameters(item).get("precision", "fp32") == "fp32"
+
+
 def pytest_collection_modifyitems(items):
+    items[:] = filter(has_precision, items)
     for item in items:
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        chosen = parameters.get("arithmetic", parameters.get("tensor_cores"))
-        kind = chosen.device if chosen else parameters.get("device")
+        kind = device_kind(item)
         count = 2 if item.get_closest_marker("two_gpu") else 1
         if kind == "cuda" or item.get_closest_marker("gpu") or count == 2:
             item.add_marker(pytest.mark.gpu)
@@ -126,12 +140,20 @@ def arithmetic(request):
     yield from _played(request)
 
 
+@pytest.fixture(params=["fp32", "bf16"])
+def precision(request) -> str:
+    """What a device keeps activations in; the test runs once for each."""
+    return request.param
+
+
 @pytest.fixture
 def within(request):
     """Fails where error / limit exceeds 1, and keeps the largest of each family for the summary."""
 
     def check(family: str, ratio: float) -> None:
         device = dict(request.node.user_properties).get("device", "cpu")
+        if parameters(request.node).get("precision") == "bf16":
+            family += " bf16"
         worst[family, device] = max(worst.get((family, device), (0.0, "")), (ratio, request.node.name))
         assert ratio <= 1, f"{family}: the error is {ratio:.3g} times the limit"
 
@@ -150,11 +172,15 @@ class Machine:
         self.stream.upload(array, np.ascontiguousarray(values))
         return array
 
-    def put_images(self, values):
-        return self.put(pack_activations(values, self.device.lanes(len(values))))
+    def put_rounded(self, values, precision: str = "fp32"):
+        """Activations of any shape."""
+        return self.put(to_bf16(values) if precision == "bf16" else values)
+
+    def put_images(self, values, precision: str = "fp32"):
+        return self.put_rounded(pack_activations(values, self.device.lanes(len(values))), precision)
 
     def images(self, array, n: int):
-        return unpack_activations(array.download(), n)
+        return to_float32(unpack_activations(array.download(), n))
 
     def empty(self, shape, dtype=np.float32):
         """Memory full of NaN (or -1), on every kind of device."""
@@ -162,6 +188,9 @@ class Machine:
         poison = np.full(array.nbytes, 0xFF, np.uint8).view(array.dtype).reshape(array.shape)
         self.stream.upload(array, poison)
         return array
+
+    def activations(self, shape, precision: str):
+        return self.empty(shape, activation_dtype(precision))
 
     def workspace(self, nbytes: int):
         return self.empty((nbytes // 4,)) if nbytes else None

@@ -24,6 +24,30 @@ def ratio(actual, expected, limit) -> float:
     return float(np.where(exact, 0.0, worst).max(initial=0.0))
 
 
+def bf16_step(x):
+    """The distance between neighbouring bfloat16 where x lies; at a power of two, the one above it."""
+    exponent = np.frexp(np.asarray(x, np.float64))[1]
+    return np.ldexp(1.0, np.maximum(exponent, -125) - 8)
+
+
+def bf16(x):
+    """The nearest bfloat16, ties to even, in float64."""
+    x = np.asarray(x, np.float64)
+    step = bf16_step(x)
+    rounded = np.rint(x / step) * step
+    return np.where(np.abs(rounded) < 2.0**128, rounded, np.copysign(np.inf, x))
+
+
+def held(x, precision):
+    """float32 values as a device keeps them."""
+    return bf16(x).astype(np.float32) if precision == "bf16" else x
+
+
+def held_limit(limit, expected, precision):
+    """Of a result that is right within ``limit`` before a device rounds it to what it keeps."""
+    return limit + bf16_step(np.abs(expected) + limit) / 2 if precision == "bf16" else limit
+
+
 def sum_limit(magnitude, terms: int):
     """Rounding of a float32 sum of ``terms`` products whose absolute values add up to ``magnitude``.
 
@@ -33,16 +57,13 @@ def sum_limit(magnitude, terms: int):
     return (8 if terms < 16 else 4) * UNIT * math.sqrt(terms) * magnitude
 
 
-def rounded(values, precision: str):
-    """float32 operands as products see them, normal numbers: 8 bits of significand, ties to even, in bfloat16; 11 bits,
-    ties away from zero, in tf32."""
-    fraction, exponent = np.frexp(values.astype(np.float64))
-    if precision == "bf16":
-        return np.ldexp(np.rint(np.ldexp(fraction, 8)), exponent - 8).astype(np.float32)
+def rounded(x, precision):
+    """float32 operands, normal numbers, as products see them: tf32 has 11 bits of significand, ties away from zero."""
     if precision == "tf32":
+        fraction, exponent = np.frexp(x.astype(np.float64))
         cut = np.trunc(np.ldexp(fraction, 11) + np.copysign(0.5, fraction))
         return np.ldexp(cut, exponent - 11).astype(np.float32)
-    return values
+    return held(x, precision)
 
 
 DEPTH = {"tf32": 8, "bf16": 16}  # terms that a tensor core adds in one instruction
@@ -59,13 +80,6 @@ def tensor_limit(expected, squares, instructions: int, device: str):
     """
     per_instruction = 3 if device.startswith("emu") else 21
     return (per_instruction * instructions + 1) * UNIT * (np.abs(expected) + 4 * np.sqrt(squares))
-
-
-def stored_limit(expected, limit, precision: str):
-    """``limit``, and in bfloat16 half a unit in the last place of the largest value that it allows."""
-    if precision != "bf16":
-        return limit
-    return limit + np.ldexp(1.0, np.frexp(np.abs(expected) + limit)[1] - 9)
 
 
 def _framed(x, stride, top, left, P, Q, R, S):

@@ -1,19 +1,14 @@
-"""The emulator: it runs correct kernels correctly in every order, and it catches faulty ones.
-
-The last tests take the barriers out of the shipped kernels, one at a time.
-"""
+"""The emulator: it runs correct kernels correctly in every order, and it catches faulty ones."""
 
 from __future__ import annotations
 
 import math
 import re
-import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import CHECKED, KERNELS, PLAIN, SOURCES, Run, compile_object, compile_objects, link, output, runner
+from programs import CHECKED, PLAIN, SOURCES, Run, compile_objects, link, output, runner
 
 from convnet import backend
 
@@ -220,64 +215,3 @@ def test_guards_of_a_device_catch_a_kernel_that_writes_outside():
     with pytest.raises(backend.DeviceError, match=r"wrote outside an array of shape \(1001,\)"):
         device.synchronize()
     device.close()
-
-
-# Shipped kernels without one of their barriers
-
-OPS = ("conv_backward_filter", "conv_forward", "gemm", "ingest", "softmax")  # what tests/emu/layers.cpp runs
-BARRIER = re.compile(r"^( *)__syncthreads\(\);", re.MULTILINE)
-
-
-def included(file: Path) -> set[Path]:
-    """The project's own files that a source includes, directly or not, and itself."""
-    found, new = set(), {file.resolve()}
-    while new:
-        found |= new
-        names = [(file, name) for file in new for name in re.findall(r'#include "(.+)"', file.read_text())]
-        paths = {(folder / name).resolve() for file, name in names for folder in (file.parent, KERNELS)}
-        new = {path for path in paths if path.is_file()} - found
-    return found
-
-
-def barriers() -> list[tuple[Path, int]]:
-    """(file, number of the barrier in it)"""
-    counts = {file: len(BARRIER.findall(file.read_text())) for file in sorted(KERNELS.rglob("*.cu*"))}
-    return [(file.relative_to(KERNELS), number) for file, count in counts.items() for number in range(count)]
-
-
-@pytest.fixture(scope="module")
-def layers(emulator, tmp_path_factory) -> tuple[list[Path], Run]:
-    """The object files of tests/emu/layers.cpp, and the program made of them."""
-    folder = tmp_path_factory.mktemp("layers")
-    sources = [SOURCES / "layers.cpp", *(KERNELS / f"{op}.cu" for op in OPS)]
-    objects = [*emulator, *compile_objects(folder, sources, *PLAIN)]
-    return objects, runner(link(folder / "program", objects))
-
-
-SEEDS = (1, 2, 3)
-
-
-@pytest.mark.parametrize("op", OPS)
-def test_shipped_kernels_give_the_same_bits_in_every_order(layers, op):
-    results = {output(layers[1](op, seed)) for seed in SEEDS}
-    assert len(results) == 1
-    assert results.pop().endswith(", 0 not numbers\n")
-
-
-@pytest.mark.parametrize(("file", "number"), barriers(), ids=str)
-def test_taking_out_a_shipped_barrier_shows(layers, tmp_path, file, number):
-    ops = [op for op in OPS if (KERNELS / file) in included(KERNELS / f"{op}.cu")]
-    assert ops, f"tests/emu/layers.cpp runs no op that uses {file}"
-    kernels = tmp_path / "kernels"
-    shutil.copytree(KERNELS, kernels)
-    text = (kernels / file).read_text()
-    place = list(BARRIER.finditer(text))[number]
-    (kernels / file).write_text(text[: place.start()] + text[place.end() :])
-    objects, original = layers
-    for op in ops:
-        mutant = compile_object(kernels / f"{op}.cu", tmp_path / f"{op}.o", *PLAIN, kernels=kernels)
-        program = link(tmp_path / op, [mutant, *(path for path in objects if path.name != f"{op}.cu.o")])
-        expected = output(original(op))
-        if any(output(runner(program)(op, seed)) != expected for seed in SEEDS):
-            return
-    pytest.fail(f"without this barrier {ops} give the same results as before")

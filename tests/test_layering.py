@@ -230,7 +230,7 @@ def tiles_know_no_ops(path: str, text: str) -> Iterator[str]:
 
 def machines_know_no_ops(path: str, text: str) -> Iterator[str]:
     if path.startswith(("kernels/arch/", "kernels/emu/")):
-        allowed = r"(gpu/|\.\./emu/)?\w+\.(cuh|hpp)|(\.\./)+(shapes|check)\.hpp|[\w/]+(\.h)?"
+        allowed = r"(gpu/|\.\./emu/)?\w+\.(cuh|hpp)|(\.\./)+(shapes|check|tensor_map|arch/tensor_map)\.hpp|[\w/]+(\.h)?"
         yield from (f"includes {name}" for name in includes(text) if not re.fullmatch(allowed, name))
 
 

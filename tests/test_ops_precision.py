@@ -46,7 +46,7 @@ class Conv:
         squares = reference.conv_forward(x**2, weight**2, bias**2, **case.geometry)
         count = case.R * case.S * instructions(arithmetic, case.C // case.groups)
         limit = reference.tensor_limit(expected, squares, count, arithmetic.device)
-        limit = reference.stored_limit(expected, limit, arithmetic.precision)
+        limit = reference.held_limit(limit, expected, arithmetic.precision)
         return (np.maximum(expected, 0) if case.relu else expected), limit
 
     @staticmethod
@@ -67,7 +67,7 @@ class Linear:
         expected = reference.linear_forward(x, weight, bias)
         squares = reference.linear_forward(x**2, weight**2, bias**2)
         limit = reference.tensor_limit(expected, squares, instructions(arithmetic, case.C), arithmetic.device)
-        limit = reference.stored_limit(expected, limit, arithmetic.precision)
+        limit = reference.held_limit(limit, expected, arithmetic.precision)
         return (np.maximum(expected, 0) if case.relu else expected), limit
 
     @staticmethod
@@ -86,7 +86,7 @@ def limits(arithmetic, expected, squares, counts):
         reference.tensor_limit(values, square, count, arithmetic.device)
         for values, square, count in zip(expected, squares, counts, strict=True)
     ]
-    return [reference.stored_limit(expected[0], found[0], arithmetic.precision), *found[1:]]
+    return [reference.held_limit(found[0], expected[0], arithmetic.precision), *found[1:]]
 
 
 def conv(arithmetic, case, x, weight, bias, dy):

@@ -4,16 +4,16 @@
 //            word of element (n, f) is word 0 of Philox4x32-10 at counter (n * features_total +
 //            feature_offset + f, step, layer, 0) under the seed; the first counter word counts
 //            modulo 2^32. The last word, 0, is DROPOUT in convnet/rng.py.
-// Tensors    x, y [N/L][features][L] by precision, mask uint8 alike; backward takes count values of any
-//            layout. In place allowed.
+// Tensors    x, y [N/L][features][L] by precision, mask uint8 alike; backward takes count values of
+//            any layout. In place allowed.
 // Work       one thread per four neighbouring lanes of a feature, up to 256 threads per block.
 //            Every element is a draw of its own, of which one word is used: what a mask is must not
 //            depend on which elements lie side by side.
 // Shared     none.
 // Barriers   none.
 // Needs      lanes a multiple of 8; 16-byte aligned activations, 4-byte aligned mask.
-// Cost       9 bytes (5 in bf16) and about 80 integer operations per value forward, as many bytes backward: bound by
-//            memory on large layers, by the launch on the network's own.
+// Cost       9 bytes (5 in bf16) per value and, forward, about 80 integer operations: bound by memory
+//            on large layers, by the launch on the network's own.
 #include "dropout.hpp"
 
 #include <cmath>

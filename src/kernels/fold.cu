@@ -8,8 +8,8 @@
 // Tensors    weight, gradient float32 [g][C/g][R][S][K/g]; copy bf16 [g][C/g*s*s][R'][S'][K8] with
 //            K8 = round_up(K/g, 8); folded float32 [g][C/g*s*s][R'][S'][K/g]; R' = ceil(R/s), S' =
 //            ceil(S/s).
-// Work       one thread per four neighbouring values of the copy, one per value of the gradient; 256
-//            threads per block.
+// Work       one thread per four neighbouring values of the copy, one per value of the gradient,
+//            256 threads per block.
 // Shared     none.
 // Barriers   none.
 // Needs      groups that divide C and K; 16-byte aligned arrays.

@@ -15,8 +15,9 @@
 //            that writes 32 values of one image, and one that reads 4 lanes per thread, both touch
 //            all banks; and 768 bytes of noise.
 // Barriers   one, between reading and writing.
-// Needs      lanes a multiple of 8, 1 <= valid <= N, crop at most H and W and 65535, fold a divisor of crop; windows inside
-//            their images (checked where they are made, a kernel cannot); y 16-byte aligned.
+// Needs      lanes a multiple of 8, 1 <= valid <= N, crop at most H and W and 65535, fold a divisor
+//            of crop; windows inside their images (checked where they are made, a kernel cannot); y
+//            16-byte aligned.
 // Cost       3 bytes read and 12 (6 in bf16) written per pixel: bound by memory.
 #include "ingest.hpp"
 

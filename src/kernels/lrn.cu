@@ -4,7 +4,7 @@
 //            [i - size/2, i - size/2 + size), clipped to i's group. Backward dx_i = dy_i d_i^-beta
 //            - 2 alpha beta x_i * sum of t_f over the f whose window holds i, t_f = dy_f x_f
 //            d_f^(-beta-1); d is computed again from x, so that forward has nothing to keep.
-// Tensors    x, y, dy, dx [N/L][C][H][W][L] by precision; windows and sums float32.
+// Tensors    x, y, dy, dx [N/L][C][H][W][L] by precision. Windows and sums are float32.
 // Work       one thread per four neighbouring lanes of a pixel (one lane where size > 5), up to 256
 //            threads per block, walks the channels of a group with the window in registers. The
 //            window is summed anew at every channel: a sum that adds what enters and subtracts what
@@ -15,9 +15,9 @@
 // Barriers   none.
 // Needs      lanes a multiple of 8, 1 <= size <= 16 (it may exceed C), 16-byte aligned arrays; y is
 //            not x, dx neither dy nor x.
-// Cost       two elements per value forward, three backward, and 2 (size - 1) / segment more
-//            reading where a group is cut; about 25 and 45 operations per value at size 5: bound by memory. beta
-//            = 0.75 takes two reciprocal square roots, another beta powf.
+// Cost       8 bytes per value forward, 12 backward (half of it in bf16), and 2 (size - 1) / segment
+//            more reading where a group is cut; about 25 and 45 operations per value at size 5: bound
+//            by memory. beta = 0.75 takes two reciprocal square roots, another beta powf.
 #include "lrn.hpp"
 
 #include <algorithm>
@@ -238,8 +238,8 @@ Plan plan_for(const char* op, const LrnShape& shape) {
       Cut{static_cast<int>(channels), static_cast<int>(segment), static_cast<int>(segments)}};
 }
 
-// Sizes up to 5 move four values at a time; larger windows of that width would not fit in registers.
-// The network's window of 5 with beta 0.75 is compiled without the general power.
+// Sizes up to 5 move four values at a time; larger windows of that width would not fit in
+// registers. The network's window of 5 with beta 0.75 is compiled without the general power.
 template <class T, int kSize = 1>
 void launch_forward(const LrnShape& shape, const Plan& plan, const T* x, T* y, Stream stream) {
   if (shape.size == kSize) {

@@ -5,8 +5,8 @@
 //            maximum in row order. The first NaN, if there is one, wins and is the result. Backward
 //            dx(h,w) = sum of dy over the windows whose argmax is (h,w): it gathers, in row order,
 //            so that it needs no atomics, writes every element and gives the same bits every time.
-// Tensors    x, dx [N/L][C][H][W][L], y, dy [N/L][C][P][Q][L] by precision, argmax uint8 as
-//            y. Maxima are passed on as they are; sums are float32, rounded once.
+// Tensors    x, dx [N/L][C][H][W][L], y, dy [N/L][C][P][Q][L] by precision, argmax uint8 as y.
+//            Maxima are passed on as they are; sums are float32, rounded once.
 // Work       one thread per four neighbouring lanes of an output pixel (of an input pixel
 //            backward), up to 256 threads per block; a block stays inside one channel of one image
 //            block. Windows of 3 with stride 2 are unrolled.

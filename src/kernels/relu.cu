@@ -8,7 +8,7 @@
 // Shared     none.
 // Barriers   none.
 // Needs      16-byte aligned arrays.
-// Cost       two elements per value forward, three backward: bound by memory.
+// Cost       8 bytes per value forward, 12 backward, half of it in bf16: bound by memory.
 #include "relu.hpp"
 
 #include "arch/arch.cuh"

@@ -10,8 +10,8 @@
 // Shared     none.
 // Barriers   none.
 // Needs      16-byte aligned arrays; with a copy count whole rows.
-// Cost       20 bytes per value (three read, two written; 22 with a copy) and 6 operations: bound by
-//            memory.
+// Cost       20 bytes per value (three read, two written), 22 with a copy, and 6 operations: bound
+//            by memory.
 #include "sgd.hpp"
 
 #include "arch/arch.cuh"

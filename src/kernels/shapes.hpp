@@ -76,8 +76,9 @@ struct IngestShape {
   int64_t H, W;         // of the stored images
   int64_t crop, lanes;  // the window is crop x crop
   float scale;          // y = (pixel - mean + noise) * scale
-  int64_t
-      fold;  // s: pixel (i, j) of channel c is written as (i/s, j/s) of channel c*s*s + i%s*s + j%s; 1: as it is
+  // s: pixel (i, j) of channel c is written as pixel (i/s, j/s) of channel c*s*s + i%s*s + j%s;
+  // 1: every pixel keeps its place
+  int64_t fold;
 };
 
 }  // namespace convnet

@@ -4,8 +4,8 @@
 //            the sum is 1, so that neither overflows. rank = number of classes that are not behind
 //            the label in (descending logit, ascending index); a logit that is not a number is
 //            behind nothing, so that a diverged network never counts as right.
-// Tensors    logits, dlogits [N/L][K][L] by precision, probs float32 alike; labels, ranks int32 [N];
-//            losses float32 [N]. Computed in float32, dlogits rounded once.
+// Tensors    logits, dlogits [N/L][K][L] by precision, probs float32 alike; labels, ranks int32
+//            [N]; losses float32 [N]. Computed in float32, dlogits rounded once.
 // Work       one block of 512 threads per 8 neighbouring lanes: 64 threads share the K classes of a
 //            lane, so that a warp reads four runs of 8 lanes, and even a small batch occupies
 //            several multiprocessors. Three passes over the classes (maximum; sum and rank;
@@ -13,8 +13,8 @@
 // Shared     2048 bytes: one value, a float or an int, of 64 threads x 8 lanes.
 // Barriers   those of reduce(), below.
 // Needs      lanes a multiple of 8, 1 <= valid <= N.
-// Cost       one element per logit read and one written, 4 bytes for each of probs; two exponentials
-//            per logit: bound by the launch.
+// Cost       4 bytes per logit read, 4 for each of probs and dlogits written (in bf16 2, 4 and 2);
+//            two exponentials per logit: bound by the launch.
 #include "softmax.hpp"
 
 #include <cmath>

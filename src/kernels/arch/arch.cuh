@@ -11,6 +11,7 @@
 //   rsqrtf(x)                    1 / sqrt(x), on a GPU within 2 units in the last place
 //   warp_sum / warp_max      reduction over the 32 lanes of a warp (float, int), same in every lane; all 32 lanes must call it
 //   warp_shuffle_xor         the value (float, int) of lane (lane ^ mask); all 32 lanes must call it
+//   warp_uniform(int)        the value of lane 0; all 32 lanes must call it
 //
 // Numbers
 //   to_float(bf16), to_bf16(float)           rounded to nearest, ties to even; NaN becomes 0x7fff
@@ -32,7 +33,8 @@
 //                                                the copies behind the next barrier
 //
 // Tensor copies (TMA, sm_90). A TensorMap is passed by value as `const __grid_constant__ TensorMap`.
-//   TensorMap tensor_map(what, dtype size, address, sizes[5], strides[4], box[5])       host, tensor_map.hpp
+//   TensorMap tensor_map(what, Element, address, sizes[5], byte_strides[4], box[5], Swizzle)      host; dimension 0 is
+//                                                                the contiguous one; the limits are in tensor_map.hpp
 //   tma_load(target, map, barrier, c0..c4)       one thread: the box at these coordinates, zeros outside of the tensor;
 //                                                its bytes count as arrived at the barrier
 //   tma_store(map, source, c0..c4)               one thread: clipped to the tensor; coordinates must not be negative
@@ -51,14 +53,16 @@
 //
 // Tensor cores of a warpgroup (wgmma, sm_90a; every thread of four neighbouring warps must call)
 //   enum class Swizzle { none, bytes32, bytes64, bytes128 }
-//   operand(start, lbo, sbo, swizzle)            a shared-memory descriptor; start, lbo, sbo in bytes
+//   operand(start, lbo, sbo, swizzle)            a shared-memory descriptor; start is an address, lbo and sbo are bytes
 //   advance(descriptor, bytes)                   the same operand `bytes` further on
 //   wgmma<N, transpose_a, transpose_b>(sum[N / 2], a, b)     sum += 64 x N products over 16 bf16 terms; transpose: the
 //                                                            operand lies M- or N-major
 //   wgmma_fence()                                before the first wgmma, and after any thread touched `sum`
 //   wgmma_commit(), wgmma_wait<left>()           groups of them; `sum` and the operands are in use until then
+//                                                a: a descriptor, or a thread's four registers (then without transpose_a)
 //   hold(sum)                                    keeps the compiler from moving accesses of `sum` across it: before the
-//                                                fence and after the wait
+//                                                first fence and after wgmma_wait<0>; never while products are under way,
+//                                                or the assembler serialises them
 //   raise_registers<n>() / lower_registers<n>()  setmaxnreg by all warps of a warpgroup
 //   elect_one()                                  true in one lane of a converged warp
 //

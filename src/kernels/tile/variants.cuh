@@ -1,5 +1,6 @@
 // Tables of the kernels of an op, the choice among them, and the grid that covers the output.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -11,6 +12,11 @@ namespace convnet {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Into how many parts of equal length, but for the last, `total` falls when about `wanted` are asked for.
+constexpr int64_t even_parts(int64_t total, int64_t wanted) {
+  return ceil_div(total, ceil_div(total, std::clamp(wanted, int64_t{1}, total)));
+}
 
 // One row of an op's table. Arguments is whatever its launcher takes.
 template <class Shape, class Arguments>

@@ -1,5 +1,5 @@
-// The bfloat16 copy of a weight: its rows, each padded with zeros to a multiple of 8 values, so that
-// tensor copies and 16-byte accesses find every row aligned.
+// The bfloat16 copy of a weight: its rows, each padded with zeros to a multiple of 8 values, so
+// that tensor copies and 16-byte accesses find every row aligned.
 #pragma once
 #include <cstdint>
 
