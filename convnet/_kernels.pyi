@@ -113,7 +113,7 @@ def conv_variant(op: str, shape: ConvShape, precision: str) -> str:
 def linear_variant(op: str, shape: LinearShape, precision: str) -> str:
     """The same for "linear_forward", "linear_backward_data" and "linear_backward_filter"."""
 
-def variants() -> list[dict[str, str]]:
+def variants() -> list[dict[str, Any]]:
     """The tables these names stand in, in the order of preference: op, name, precision, architecture, tile, when."""
 
 def force_variant(op: str, name: str) -> None:

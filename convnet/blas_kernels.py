@@ -29,14 +29,14 @@ from .blas_conv import (
 )
 from .blas_maps import lrn_backward, lrn_forward, max_pool_backward, max_pool_forward
 from .parallel import run, scratch
-from .shapes import ConvShape, DropoutShape, IngestShape, SoftmaxShape
+from .shapes import ConvShape, DropoutShape, IngestShape, LinearShape, SoftmaxShape
 
 __all__ = [
     "add", "build_info", "cast_weight", "conv_backward_data", "conv_backward_filter",
-    "conv_backward_filter_workspace", "conv_forward", "dropout_backward", "dropout_forward", "fold_weight", "ingest",
-    "linear_backward_data", "linear_backward_filter", "linear_forward", "linear_workspace", "lrn_backward",
-    "lrn_forward", "max_pool_backward", "max_pool_forward", "relu_backward", "relu_forward", "scale", "sgd",
-    "softmax_cross_entropy", "unfold_gradient",
+    "conv_backward_filter_workspace", "conv_forward", "conv_variant", "dropout_backward", "dropout_forward",
+    "fold_weight", "force_variant", "ingest", "linear_backward_data", "linear_backward_filter", "linear_forward",
+    "linear_variant", "linear_workspace", "lrn_backward", "lrn_forward", "max_pool_backward", "max_pool_forward",
+    "relu_backward", "relu_forward", "scale", "sgd", "softmax_cross_entropy", "unfold_gradient", "variants",
 ]  # fmt: skip
 
 
@@ -232,6 +232,27 @@ def ingest(
         out[block, :, rows] = part.transpose(1, 2, 3, 0)
 
     run(len(out) * len(cuts), task)
+
+
+# --- what can be chosen ---------------------------------------------------------------------------------------------
+
+
+def conv_variant(op: str, shape: ConvShape, precision: str) -> str:
+    fp32_only(precision)
+    return "im2col and BLAS"
+
+
+def linear_variant(op: str, shape: LinearShape, precision: str) -> str:
+    fp32_only(precision)
+    return "BLAS"
+
+
+def force_variant(op: str, name: str) -> None:
+    raise ValueError("NumPy has one kernel for every op: there is nothing to choose")
+
+
+def variants() -> list[dict[str, Any]]:
+    return []
 
 
 def build_info() -> dict[str, str]:

@@ -95,7 +95,8 @@ def report(
                     "kernel": kernel, "shape": dataclasses.asdict(problem),
                 })  # fmt: skip
     what: dict[str, Any] = {"model": model, "batch_size": batch_size} if shape is None else {"shape": shape}
-    table = [row for row in device.kernels.variants() if row["precision"] in precisions]
+    ops = {c["op"] for c in choices}
+    table = [row for row in device.kernels.variants() if row["precision"] in precisions and row["op"] in ops]
     return {**what, "choices": choices, "kernels": table}
 
 
@@ -114,9 +115,10 @@ def choice(device: Device, op: str, shape: ConvShape | LinearShape, precision: s
 
 def as_text(found: dict[str, Any]) -> str:
     """The choices as one table, a column for every precision, or two where architectures differ, and the kernels."""
-    title = f"kernels for {found['shape']}"
     if "model" in found:
         title = f"kernels of {found['model']}, {found['batch_size']} images"
+    else:
+        title = f"kernels for {found['shape']}"
     cells: dict[tuple[str, str], dict[tuple[str, int], str]] = {}
     for c in found["choices"]:
         cells.setdefault((c["layer"], c["op"]), {})[c["precision"], c["architecture"]] = c["kernel"]
@@ -127,12 +129,16 @@ def as_text(found: dict[str, Any]) -> str:
         columns += [(precision, keys[0])] if same else [(f"{p} on sm_{a}", (p, a)) for p, a in keys]
     rows = [("layer and pass", *(header for header, _ in columns))]
     rows += [(f"{layer} {op}".strip(), *(row[key] for _, key in columns)) for (layer, op), row in cells.items()]
-    kernels = [("kernel", "op", "precision", "from", "tile", "taken for")]
+    kernels = [("kernel", "op", "precision", "on", "tile", "taken for")]
     kernels += [
-        (row["name"], row["op"], row["precision"], f"sm_{row['architecture']}", row["tile"], row["when"])
+        (row["name"], row["op"], row["precision"], _runs_on(row["architecture"]), row["tile"], row["when"])
         for row in found["kernels"]
     ]
     return f"{title}\n\n{_table(rows)}\n\nall kernels, in the order of preference\n\n{_table(kernels)}"
+
+
+def _runs_on(architecture: int) -> str:
+    return "sm_90a" if architecture == 90 else f"sm_{architecture} and up"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -6,7 +6,8 @@ import random
 import socket
 import subprocess
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,11 @@ def parameters(item) -> dict:
     return item.callspec.params if hasattr(item, "callspec") else {}
 
 
+def device_kind(item) -> str | None:
+    chosen = parameters(item).get("arithmetic", parameters(item).get("tensor_cores"))
+    return chosen.device if chosen else parameters(item).get("device")
+
+
 def has_precision(item) -> bool:
     """The NumPy kernels compute in float32 alone."""
     return parameters(item).get("device") != "cpu" or parameters(item).get("precision", "fp32") == "fp32"
@@ -49,7 +55,7 @@ def has_precision(item) -> bool:
 def pytest_collection_modifyitems(items):
     items[:] = filter(has_precision, items)
     for item in items:
-        kind = parameters(item).get("device")
+        kind = device_kind(item)
         count = 2 if item.get_closest_marker("two_gpu") else 1
         if kind == "cuda" or item.get_closest_marker("gpu") or count == 2:
             item.add_marker(pytest.mark.gpu)
@@ -86,6 +92,52 @@ def device(request) -> str:
     """The name of a device; the test runs once for each kind."""
     request.node.user_properties.append(("device", request.param))
     return request.param
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """A device and what its products are made of. The emulator plays ``architecture``, where kernels depend on it."""
+
+    device: str
+    precision: str
+    architecture: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.device}-{self.precision}" + (f"-sm{self.architecture}" if self.architecture else "")
+
+
+TENSOR_CORES = [
+    Arithmetic("emu", "tf32"),
+    Arithmetic("emu", "bf16", 80),
+    Arithmetic("emu", "bf16", 90),
+    Arithmetic("cuda", "tf32"),
+    Arithmetic("cuda", "bf16"),
+]
+
+
+def _played(request) -> Iterator[Arithmetic]:
+    arithmetic = request.param
+    request.node.user_properties.append(("device", arithmetic.device))
+    if arithmetic.architecture is None:
+        yield arithmetic
+        return
+    from convnet import _emu
+
+    _emu.set_architecture(arithmetic.architecture)
+    yield arithmetic
+    _emu.set_architecture(90)
+
+
+@pytest.fixture(params=TENSOR_CORES, ids=str)
+def tensor_cores(request):
+    """A device and a precision of its tensor cores; the test runs once for each."""
+    yield from _played(request)
+
+
+@pytest.fixture(params=[*(Arithmetic(device, "fp32") for device in DEVICES), *TENSOR_CORES], ids=str)
+def arithmetic(request):
+    """A device and a precision; the test runs once for each."""
+    yield from _played(request)
 
 
 @pytest.fixture(params=["fp32", "bf16"])

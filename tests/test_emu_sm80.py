@@ -313,6 +313,13 @@ def test_a_ring_of_stages(plain, seed):
         assert result.startswith("error") or result.split() != [f"{word:x}" for word in expected.tolist()]
 
 
+@pytest.mark.parametrize("writer", ["matrices", "copies"])
+def test_tensor_copies_read_what_was_written_behind_a_fence_only(plain, writer):
+    assert (words(plain(f"{writer}_for_tensor_copy")) == 0x10001).all()
+    report = output(plain(f"{writer}_for_tensor_copy_unfenced"))
+    assert re.search(r"tma_store .* reads byte \d+ .* written without fence_async_proxy", report), report
+
+
 # Under the sanitizers, and misuse
 
 

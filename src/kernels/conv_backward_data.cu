@@ -48,24 +48,27 @@ Axis axis_of(int phase, int size, int pad, int filter, int stride) {
 
 // What the offsets of dy and of the weights move by: to the next unit of filters; from behind the
 // last unit of a tap to the first one of the next tap; and on top of that from the end of a row of
-// taps to the next row. Computed on the host: the loop takes them from constant memory instead of
-// registers.
+// taps to the next row. Computed on the host in 64 bits: the loop takes them from constant memory
+// instead of registers.
 struct Moves {
-  int step, tap, row;
+  int64_t unit, tap, row;
 };
 
 struct Phase {
   Axis row, column;
   Moves dy, weight;
+  int64_t weight_slot;  // from one slot's weights to those of a thread's next one
 };
 
-Phase phase_of(const ConvProblem& p, int depth, int row, int column) {
+Phase phase_of(const ConvProblem& p, int depth, int slot_channels, int row, int column) {
   Phase phase{axis_of(row, p.H, p.pad_top, p.R, p.stride),
               axis_of(column, p.W, p.pad_left, p.S, p.stride),
               {},
-              {}};
-  const int filters = int(round_up(p.K, depth)), taps = phase.column.taps;
-  phase.dy = Moves{depth * p.y_channel, -filters * p.y_channel - p.lanes, (taps - p.Q) * p.lanes};
+              {},
+              int64_t{slot_channels} * p.R * p.S * p.weight_row};
+  const int64_t filters = round_up(p.K, depth), taps = phase.column.taps;
+  phase.dy =
+      Moves{int64_t{depth} * p.y_channel, -filters * p.y_channel - p.lanes, (taps - p.Q) * p.lanes};
   phase.weight =
       Moves{depth, p.stride * p.weight_row - filters, p.stride * (p.S - taps) * p.weight_row};
   return phase;
@@ -85,8 +88,7 @@ struct Operands {
   int channels;                 // how many there are from this thread's first one on
   int taps_left, filters_left;  // of this filter row, of this tap
   int p, q;                     // output pixel under the current tap
-  int64_t dy_offset;
-  int weight_offset;  // within the group
+  int64_t dy_offset, weight_offset;
 
   __device__ __forceinline__ Operands(const ConvProblem& problem,
                                       const Phase& phase,
@@ -94,11 +96,7 @@ struct Operands {
                                       const Element* weight,
                                       int first_channel,
                                       int64_t first_column)
-      : problem(problem),
-        phase(phase),
-        dy(dy),
-        weight(weight +
-               int64_t{blockIdx.z} * problem.C * problem.R * problem.S * problem.weight_row) {
+      : problem(problem), phase(phase), dy(dy), weight(weight) {
     const int group = blockIdx.z;
     const int64_t end = min(first_column + T::kN, problem.columns);
     const Span span =
@@ -120,9 +118,10 @@ struct Operands {
     const int channel = first_channel + A::column(0);
     const int r = phase.row.first_tap + r_begin * problem.stride;
     channels = problem.C - channel;
-    weight_offset =
-        ((channel * problem.R + r) * problem.S + phase.column.first_tap) * problem.weight_row +
-        A::row();
+    weight_offset = (((int64_t{group} * problem.C + channel) * problem.R + r) * problem.S +
+                     phase.column.first_tap) *
+                        problem.weight_row +
+                    A::row();
   }
 
   __device__ __forceinline__ void next_tap() {
@@ -140,21 +139,19 @@ struct Operands {
 
   __device__ __forceinline__ void copy(Unit<Operands>& unit, bool unit_exists) {
     if (filters_left <= 0) next_tap();
-    const int channel_weights = problem.R * problem.S * problem.weight_row;
+    const Element* source = weight + weight_offset;
 #pragma unroll
-    for (int i = 0; i < A::kCount; ++i) {
-      const int channel = i * A::kColumnsPerPass;
-      A::copy(unit.a, i, weight + weight_offset + int64_t{channel} * channel_weights,
-              unit_exists && channel < channels ? filters_left - A::row() : 0,
+    for (int i = 0; i < A::kCount; ++i, source += phase.weight_slot)
+      A::copy(unit.a, i, source,
+              unit_exists && i * A::kColumnsPerPass < channels ? filters_left - A::row() : 0,
               problem.whole_filters());
-    }
     const bool exists = unit_exists && inside(p, q, problem.P, problem.Q);
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i)
-      B::copy(unit.b, i, dy + dy_offset + i * B::kRowsPerPass * problem.y_channel,
+      B::copy(unit.b, i, dy + dy_offset + int64_t{i * B::kRowsPerPass} * problem.y_channel,
               exists && B::row(i) < filters_left);
-    dy_offset += phase.dy.step;
-    weight_offset += phase.weight.step;
+    dy_offset += phase.dy.unit;
+    weight_offset += phase.weight.unit;
     filters_left -= kDepth;
   }
 };
@@ -219,7 +216,8 @@ void run(const ConvShape& shape, const Arguments& arguments) {
   ConvProblem problem = conv_problem(shape, T::Arithmetic::kPrecision);
   for (int h = 0; h < problem.stride && h < problem.H; ++h)
     for (int w = 0; w < problem.stride && w < problem.W; ++w) {
-      const Phase phase = phase_of(problem, T::Arithmetic::kDepth, h, w);
+      const Phase phase =
+          phase_of(problem, T::Arithmetic::kDepth, Operands<T>::A::kColumnsPerPass, h, w);
       problem.columns = shape.N * phase.row.pixels * phase.column.pixels;
       const Dim3 grid = tile_grid("conv_backward_data", ceil_div(problem.columns, T::kN),
                                   ceil_div(problem.C, T::kM), problem.groups);

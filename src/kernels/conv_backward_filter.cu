@@ -66,12 +66,14 @@ struct Reduction {
   int x_pixel;  // moves of x: to the next pixel,
   int64_t x_row, x_next_block;  // on top of that to the next row, and to the next image block
   int64_t dy_next_block;        // move of dy to the next image block
+  int64_t dy_slot;              // from one slot's dy to that of a thread's next one
 };
 
 Reduction reduction_of(const ConvProblem& p,
                        const Split& split,
                        int64_t part_stride,
-                       int64_t filter_tiles) {
+                       int64_t filter_tiles,
+                       int64_t slot_filters) {
   Reduction r{};
   r.columns_per_part = split.columns_per_part, r.part_stride = part_stride;
   r.filter_tiles = int(filter_tiles);
@@ -81,6 +83,7 @@ Reduction reduction_of(const ConvProblem& p,
   r.x_row = int64_t{p.W - p.Q} * p.stride * p.lanes;
   r.x_next_block = p.x_block - int64_t{p.P} * p.stride * p.W * p.lanes;
   r.dy_next_block = p.y_block - p.y_channel;
+  r.dy_slot = slot_filters * p.y_channel;
   return r;
 }
 
@@ -159,12 +162,10 @@ struct Operands {
     for (int i = 0; i < A::kCount; ++i)
       A::copy(unit.a, i, x + x_offset + tap[i],
               left > 0 && inside(h + r[i], w + s[i], problem.H, problem.W));
+    const Element* source = dy + dy_offset;
 #pragma unroll
-    for (int i = 0; i < B::kCount; ++i) {
-      const int filter = i * B::kColumnsPerPass;
-      B::copy(unit.b, i, dy + dy_offset + int64_t{filter} * problem.y_channel,
-              left > 0 && filter < filters);
-    }
+    for (int i = 0; i < B::kCount; ++i, source += reduction.dy_slot)
+      B::copy(unit.b, i, source, left > 0 && i * B::kColumnsPerPass < filters);
     dy_offset += kDepth;
     x_offset += kDepth;
     lanes_left -= kDepth;
@@ -218,7 +219,8 @@ void run(const ConvShape& shape, const Arguments& arguments) {
   const int64_t rows = int64_t{problem.C} * problem.R * problem.S, weights = shape.K * rows;
   const Split split = split_of(shape);
   const int64_t filter_tiles = ceil_div(problem.K, T::kN);
-  const Reduction reduction = reduction_of(problem, split, round_up(weights, 4), filter_tiles);
+  const Reduction reduction = reduction_of(problem, split, round_up(weights, 4), filter_tiles,
+                                           Operands<T>::B::kColumnsPerPass);
   const Dim3 grid = tile_grid("conv_backward_filter", ceil_div(rows, T::kM),
                               split.parts * filter_tiles, shape.groups);
   launch(conv_backward_filter_kernel<T>, grid, Dim3(T::kThreads), sizeof(Ring<Operands<T>>),
@@ -307,8 +309,8 @@ const Row kVariants[] = {
     wgmma<ThreeTaps192, times_192>("wgmma-192x3x64", "64 lanes, K/g a multiple of 192, not of 128"),
     wgmma<ThreeTaps, any>("wgmma-128x3x64", "64 lanes"),
 
-    row<SimtTile<256, 16>>(
-        "fp32-256x16", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),
+    row<SimtTile<128, 16, 4>>(
+        "fp32-128x16", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),
     row<SimtTile<128, 32, 4>>("fp32-128x32", "K/g <= 32", few),
     row<SimtTile<128, 64>>("fp32-128x64", "K/g <= 64 or 129..192", half_filled),
     row<SimtTile<128, 96>>("fp32-128x96",

@@ -256,6 +256,32 @@ __global__ void left_kernel(const Word* in, Word*) {
   copy_async_wait<kLeft>();
 }
 
+// --- for tensor copies to read
+
+enum class Writer { matrix_store, copy };
+template <Writer kWriter, bool kFence>
+__global__ void written_for_tensor_copy_kernel(const Word* in,
+                                               const __grid_constant__ TensorMap map) {
+  const int mine = static_cast<int>(threadIdx.x);
+  if (mine == 0) prefetch(map);
+  __syncthreads();
+  if constexpr (kWriter == Writer::matrix_store) {
+    const Word r[4] = {0x10001, 0x10001, 0x10001, 0x10001};
+    store_matrices_transposed(at(16 * mine), r);
+  } else {
+    copy_async<16>(at(16 * mine), in, true);
+    copy_async_commit();
+    copy_async_wait<0>();
+  }
+  if (kFence) fence_async_proxy();
+  __syncthreads();
+  if (mine == 0) {
+    tma_store(map, at(0), 0, 0, 0, 0, 0);
+    bulk_commit();
+    bulk_wait<0>();
+  }
+}
+
 // --- running them
 
 std::vector<Word> input;
@@ -271,6 +297,19 @@ void run(void (*kernel)(const Word*, Word*, Arguments...),
   const std::unique_ptr<Word[]> out(new Word[count]);
   launch(kernel, grid, block, sizeof(Shared), nullptr, in.get(), out.get(), arguments...);
   for (int i = 0; i < count; ++i) std::printf("%x\n", out[i]);
+}
+
+template <Writer kWriter, bool kFence>
+void run_tensor_copy() {
+  constexpr int kWords = 4 * 32;
+  constexpr int64_t kRow = sizeof(Word) * kWords;
+  const std::vector<Word> in(4, 0x10001);
+  std::vector<Word> out(kWords);
+  const TensorMap map = tensor_map("out", Element::float32, out.data(), {kWords, 1, 1, 1, 1},
+                                   {kRow, kRow, kRow, kRow}, {kWords, 1, 1, 1, 1}, Swizzle::none);
+  launch(written_for_tensor_copy_kernel<kWriter, kFence>, Dim3(1), Dim3(32), sizeof(Shared),
+         nullptr, in.data(), map);
+  for (const Word word : out) std::printf("%x\n", word);
 }
 
 const std::map<std::string, std::function<void()>>& scenarios() {
@@ -325,6 +364,10 @@ const std::map<std::string, std::function<void()>>& scenarios() {
       {"twice", [=] { run(twice_kernel<true>, 4, one, one); }},
       {"written", [=] { run(written_kernel, 1, one, one); }},
       {"source_written", [=] { run(source_written_kernel, 1, one, one); }},
+      {"matrices_for_tensor_copy", run_tensor_copy<Writer::matrix_store, true>},
+      {"matrices_for_tensor_copy_unfenced", run_tensor_copy<Writer::matrix_store, false>},
+      {"copies_for_tensor_copy", run_tensor_copy<Writer::copy, true>},
+      {"copies_for_tensor_copy_unfenced", run_tensor_copy<Writer::copy, false>},
       {"never_committed", [=] { run(left_kernel<false, 0>, 1, one, one); }},
       {"never_waited_for", [=] { run(left_kernel<true, 1>, 1, one, one); }},
   };

@@ -11,8 +11,6 @@ namespace emu {
 
 [[noreturn]] void fail_unaligned(const void* address, int bytes, Site site);
 [[noreturn]] void fail_not_shared(const char* operation, const void* address, Site site);
-// An ordinary write to shared memory, of which the asynchronous proxy knows only behind a fence.
-void note_shared_write(const void* address, std::size_t bytes);
 
 }  // namespace emu
 

@@ -18,6 +18,7 @@
 #include "block.hpp"
 #include "copy_async.hpp"
 #include "launch.hpp"
+#include "tma.hpp"
 #include "warp.hpp"
 
 namespace convnet {
@@ -125,7 +126,7 @@ inline void store_matrices_transposed(void* row,
   const emu::Quad values = emu::meet(mine, kName, site, emu::collect_transposed);
   // Each lane writes its row when it goes on: others see it only behind a __syncwarp.
   std::memcpy(row, &values, sizeof values);
-  emu::note_shared_write(row, sizeof values);
+  emu::note_shared_write(row, sizeof values, site);
 }
 
 }  // namespace convnet

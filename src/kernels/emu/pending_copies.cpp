@@ -5,12 +5,9 @@
 
 #include "../check.hpp"
 #include "block.hpp"
-#include "copy_async.hpp"
+#include "tma.hpp"
 
 namespace convnet::emu {
-
-// Until there is an asynchronous proxy.
-[[gnu::weak]] void note_shared_write(const void*, std::size_t) {}
 
 void PendingCopies::start_block(std::size_t threads, const SharedMemory& shared) {
   // Copies under way at the end of a block were an error, but groups without copies may be left.
@@ -71,7 +68,7 @@ void PendingCopies::land(const Copy& copy) {
                  " before it had landed"));
   std::memcpy(copy.target, copy.value, bytes);
   std::memset(word_of(copy.target), 0, bytes / 4);
-  note_shared_write(copy.target, bytes);
+  if (here->block->sm90_in_use() != nullptr) note_shared_write(copy.target, bytes, copy.site);
 }
 
 void PendingCopies::check_end(int thread) const {

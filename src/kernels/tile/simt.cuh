@@ -71,7 +71,7 @@ struct SimtSums {
 
   __device__ __forceinline__ void multiply(const RowPanel<Fp32, T::kM>& a_panel,
                                            const RowPanel<Fp32, T::kN>& b_panel) {
-#pragma unroll
+#pragma unroll 2  // all eight would keep too many operands in registers
     for (int k = 0; k < Fp32::kDepth; ++k) {
       float a[T::kThreadM], b[T::kThreadN];
 #pragma unroll
