@@ -1,7 +1,8 @@
 """Every layer and pass of a network as a timed problem: buffers with fresh random numbers, the kernel call, a check.
 
 The checks are independent of the kernels and in float64. Sums are compared at random places (and the corners), each
-computed from the formula, within the bound for a float32 sum of so many products; everything else is compared whole.
+computed from the formula with the operands as the kernel reads them (rounded to the precision), within the bound for a
+sum of so many products; everything else is compared whole.
 """
 
 from __future__ import annotations
@@ -15,8 +16,20 @@ import numpy as np
 
 from convnet import ops
 from convnet.backend import Array, Device, Stream, padded
-from convnet.layers import ConvLayer, DropoutLayer, LayerOnDevice, LinearLayer, LrnLayer, PoolLayer, Side, build
-from convnet.shapes import ConvShape, LrnShape, PoolShape, SoftmaxShape
+from convnet.layers import (
+    ConvLayer,
+    DropoutLayer,
+    LayerOnDevice,
+    LinearLayer,
+    LrnLayer,
+    PoolLayer,
+    Side,
+    build,
+    input_fold,
+)
+from convnet.layout import to_bf16, to_float32
+from convnet.precision import BF16, copy_columns
+from convnet.shapes import ConvShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
 from convnet.spec import Dropout, NetworkSpec, parameter_count, placed_layers
 
 Values = np.ndarray[Any, Any]
@@ -30,7 +43,9 @@ class WrongResult(RuntimeError):
 
 @dataclass
 class Problem:
-    """``flops`` and ``bytes`` are the least there is to do: every operand read and every result written once."""
+    """``flops`` and ``bytes`` are the least there is to do: every operand read and every result written once. ``shape``
+    is that of a product, for comparisons with others'.
+    """
 
     layer: str
     name: str
@@ -38,20 +53,32 @@ class Problem:
     bytes: float
     run: Callable[[], None]
     check: Callable[[], None]
+    shape: ConvShape | LinearShape | None = None
 
 
 class Bench:
-    """One device with its stream and a source of random numbers."""
+    """One device with its stream, a precision and a source of random numbers."""
 
-    def __init__(self, device: Device, seed: int):
-        self.device, self.random = device, np.random.default_rng(seed)
-        self.side = Side(device, 0, 1)
+    def __init__(self, device: Device, precision: str, seed: int):
+        self.device, self.precision, self.random = device, precision, np.random.default_rng(seed)
+        self.side = Side(device, precision, 0, 1)
         self.stream: Stream = self.side.stream
 
     def normal(self, shape: tuple[int, ...], spread: float = 1.0) -> Array:
-        array = self.device.empty(shape)
-        self.stream.upload(array, self.random.standard_normal(shape, dtype=np.float32) * np.float32(spread))
-        return array
+        """An activation."""
+        return self.refill(self.side.activations(shape), spread)
+
+    def activation(self, shape: tuple[int, ...]) -> Array:
+        """An activation that somebody has to write: NaN until then."""
+        return self.poisoned(shape, self.side.activations((1,)).dtype)
+
+    def operand(self, array: Array) -> Values:
+        """What a product reads of an activation or a weight, as float64."""
+        values = to_float32(array.download())
+        if self.precision == "tf32":  # rounded to nearest, ties away from zero
+            bits = values.view(np.uint32)
+            values = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+        return values.astype(np.float64)
 
     def poisoned(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         """An output: NaN (or -1) until somebody writes it."""
@@ -60,12 +87,13 @@ class Bench:
         return array
 
     def refill(self, array: Array, spread: float = 1.0) -> Array:
-        self.stream.upload(array, self.random.standard_normal(array.shape, dtype=np.float32) * np.float32(spread))
+        values = self.random.standard_normal(array.shape, dtype=np.float32) * np.float32(spread)
+        self.stream.upload(array, values if array.dtype == np.float32 else to_bf16(values))
         return array
 
 
 def problems(
-    device: Device, spec: NetworkSpec, batch_size: int, seed: int, layers: list[str] | None = None
+    device: Device, spec: NetworkSpec, batch_size: int, precision: str, seed: int, layers: list[str] | None = None
 ) -> Iterator[Problem]:
     """All problems in the order of the network, one at a time: a layer's memory is free again behind its last pass.
 
@@ -76,16 +104,18 @@ def problems(
     for placed in placed_layers(spec):
         if layers and placed.layer.name not in layers:
             continue
-        bench = Bench(device, seed + placed.index)
-        x = bench.normal((N // lanes, placed.C, placed.H, placed.W, lanes))
+        bench = Bench(device, precision, seed + placed.index)
+        fold = input_fold(spec, precision) if placed.index == 0 else 1
+        x = bench.normal((N // lanes, placed.C * fold**2, placed.H // fold, placed.W // fold, lanes))
         if isinstance(placed.layer, Dropout):
             x = x.view((N // lanes, placed.C, lanes))
         layer = build(placed, bench.side, x, N, lanes, spec.towers, seed)
         bench.side.allocate()
         for parameter in layer.parameters:
             bench.refill(parameter.value, 1 / math.sqrt(max(1, parameter.value.shape[0])))
+        layer.copy_weights()
         yield from _passes(bench, layer)
-    bench = Bench(device, seed)
+    bench = Bench(device, precision, seed)
     if not layers or "softmax" in layers:
         yield _softmax(bench, SoftmaxShape(N, batch_size, spec.classes, lanes))
     if not layers or "sgd" in layers:
@@ -114,9 +144,19 @@ def _within(what: str, actual: Values, expected: Values, limit: Values | float) 
         raise WrongResult(f"{what}: {int((~(worst <= 0)).sum())} of {worst.size} compared values are wrong")
 
 
-def _sum_limit(magnitude: Values | float, terms: int) -> Any:
-    """Rounding of a float32 sum of so many products whose absolute values add up to ``magnitude`` (random data)."""
-    return (8 if terms < 16 else 4) * UNIT * math.sqrt(terms) * magnitude
+def _sum_limit(magnitude: Values | float, terms: int, precision: str = "fp32") -> Any:
+    """Rounding of a float32 sum of so many products whose absolute values add up to ``magnitude`` (random data).
+
+    Tensor cores cut towards zero instead of rounding, once for every 8 (tf32) or 16 (bf16) products: 2^-23 each, all to
+    the same side.
+    """
+    cuts = {"fp32": 0, "tf32": terms / 8 + 1, "bf16": terms / 16 + 1}[precision]
+    return ((8 if terms < 16 else 4) * UNIT * math.sqrt(terms) + 2 * UNIT * cuts) * magnitude
+
+
+def _output_limit(value: Values | float, precision: str) -> Any:
+    """Half a unit in the last place of a bfloat16 output."""
+    return 2.0**-8 * np.abs(value) if precision == "bf16" else 0.0
 
 
 def _places(random: np.random.Generator, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -131,13 +171,17 @@ def _sampled(
     """Compares ``result`` with the sums of ``products(*place)``, which returns the products and a value to add."""
 
     def check() -> None:
-        actual = result.download()
+        stored = result.download()
+        actual = to_float32(stored)
         if not np.isfinite(actual).all():
             raise WrongResult(f"{what}: {int((~np.isfinite(actual)).sum())} values are not finite")
         for place in _places(bench.random, actual.shape):
             parts, offset = products(*place)
-            magnitude = np.abs(parts).sum() + abs(offset)
-            _within(f"{what} at {place}", actual[place], parts.sum() + offset, _sum_limit(magnitude, terms))
+            expected, magnitude = parts.sum() + offset, np.abs(parts).sum() + abs(offset)
+            limit = _sum_limit(magnitude, terms, bench.precision)
+            if stored.dtype != np.float32:
+                limit += _output_limit(abs(expected) + limit, "bf16")
+            _within(f"{what} at {place}", actual[place], expected, limit)
 
     return check
 
@@ -146,13 +190,16 @@ def _sampled(
 
 
 def _conv(bench: Bench, layer: ConvLayer) -> Iterator[Problem]:
-    shape: ConvShape = layer.shape
+    shape: ConvShape = layer.product  # folded where the layer is
     stream, side, g = bench.stream, bench.side, shape.groups
     c, k = shape.C // g, shape.K // g
-    x, w, b = layer.x.download(), layer.weight.value.download().astype(np.float64), layer.bias.value.download()
+    x, w, b = bench.operand(layer.x), bench.operand(layer.filters), layer.bias.value.download()
     gradient = bench.normal(shape.y)
-    dy = gradient.download()
-    flops, sizes = 2.0 * shape.macs, {name: 4 * math.prod(getattr(shape, name)) for name in ("x", "y", "weight")}
+    dy = bench.operand(gradient)
+    problem = stream, shape, bench.precision
+    # The unfolded layer is what there is to do. Filters are read in the operands' type, their gradient is float32.
+    flops, outer = 2.0 * layer.shape.macs, layer.x.nbytes + gradient.nbytes
+    filters = math.prod(layer.shape.weight) * layer.x.dtype.itemsize
 
     def window(block: int, group: int, p: int, q: int, lane: int) -> Values:
         part = np.zeros((c, shape.R, shape.S))
@@ -180,27 +227,28 @@ def _conv(bench: Bench, layer: ConvLayer) -> Iterator[Problem]:
         h = np.arange(shape.P) * shape.stride + r - shape.pad_top
         v = np.arange(shape.Q) * shape.stride + s - shape.pad_left
         p, q = np.flatnonzero((h >= 0) & (h < shape.H)), np.flatnonzero((v >= 0) & (v < shape.W))
-        pixels = x[:, group * c + channel][:, h[p]][:, :, v[q]].astype(np.float64)
+        pixels = x[:, group * c + channel][:, h[p]][:, :, v[q]]
         return pixels * dy[:, group * k + f][:, p][:, :, q], 0.0
 
-    y = bench.poisoned(shape.y)
+    y = bench.activation(shape.y)
     yield Problem(
-        layer.name, "forward", flops, sizes["x"] + sizes["weight"] + sizes["y"],
-        lambda: ops.conv_forward(stream, shape, layer.x, layer.weight.value, layer.bias.value, y),
-        _sampled(bench, f"{layer.name} forward", y, c * shape.R * shape.S, forward),
+        layer.name, "forward", flops, outer + filters,
+        lambda: ops.conv_forward(*problem, layer.x, layer.filters, layer.bias.value, y),
+        _sampled(bench, f"{layer.name} forward", y, c * shape.R * shape.S, forward), layer.shape,
     )  # fmt: skip
     if not layer.first:
-        dx = bench.poisoned(shape.x)
+        dx = bench.activation(shape.x)
         yield Problem(
-            layer.name, "backward data", flops, sizes["x"] + sizes["weight"] + sizes["y"],
-            lambda: ops.conv_backward_data(stream, shape, gradient, layer.weight.value, dx),
-            _sampled(bench, f"{layer.name} backward data", dx, k * shape.R * shape.S, backward_data),
+            layer.name, "backward data", flops, outer + filters,
+            lambda: ops.conv_backward_data(*problem, gradient, layer.filters, dx),
+            _sampled(bench, f"{layer.name} backward data", dx, k * shape.R * shape.S, backward_data), layer.shape,
         )  # fmt: skip
     dweight, dbias = bench.poisoned(shape.weight), bench.poisoned((shape.K,))
     yield Problem(
-        layer.name, "backward filter", flops, sizes["x"] + sizes["weight"] + sizes["y"],
-        lambda: ops.conv_backward_filter(stream, shape, gradient, layer.x, dweight, dbias, side.workspace),
+        layer.name, "backward filter", flops, outer + 4 * math.prod(layer.shape.weight),
+        lambda: ops.conv_backward_filter(*problem, gradient, layer.x, dweight, dbias, side.workspace),
         _sampled(bench, f"{layer.name} backward filter", dweight, shape.N * shape.P * shape.Q, backward_filter),
+        layer.shape,
     )  # fmt: skip
     yield _relu_backward(bench, layer.name, shape.y)
 
@@ -208,51 +256,57 @@ def _conv(bench: Bench, layer: ConvLayer) -> Iterator[Problem]:
 def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:
     shape, stream, side = layer.shape, bench.stream, bench.side
     gradient = bench.normal(shape.y)
-    x, dy = layer.x.download(), gradient.download()
-    w, b = layer.weight.value.download(), layer.bias.value.download()
-    flops, nbytes = 2.0 * shape.macs, 4.0 * (shape.N * (shape.C + shape.K) + shape.C * shape.K)
-    y, dx, dweight = bench.poisoned(shape.y), bench.poisoned(shape.x), bench.poisoned(shape.weight)
+    x, dy = bench.operand(layer.x), bench.operand(gradient)
+    w, b = bench.operand(layer.matrix), layer.bias.value.download()
+    problem = stream, shape, bench.precision
+    flops, outer = 2.0 * shape.macs, layer.x.nbytes + gradient.nbytes
+    matrix = shape.C * shape.K * layer.x.dtype.itemsize
+    y, dx, dweight = bench.activation(shape.y), bench.activation(shape.x), bench.poisoned(shape.weight)
     dbias = bench.poisoned((shape.K,))
     yield Problem(
-        layer.name, "forward", flops, nbytes,
-        lambda: ops.linear_forward(
-            stream, shape, layer.x, layer.weight.value, layer.bias.value, y, False, side.workspace
-        ),
+        layer.name, "forward", flops, outer + matrix,
+        lambda: ops.linear_forward(*problem, layer.x, layer.matrix, layer.bias.value, y, False, side.workspace),
         _sampled(bench, f"{layer.name} forward", y, shape.C,
-                 lambda block, f, lane: (x[block, :, lane].astype(np.float64) * w[:, f], float(b[f]))),
+                 lambda block, f, lane: (x[block, :, lane] * w[:, f], float(b[f]))), shape,
     )  # fmt: skip
     yield Problem(
-        layer.name, "backward data", flops, nbytes,
-        lambda: ops.linear_backward_data(stream, shape, gradient, layer.weight.value, dx, side.workspace),
+        layer.name, "backward data", flops, outer + matrix,
+        lambda: ops.linear_backward_data(*problem, gradient, layer.matrix, dx, side.workspace),
         _sampled(bench, f"{layer.name} backward data", dx, shape.K,
-                 lambda block, c, lane: (dy[block, :, lane].astype(np.float64) * w[c], 0.0)),
+                 lambda block, c, lane: (dy[block, :, lane] * w[c, : shape.K], 0.0)), shape,
     )  # fmt: skip
     yield Problem(
-        layer.name, "backward filter", flops, nbytes,
-        lambda: ops.linear_backward_filter(stream, shape, gradient, layer.x, dweight, dbias, side.workspace),
+        layer.name, "backward filter", flops, outer + 4 * shape.C * shape.K,
+        lambda: ops.linear_backward_filter(*problem, gradient, layer.x, dweight, dbias, side.workspace),
         _sampled(bench, f"{layer.name} backward filter", dweight, shape.N,
-                 lambda c, f: (x[:, c].astype(np.float64) * dy[:, f], 0.0)),
+                 lambda c, f: (x[:, c] * dy[:, f], 0.0)), shape,
     )  # fmt: skip
     if layer.relu:
         yield _relu_backward(bench, layer.name, shape.y)
 
 
 def _relu_backward(bench: Bench, layer: str, shape: tuple[int, ...]) -> Problem:
-    dy, y, dx = bench.normal(shape), bench.normal(shape), bench.poisoned(shape)
+    dy, y, dx = bench.normal(shape), bench.normal(shape), bench.activation(shape)
 
     def check() -> None:
-        _within(f"{layer} relu backward", dx.download(), np.where(y.download() > 0, dy.download(), 0), 0.0)
+        found, given, positive = (to_float32(array.download()) for array in (dx, dy, y))
+        _within(f"{layer} relu backward", found, np.where(positive > 0, given, 0), 0.0)
 
     return Problem(
-        layer, "relu backward", dy.size, 3 * dy.nbytes, lambda: ops.relu_backward(bench.stream, dy, y, dx), check
+        layer,
+        "relu backward",
+        dy.size,
+        3 * dy.nbytes,
+        lambda: ops.relu_backward(bench.stream, bench.precision, dy, y, dx),
+        check,
     )
 
 
 def _pool(bench: Bench, layer: PoolLayer) -> Iterator[Problem]:
     shape: PoolShape = layer.shape
-    gradient, y = bench.normal(shape.y), bench.poisoned(shape.y)
-    argmax, dx = bench.poisoned(shape.y, np.uint8), bench.poisoned(shape.x)
-    x = layer.x.download()
+    gradient, y = bench.normal(shape.y), bench.activation(shape.y)
+    argmax, dx = bench.poisoned(shape.y, np.uint8), bench.activation(shape.x)
+    x = to_float32(layer.x.download())
     height, width = ((n - 1) * shape.stride + shape.size for n in (shape.P, shape.Q))
     rows, columns = max(height, shape.pad_top + shape.H), max(width, shape.pad_left + shape.W)
 
@@ -271,30 +325,34 @@ def _pool(bench: Bench, layer: PoolLayer) -> Iterator[Problem]:
         for number, values in enumerate(taps(framed)):
             place[values > best] = number
             best = np.maximum(best, values)
-        _within(f"{layer.name} forward", y.download(), best, 0.0)
+        _within(f"{layer.name} forward", to_float32(y.download()), best, 0.0)
         _within(f"{layer.name} argmax", argmax.download(), place, 0.0)
 
     def check_backward() -> None:
         framed, magnitude = (np.zeros((*x.shape[:2], rows, columns, shape.lanes)) for _ in range(2))
-        dy, place = gradient.download(), argmax.download()
+        dy, place = to_float32(gradient.download()), argmax.download()
         for number, (sums, sizes) in enumerate(zip(taps(framed), taps(magnitude), strict=True)):
             sums += np.where(place == number, dy, 0)
             sizes += np.where(place == number, np.abs(dy), 0)
-        _within(f"{layer.name} backward", dx.download(), framed[inner], _sum_limit(magnitude[inner], shape.size**2))
+        limit = _sum_limit(magnitude[inner], shape.size**2)
+        limit += _output_limit(np.abs(framed[inner]) + limit, bench.precision)
+        _within(f"{layer.name} backward", to_float32(dx.download()), framed[inner], limit)
 
     nbytes = layer.x.nbytes + y.nbytes + argmax.nbytes
     compared = y.size * shape.size**2
     yield Problem(layer.name, "forward", compared, nbytes,
-                  lambda: ops.max_pool_forward(bench.stream, shape, layer.x, y, argmax), check_forward)  # fmt: skip
-    ops.max_pool_forward(bench.stream, shape, layer.x, y, argmax)
+                  lambda: ops.max_pool_forward(bench.stream, shape, bench.precision, layer.x, y, argmax),
+                  check_forward)  # fmt: skip
+    ops.max_pool_forward(bench.stream, shape, bench.precision, layer.x, y, argmax)
     yield Problem(layer.name, "backward", y.size, nbytes,
-                  lambda: ops.max_pool_backward(bench.stream, shape, gradient, argmax, dx), check_backward)  # fmt: skip
+                  lambda: ops.max_pool_backward(bench.stream, shape, bench.precision, gradient, argmax, dx),
+                  check_backward)  # fmt: skip
 
 
 def _lrn(bench: Bench, layer: LrnLayer) -> Iterator[Problem]:
     shape: LrnShape = layer.shape
     bench.refill(layer.x, 30.0)  # so large that the sum matters beside k
-    gradient, y, dx = bench.normal(shape.x), bench.poisoned(shape.x), bench.poisoned(shape.x)
+    gradient, y, dx = bench.normal(shape.x), bench.activation(shape.x), bench.activation(shape.x)
     c = shape.C // shape.groups
 
     def sums(values: Values, before: int) -> Values:
@@ -311,24 +369,29 @@ def _lrn(bench: Bench, layer: LrnLayer) -> Iterator[Problem]:
         return shape.k + shape.alpha * sums(x * x, shape.size // 2)
 
     def check_forward() -> None:
-        x = layer.x.download().astype(np.float64)
+        x = to_float32(layer.x.download()).astype(np.float64)
         expected = x * denominator(x) ** -shape.beta
-        _within(f"{layer.name} forward", y.download(), expected, 16 * UNIT * np.abs(expected))
+        limit = 16 * UNIT * np.abs(expected)
+        limit += _output_limit(np.abs(expected) + limit, bench.precision)
+        _within(f"{layer.name} forward", to_float32(y.download()), expected, limit)
 
     def check_backward() -> None:
-        x, dy = layer.x.download().astype(np.float64), gradient.download().astype(np.float64)
+        x, dy = (to_float32(array.download()).astype(np.float64) for array in (layer.x, gradient))
         d = denominator(x)
         direct, shared = dy * d**-shape.beta, dy * x * d ** (-shape.beta - 1)
         after, factor = shape.size - 1 - shape.size // 2, 2 * shape.alpha * shape.beta
         magnitude = np.abs(direct) + factor * np.abs(x) * sums(np.abs(shared), after)
-        _within(
-            f"{layer.name} backward", dx.download(), direct - factor * x * sums(shared, after), 32 * UNIT * magnitude
-        )
+        expected = direct - factor * x * sums(shared, after)
+        limit = 32 * UNIT * magnitude
+        limit += _output_limit(np.abs(expected) + limit, bench.precision)
+        _within(f"{layer.name} backward", to_float32(dx.download()), expected, limit)
 
     yield Problem(layer.name, "forward", 2.0 * shape.size * y.size, 2 * y.nbytes,
-                  lambda: ops.lrn_forward(bench.stream, shape, layer.x, y), check_forward)  # fmt: skip
+                  lambda: ops.lrn_forward(bench.stream, shape, bench.precision, layer.x, y),
+                  check_forward)  # fmt: skip
     yield Problem(layer.name, "backward", 4.0 * shape.size * y.size, 3 * y.nbytes,
-                  lambda: ops.lrn_backward(bench.stream, shape, gradient, layer.x, dx), check_backward)  # fmt: skip
+                  lambda: ops.lrn_backward(bench.stream, shape, bench.precision, gradient, layer.x, dx),
+                  check_backward)  # fmt: skip
 
 
 def _dropout(bench: Bench, layer: DropoutLayer) -> Iterator[Problem]:
@@ -337,7 +400,7 @@ def _dropout(bench: Bench, layer: DropoutLayer) -> Iterator[Problem]:
         kept, deviation = mask.mean(), math.sqrt(layer.p * (1 - layer.p) / mask.size)
         if not (np.isin(mask, (0, 1)).all() and abs(kept - (1 - layer.p)) < 6 * deviation):
             raise WrongResult(f"{layer.name} forward: the mask keeps {kept:.3f} of its elements, not {1 - layer.p}")
-        _within(f"{layer.name} forward", layer.y.download(), layer.x.download() * mask, 0.0)
+        _within(f"{layer.name} forward", to_float32(layer.y.download()), to_float32(layer.x.download()) * mask, 0.0)
 
     yield Problem(
         layer.name, "forward", layer.x.size, 2 * layer.x.nbytes + layer.mask.nbytes, lambda: layer.forward(True), check
@@ -345,32 +408,38 @@ def _dropout(bench: Bench, layer: DropoutLayer) -> Iterator[Problem]:
 
 
 def _softmax(bench: Bench, shape: SoftmaxShape) -> Problem:
-    logits, dlogits = bench.normal(shape.x, 3.0), bench.poisoned(shape.x)
+    logits, dlogits = bench.normal(shape.x, 3.0), bench.activation(shape.x)
     labels = bench.device.empty((shape.N,), np.int32)
     true = bench.random.integers(0, shape.K, shape.N).astype(np.int32)
     bench.stream.upload(labels, true)
     losses, ranks = bench.poisoned((shape.N,)), bench.poisoned((shape.N,), np.int32)
 
     def check() -> None:
-        rows = np.moveaxis(logits.download(), 2, 1).reshape(shape.N, shape.K)[: shape.valid].astype(np.float64)
+        rows = (
+            np.moveaxis(to_float32(logits.download()), 2, 1).reshape(shape.N, shape.K)[: shape.valid].astype(np.float64)
+        )
         p = np.exp(rows - rows.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
         image = np.arange(shape.valid)
         expected = p.copy()
         expected[image, true[: shape.valid]] -= 1
-        found = np.moveaxis(dlogits.download(), 2, 1).reshape(shape.N, shape.K)[: shape.valid]
+        found = np.moveaxis(to_float32(dlogits.download()), 2, 1).reshape(shape.N, shape.K)[: shape.valid]
         own = p[image, true[: shape.valid]]
         # exp of a rounded difference of logits, relative; and the rounding of p - 1
-        _within("softmax dlogits", found, expected / shape.valid, (64 * UNIT * p + 4 * UNIT) / shape.valid)
+        limit = (64 * UNIT * p + 4 * UNIT) / shape.valid
+        limit += _output_limit(np.abs(expected) / shape.valid + limit, bench.precision)
+        _within("softmax dlogits", found, expected / shape.valid, limit)
         _within("softmax losses", losses.download()[: shape.valid], -np.log(own), 64 * UNIT * (1 - np.log(own)))
 
     return Problem("softmax", "loss", 4.0 * logits.size, 2 * logits.nbytes,
-                   lambda: ops.softmax_cross_entropy(bench.stream, shape, logits, labels, losses, ranks, None, dlogits),
+                   lambda: ops.softmax_cross_entropy(
+                       bench.stream, shape, bench.precision, logits, labels, losses, ranks, None, dlogits),
                    check)  # fmt: skip
 
 
 def _sgd(bench: Bench, count: int) -> Problem:
-    weight, velocity, gradient = (bench.normal((count,)) for _ in range(3))
+    weight, velocity, gradient = (bench.refill(bench.device.empty((count,))) for _ in range(3))
+    copy = bench.poisoned((copy_columns(count),), BF16) if bench.precision == "bf16" else None
     w, v, g = (array.download() for array in (weight, velocity, gradient))
     lr, momentum, decay = 1e-3, 0.9, 5e-4
 
@@ -378,6 +447,9 @@ def _sgd(bench: Bench, count: int) -> Problem:
         expected = (np.float32(momentum) * v) - (np.float32(lr) * ((np.float32(decay) * w) + g))
         _within("sgd velocity", velocity.download(), expected, 0.0)
         _within("sgd weight", weight.download(), w + expected, 0.0)
+        if copy is not None:
+            _within("sgd copy", copy.download()[:count], to_bf16(w + expected), 0.0)
 
-    return Problem("sgd", "update", 6.0 * count, 5 * weight.nbytes,
-                   lambda: ops.sgd(bench.stream, weight, velocity, gradient, lr, momentum, decay), check)  # fmt: skip
+    return Problem("sgd", "update", 6.0 * count, 5 * weight.nbytes + (2 * count if copy else 0),
+                   lambda: ops.sgd(bench.stream, weight, velocity, gradient, copy, lr, momentum, decay),
+                   check)  # fmt: skip

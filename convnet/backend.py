@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .precision import PRECISIONS, activation_dtype
+
 
 class DeviceError(RuntimeError):
     """No such device, or it failed or ran out of memory; the text says what to do. Exit code 6 of the commands."""
@@ -88,6 +90,16 @@ class Device(ABC):
 
     name: str
     kernels: Any  # see _kernels.pyi
+    precisions: tuple[str, ...] = PRECISIONS  # that its kernels compute in
+
+    def check_precision(self, precision: str) -> None:
+        """Raises ``ValueError`` for a precision that does not exist, or not on this device."""
+        activation_dtype(precision)
+        if precision not in self.precisions:
+            raise ValueError(
+                f'{self.name} computes in {", ".join(self.precisions)} only, got precision "{precision}"; '
+                f'use device "emu" or "cuda"'
+            )
 
     @abstractmethod
     def lanes(self, N: int) -> int:

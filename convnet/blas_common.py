@@ -15,6 +15,11 @@ I32 = np.ndarray[Any, np.dtype[np.int32]]
 BLOCK = 1 << 18  # elements per pass of an elementwise op; measured on the layers of the network
 
 
+def fp32_only(precision: str) -> None:
+    if precision != "fp32":
+        raise ValueError(f'NumPy computes in "fp32" only, got precision {precision!r}; use a device "emu" or "cuda"')
+
+
 def pieces(size: int, piece: int) -> list[slice]:
     return [slice(start, min(start + piece, size)) for start in range(0, size, piece)]
 

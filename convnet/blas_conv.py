@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .blas_common import F32, inside, pieces, pixels_of, zeros
+from .blas_common import F32, fp32_only, inside, pieces, pixels_of, zeros
 from .parallel import run, scratch
 from .shapes import ConvShape, LinearShape
 
@@ -82,7 +82,10 @@ def _unfold(shape: ConvShape, x: F32, tile: Tile) -> F32:
     return columns.reshape(C * R * S, -1)
 
 
-def conv_forward(shape: ConvShape, x: F32, weight: F32, bias: F32 | None, y: F32, relu: bool, stream: int) -> None:
+def conv_forward(
+    shape: ConvShape, precision: str, x: F32, weight: F32, bias: F32 | None, y: F32, relu: bool, stream: int
+) -> None:
+    fp32_only(precision)
     g = shape.groups
     xs, ys = _grouped(x.reshape(shape.x), g), _grouped(y.reshape(shape.y), g)
     matrices = weight.reshape(g, -1, shape.K // g)
@@ -108,7 +111,8 @@ def _add_bias_and_clip(out: F32, bias: F32 | None, relu: bool) -> None:
         np.maximum(out, zeros(out.shape[1]), out=out)
 
 
-def conv_backward_data(shape: ConvShape, dy: F32, weight: F32, dx: F32, stream: int) -> None:
+def conv_backward_data(shape: ConvShape, precision: str, dy: F32, weight: F32, dx: F32, stream: int) -> None:
+    fp32_only(precision)
     # The filters times dy give what every output sends to its pixels; a second step adds that up, tap by tap.
     # Unfolding dy instead would move K/C as much memory, and with a stride multiply zeros.
     g, stride = shape.groups, shape.stride
@@ -142,8 +146,9 @@ def conv_backward_data(shape: ConvShape, dy: F32, weight: F32, dx: F32, stream: 
 
 
 def conv_backward_filter(
-    shape: ConvShape, dy: F32, x: F32, dweight: F32, dbias: F32 | None, workspace: Any, stream: int
+    shape: ConvShape, precision: str, dy: F32, x: F32, dweight: F32, dbias: F32 | None, workspace: Any, stream: int
 ) -> None:
+    fp32_only(precision)
     g = shape.groups
     taps, filters = shape.C // g * shape.R * shape.S, shape.K // g
     xs, dys = _grouped(x.reshape(shape.x), g), _grouped(dy.reshape(shape.y), g)
@@ -179,7 +184,8 @@ def _sum_in_order(parts: F32, total: F32) -> None:
         np.add(total, part, out=total)
 
 
-def conv_backward_filter_workspace(shape: ConvShape) -> int:
+def conv_backward_filter_workspace(shape: ConvShape, precision: str) -> int:
+    fp32_only(precision)
     return 0
 
 
@@ -193,8 +199,17 @@ def _columns_of(array: F32, lanes: int) -> F32:
 
 
 def linear_forward(
-    shape: LinearShape, x: F32, weight: F32, bias: F32 | None, y: F32, relu: bool, workspace: Any, stream: int
+    shape: LinearShape,
+    precision: str,
+    x: F32,
+    weight: F32,
+    bias: F32 | None,
+    y: F32,
+    relu: bool,
+    workspace: Any,
+    stream: int,
 ) -> None:
+    fp32_only(precision)
     columns, matrix = _columns_of(x.reshape(shape.x), shape.lanes), weight.reshape(shape.weight)
     out = y.reshape(shape.y)
     cuts = pieces(shape.K, 512)
@@ -209,7 +224,10 @@ def linear_forward(
     run(len(cuts), task)
 
 
-def linear_backward_data(shape: LinearShape, dy: F32, weight: F32, dx: F32, workspace: Any, stream: int) -> None:
+def linear_backward_data(
+    shape: LinearShape, precision: str, dy: F32, weight: F32, dx: F32, workspace: Any, stream: int
+) -> None:
+    fp32_only(precision)
     columns, matrix = _columns_of(dy.reshape(shape.y), shape.lanes), weight.reshape(shape.weight)
     out = dx.reshape(shape.x)
     cuts = pieces(shape.C, 512)
@@ -224,8 +242,9 @@ def linear_backward_data(shape: LinearShape, dy: F32, weight: F32, dx: F32, work
 
 
 def linear_backward_filter(
-    shape: LinearShape, dy: F32, x: F32, dweight: F32, dbias: F32 | None, workspace: Any, stream: int
+    shape: LinearShape, precision: str, dy: F32, x: F32, dweight: F32, dbias: F32 | None, workspace: Any, stream: int
 ) -> None:
+    fp32_only(precision)
     columns, gradient = _columns_of(x.reshape(shape.x), shape.lanes), _columns_of(dy.reshape(shape.y), shape.lanes)
     out = dweight.reshape(shape.weight)
     cuts = pieces(shape.C, 512)
@@ -238,5 +257,6 @@ def linear_backward_filter(
         np.sum(gradient, 1, out=dbias.reshape(-1))
 
 
-def linear_workspace(shape: LinearShape) -> int:
+def linear_workspace(shape: LinearShape, precision: str) -> int:
+    fp32_only(precision)
     return 0

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import blas_common, rng
-from .blas_common import F32, I32, U8, keep, pieces, zeros
+from .blas_common import F32, I32, U8, fp32_only, keep, pieces, zeros
 from .blas_conv import (
     conv_backward_data,
     conv_backward_filter,
@@ -29,13 +29,14 @@ from .blas_conv import (
 )
 from .blas_maps import lrn_backward, lrn_forward, max_pool_backward, max_pool_forward
 from .parallel import run, scratch
-from .shapes import DropoutShape, IngestShape, SoftmaxShape
+from .shapes import ConvShape, DropoutShape, IngestShape, LinearShape, SoftmaxShape
 
 __all__ = [
-    "add", "build_info", "conv_backward_data", "conv_backward_filter", "conv_backward_filter_workspace", "conv_forward",
-    "dropout_backward", "dropout_forward", "ingest", "linear_backward_data", "linear_backward_filter", "linear_forward",
-    "linear_workspace", "lrn_backward", "lrn_forward", "max_pool_backward", "max_pool_forward", "relu_backward",
-    "relu_forward", "scale", "sgd", "softmax_cross_entropy",
+    "add", "build_info", "cast_weight", "conv_backward_data", "conv_backward_filter",
+    "conv_backward_filter_workspace", "conv_forward", "conv_variant", "dropout_backward", "dropout_forward",
+    "fold_weight", "force_variant", "ingest", "linear_backward_data", "linear_backward_filter", "linear_forward",
+    "linear_variant", "linear_workspace", "lrn_backward", "lrn_forward", "max_pool_backward", "max_pool_forward",
+    "relu_backward", "relu_forward", "scale", "sgd", "softmax_cross_entropy", "unfold_gradient", "variants",
 ]  # fmt: skip
 
 
@@ -46,7 +47,8 @@ def _flat(count: int, *arrays: Any) -> list[Any]:
     return [array.reshape(-1)[:count] for array in arrays]
 
 
-def relu_forward(count: int, x: F32, y: F32, stream: int) -> None:
+def relu_forward(count: int, precision: str, x: F32, y: F32, stream: int) -> None:
+    fp32_only(precision)
     source, target = _flat(count, x, y)
     cuts = pieces(count, blas_common.BLOCK)
 
@@ -57,7 +59,8 @@ def relu_forward(count: int, x: F32, y: F32, stream: int) -> None:
     run(len(cuts), task)
 
 
-def relu_backward(count: int, dy: F32, y: F32, dx: F32, stream: int) -> None:
+def relu_backward(count: int, precision: str, dy: F32, y: F32, dx: F32, stream: int) -> None:
+    fp32_only(precision)
     gradient, output, target = _flat(count, dy, y, dx)
     cuts = pieces(count, blas_common.BLOCK)
 
@@ -70,19 +73,22 @@ def relu_backward(count: int, dy: F32, y: F32, dx: F32, stream: int) -> None:
     run(len(cuts), task)
 
 
-def add(count: int, a: F32, b: F32, y: F32, stream: int) -> None:
+def add(count: int, precision: str, a: F32, b: F32, y: F32, stream: int) -> None:
+    fp32_only(precision)
     first, second, target = _flat(count, a, b, y)
     cuts = pieces(count, blas_common.BLOCK)
     run(len(cuts), lambda index: np.add(first[cuts[index]], second[cuts[index]], out=target[cuts[index]]))
 
 
-def scale(count: int, x: F32, factor: float, y: F32, stream: int) -> None:
+def scale(count: int, precision: str, x: F32, factor: float, y: F32, stream: int) -> None:
+    fp32_only(precision)
     source, target = _flat(count, x, y)
     cuts = pieces(count, blas_common.BLOCK)
     run(len(cuts), lambda index: np.multiply(source[cuts[index]], np.float32(factor), out=target[cuts[index]]))
 
 
-def dropout_forward(shape: DropoutShape, x: F32, y: F32, mask: U8, stream: int) -> None:
+def dropout_forward(shape: DropoutShape, precision: str, x: F32, y: F32, mask: U8, stream: int) -> None:
+    fp32_only(precision)
     xs, ys, masks = (array.reshape(shape.x) for array in (x, y, mask))
     threshold = math.floor(float(np.float32(shape.p)) * 2.0**32 + 0.5)
     rows = max(1, blas_common.BLOCK // 8 // shape.lanes)
@@ -100,7 +106,8 @@ def dropout_forward(shape: DropoutShape, x: F32, y: F32, mask: U8, stream: int) 
     run(len(xs) * len(cuts), task)
 
 
-def dropout_backward(count: int, dy: F32, mask: U8, dx: F32, stream: int) -> None:
+def dropout_backward(count: int, precision: str, dy: F32, mask: U8, dx: F32, stream: int) -> None:
+    fp32_only(precision)
     gradient, kept, target = _flat(count, dy, mask, dx)
     cuts = pieces(count, blas_common.BLOCK)
     run(len(cuts), lambda index: np.multiply(gradient[cuts[index]], kept[cuts[index]], out=target[cuts[index]]))
@@ -111,11 +118,14 @@ def sgd(
     weight: F32,
     velocity: F32,
     gradient: F32,
+    copy: None,
+    columns: int,
     lr: float,
     momentum: float,
     weight_decay: float,
     stream: int,
 ) -> None:
+    fp32_only("fp32" if copy is None else "bf16")
     w, v, g = _flat(count, weight, velocity, gradient)
     rate, inertia, decay = np.float32(lr), np.float32(momentum), np.float32(weight_decay)
     cuts = pieces(count, blas_common.BLOCK)
@@ -133,11 +143,27 @@ def sgd(
     run(len(cuts), task)
 
 
+# Weights are copied, and folded, for kernels in bfloat16 alone.
+
+
+def cast_weight(count: int, columns: int, weight: F32, copy: Any, stream: int) -> None:
+    fp32_only("bf16")
+
+
+def fold_weight(shape: ConvShape, weight: F32, copy: Any, stream: int) -> None:
+    fp32_only("bf16")
+
+
+def unfold_gradient(shape: ConvShape, folded: F32, gradient: F32, stream: int) -> None:
+    fp32_only("bf16")
+
+
 # --- loss and input ------------------------------------------------------------------------------------------------
 
 
 def softmax_cross_entropy(
     shape: SoftmaxShape,
+    precision: str,
     logits: F32,
     labels: I32,
     losses: F32,
@@ -146,6 +172,7 @@ def softmax_cross_entropy(
     dlogits: F32 | None,
     stream: int,
 ) -> None:
+    fp32_only(precision)
     valid, K = shape.valid, shape.K
     rows = np.ascontiguousarray(logits.reshape(shape.x).transpose(0, 2, 1).reshape(shape.N, K)[:valid])
     label = labels.reshape(-1)[:valid]
@@ -181,7 +208,10 @@ def _scatter_rows(shape: SoftmaxShape, rows: F32, target: F32) -> None:
     target.reshape(shape.x)[...] = padded.reshape(-1, shape.lanes, shape.K).transpose(0, 2, 1)
 
 
-def ingest(shape: IngestShape, images: U8, windows: I32, noise: F32, mean: F32, y: F32, stream: int) -> None:
+def ingest(
+    shape: IngestShape, precision: str, images: U8, windows: I32, noise: F32, mean: F32, y: F32, stream: int
+) -> None:
+    fp32_only(precision)
     pixels, out = images.reshape(shape.valid, shape.H, shape.W, 3), y.reshape(shape.y)
     means, factor = mean.reshape(3, shape.crop, shape.crop), np.float32(shape.scale)
     cuts = pieces(shape.crop, 8)
@@ -202,6 +232,27 @@ def ingest(shape: IngestShape, images: U8, windows: I32, noise: F32, mean: F32, 
         out[block, :, rows] = part.transpose(1, 2, 3, 0)
 
     run(len(out) * len(cuts), task)
+
+
+# --- what can be chosen ---------------------------------------------------------------------------------------------
+
+
+def conv_variant(op: str, shape: ConvShape, precision: str) -> str:
+    fp32_only(precision)
+    return "im2col and BLAS"
+
+
+def linear_variant(op: str, shape: LinearShape, precision: str) -> str:
+    fp32_only(precision)
+    return "BLAS"
+
+
+def force_variant(op: str, name: str) -> None:
+    raise ValueError("NumPy has one kernel for every op: there is nothing to choose")
+
+
+def variants() -> list[dict[str, Any]]:
+    return []
 
 
 def build_info() -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import blas_common
-from .blas_common import F32, U8, inside, keep, pieces, pixels_of
+from .blas_common import F32, U8, fp32_only, inside, keep, pieces, pixels_of
 from .parallel import run, scratch
 from .shapes import LrnShape, PoolShape
 
@@ -44,7 +44,8 @@ def _planes(shape: PoolShape, channels: int) -> F32:
     return scratch("planes", (shape.stride, channels, shape.H, -(-shape.W // shape.stride), shape.lanes))
 
 
-def max_pool_forward(shape: PoolShape, x: F32, y: F32, argmax: U8 | None, stream: int) -> None:
+def max_pool_forward(shape: PoolShape, precision: str, x: F32, y: F32, argmax: U8 | None, stream: int) -> None:
+    fp32_only(precision)
     xs, ys = pixels_of(x.reshape(-1, *shape.x[2:])), y.reshape(-1, *shape.y[2:])
     args = None if argmax is None else argmax.reshape(ys.shape)
     cuts, taps, stride = _channel_blocks(shape), _pool_taps(shape), shape.stride
@@ -78,7 +79,8 @@ def max_pool_forward(shape: PoolShape, x: F32, y: F32, argmax: U8 | None, stream
     run(len(cuts), task)
 
 
-def max_pool_backward(shape: PoolShape, dy: F32, argmax: U8, dx: F32, stream: int) -> None:
+def max_pool_backward(shape: PoolShape, precision: str, dy: F32, argmax: U8, dx: F32, stream: int) -> None:
+    fp32_only(precision)
     dys, dxs = dy.reshape(-1, *shape.y[2:]), pixels_of(dx.reshape(-1, *shape.x[2:]))
     args = argmax.reshape(dys.shape)
     cuts, taps, stride = _channel_blocks(shape), _pool_taps(shape), shape.stride
@@ -152,7 +154,8 @@ def _lrn_blocks(shape: LrnShape) -> tuple[tuple[int, int, int], list[slice]]:
     )
 
 
-def lrn_forward(shape: LrnShape, x: F32, y: F32, stream: int) -> None:
+def lrn_forward(shape: LrnShape, precision: str, x: F32, y: F32, stream: int) -> None:
+    fp32_only(precision)
     layout, cuts = _lrn_blocks(shape)
     xs, ys = x.reshape(layout), y.reshape(layout)
 
@@ -164,7 +167,8 @@ def lrn_forward(shape: LrnShape, x: F32, y: F32, stream: int) -> None:
     run(layout[0] * len(cuts), task)
 
 
-def lrn_backward(shape: LrnShape, dy: F32, x: F32, dx: F32, stream: int) -> None:
+def lrn_backward(shape: LrnShape, precision: str, dy: F32, x: F32, dx: F32, stream: int) -> None:
+    fp32_only(precision)
     layout, cuts = _lrn_blocks(shape)
     xs, dys, dxs = x.reshape(layout), dy.reshape(layout), dx.reshape(layout)
     factor = np.float32(2 * shape.alpha * shape.beta)

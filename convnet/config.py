@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .precision import PRECISIONS
 from .spec import TrainDefaults
 
 if sys.version_info >= (3, 11):
@@ -55,7 +56,13 @@ class Config:
     width: float = _option(1.0, "network", "factor on the numbers of maps", float, "--width", above=0, fixed=True)
     device: str = _option("auto", "device", "auto, cpu, emu[:i] or cuda:i[,cuda:j]", str, "--device")
     precision: str = _option(
-        "fp32", "device", "arithmetic", str, "--precision", choices=("fp32", "tf32", "bf16"), fixed=True
+        "fp32",
+        "device",
+        "what products are made of; tf32 and bf16 use tensor cores, which cpu does not have",
+        str,
+        "--precision",
+        choices=PRECISIONS,
+        fixed=True,
     )
     batch_size: int = _option(
         None, "training", "images per step, on all devices together", int, "-b", "--batch-size", low=1, fixed=True

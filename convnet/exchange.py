@@ -20,7 +20,7 @@ class Exchange:
         self.sides = sides
         self.log: list[tuple[str, str, int]] = []
         # the gradients that all sides computed for this side's part wait here to be summed
-        self._staged = [[side.device.empty((part,)) for _ in sides] if part else [] for side in sides]
+        self._staged = [[side.activations((part,)) for _ in sides] if part else [] for side in sides]
 
     def gather(self, layer: str, parts: list[Array], wholes: list[Array]) -> None:
         """Copies the ``parts`` of all sides (N/L, C/sides, ...) into ``wholes`` (N/L, C, ...), one per reading side."""
@@ -65,9 +65,9 @@ class Exchange:
         if len(parts) == 1:
             return parts[0]
         total = side.gradient(parts[0].shape)
-        ops.add(side.stream, parts[0], parts[1], total)
+        ops.add(side.stream, side.precision, parts[0], parts[1], total)
         for part in parts[2:]:
-            ops.add(side.stream, total, part, total)
+            ops.add(side.stream, side.precision, total, part, total)
         return total
 
 

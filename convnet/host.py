@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Device, DeviceError, Event, Stream
+from .precision import PRECISIONS
 
 GUARD_BYTES = 256
 # What guards hold: a NaN as float32, so that reading it shows in the result even when it is multiplied by zero; and a
@@ -167,6 +168,7 @@ class HostDevice(Device):
         self.kind, self.kernels = kind, kernels
         self.name = kind if kind == "cpu" else f"{kind}:{index}"
         self.deferred = kind == "emu"
+        self.precisions = ("fp32",) if kind == "cpu" else PRECISIONS
         self.streams: list[HostStream] = []
         self._allocated = 0
         _open_devices.add(self)

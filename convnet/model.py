@@ -17,11 +17,11 @@ import numpy as np
 from . import ops
 from .backend import Array, open_devices, padded
 from .exchange import Exchange
-from .layers import DropoutLayer, LayerOnDevice, Parameter, Side, build
-from .layout import pack_activations, to_device, to_user, unpack_activations, user_shape
-from .rng import WEIGHTS
+from .initial import initial_weights
+from .layers import DropoutLayer, LayerOnDevice, Parameter, Side, build, input_fold
+from .layout import fold_images, pack_activations, rounded, to_device, to_user, unpack_activations, user_shape
 from .shapes import IngestShape, SoftmaxShape
-from .spec import Conv, Linear, NetworkSpec, network, parameter_count, placed_layers
+from .spec import Linear, NetworkSpec, network, parameter_count, placed_layers
 
 Values = np.ndarray[Any, Any]
 
@@ -31,7 +31,8 @@ class Network:
 
     ``devices`` is "auto" (a GPU per tower, two at most; without any the CPU), "cpu", "emu[:i]" or "cuda[:i]", or a
     comma-separated list of emulators or GPUs that share the towers. ``batch_size`` is the largest number of images in
-    one call. Further keywords (``crop``, ``width``, ``dropout``) change the network, see ``convnet.spec.network``.
+    one call. ``precision`` is "fp32" anywhere, and "tf32" or "bf16" on emulators and GPUs; what users see is float32
+    always. Further keywords (``crop``, ``width``, ``dropout``) change the network, see ``convnet.spec.network``.
     Weights are drawn from ``seed``. All memory is allocated here, but for a buffer of stored images that comes with the
     first ``train_batch`` or ``evaluate_batch``; ``close`` gives it back.
 
@@ -51,8 +52,6 @@ class Network:
         width: float = 1.0,
         dropout: float | None = None,
     ):
-        if precision != "fp32":
-            raise ValueError(f'precision must be "fp32", the only one there is so far, got "{precision}"')
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= seed < 2**64:
@@ -68,13 +67,13 @@ class Network:
                 f'"{self.spec.name}" has {self.spec.towers} towers, which cannot be shared by {len(opened)} devices; '
                 f"use a number of devices that divides it"
             )
-        self._sides = [Side(device, i, len(opened)) for i, device in enumerate(opened)]
+        self._sides = [Side(device, precision, i, len(opened)) for i, device in enumerate(opened)]
         self._lanes = opened[0].lanes(batch_size)
         self._N = padded(batch_size, self._lanes)
         self._valid = 0  # images of the last forward(train=True), 0 when there is nothing to go backward from
         self._closed = False
         self._build()
-        self.load_weights(self._initial_weights())
+        self.load_weights(initial_weights(self.spec, seed))
         self.load_velocity({name: np.zeros_like(w) for name, w in self.weights().items()})
 
     # ---- construction
@@ -86,7 +85,9 @@ class Network:
         self._gathered: dict[int, list[Array]] = {}
         self._images: list[Array] = []
         self._ingested: tuple[int, int] | None = None
-        self._inputs = [side.device.empty((N // lanes, 3, crop, crop, lanes)) for side in self._sides]
+        self._fold = input_fold(self.spec, self.precision)
+        images = (N // lanes, 3 * self._fold**2, crop // self._fold, crop // self._fold, lanes)
+        self._inputs = [side.activations(images) for side in self._sides]
         self._means = [side.device.empty((3, crop, crop)) for side in self._sides]
         self._windows = [side.device.empty((N, 3), np.int32) for side in self._sides]
         self._noise = [side.device.empty((N, 3)) for side in self._sides]
@@ -100,7 +101,7 @@ class Network:
             if placed.gathers and len(self._sides) > 1:
                 C_part = activations[0].shape[1]
                 whole = (N // lanes, C_part * len(self._sides), *activations[0].shape[2:])
-                self._gathered[placed.index] = [side.device.empty(whole) for side in sides]
+                self._gathered[placed.index] = [side.activations(whole) for side in sides]
                 part = max(part, activations[0].size)
                 activations = self._gathered[placed.index]
             layer = [
@@ -115,30 +116,6 @@ class Network:
         first = self._sides[0].device
         self._labels = first.empty((N,), np.int32)
         self._losses, self._ranks = first.empty((N,)), first.empty((N,), np.int32)
-
-    def _initial_weights(self) -> dict[str, Values]:
-        """Normal weights, constant biases. Box and Muller on raw words of NumPy's Philox bit generator, whose stream is
-        stable.
-        """
-        weights: dict[str, Values] = {}
-        for placed in self._placed:
-            layer = placed.layer
-            if not isinstance(layer, (Conv, Linear)):
-                continue
-            if isinstance(layer, Conv):
-                shape: tuple[int, ...] = (placed.K, placed.C // placed.groups, layer.size, layer.size)
-            else:
-                shape = (placed.K, placed.C * placed.H * placed.W)
-            std = layer.std if layer.std is not None else float(np.sqrt(2.0 / np.prod(shape[1:])))
-            count = int(np.prod(shape))
-            stream = np.random.Philox(key=self.seed, counter=np.array([0, 0, placed.index, WEIGHTS], np.uint64))
-            u = (stream.random_raw(-(-count // 2)).view(np.uint32).astype(np.float32) + 0.5) * np.float32(2.0**-32)
-            u = np.maximum(u.reshape(2, -1), np.float32(2.0**-33))
-            radius, angle = np.sqrt(-2.0 * np.log(u[0])), np.float32(2.0 * np.pi) * u[1]
-            normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
-            weights[f"{layer.name}.weight"] = (np.float32(std) * normal).reshape(shape)
-            weights[f"{layer.name}.bias"] = np.full(placed.K, layer.bias, np.float32)
-        return weights
 
     # ---- what it is
 
@@ -210,6 +187,9 @@ class Network:
     def load_weights(self, weights: Mapping[str, Values]) -> None:
         """Replaces all weights and biases. Raises ``ValueError`` for missing or unknown names and wrong shapes."""
         self._distribute("value", weights)
+        for layer in self._layers:
+            for on_side in layer:
+                on_side.copy_weights()
 
     def gradients(self) -> dict[str, Values]:
         """Gradients of the mean loss from the last ``backward``; keys and shapes as in ``weights``."""
@@ -232,7 +212,7 @@ class Network:
         """
         crop = self.spec.crop
         self._check_batch("forward", images, (3, crop, crop), np.float32)
-        x = pack_activations(images, self._lanes, self._N)
+        x = rounded(pack_activations(fold_images(images, self._fold), self._lanes, self._N), self.precision)
         for side, buffer in zip(self._sides, self._inputs, strict=True):
             side.stream.upload(buffer, x)
         return self._run_forward(len(images), train)
@@ -261,10 +241,7 @@ class Network:
         self._check_open()
         for layer in self._layers:
             for on_side in layer:
-                for p in on_side.parameters:
-                    rate = lr * (rates or {}).get(p.name, 1.0)
-                    decay = weight_decay if p.decays else 0.0
-                    ops.sgd(on_side.side.stream, p.value, p.velocity, p.gradient, rate, momentum, decay)
+                on_side.update(lr, momentum, weight_decay, rates or {})
         self.steps_done += 1
 
     def set_mean(self, mean: Values) -> None:
@@ -304,14 +281,14 @@ class Network:
         if self._ingested != size:
             self._images = [side.device.empty((self._N, *size, 3), np.uint8) for side in self._sides]
             self._ingested = (int(size[0]), int(size[1]))
-        shape = IngestShape(self._N, n, size[0], size[1], crop, self._lanes, self.spec.input_scale)
+        shape = IngestShape(self._N, n, size[0], size[1], crop, self._lanes, self.spec.input_scale, self._fold)
         for i, side in enumerate(self._sides):
             stored = self._images[i].view(images.shape)
             places, tints = self._windows[i].view((n, 3)), self._noise[i].view((n, 3))
             side.stream.upload(stored, np.ascontiguousarray(images))
             side.stream.upload(places, np.ascontiguousarray(windows, np.int32))
             side.stream.upload(tints, np.ascontiguousarray(noise, np.float32))
-            ops.ingest(side.stream, shape, stored, places, tints, self._means[i], self._inputs[i])
+            ops.ingest(side.stream, shape, self.precision, stored, places, tints, self._means[i], self._inputs[i])
 
     def _run_forward(self, n: int, train: bool, logits: bool = True) -> Values:
         self._exchange.log.clear()
@@ -343,7 +320,9 @@ class Network:
         first.stream.upload(self._labels, padded_labels)
         dlogits = first.gradient(last.y.shape)
         shape = SoftmaxShape(self._N, n, classes, self._lanes)
-        ops.softmax_cross_entropy(first.stream, shape, last.y, self._labels, self._losses, self._ranks, None, dlogits)
+        ops.softmax_cross_entropy(
+            first.stream, shape, self.precision, last.y, self._labels, self._losses, self._ranks, None, dlogits
+        )
         gradients: list[Array] = [dlogits]
         for placed, layer in zip(reversed(self._placed), reversed(self._layers), strict=True):
             below = [on_side.backward(dy) for on_side, dy in zip(layer, gradients, strict=True)]

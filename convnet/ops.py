@@ -1,7 +1,8 @@
 """One checked function per kernel: arguments are compared with the problem's shape before anything is launched.
 
 Every function takes the stream first, then what the kernel table (``_kernels.pyi``) takes, in the same order, as
-``Array``s of the stream's device. Nothing here allocates. A wrong shape, dtype or device raises ``ValueError``.
+``Array``s of the stream's device; a count follows from the arrays. Nothing here allocates. A wrong shape, dtype or
+device raises ``ValueError``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Stream
+from .precision import BF16, activation_dtype, copy_columns, dtype_name
 from .shapes import ConvShape, DropoutShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
 
 Operand = tuple[str, "Array | None", "tuple[int, ...] | int", Any]
@@ -27,8 +29,8 @@ def _check(op: str, stream: Stream, *operands: Operand) -> None:
         if not fits or array.dtype != dtype:
             wanted = f"{shape} elements" if isinstance(shape, int) else f"shape {shape}"
             raise ValueError(
-                f"{op}: {name} must have {wanted} of {np.dtype(dtype).name}, "
-                f"got shape {array.shape} of {array.dtype.name}"
+                f"{op}: {name} must have {wanted} of {dtype_name(dtype)}, "
+                f"got shape {array.shape} of {dtype_name(array.dtype)}"
             )
 
 
@@ -40,36 +42,58 @@ def _check_workspace(op: str, workspace: Array | None, needed: int) -> None:
 F32, I32, U8 = np.float32, np.int32, np.uint8
 
 
+def _weight(shape: ConvShape | LinearShape, precision: str, weight: Array) -> Operand:
+    """What a product reads: the weights, or their copy in bfloat16."""
+    like = shape.weight_copy if precision == "bf16" else shape.weight
+    return ("weight", weight, like, activation_dtype(precision))
+
+
+def _copy(weight: Array, copy: Array | None) -> tuple[int, Operand]:
+    """The length of a row of ``weight``, and its copy in bfloat16 as an operand."""
+    *rows, columns = weight.shape or (1,)
+    return columns, ("copy", copy, (*rows, copy_columns(columns)), BF16)
+
+
 def conv_forward(
-    stream: Stream, shape: ConvShape, x: Array, weight: Array, bias: Array | None, y: Array, relu: bool = False
+    stream: Stream,
+    shape: ConvShape,
+    precision: str,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    y: Array,
+    relu: bool = False,
 ) -> None:
     """y = weight * x + bias, then ReLU where asked."""
+    dtype = activation_dtype(precision)
     _check(
         "conv2d",
         stream,
-        ("x", x, shape.x, F32),
-        ("weight", weight, shape.weight, F32),
+        ("x", x, shape.x, dtype),
+        _weight(shape, precision, weight),
         ("bias", bias, shape.K, F32),
-        ("y", y, shape.y, F32),
+        ("y", y, shape.y, dtype),
     )
-    stream.launch(stream.device.kernels.conv_forward, shape, x, weight, bias, y, relu)
+    stream.launch(stream.device.kernels.conv_forward, shape, precision, x, weight, bias, y, relu)
 
 
-def conv_backward_data(stream: Stream, shape: ConvShape, dy: Array, weight: Array, dx: Array) -> None:
+def conv_backward_data(stream: Stream, shape: ConvShape, precision: str, dy: Array, weight: Array, dx: Array) -> None:
     """dx from dy."""
+    dtype = activation_dtype(precision)
     _check(
         "conv2d_backward",
         stream,
-        ("dy", dy, shape.y, F32),
-        ("weight", weight, shape.weight, F32),
-        ("dx", dx, shape.x, F32),
+        ("dy", dy, shape.y, dtype),
+        _weight(shape, precision, weight),
+        ("dx", dx, shape.x, dtype),
     )
-    stream.launch(stream.device.kernels.conv_backward_data, shape, dy, weight, dx)
+    stream.launch(stream.device.kernels.conv_backward_data, shape, precision, dy, weight, dx)
 
 
 def conv_backward_filter(
     stream: Stream,
     shape: ConvShape,
+    precision: str,
     dy: Array,
     x: Array,
     dweight: Array,
@@ -77,22 +101,24 @@ def conv_backward_filter(
     workspace: Array | None,
 ) -> None:
     """dweight and dbias from dy and x, summed over the images."""
+    dtype = activation_dtype(precision)
     kernels = stream.device.kernels
     _check(
         "conv2d_backward",
         stream,
-        ("dy", dy, shape.y, F32),
-        ("x", x, shape.x, F32),
+        ("dy", dy, shape.y, dtype),
+        ("x", x, shape.x, dtype),
         ("dweight", dweight, shape.weight, F32),
         ("dbias", dbias, shape.K, F32),
     )
-    _check_workspace("conv2d_backward", workspace, kernels.conv_backward_filter_workspace(shape))
-    stream.launch(kernels.conv_backward_filter, shape, dy, x, dweight, dbias, workspace)
+    _check_workspace("conv2d_backward", workspace, kernels.conv_backward_filter_workspace(shape, precision))
+    stream.launch(kernels.conv_backward_filter, shape, precision, dy, x, dweight, dbias, workspace)
 
 
 def linear_forward(
     stream: Stream,
     shape: LinearShape,
+    precision: str,
     x: Array,
     weight: Array,
     bias: Array | None,
@@ -101,38 +127,41 @@ def linear_forward(
     workspace: Array | None,
 ) -> None:
     """y = weight^T x + bias, then ReLU where asked."""
+    dtype = activation_dtype(precision)
     kernels = stream.device.kernels
     _check(
         "linear",
         stream,
-        ("x", x, shape.x, F32),
-        ("weight", weight, shape.weight, F32),
+        ("x", x, shape.x, dtype),
+        _weight(shape, precision, weight),
         ("bias", bias, shape.K, F32),
-        ("y", y, shape.y, F32),
+        ("y", y, shape.y, dtype),
     )
-    _check_workspace("linear", workspace, kernels.linear_workspace(shape))
-    stream.launch(kernels.linear_forward, shape, x, weight, bias, y, relu, workspace)
+    _check_workspace("linear", workspace, kernels.linear_workspace(shape, precision))
+    stream.launch(kernels.linear_forward, shape, precision, x, weight, bias, y, relu, workspace)
 
 
 def linear_backward_data(
-    stream: Stream, shape: LinearShape, dy: Array, weight: Array, dx: Array, workspace: Array | None
+    stream: Stream, shape: LinearShape, precision: str, dy: Array, weight: Array, dx: Array, workspace: Array | None
 ) -> None:
     """dx = weight dy."""
+    dtype = activation_dtype(precision)
     kernels = stream.device.kernels
     _check(
         "linear_backward",
         stream,
-        ("dy", dy, shape.y, F32),
-        ("weight", weight, shape.weight, F32),
-        ("dx", dx, shape.x, F32),
+        ("dy", dy, shape.y, dtype),
+        _weight(shape, precision, weight),
+        ("dx", dx, shape.x, dtype),
     )
-    _check_workspace("linear_backward", workspace, kernels.linear_workspace(shape))
-    stream.launch(kernels.linear_backward_data, shape, dy, weight, dx, workspace)
+    _check_workspace("linear_backward", workspace, kernels.linear_workspace(shape, precision))
+    stream.launch(kernels.linear_backward_data, shape, precision, dy, weight, dx, workspace)
 
 
 def linear_backward_filter(
     stream: Stream,
     shape: LinearShape,
+    precision: str,
     dy: Array,
     x: Array,
     dweight: Array,
@@ -140,85 +169,99 @@ def linear_backward_filter(
     workspace: Array | None,
 ) -> None:
     """dweight = x dy^T and dbias, summed over the images."""
+    dtype = activation_dtype(precision)
     kernels = stream.device.kernels
     _check(
         "linear_backward",
         stream,
-        ("dy", dy, shape.y, F32),
-        ("x", x, shape.x, F32),
+        ("dy", dy, shape.y, dtype),
+        ("x", x, shape.x, dtype),
         ("dweight", dweight, shape.weight, F32),
         ("dbias", dbias, shape.K, F32),
     )
-    _check_workspace("linear_backward", workspace, kernels.linear_workspace(shape))
-    stream.launch(kernels.linear_backward_filter, shape, dy, x, dweight, dbias, workspace)
+    _check_workspace("linear_backward", workspace, kernels.linear_workspace(shape, precision))
+    stream.launch(kernels.linear_backward_filter, shape, precision, dy, x, dweight, dbias, workspace)
 
 
-def max_pool_forward(stream: Stream, shape: PoolShape, x: Array, y: Array, argmax: Array | None) -> None:
+def max_pool_forward(
+    stream: Stream, shape: PoolShape, precision: str, x: Array, y: Array, argmax: Array | None
+) -> None:
     """y and the position of each maximum in its window."""
-    _check("max_pool2d", stream, ("x", x, shape.x, F32), ("y", y, shape.y, F32), ("argmax", argmax, shape.y, U8))
-    stream.launch(stream.device.kernels.max_pool_forward, shape, x, y, argmax)
+    dtype = activation_dtype(precision)
+    _check("max_pool2d", stream, ("x", x, shape.x, dtype), ("y", y, shape.y, dtype), ("argmax", argmax, shape.y, U8))
+    stream.launch(stream.device.kernels.max_pool_forward, shape, precision, x, y, argmax)
 
 
-def max_pool_backward(stream: Stream, shape: PoolShape, dy: Array, argmax: Array, dx: Array) -> None:
+def max_pool_backward(stream: Stream, shape: PoolShape, precision: str, dy: Array, argmax: Array, dx: Array) -> None:
     """dx from dy and the positions of the maxima."""
-    operands = (("dy", dy, shape.y, F32), ("argmax", argmax, shape.y, U8), ("dx", dx, shape.x, F32))
+    dtype = activation_dtype(precision)
+    operands = (("dy", dy, shape.y, dtype), ("argmax", argmax, shape.y, U8), ("dx", dx, shape.x, dtype))
     _check("max_pool2d_backward", stream, *operands)
-    stream.launch(stream.device.kernels.max_pool_backward, shape, dy, argmax, dx)
+    stream.launch(stream.device.kernels.max_pool_backward, shape, precision, dy, argmax, dx)
 
 
-def lrn_forward(stream: Stream, shape: LrnShape, x: Array, y: Array) -> None:
+def lrn_forward(stream: Stream, shape: LrnShape, precision: str, x: Array, y: Array) -> None:
     """y = x (k + alpha sum x^2)^-beta."""
-    _check("local_response_norm", stream, ("x", x, shape.x, F32), ("y", y, shape.x, F32))
-    stream.launch(stream.device.kernels.lrn_forward, shape, x, y)
+    dtype = activation_dtype(precision)
+    _check("local_response_norm", stream, ("x", x, shape.x, dtype), ("y", y, shape.x, dtype))
+    stream.launch(stream.device.kernels.lrn_forward, shape, precision, x, y)
 
 
-def lrn_backward(stream: Stream, shape: LrnShape, dy: Array, x: Array, dx: Array) -> None:
+def lrn_backward(stream: Stream, shape: LrnShape, precision: str, dy: Array, x: Array, dx: Array) -> None:
     """dx from dy and x."""
-    operands = (("dy", dy, shape.x, F32), ("x", x, shape.x, F32), ("dx", dx, shape.x, F32))
+    dtype = activation_dtype(precision)
+    operands = (("dy", dy, shape.x, dtype), ("x", x, shape.x, dtype), ("dx", dx, shape.x, dtype))
     _check("local_response_norm_backward", stream, *operands)
-    stream.launch(stream.device.kernels.lrn_backward, shape, dy, x, dx)
+    stream.launch(stream.device.kernels.lrn_backward, shape, precision, dy, x, dx)
 
 
-def relu_forward(stream: Stream, x: Array, y: Array) -> None:
+def relu_forward(stream: Stream, precision: str, x: Array, y: Array) -> None:
     """y = max(x, 0)."""
-    _check("relu", stream, ("x", x, y.size, F32), ("y", y, x.size, F32))
-    stream.launch(stream.device.kernels.relu_forward, x.size, x, y)
+    dtype = activation_dtype(precision)
+    _check("relu", stream, ("x", x, y.size, dtype), ("y", y, x.size, dtype))
+    stream.launch(stream.device.kernels.relu_forward, x.size, precision, x, y)
 
 
-def relu_backward(stream: Stream, dy: Array, y: Array, dx: Array) -> None:
+def relu_backward(stream: Stream, precision: str, dy: Array, y: Array, dx: Array) -> None:
     """dx = dy where y > 0."""
-    _check("relu_backward", stream, ("dy", dy, y.size, F32), ("y", y, y.size, F32), ("dx", dx, y.size, F32))
-    stream.launch(stream.device.kernels.relu_backward, y.size, dy, y, dx)
+    dtype = activation_dtype(precision)
+    _check("relu_backward", stream, ("dy", dy, y.size, dtype), ("y", y, y.size, dtype), ("dx", dx, y.size, dtype))
+    stream.launch(stream.device.kernels.relu_backward, y.size, precision, dy, y, dx)
 
 
-def add(stream: Stream, a: Array, b: Array, y: Array) -> None:
+def add(stream: Stream, precision: str, a: Array, b: Array, y: Array) -> None:
     """y = a + b."""
-    _check("add", stream, ("a", a, y.size, F32), ("b", b, y.size, F32), ("y", y, y.size, F32))
-    stream.launch(stream.device.kernels.add, y.size, a, b, y)
+    dtype = activation_dtype(precision)
+    _check("add", stream, ("a", a, y.size, dtype), ("b", b, y.size, dtype), ("y", y, y.size, dtype))
+    stream.launch(stream.device.kernels.add, y.size, precision, a, b, y)
 
 
-def scale(stream: Stream, x: Array, factor: float, y: Array) -> None:
+def scale(stream: Stream, precision: str, x: Array, factor: float, y: Array) -> None:
     """y = x * factor."""
-    _check("scale", stream, ("x", x, y.size, F32), ("y", y, y.size, F32))
-    stream.launch(stream.device.kernels.scale, y.size, x, factor, y)
+    dtype = activation_dtype(precision)
+    _check("scale", stream, ("x", x, y.size, dtype), ("y", y, y.size, dtype))
+    stream.launch(stream.device.kernels.scale, y.size, precision, x, factor, y)
 
 
-def dropout_forward(stream: Stream, shape: DropoutShape, x: Array, y: Array, mask: Array) -> None:
+def dropout_forward(stream: Stream, shape: DropoutShape, precision: str, x: Array, y: Array, mask: Array) -> None:
     """y = x * mask."""
-    _check("dropout", stream, ("x", x, shape.x, F32), ("y", y, shape.x, F32), ("mask", mask, shape.x, U8))
-    stream.launch(stream.device.kernels.dropout_forward, shape, x, y, mask)
+    dtype = activation_dtype(precision)
+    _check("dropout", stream, ("x", x, shape.x, dtype), ("y", y, shape.x, dtype), ("mask", mask, shape.x, U8))
+    stream.launch(stream.device.kernels.dropout_forward, shape, precision, x, y, mask)
 
 
-def dropout_backward(stream: Stream, dy: Array, mask: Array, dx: Array) -> None:
+def dropout_backward(stream: Stream, precision: str, dy: Array, mask: Array, dx: Array) -> None:
     """dx = dy * mask."""
+    dtype = activation_dtype(precision)
     size = mask.size
-    _check("dropout_backward", stream, ("dy", dy, size, F32), ("mask", mask, size, U8), ("dx", dx, size, F32))
-    stream.launch(stream.device.kernels.dropout_backward, size, dy, mask, dx)
+    _check("dropout_backward", stream, ("dy", dy, size, dtype), ("mask", mask, size, U8), ("dx", dx, size, dtype))
+    stream.launch(stream.device.kernels.dropout_backward, size, precision, dy, mask, dx)
 
 
 def softmax_cross_entropy(
     stream: Stream,
     shape: SoftmaxShape,
+    precision: str,
     logits: Array,
     labels: Array,
     losses: Array,
@@ -227,38 +270,80 @@ def softmax_cross_entropy(
     dlogits: Array | None,
 ) -> None:
     """Losses, ranks of the true classes, probabilities, and the gradient of the mean loss."""
+    dtype = activation_dtype(precision)
     _check(
         "softmax_cross_entropy",
         stream,
-        ("logits", logits, shape.x, F32),
+        ("logits", logits, shape.x, dtype),
         ("labels", labels, (shape.N,), I32),
         ("losses", losses, (shape.N,), F32),
         ("ranks", ranks, (shape.N,), I32),
         ("probs", probs, shape.x, F32),
-        ("dlogits", dlogits, shape.x, F32),
+        ("dlogits", dlogits, shape.x, dtype),
     )
-    stream.launch(stream.device.kernels.softmax_cross_entropy, shape, logits, labels, losses, ranks, probs, dlogits)
+    stream.launch(
+        stream.device.kernels.softmax_cross_entropy, shape, precision, logits, labels, losses, ranks, probs, dlogits
+    )
 
 
 def sgd(
-    stream: Stream, weight: Array, velocity: Array, gradient: Array, lr: float, momentum: float, weight_decay: float
+    stream: Stream,
+    weight: Array,
+    velocity: Array,
+    gradient: Array,
+    copy: Array | None,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
 ) -> None:
-    """The paper's update, in place on weight and velocity."""
-    size = weight.size
+    """The paper's update, in place on weight and velocity; ``copy`` becomes the new weight in bfloat16."""
+    size, (columns, copied) = weight.size, _copy(weight, copy)
     _check(
         "sgd",
         stream,
         ("weight", weight, size, F32),
         ("velocity", velocity, size, F32),
         ("gradient", gradient, size, F32),
+        copied,
     )
-    stream.launch(stream.device.kernels.sgd, size, weight, velocity, gradient, lr, momentum, weight_decay)
+    stream.launch(
+        stream.device.kernels.sgd, size, weight, velocity, gradient, copy, columns, lr, momentum, weight_decay
+    )
+
+
+def cast_weight(stream: Stream, weight: Array, copy: Array) -> None:
+    """copy = weight in bfloat16, its rows padded."""
+    columns, copied = _copy(weight, copy)
+    _check("cast_weight", stream, ("weight", weight, weight.size, F32), copied)
+    stream.launch(stream.device.kernels.cast_weight, weight.size, columns, weight, copy)
+
+
+def fold_weight(stream: Stream, shape: ConvShape, weight: Array, copy: Array) -> None:
+    """copy = the weights of ``shape.folded`` in bfloat16, from those of ``shape``."""
+    operands = (("weight", weight, shape.weight, F32), ("copy", copy, shape.folded.weight_copy, BF16))
+    _check("fold_weight", stream, *operands)
+    stream.launch(stream.device.kernels.fold_weight, shape, weight, copy)
+
+
+def unfold_gradient(stream: Stream, shape: ConvShape, folded: Array, gradient: Array) -> None:
+    """The gradient for the weights of ``shape``, gathered from that for the weights of ``shape.folded``."""
+    operands = (("folded", folded, shape.folded.weight, F32), ("gradient", gradient, shape.weight, F32))
+    _check("unfold_gradient", stream, *operands)
+    stream.launch(stream.device.kernels.unfold_gradient, shape, folded, gradient)
 
 
 def ingest(
-    stream: Stream, shape: IngestShape, images: Array, windows: Array, noise: Array, mean: Array, y: Array
+    stream: Stream,
+    shape: IngestShape,
+    precision: str,
+    images: Array,
+    windows: Array,
+    noise: Array,
+    mean: Array,
+    y: Array,
 ) -> None:
     """Stored images to network input. That windows lie inside the images is checked where they are made."""
+    dtype = activation_dtype(precision)
     _check(
         "ingest",
         stream,
@@ -266,6 +351,6 @@ def ingest(
         ("windows", windows, (shape.valid, 3), I32),
         ("noise", noise, (shape.valid, 3), F32),
         ("mean", mean, (3, shape.crop, shape.crop), F32),
-        ("y", y, shape.y, F32),
+        ("y", y, shape.y, dtype),
     )
-    stream.launch(stream.device.kernels.ingest, shape, images, windows, noise, mean, y)
+    stream.launch(stream.device.kernels.ingest, shape, precision, images, windows, noise, mean, y)

@@ -5,12 +5,15 @@ size. Each class has the fields of the C++ struct of the same name in ``src/kern
 by name.
 
 On a device N is padded to whole blocks of ``lanes`` images, and activations lie as ``(N/L, C, H, W, L)``,
-weights as ``(groups, C/groups, R, S, K/groups)``.
+weights as ``(groups, C/groups, R, S, K/groups)``. ``weight_copy`` is the shape of the bfloat16 copy of the weights,
+whose rows are padded with zeros.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .precision import copy_columns
 
 Padding = int | tuple[int, int, int, int]
 
@@ -96,6 +99,23 @@ class ConvShape:
         return (self.groups, self.C // self.groups, self.R, self.S, self.K // self.groups)
 
     @property
+    def weight_copy(self) -> tuple[int, ...]:
+        return (*self.weight[:-1], copy_columns(self.weight[-1]))
+
+    @property
+    def folded(self) -> ConvShape:
+        """The same convolution with stride 1: each ``stride`` x ``stride`` pixels of a channel become channels of one.
+
+        For a convolution without padding above and left. Channel ``(c * stride + i) * stride + j`` holds the pixels
+        whose row and column leave the remainders i and j. P and Q stay: what overhangs reads as zero.
+        """
+        s = self.stride
+        if self.pad_top or self.pad_left or self.groups != 1:
+            raise ValueError(f"conv2d: only a convolution with one group and no padding can be folded, got {self}")
+        H, W, R, S = (-(-size // s) for size in (self.H, self.W, self.R, self.S))
+        return replace(self, C=self.C * s * s, H=H, W=W, R=R, S=S, stride=1)
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of one pass, padding taps included."""
         return self.N * self.K * self.P * self.Q * (self.C // self.groups) * self.R * self.S
@@ -119,6 +139,10 @@ class LinearShape:
     @property
     def weight(self) -> tuple[int, ...]:
         return (self.C, self.K)
+
+    @property
+    def weight_copy(self) -> tuple[int, ...]:
+        return (self.C, copy_columns(self.K))
 
     @property
     def macs(self) -> int:
@@ -235,7 +259,9 @@ class IngestShape:
     crop: int
     lanes: int
     scale: float
+    fold: int = 1
 
     @property
     def y(self) -> tuple[int, ...]:
-        return (self.N // self.lanes, 3, self.crop, self.crop, self.lanes)
+        size = self.crop // self.fold
+        return (self.N // self.lanes, 3 * self.fold**2, size, size, self.lanes)

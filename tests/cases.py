@@ -158,7 +158,29 @@ CONV_EDGES = [
     ConvCase("batch-65-N65", 65, 5, 5, 4, 12, 3, 3, padding=1),
     ConvCase("batch-130-N130", 130, 4, 3, 3, 8, 3, 3, padding=1, groups=2),
 ]
-CONV = [*CONV_EDGES, *CONV_SHRUNK, *CONV_TINY, *CONV_FULL]
+# sizes around those of a tensor core's operands and of the tiles made of them
+CONV_TENSOR = [
+    ConvCase("channels-7-filters-64-N3", 3, 7, 5, 4, 64, 3, 3, padding=1),
+    ConvCase("channels-8-filters-65-N3", 3, 8, 5, 4, 65, 3, 3, padding=1),
+    ConvCase("channels-9-filters-63-N3", 3, 9, 5, 4, 63, 3, 3, padding=1),
+    ConvCase("channels-15-filters-17-N3", 3, 15, 5, 4, 17, 3, 3, padding=1, relu=True),
+    ConvCase("channels-16-filters-16-N3", 3, 16, 5, 4, 16, 3, 3, padding=1),
+    ConvCase("channels-17-filters-15-N3", 3, 17, 5, 4, 15, 3, 3, padding=1),
+    ConvCase("channels-63-filters-8-N3", 3, 63, 5, 4, 8, 3, 3, padding=1),
+    ConvCase("channels-64-filters-9-N3", 3, 64, 5, 4, 9, 3, 3, padding=1),
+    ConvCase("channels-65-filters-7-N3", 3, 65, 5, 4, 7, 3, 3, padding=1),
+    ConvCase("maps-64-N64", 64, 64, 3, 4, 64, 3, 3, padding=1),
+    ConvCase("maps-16-24-N65", 65, 16, 5, 4, 24, 3, 3, padding=1),
+    ConvCase("maps-24-40-N128", 128, 24, 4, 3, 40, 3, 3, padding=1, relu=True),
+    ConvCase("filters-192-N64", 64, 16, 3, 3, 192, 3, 3, padding=1),
+    ConvCase("pointwise-32-40-N16", 16, 32, 5, 3, 40, 1, 1),
+    ConvCase("filter-5-groups2-N8", 8, 32, 7, 6, 48, 5, 5, padding=2, groups=2),
+    ConvCase("filter-7-stride2-N8", 8, 16, 13, 12, 24, 7, 7, stride=2, padding=3),
+    ConvCase("filter-11-stride4-overhang-N8", 8, 3, 24, 24, 16, 11, 11, stride=4, ceil_mode=True),
+    ConvCase("groups3-filters-20-N9", 9, 48, 6, 5, 60, 3, 3, padding=1, groups=3, relu=True),
+    ConvCase("stride3-maps-16-N16", 16, 16, 10, 8, 32, 3, 3, stride=3, padding=1),
+]
+CONV = [*CONV_EDGES, *CONV_TENSOR, *CONV_SHRUNK, *CONV_TINY, *CONV_FULL]
 
 
 @dataclass(frozen=True)
@@ -210,7 +232,17 @@ LINEAR_EDGES = [
     LinearCase("batch-127-N127", 127, 29, 31),
     LinearCase("batch-129-N129", 129, 29, 31),
 ]
-LINEAR = [*LINEAR_EDGES, *LINEAR_SHRUNK, *LINEAR_TINY, *LINEAR_FULL]
+LINEAR_TENSOR = [
+    LinearCase("maps-16-N16", 16, 16, 16),
+    LinearCase("maps-15-17-N64", 64, 15, 17, relu=True),
+    LinearCase("maps-17-15-N65", 65, 17, 15),
+    LinearCase("maps-64-N128", 128, 64, 64),
+    LinearCase("maps-63-65-N65", 65, 63, 65),
+    LinearCase("maps-65-63-N64", 64, 65, 63),
+    LinearCase("maps-256-136-N128", 128, 256, 136, relu=True),
+    LinearCase("outputs-1000-N24", 24, 96, 1000),
+]
+LINEAR = [*LINEAR_EDGES, *LINEAR_TENSOR, *LINEAR_SHRUNK, *LINEAR_TINY, *LINEAR_FULL]
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 import socket
+import subprocess
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 
 from convnet import backend, host
-from convnet.layout import pack_activations, unpack_activations
+from convnet.layout import pack_activations, to_bf16, to_float32, unpack_activations
+from convnet.precision import activation_dtype
 
 DEVICES = ("cpu", "emu", "cuda")
 ran: Counter[str] = Counter()
@@ -33,9 +38,24 @@ def missing(kind: str, count: int = 1) -> str | None:
 reasons = {kind: missing(kind) for kind in DEVICES}
 
 
+def parameters(item) -> dict:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def device_kind(item) -> str | None:
+    chosen = parameters(item).get("arithmetic", parameters(item).get("tensor_cores"))
+    return chosen.device if chosen else parameters(item).get("device")
+
+
+def has_precision(item) -> bool:
+    """The NumPy kernels compute in float32 alone."""
+    return parameters(item).get("device") != "cpu" or parameters(item).get("precision", "fp32") == "fp32"
+
+
 def pytest_collection_modifyitems(items):
+    items[:] = filter(has_precision, items)
     for item in items:
-        kind = item.callspec.params.get("device") if hasattr(item, "callspec") else None
+        kind = device_kind(item)
         count = 2 if item.get_closest_marker("two_gpu") else 1
         if kind == "cuda" or item.get_closest_marker("gpu") or count == 2:
             item.add_marker(pytest.mark.gpu)
@@ -74,12 +94,66 @@ def device(request) -> str:
     return request.param
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """A device and what its products are made of. The emulator plays ``architecture``, where kernels depend on it."""
+
+    device: str
+    precision: str
+    architecture: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.device}-{self.precision}" + (f"-sm{self.architecture}" if self.architecture else "")
+
+
+TENSOR_CORES = [
+    Arithmetic("emu", "tf32"),
+    Arithmetic("emu", "bf16", 80),
+    Arithmetic("emu", "bf16", 90),
+    Arithmetic("cuda", "tf32"),
+    Arithmetic("cuda", "bf16"),
+]
+
+
+def _played(request) -> Iterator[Arithmetic]:
+    arithmetic = request.param
+    request.node.user_properties.append(("device", arithmetic.device))
+    if arithmetic.architecture is None:
+        yield arithmetic
+        return
+    from convnet import _emu
+
+    _emu.set_architecture(arithmetic.architecture)
+    yield arithmetic
+    _emu.set_architecture(90)
+
+
+@pytest.fixture(params=TENSOR_CORES, ids=str)
+def tensor_cores(request):
+    """A device and a precision of its tensor cores; the test runs once for each."""
+    yield from _played(request)
+
+
+@pytest.fixture(params=[*(Arithmetic(device, "fp32") for device in DEVICES), *TENSOR_CORES], ids=str)
+def arithmetic(request):
+    """A device and a precision; the test runs once for each."""
+    yield from _played(request)
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def precision(request) -> str:
+    """What a device keeps activations in; the test runs once for each."""
+    return request.param
+
+
 @pytest.fixture
 def within(request):
     """Fails where error / limit exceeds 1, and keeps the largest of each family for the summary."""
 
     def check(family: str, ratio: float) -> None:
         device = dict(request.node.user_properties).get("device", "cpu")
+        if parameters(request.node).get("precision") == "bf16":
+            family += " bf16"
         worst[family, device] = max(worst.get((family, device), (0.0, "")), (ratio, request.node.name))
         assert ratio <= 1, f"{family}: the error is {ratio:.3g} times the limit"
 
@@ -98,11 +172,15 @@ class Machine:
         self.stream.upload(array, np.ascontiguousarray(values))
         return array
 
-    def put_images(self, values):
-        return self.put(pack_activations(values, self.device.lanes(len(values))))
+    def put_rounded(self, values, precision: str = "fp32"):
+        """Activations of any shape."""
+        return self.put(to_bf16(values) if precision == "bf16" else values)
+
+    def put_images(self, values, precision: str = "fp32"):
+        return self.put_rounded(pack_activations(values, self.device.lanes(len(values))), precision)
 
     def images(self, array, n: int):
-        return unpack_activations(array.download(), n)
+        return to_float32(unpack_activations(array.download(), n))
 
     def empty(self, shape, dtype=np.float32):
         """Memory full of NaN (or -1), on every kind of device."""
@@ -110,6 +188,9 @@ class Machine:
         poison = np.full(array.nbytes, 0xFF, np.uint8).view(array.dtype).reshape(array.shape)
         self.stream.upload(array, poison)
         return array
+
+    def activations(self, shape, precision: str):
+        return self.empty(shape, activation_dtype(precision))
 
     def workspace(self, nbytes: int):
         return self.empty((nbytes // 4,)) if nbytes else None
@@ -149,3 +230,24 @@ def _no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory) -> list[Path]:
+    """The emulator's object files, for programs of tests/emu."""
+    if programs.COMPILER is None:
+        pytest.skip("g++ is not installed")
+    return programs.compile_objects(tmp_path_factory.mktemp("emulator"), programs.EMULATOR, *programs.PLAIN)
+
+
+@pytest.fixture(scope="session")
+def checked_emulator(tmp_path_factory) -> list[Path]:
+    """The same with AddressSanitizer and UBSan."""
+    if programs.COMPILER is None:
+        pytest.skip("g++ is not installed")
+    folder = tmp_path_factory.mktemp("checked")
+    (folder / "empty.cpp").write_text("int main() {}")
+    command = [programs.COMPILER, *programs.CHECKED, folder / "empty.cpp", "-o", folder / "empty"]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("g++ has no AddressSanitizer here")
+    return programs.compile_objects(folder, programs.EMULATOR, *programs.CHECKED)

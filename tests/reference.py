@@ -24,6 +24,30 @@ def ratio(actual, expected, limit) -> float:
     return float(np.where(exact, 0.0, worst).max(initial=0.0))
 
 
+def bf16_step(x):
+    """The distance between neighbouring bfloat16 where x lies; at a power of two, the one above it."""
+    exponent = np.frexp(np.asarray(x, np.float64))[1]
+    return np.ldexp(1.0, np.maximum(exponent, -125) - 8)
+
+
+def bf16(x):
+    """The nearest bfloat16, ties to even, in float64."""
+    x = np.asarray(x, np.float64)
+    step = bf16_step(x)
+    rounded = np.rint(x / step) * step
+    return np.where(np.abs(rounded) < 2.0**128, rounded, np.copysign(np.inf, x))
+
+
+def held(x, precision):
+    """float32 values as a device keeps them."""
+    return bf16(x).astype(np.float32) if precision == "bf16" else x
+
+
+def held_limit(limit, expected, precision):
+    """Of a result that is right within ``limit`` before a device rounds it to what it keeps."""
+    return limit + bf16_step(np.abs(expected) + limit) / 2 if precision == "bf16" else limit
+
+
 def sum_limit(magnitude, terms: int):
     """Rounding of a float32 sum of ``terms`` products whose absolute values add up to ``magnitude``.
 
@@ -31,6 +55,31 @@ def sum_limit(magnitude, terms: int):
     2^-24 sqrt(terms) magnitude. 4 leaves room by a factor of 5; short sums, whose few errors do not average out, get 8.
     """
     return (8 if terms < 16 else 4) * UNIT * math.sqrt(terms) * magnitude
+
+
+def rounded(x, precision):
+    """float32 operands, normal numbers, as products see them: tf32 has 11 bits of significand, ties away from zero."""
+    if precision == "tf32":
+        fraction, exponent = np.frexp(x.astype(np.float64))
+        cut = np.trunc(np.ldexp(fraction, 11) + np.copysign(0.5, fraction))
+        return np.ldexp(cut, exponent - 11).astype(np.float32)
+    return held(x, precision)
+
+
+DEPTH = {"tf32": 8, "bf16": 16}  # terms that a tensor core adds in one instruction
+
+
+def tensor_limit(expected, squares, instructions: int, device: str):
+    """Rounding of a sum that tensor cores make of products without error, ``squares`` the sum of the products' squares.
+
+    An instruction adds its products to the sum and cuts the result to float32, toward zero: an error below 2 UNIT times
+    the partial sum. A GPU also aligns the (at most 17) terms to the largest, in two halves on sm_80, and cuts each at
+    24 bits: 18 UNIT more at worst. Partial sums may be joined by float32 additions, at most one per instruction, and
+    the bias makes one more. Partial sums of data with random signs stay within 4 standard deviations of a random walk:
+    no larger than the result and four times the root of the squares, for up to 16 terms without exception (Cauchy).
+    """
+    per_instruction = 3 if device.startswith("emu") else 21
+    return (per_instruction * instructions + 1) * UNIT * (np.abs(expected) + 4 * np.sqrt(squares))
 
 
 def _framed(x, stride, top, left, P, Q, R, S):

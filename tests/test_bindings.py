@@ -74,7 +74,7 @@ def test_gpu_module_needs_no_driver():
         ctypes.CDLL("libcuda.so.1")
     except OSError:
         with pytest.raises(RuntimeError, match=r"driver.*CUDA error"):
-            gpu.relu_forward(4, 256, 256, 0)
+            gpu.relu_forward(4, "fp32", 256, 256, 0)
     else:
         pytest.skip("this machine has a driver")
 
@@ -82,24 +82,28 @@ def test_gpu_module_needs_no_driver():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ((SHAPE, 0, 16, None, 16, True, 0), ValueError, "conv_forward: x is required, got a null address"),
-        ((SHAPE, 16, None, None, 16, True, 0), ValueError, "conv_forward: weight is required"),
+        ((SHAPE, "fp32", 0, 16, None, 16, True, 0), ValueError, "conv_forward: x is required, got a null address"),
+        ((SHAPE, "fp32", 16, None, None, 16, True, 0), ValueError, "conv_forward: weight is required"),
         (
-            (SHAPE, 16, 16, 20, 16, True, 0),
+            (SHAPE, "fp32", 16, 16, 20, 16, True, 0),
             ValueError,
             "conv_forward: bias must be aligned to 16 bytes, got address 20",
         ),
-        ((SHAPE, -16, 16, None, 16, True, 0), ValueError, "conv_forward: x must be at least 0"),
-        ((SHAPE, 2**64, 16, None, 16, True, 0), ValueError, "conv_forward: x must be at least 0 and at most"),
-        ((SHAPE, "x", 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got str"),
-        ((SHAPE, 16.0, 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got float"),
-        ((SHAPE, np.zeros(4), 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got numpy.ndarray"),
+        ((SHAPE, "fp32", -16, 16, None, 16, True, 0), ValueError, "conv_forward: x must be at least 0"),
+        ((SHAPE, "fp32", 2**64, 16, None, 16, True, 0), ValueError, "conv_forward: x must be at least 0 and at most"),
+        ((SHAPE, "fp32", "x", 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got str"),
+        ((SHAPE, "fp32", 16.0, 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got float"),
         (
-            (3, 16, 16, None, 16, True, 0),
+            (SHAPE, "fp32", np.zeros(4), 16, None, 16, True, 0),
+            TypeError,
+            "conv_forward: x must be an int, got numpy.ndarray",
+        ),
+        (
+            (3, "fp32", 16, 16, None, 16, True, 0),
             TypeError,
             "conv_forward: shape must be a shape of convnet.shapes with a field N",
         ),
-        ((DROPOUT, 16, 16, None, 16, True, 0), TypeError, "with a field C, got DropoutShape"),
+        ((DROPOUT, "fp32", 16, 16, None, 16, True, 0), TypeError, "with a field C, got DropoutShape"),
     ],
 )
 def test_wrong_addresses_and_shapes(emu, arguments, error, text):
@@ -120,7 +124,7 @@ def test_wrong_addresses_and_shapes(emu, arguments, error, text):
 )
 def test_wrong_extents(emu, field, value, error):
     with pytest.raises(error, match=rf"conv_forward: shape\.{field} must be"):
-        emu.conv_forward(dataclasses.replace(SHAPE, **{field: value}), 16, 16, None, 16, True, 0)
+        emu.conv_forward(dataclasses.replace(SHAPE, **{field: value}), "fp32", 16, 16, None, 16, True, 0)
 
 
 @pytest.mark.parametrize(
@@ -129,15 +133,15 @@ def test_wrong_extents(emu, field, value, error):
 )
 def test_wrong_dropout_fields(emu, field, value, error):
     with pytest.raises(error, match=rf"dropout_forward: shape\.{field} must be"):
-        emu.dropout_forward(dataclasses.replace(DROPOUT, **{field: value}), 16, 16, 1, 0)
+        emu.dropout_forward(dataclasses.replace(DROPOUT, **{field: value}), "fp32", 16, 16, 1, 0)
 
 
 def test_bytes_need_no_alignment_and_labels_need_four(emu):
     """relu would take the floats; here the order of the checks shows which address is refused."""
     with pytest.raises(ValueError, match="dropout_backward: dx is required"):
-        emu.dropout_backward(4, 16, 1, 0, 0)  # a mask at address 1 is fine
+        emu.dropout_backward(4, "fp32", 16, 1, 0, 0)  # a mask at address 1 is fine
     with pytest.raises(ValueError, match="ingest: windows must be aligned to 4 bytes, got address 2"):
-        emu.ingest(convnet.shapes.IngestShape(8, 8, 8, 8, 8, 8, 1.0), 1, 2, 16, 16, 16, 0)
+        emu.ingest(convnet.shapes.IngestShape(8, 8, 8, 8, 8, 8, 1.0), "fp32", 1, 2, 16, 16, 16, 0)
 
 
 def test_numpy_integers_are_integers(emu):
@@ -145,5 +149,5 @@ def test_numpy_integers_are_integers(emu):
     values = values[-values.ctypes.data % 16 // 4 :][:64]
     values[:] = np.arange(64) - 32
     address = np.uint64(values.ctypes.data)
-    emu.relu_forward(np.int64(64), address, address, 0)
+    emu.relu_forward(np.int64(64), "fp32", address, address, 0)
     np.testing.assert_array_equal(values, np.maximum(np.arange(64) - 32, 0))

@@ -38,24 +38,24 @@ def run_all(shapes=(CONV, DENSE)) -> list[np.ndarray]:
     for shape in shapes:
         x, weight, dy = integers(shape.x), integers(shape.weight), integers(shape.y)
         y, dx, dweight, dbias = (poisoned(s) for s in (shape.y, shape.x, shape.weight, (shape.K,)))
-        blas_kernels.conv_forward(shape, x, weight, integers((shape.K,)), y, True, 0)
-        blas_kernels.conv_backward_data(shape, dy, weight, dx, 0)
-        blas_kernels.conv_backward_filter(shape, dy, x, dweight, dbias, None, 0)
+        blas_kernels.conv_forward(shape, "fp32", x, weight, integers((shape.K,)), y, True, 0)
+        blas_kernels.conv_backward_data(shape, "fp32", dy, weight, dx, 0)
+        blas_kernels.conv_backward_filter(shape, "fp32", dy, x, dweight, dbias, None, 0)
         results += [y, dx, dweight, dbias]
     x, dy = integers(POOL.x), integers(POOL.y)
     y, argmax, dx = poisoned(POOL.y), poisoned(POOL.y, np.uint8), poisoned(POOL.x)
-    blas_kernels.max_pool_forward(POOL, x, y, argmax, 0)
-    blas_kernels.max_pool_backward(POOL, dy, argmax, dx, 0)
+    blas_kernels.max_pool_forward(POOL, "fp32", x, y, argmax, 0)
+    blas_kernels.max_pool_backward(POOL, "fp32", dy, argmax, dx, 0)
     results += [y, argmax, dx]
     y, dx = poisoned(LRN.x), poisoned(LRN.x)
-    blas_kernels.lrn_forward(LRN, x, y, 0)
-    blas_kernels.lrn_backward(LRN, integers(LRN.x), x, dx, 0)
+    blas_kernels.lrn_forward(LRN, "fp32", x, y, 0)
+    blas_kernels.lrn_backward(LRN, "fp32", integers(LRN.x), x, dx, 0)
     results += [y, dx]
     x, weight, dy = integers(LINEAR.x), integers(LINEAR.weight), integers(LINEAR.y)
     y, dx, dweight = poisoned(LINEAR.y), poisoned(LINEAR.x), poisoned(LINEAR.weight)
-    blas_kernels.linear_forward(LINEAR, x, weight, None, y, False, None, 0)
-    blas_kernels.linear_backward_data(LINEAR, dy, weight, dx, None, 0)
-    blas_kernels.linear_backward_filter(LINEAR, dy, x, dweight, None, None, 0)
+    blas_kernels.linear_forward(LINEAR, "fp32", x, weight, None, y, False, None, 0)
+    blas_kernels.linear_backward_data(LINEAR, "fp32", dy, weight, dx, None, 0)
+    blas_kernels.linear_backward_filter(LINEAR, "fp32", dy, x, dweight, None, None, 0)
     return [*results, y, dx, dweight]
 
 
@@ -114,9 +114,9 @@ def test_several_image_blocks_are_one_batch():
     for one, three in zip((CONV, DENSE), split, strict=True):
         x, weight = integers(one.x), integers(one.weight)
         y, parts = np.empty(one.y, np.float32), np.empty(three.y, np.float32)
-        blas_kernels.conv_forward(one, x, weight, None, y, False, 0)
+        blas_kernels.conv_forward(one, "fp32", x, weight, None, y, False, 0)
         cut = np.ascontiguousarray(np.moveaxis(x.reshape(*x.shape[1:4], 3, 4), 3, 0))
-        blas_kernels.conv_forward(three, cut, weight, None, parts, False, 0)
+        blas_kernels.conv_forward(three, "fp32", cut, weight, None, parts, False, 0)
         assert np.array_equal(np.moveaxis(parts, 0, 3).reshape(one.y), y)
 
 
@@ -124,7 +124,7 @@ def test_a_gradient_that_is_not_passed_on_leaves_no_trace():
     dy = np.array([np.inf, np.nan, -np.inf, 5, 6], np.float32)
     y = np.array([0, -1, np.nan, 2, 0], np.float32)
     dx = np.empty(5, np.float32)
-    blas_kernels.relu_backward(5, dy, y, dx, 0)
+    blas_kernels.relu_backward(5, "fp32", dy, y, dx, 0)
     assert np.array_equal(dx, np.array([0, 0, 0, 5, 0], np.float32))
 
 
@@ -132,7 +132,7 @@ def test_overflow_is_no_warning():
     """As on a GPU: infinities and NaN are results like any other (warnings are errors in these tests)."""
     huge = np.full(8, 3e38, np.float32)
     y = np.empty(8, np.float32)
-    blas_kernels.add(8, huge, huge, y, 0)
+    blas_kernels.add(8, "fp32", huge, huge, y, 0)
     assert np.isinf(y).all()
 
 

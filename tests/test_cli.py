@@ -57,6 +57,7 @@ MISTAKES = {
     "workers": (["-j", "-1"], 2, "--workers must be at least 0"),
     "schedule": (["--lr-schedule", "cosine"], 2, "--lr-schedule must be one of plateau, step, constant, got 'cosine'"),
     "precision": (["--precision", "fp8"], 2, "--precision must be one of fp32, tf32, bf16"),
+    "precision of the device": (["--precision", "bf16"], 2, 'cpu computes in fp32 only.*use device "emu" or "cuda"'),
     "width": (["--width", "0"], 2, "--width must be more than 0"),
     "crop": (["--crop", "5"], 2, 'network "alexnet-tiny" with crop 5, layer conv1'),
     "device name": (["--device", "gpu"], 2, 'device must be "cpu", "emu.*got "gpu'),

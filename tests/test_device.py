@@ -138,7 +138,7 @@ def test_the_stand_in_is_strict(machine: Callable[..., Machine]) -> None:
     with second.current(), pytest.raises(Exception, match="peer access is not enabled"):  # type: ignore[attr-defined]
         driver.memcpy_dtod_async(b.handle, a.handle, 16, stream.stream)  # type: ignore[attr-defined]
     with pytest.raises(AssertionError, match="memory of another device"):
-        second.stream().launch(second.kernels.relu_forward, 4, a, a)
+        second.stream().launch(second.kernels.relu_forward, 4, "fp32", a, a)
     assert not fake.stack
 
 

@@ -1,94 +1,31 @@
-"""The emulator: it runs correct kernels correctly in every order, and it catches faulty ones.
-
-Small programs are compiled with g++ against the emulator (tests/emu), and run in processes of their own because some
-of them must crash. The last tests take the barriers out of the shipped kernels, one at a time.
-"""
+"""The emulator: it runs correct kernels correctly in every order, and it catches faulty ones."""
 
 from __future__ import annotations
 
 import math
-import os
 import re
-import shutil
 import subprocess
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import CHECKED, PLAIN, SOURCES, Run, compile_objects, link, output, runner
 
 from convnet import backend
-
-TESTS = Path(__file__).parent / "emu"
-KERNELS = Path(__file__).parents[1] / "src" / "kernels"
-COMPILER = shutil.which("g++")
-FLAGS = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-math-errno", "-ffp-contract=off"]
-ADDRESS = ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def compile_object(source: Path, target: Path, *flags: str, kernels: Path = KERNELS) -> Path:
-    command = [COMPILER, *FLAGS, *flags, "-DCONVNET_EMU", f"-I{kernels}", "-x", "c++", "-c", source, "-o", target]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return target
-
-
-def compile_objects(folder: Path, sources: list[Path], *flags: str) -> list[Path]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda source: compile_object(source, folder / f"{source.name}.o", *flags), sources))
-
-
-def link(program: Path, objects: list[Path], *flags: str) -> Path:
-    subprocess.run([COMPILER, *flags, *objects, "-o", program, "-pthread"], check=True, timeout=300)
-    return program
-
-
-def runner(program: Path) -> Run:
-    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [program, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
-
-    return run
-
-
-EMULATOR = sorted((KERNELS / "emu").glob("*.cpp"))
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory) -> list[Path]:
-    """The emulator's object files."""
-    if COMPILER is None:
-        pytest.skip("g++ is not installed")
-    return compile_objects(tmp_path_factory.mktemp("emulator"), EMULATOR, "-O1")
 
 
 @pytest.fixture(scope="module")
 def plain(emulator, tmp_path_factory) -> Run:
     """Runs a scenario of tests/emu/scenarios.cu."""
     folder = tmp_path_factory.mktemp("plain")
-    return runner(link(folder / "program", [*emulator, *compile_objects(folder, [TESTS / "scenarios.cu"], "-O1")]))
+    return runner(link(folder / "program", [*emulator, *compile_objects(folder, [SOURCES / "scenarios.cu"], *PLAIN)]))
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory) -> Run:
+def checked(checked_emulator, tmp_path_factory) -> Run:
     """Runs a scenario in a build with AddressSanitizer and UBSan."""
-    if COMPILER is None:
-        pytest.skip("g++ is not installed")
     folder = tmp_path_factory.mktemp("checked")
-    (folder / "empty.cpp").write_text("int main() {}")
-    command = [COMPILER, *ADDRESS, folder / "empty.cpp", "-o", folder / "empty"]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("g++ has no AddressSanitizer here")
-    objects = compile_objects(folder, [*EMULATOR, TESTS / "scenarios.cu"], *ADDRESS)
-    return runner(link(folder / "program", objects, *ADDRESS))
-
-
-def output(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    objects = [*checked_emulator, *compile_objects(folder, [SOURCES / "scenarios.cu"], *CHECKED)]
+    return runner(link(folder / "program", objects, *CHECKED))
 
 
 def floats(done: subprocess.CompletedProcess[str]) -> np.ndarray:
@@ -272,70 +209,9 @@ def test_guards_of_a_device_catch_a_kernel_that_writes_outside():
     stream = device.stream()
     x, y = device.empty((1003,)), device.empty((1001,))
     stream.upload(x, inputs(1003))
-    stream.launch(device.kernels.relu_forward, 1001, x, y)
+    stream.launch(device.kernels.relu_forward, 1001, "fp32", x, y)
     np.testing.assert_array_equal(y.download(), inputs(1001))
-    stream.launch(device.kernels.relu_forward, 1002, x, y)
+    stream.launch(device.kernels.relu_forward, 1002, "fp32", x, y)
     with pytest.raises(backend.DeviceError, match=r"wrote outside an array of shape \(1001,\)"):
         device.synchronize()
     device.close()
-
-
-# Shipped kernels without one of their barriers
-
-OPS = ("conv_backward_filter", "conv_forward", "gemm", "ingest", "softmax")  # what tests/emu/layers.cpp runs
-BARRIER = re.compile(r"^( *)__syncthreads\(\);", re.MULTILINE)
-
-
-def included(file: Path) -> set[Path]:
-    """The project's own files that a source includes, directly or not, and itself."""
-    found, new = set(), {file.resolve()}
-    while new:
-        found |= new
-        names = [(file, name) for file in new for name in re.findall(r'#include "(.+)"', file.read_text())]
-        paths = {(folder / name).resolve() for file, name in names for folder in (file.parent, KERNELS)}
-        new = {path for path in paths if path.is_file()} - found
-    return found
-
-
-def barriers() -> list[tuple[Path, int]]:
-    """(file, number of the barrier in it)"""
-    counts = {file: len(BARRIER.findall(file.read_text())) for file in sorted(KERNELS.rglob("*.cu*"))}
-    return [(file.relative_to(KERNELS), number) for file, count in counts.items() for number in range(count)]
-
-
-@pytest.fixture(scope="module")
-def layers(emulator, tmp_path_factory) -> tuple[list[Path], Run]:
-    """The object files of tests/emu/layers.cpp, and the program made of them."""
-    folder = tmp_path_factory.mktemp("layers")
-    sources = [TESTS / "layers.cpp", *(KERNELS / f"{op}.cu" for op in OPS)]
-    objects = [*emulator, *compile_objects(folder, sources, "-O1")]
-    return objects, runner(link(folder / "program", objects))
-
-
-SEEDS = (1, 2, 3)
-
-
-@pytest.mark.parametrize("op", OPS)
-def test_shipped_kernels_give_the_same_bits_in_every_order(layers, op):
-    results = {output(layers[1](op, seed)) for seed in SEEDS}
-    assert len(results) == 1
-    assert results.pop().endswith(", 0 not numbers\n")
-
-
-@pytest.mark.parametrize(("file", "number"), barriers(), ids=str)
-def test_taking_out_a_shipped_barrier_shows(layers, tmp_path, file, number):
-    ops = [op for op in OPS if (KERNELS / file) in included(KERNELS / f"{op}.cu")]
-    assert ops, f"tests/emu/layers.cpp runs no op that uses {file}"
-    kernels = tmp_path / "kernels"
-    shutil.copytree(KERNELS, kernels)
-    text = (kernels / file).read_text()
-    place = list(BARRIER.finditer(text))[number]
-    (kernels / file).write_text(text[: place.start()] + text[place.end() :])
-    objects, original = layers
-    for op in ops:
-        mutant = compile_object(kernels / f"{op}.cu", tmp_path / f"{op}.o", "-O1", kernels=kernels)
-        program = link(tmp_path / op, [mutant, *(path for path in objects if path.name != f"{op}.cu.o")])
-        expected = output(original(op))
-        if any(output(runner(program)(op, seed)) != expected for seed in SEEDS):
-            return
-    pytest.fail(f"without this barrier {ops} give the same results as before")

@@ -17,23 +17,26 @@ BINDINGS = ROOT / "src" / "bindings"
 # What the network and the modules below it may import of ours, at the top of the file or anywhere else. Modules not
 # listed stand above these: training, commands, figures.
 FOUNDATION = {
-    "shapes": set(),
+    "precision": set(),
+    "shapes": {"precision"},
     "rng": set(),
     "parallel": set(),
     "spec": {"shapes"},
-    "backend": {"shapes", "spec", "device", "host"},  # the devices inside functions only: see LAZY
-    "layout": {"shapes", "backend"},
+    "backend": {"shapes", "spec", "precision", "device", "host"},  # the devices inside functions only: see LAZY
+    "layout": {"shapes", "precision", "backend"},
     "blas_common": {"parallel"},
     "blas_conv": {"shapes", "parallel", "blas_common"},
     "blas_maps": {"shapes", "parallel", "blas_common"},
     "blas_kernels": {"shapes", "rng", "parallel", "blas_common", "blas_conv", "blas_maps"},
     "device": {"shapes", "spec", "backend", "_gpu"},
-    "host": {"shapes", "spec", "backend", "blas_kernels", "_emu"},
-    "ops": {"shapes", "spec", "backend"},
-    "functional": {"shapes", "spec", "backend", "layout", "rng", "ops"},
-    "layers": {"shapes", "spec", "backend", "layout", "rng", "ops"},
+    "host": {"shapes", "spec", "precision", "backend", "blas_kernels", "_emu"},
+    "ops": {"shapes", "spec", "precision", "backend"},
+    "arguments": {"shapes", "precision", "backend"},
+    "functional": {"shapes", "spec", "precision", "backend", "layout", "rng", "ops", "arguments"},
+    "layers": {"shapes", "spec", "precision", "backend", "layout", "rng", "ops"},
+    "initial": {"spec", "rng"},
     "exchange": {"backend", "ops", "layers"},
-    "model": {"shapes", "spec", "backend", "layout", "rng", "ops", "layers", "exchange"},
+    "model": {"shapes", "spec", "precision", "backend", "layout", "rng", "ops", "layers", "exchange", "initial"},
 }
 LAZY = {"backend": {"device", "host"}, "device": {"_gpu"}, "host": {"_emu", "blas_kernels"}}
 DATA_MAY_IMPORT = {"data", "rng"}

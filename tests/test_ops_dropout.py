@@ -12,10 +12,10 @@ from convnet.shapes import DropoutShape
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 0.3, 0.99])
 @pytest.mark.parametrize(("N", "features"), [(1, 1), (3, 50), (8, 33), (65, 7)])
-def test_mask_is_philox(device, N, features, p):
+def test_mask_is_philox(device, precision, N, features, p):
     seed, step, layer = 0x0123456789ABCDEF, 70_000, 7
-    x = np.random.default_rng(0).standard_normal((N, features), dtype=np.float32)
-    y, mask = functional.dropout(x, p, seed=seed, step=step, layer=layer, device=device)
+    x = reference.held(np.random.default_rng(0).standard_normal((N, features), dtype=np.float32), precision)
+    y, mask = functional.dropout(x, p, seed=seed, step=step, layer=layer, device=device, precision=precision)
     np.testing.assert_array_equal(mask, reference.dropout_mask(N, features, np.float32(p).item(), seed, step, layer))
     np.testing.assert_array_equal(y, np.where(mask, x, 0))  # not scaled
     assert p != 0 or mask.all()
@@ -51,17 +51,18 @@ def test_images_are_features_in_row_order(device):
 
 
 @pytest.mark.parametrize("N", [5, 66])
-def test_halves_of_the_features_have_the_mask_of_the_whole(machine, N):
+def test_halves_of_the_features_have_the_mask_of_the_whole(machine, precision, N):
     """A tower on its own device drops what it would drop beside the other one; backward uses the same mask."""
     features, p, seed, step, layer = 24, 0.5, 99, 3, 6
     random = np.random.default_rng(1)
-    x, dy = (random.standard_normal((N, features), dtype=np.float32) for _ in range(2))
+    x, dy = (reference.held(random.standard_normal((N, features), dtype=np.float32), precision) for _ in range(2))
     whole = reference.dropout_mask(N, features, p, seed, step, layer)
     for part in (slice(0, 12), slice(12, 24)):
         shape = machine.padded(DropoutShape(N, 12, 1, part.start, features, p, seed, step, layer))
-        y, mask, dx = machine.empty(shape.x), machine.empty(shape.x, np.uint8), machine.empty(shape.x)
-        ops.dropout_forward(machine.stream, shape, machine.put_images(x[:, part]), y, mask)
+        y, dx = machine.activations(shape.x, precision), machine.activations(shape.x, precision)
+        mask = machine.empty(shape.x, np.uint8)
+        ops.dropout_forward(machine.stream, shape, precision, machine.put_images(x[:, part], precision), y, mask)
         np.testing.assert_array_equal(machine.images(mask, N), whole[:, part])
         np.testing.assert_array_equal(machine.images(y, N), np.where(whole[:, part], x[:, part], 0))
-        ops.dropout_backward(machine.stream, machine.put_images(dy[:, part]), mask, dx)
+        ops.dropout_backward(machine.stream, precision, machine.put_images(dy[:, part], precision), mask, dx)
         np.testing.assert_array_equal(machine.images(dx, N), np.where(whole[:, part], dy[:, part], 0))

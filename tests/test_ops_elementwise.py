@@ -7,26 +7,28 @@ import pytest
 import reference
 
 from convnet import functional, ops
+from convnet.layout import to_float32
 from convnet.shapes import IngestShape
 
 COUNTS = (1, 3, 4, 5, 255, 1024, 1025, 4099)
 
 
-def values(count: int, seed: int = 0):
+def values(count: int, seed: int = 0, precision: str = "fp32"):
     """Random numbers with both zeros and extremes among them."""
     x = np.random.default_rng(seed).standard_normal(count, dtype=np.float32)
     special = np.array([0.0, -0.0, 1e-38, -1e-38, 3e38, -3e38], np.float32)
     x[: min(count, 6)] = special[: min(count, 6)]
-    return np.random.default_rng(seed + 1).permutation(x)
+    return reference.held(np.random.default_rng(seed + 1).permutation(x), precision)
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_relu(device, count):
-    x, dy = values(count), values(count, 2)
-    y = functional.relu(x, device=device)
+def test_relu(device, precision, count):
+    x, dy = values(count, 0, precision), values(count, 2, precision)
+    options = {"device": device, "precision": precision}
+    y = functional.relu(x, **options)
     np.testing.assert_array_equal(y, np.where(x > 0, x, 0))
-    np.testing.assert_array_equal(functional.relu_backward(dy, y, device=device), np.where(x > 0, dy, 0))
-    assert (functional.relu_backward(np.ones_like(y), np.zeros_like(y), device=device) == 0).all()
+    np.testing.assert_array_equal(functional.relu_backward(dy, y, **options), np.where(x > 0, dy, 0))
+    assert (functional.relu_backward(np.ones_like(y), np.zeros_like(y), **options) == 0).all()
 
 
 def test_relu_keeps_the_shape(device):
@@ -37,27 +39,38 @@ def test_relu_keeps_the_shape(device):
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_in_place(machine, count):
-    x, dy = values(count), values(count, 2)
-    array, gradient = machine.put(x), machine.put(dy)
-    ops.relu_forward(machine.stream, array, array)
-    np.testing.assert_array_equal(array.download(), np.where(x > 0, x, 0))
-    ops.relu_backward(machine.stream, gradient, array, gradient)
-    np.testing.assert_array_equal(gradient.download(), np.where(x > 0, dy, 0))
+def test_in_place(machine, precision, count):
+    x, dy = values(count, 0, precision), values(count, 2, precision)
+    array, gradient = machine.put_rounded(x, precision), machine.put_rounded(dy, precision)
+    ops.relu_forward(machine.stream, precision, array, array)
+    np.testing.assert_array_equal(to_float32(array.download()), np.where(x > 0, x, 0))
+    ops.relu_backward(machine.stream, precision, gradient, array, gradient)
+    np.testing.assert_array_equal(to_float32(gradient.download()), np.where(x > 0, dy, 0))
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_add_and_scale(machine, count):
-    a, b = values(count) * np.float32(0.25), values(count, 2) * np.float32(0.25)
-    y = machine.empty((count,))
-    ops.add(machine.stream, machine.put(a), machine.put(b), y)
-    np.testing.assert_array_equal(y.download(), a + b)
-    ops.scale(machine.stream, machine.put(a), 0.3, y)
-    np.testing.assert_array_equal(y.download(), a * np.float32(0.3))
-    array = machine.put(a)
-    ops.add(machine.stream, array, machine.put(b), array)
-    ops.scale(machine.stream, array, -2.0, array)
-    np.testing.assert_array_equal(array.download(), (a + b) * np.float32(-2))
+def test_add_and_scale(machine, precision, count):
+    a, b = (reference.held(values(count, seed) * np.float32(0.25), precision) for seed in (0, 2))
+    y, array = machine.activations((count,), precision), machine.put_rounded(a, precision)
+    added, scaled = reference.held(a + b, precision), reference.held(a * np.float32(0.3), precision)
+    ops.add(machine.stream, precision, array, machine.put_rounded(b, precision), y)
+    np.testing.assert_array_equal(to_float32(y.download()), added)
+    ops.scale(machine.stream, precision, array, 0.3, y)
+    np.testing.assert_array_equal(to_float32(y.download()), scaled)
+    ops.add(machine.stream, precision, array, machine.put_rounded(b, precision), array)
+    ops.scale(machine.stream, precision, array, -2.0, array)
+    np.testing.assert_array_equal(to_float32(array.download()), added * np.float32(-2))
+
+
+@pytest.mark.parametrize("device", ["emu", "cuda"], indirect=True)
+def test_tf32_rounds_nothing_but_products(device):
+    x = values(240).reshape(2, 6, 4, 5) * np.float32(1e-30)
+    options = {"device": device, "precision": "tf32"}
+    np.testing.assert_array_equal(functional.relu(x, **options), np.where(x > 0, x, 0))
+    np.testing.assert_array_equal(functional.max_pool2d(x, 1, 1, **options), x)
+    np.testing.assert_array_equal(functional.dropout(x, 0.0, seed=1, step=2, layer=3, **options)[0], x)
+    y = functional.local_response_norm(x, device=device)
+    np.testing.assert_array_equal(functional.local_response_norm(x, **options), y)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -89,23 +102,34 @@ def test_sgd_notices_other_orders():
     assert (new_w != w + (m * v - lr * g)).any()
 
 
-@pytest.mark.parametrize(("n", "crop"), [(1, 7), (3, 7), (8, 37), (65, 7)])
-def test_ingest(machine, within, n, crop):
-    """Crop, flip, mean, noise, scale and layout; images from ``valid`` on become zero."""
+def ingest_inputs(n, crop):
+    """images, windows, noise, mean."""
     random = np.random.default_rng(n)
-    H, W, scale = crop + 6, crop + 4, 1 / 64
+    H, W = crop + 6, crop + 4
     images = random.integers(0, 256, (n, H, W, 3), dtype=np.uint8)
     windows = np.stack([random.integers(0, H - crop + 1, n), random.integers(0, W - crop + 1, n), np.arange(n) % 2], 1)
     windows[0, :2] = H - crop, W - crop  # the last place there is
     noise = random.normal(0, 20, (n, 3)).astype(np.float32)
-    mean = random.uniform(90, 150, (3, crop, crop)).astype(np.float32)
-    shape = machine.padded(IngestShape(n, n, H, W, crop, 1, scale))
-    y = machine.empty(shape.y)
-    put = machine.put
-    ops.ingest(machine.stream, shape, put(images), put(windows.astype(np.int32)), put(noise), put(mean), y)
-    everything = machine.images(y, shape.N)
+    return images, windows.astype(np.int32), noise, random.uniform(90, 150, (3, crop, crop)).astype(np.float32)
+
+
+def ingest(machine, precision, inputs, crop, scale, fold=1):
+    """y of all images, those that do not exist too."""
+    n, H, W, _ = inputs[0].shape
+    shape = machine.padded(IngestShape(n, n, H, W, crop, 1, scale, fold))
+    y = machine.activations(shape.y, precision)
+    ops.ingest(machine.stream, shape, precision, *map(machine.put, inputs), y)
+    return machine.images(y, shape.N)
+
+
+@pytest.mark.parametrize(("n", "crop"), [(1, 7), (3, 7), (8, 37), (65, 7)])
+def test_ingest(machine, precision, within, n, crop):
+    """Crop, flip, mean, noise, scale and layout; images from ``valid`` on become zero."""
+    scale = 1 / 64
+    inputs = images, windows, noise, mean = ingest_inputs(n, crop)
+    everything = ingest(machine, precision, inputs, crop, scale)
     expected = reference.ingest(images, windows, noise, mean, crop, scale)
-    limit = 4 * reference.UNIT * (255 + 150 + 60) * scale
+    limit = reference.held_limit(4 * reference.UNIT * (255 + 150 + 60) * scale, expected, precision)
     within("ingest", reference.ratio(everything[:n], expected, limit))
     assert (everything[n:] == 0).all()
 
@@ -120,7 +144,28 @@ def test_ingest(machine, within, n, crop):
     assert noticed(wrong_noise=noise * 0)
     assert noticed(wrong_noise=noise[:, ::-1])
     assert noticed(wrong_mean=mean[:, :, ::-1])
-    assert noticed(wrong_scale=scale * 1.001)
+    assert noticed(wrong_scale=scale * (1.01 if precision == "bf16" else 1.001))
+
+
+@pytest.mark.parametrize(("n", "crop", "fold"), [(3, 12, 4), (2, 9, 9), (8, 36, 2), (65, 6, 3), (1, 72, 4)])
+@pytest.mark.parametrize("device", ["emu", "cuda"], indirect=True)
+def test_folded_ingest(machine, precision, n, crop, fold):
+    """The pixels of the plain one, bit by bit, every one in its place."""
+    inputs = ingest_inputs(n, crop)
+    plain = ingest(machine, precision, inputs, crop, 1 / 64)
+    folded = ingest(machine, precision, inputs, crop, 1 / 64, fold)
+    expected, mirrored = np.full(folded.shape, np.nan), np.full(folded.shape, np.nan)
+    for c, i, j in np.ndindex(3, crop, crop):
+        expected[:, (c * fold + i % fold) * fold + j % fold, i // fold, j // fold] = plain[:, c, i, j]
+        mirrored[:, (c * fold + j % fold) * fold + i % fold, i // fold, j // fold] = plain[:, c, i, j]
+    np.testing.assert_array_equal(folded, expected)
+    assert (folded[:n] != mirrored[:n]).any()
+
+
+def test_a_fold_divides_the_crop(machine):
+    if machine.device.name != "cpu":
+        with pytest.raises(ValueError, match="fold must divide crop, got fold=2 crop=7"):
+            ingest(machine, "fp32", ingest_inputs(1, 7), 7, 1.0, 2)
 
 
 def test_relu_lets_nan_through(device):

@@ -38,10 +38,10 @@ def test_convolution(big):
     shape = ConvShape.of(LANES, C, H, W, 1, 1, 1, lanes=LANES)
     images, y = filled(machine, shape.x, last, x), machine.device.empty(shape.y)
     w = machine.put(weight)
-    ops.conv_forward(machine.stream, shape, images, w, None, y)
+    ops.conv_forward(machine.stream, shape, "fp32", images, w, None, y)
     np.testing.assert_array_equal(last(y, 1)[0].download(), (x * weight.reshape(C, 1)).sum(axis=0))
     machine.stream.upload(last(y, 1)[0], x[0])
-    ops.conv_backward_data(machine.stream, shape, y, w, images)
+    ops.conv_backward_data(machine.stream, shape, "fp32", y, w, images)
     for channel, pixel in enumerate(last(images, C)):
         np.testing.assert_array_equal(pixel.download(), x[0] * weight[0, channel].item())
 
@@ -52,12 +52,12 @@ def test_pooling_normalisation_and_relu(big):
     shape = PoolShape.of(LANES, C, H, W, 1, 1, lanes=LANES)
     images, y = filled(machine, shape.x, last, x), machine.device.empty(shape.y)
     argmax = machine.device.empty(shape.y, np.uint8)
-    ops.max_pool_forward(machine.stream, shape, images, y, argmax)
+    ops.max_pool_forward(machine.stream, shape, "fp32", images, y, argmax)
     for pixel, expected in zip(last(y, C), x, strict=True):
         np.testing.assert_array_equal(pixel.download(), expected)
-    ops.lrn_forward(machine.stream, LrnShape(LANES, C, H, W, 1, LANES, 1, 0.0, 1.0, 2.0), images, y)
+    ops.lrn_forward(machine.stream, LrnShape(LANES, C, H, W, 1, LANES, 1, 0.0, 1.0, 2.0), "fp32", images, y)
     for pixel, expected in zip(last(y, C), x / 2, strict=True):
         np.testing.assert_allclose(pixel.download(), expected, rtol=1e-6)
-    ops.relu_forward(machine.stream, images, y)
+    ops.relu_forward(machine.stream, "fp32", images, y)
     for pixel, expected in zip(last(y, C), np.maximum(x, 0), strict=True):
         np.testing.assert_array_equal(pixel.download(), expected)

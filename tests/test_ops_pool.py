@@ -18,37 +18,54 @@ def expected_backward(case, dy, x, last=False):
     return reference.pool_backward(dy, argmax, case.H, case.W, **geometry)
 
 
-def backward_ratio(case, dx, dy, x, expected=None) -> float:
+def backward_ratio(case, dx, dy, x, expected=None, precision="fp32") -> float:
     windows = (-(-case.size // case.stride)) ** 2  # that may share one pixel
     limit = reference.sum_limit(expected_backward(case, abs(dy), x), windows) if windows > 1 else 0.0
-    return reference.ratio(dx, expected_backward(case, dy, x) if expected is None else expected, limit)
+    right = expected_backward(case, dy, x)
+    if windows > 1:  # otherwise nothing is rounded
+        limit = reference.held_limit(limit, right, precision)
+    return reference.ratio(dx, right if expected is None else expected, limit)
 
 
 @pytest.mark.parametrize("case", cases.POOL, ids=lambda case: case.id)
-def test_forward_and_places(machine, case):
+def test_forward_and_places(machine, precision, case):
     """Both exact: a maximum is not rounded, and the first one in row order wins."""
-    x, _ = case.inputs()
+    x = reference.held(case.inputs()[0], precision)
     shape = machine.padded(case.shape(N=case.N))
-    y, argmax = machine.empty(shape.y), machine.empty(shape.y, np.uint8)
-    ops.max_pool_forward(machine.stream, shape, machine.put_images(x), y, argmax)
+    y, argmax = machine.activations(shape.y, precision), machine.empty(shape.y, np.uint8)
+    ops.max_pool_forward(machine.stream, shape, precision, machine.put_images(x, precision), y, argmax)
     expected, places = reference.pool_forward(x, **case.geometry)
     np.testing.assert_array_equal(machine.images(y, case.N), expected)
     np.testing.assert_array_equal(machine.images(argmax, case.N), places)
-    again = machine.empty(shape.y)
-    ops.max_pool_forward(machine.stream, shape, machine.put_images(x), again, None)
+    again = machine.activations(shape.y, precision)
+    ops.max_pool_forward(machine.stream, shape, precision, machine.put_images(x, precision), again, None)
     np.testing.assert_array_equal(machine.images(again, case.N), expected)
 
 
 @pytest.mark.parametrize("case", cases.POOL, ids=lambda case: case.id)
-def test_backward(device, case, within):
-    x, dy = case.inputs()
-    dx = functional.max_pool2d_backward(dy, x, case.size, case.stride, device=device, **case.options)
-    within("max-pool dx", backward_ratio(case, dx, dy, x))
-    again = functional.max_pool2d_backward(dy, x, case.size, case.stride, device=device, **case.options)
+def test_backward(device, precision, case, within):
+    x, dy = (reference.held(values, precision) for values in case.inputs())
+    options = {**case.options, "device": device, "precision": precision}
+    dx = functional.max_pool2d_backward(dy, x, case.size, case.stride, **options)
+    within("max-pool dx", backward_ratio(case, dx, dy, x, precision=precision))
+    again = functional.max_pool2d_backward(dy, x, case.size, case.stride, **options)
     np.testing.assert_array_equal(dx, again)
     _, dy = case.inputs(integers=True)
-    dx = functional.max_pool2d_backward(dy, x, case.size, case.stride, device=device, **case.options)
+    dx = functional.max_pool2d_backward(dy, x, case.size, case.stride, **options)
     np.testing.assert_array_equal(dx, expected_backward(case, dy, x))
+
+
+def test_bf16_is_rounded_once():
+    """A sum that is rounded after every addition would show."""
+    case = cases.PoolCase("rounded", 2, 3, 11, 11, 3, 1)
+    x, dy = (reference.held(values, "bf16") for values in case.inputs())
+    argmax, twice = reference.pool_forward(x, **case.geometry)[1], np.zeros(x.shape)
+    for n, c, p, q in np.ndindex(dy.shape):
+        pixel = (n, c, p + argmax[n, c, p, q] // 3, q + argmax[n, c, p, q] % 3)
+        twice[pixel] = reference.bf16(twice[pixel] + dy[n, c, p, q])
+    once = reference.bf16(expected_backward(case, dy, x))
+    assert backward_ratio(case, once, dy, x, precision="bf16") <= 1
+    assert backward_ratio(case, twice, dy, x, precision="bf16") > 1
 
 
 def test_published_example(device):
@@ -102,11 +119,12 @@ def test_wrong_references_fail(case):
         assert reference.ratio(y, zeros, 0.0) > 0, "forward does not notice padding that takes part as zero"
 
 
-def test_nan_shows_and_the_first_takes_the_gradient(device):
+def test_nan_shows_and_the_first_takes_the_gradient(device, precision):
+    options = {"device": device, "precision": precision}
     x = np.arange(32, dtype=np.float32).reshape(1, 2, 4, 4)
     x[0, 1, 0, 1] = x[0, 1, 2, 0] = np.nan
-    y = functional.max_pool2d(x, 3, 1, device=device)
+    y = functional.max_pool2d(x, 3, 1, **options)
     np.testing.assert_array_equal(y[0, 0], [[10, 11], [14, 15]])
     np.testing.assert_array_equal(np.isnan(y[0, 1]), [[True, True], [True, False]])
-    dx = functional.max_pool2d_backward(np.ones_like(y), x, 3, 1, device=device)
+    dx = functional.max_pool2d_backward(np.ones_like(y), x, 3, 1, **options)
     np.testing.assert_array_equal(dx[0, 1], [[0, 2, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])

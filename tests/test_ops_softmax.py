@@ -20,32 +20,47 @@ def log_limit(logits):
     return 4 * reference.UNIT * (below + exponents + np.sqrt(logits.shape[1]) + np.abs(logs) + 1)
 
 
-def ratios(case, losses, dlogits, probs, logits, labels, wrong=None) -> dict[str, float]:
+def ratios(case, losses, dlogits, probs, logits, labels, wrong=None, precision="fp32") -> dict[str, float]:
     right_probs, logs = reference.softmax(logits)
     N, rows = len(labels), np.arange(len(labels))
     onehot = labels[:, None] == np.arange(case.K)
     limit = log_limit(logits)
     tiny = 4e-38  # below the smallest normal float32 a device may round to 0
     expected = {"losses": -logs[rows, labels], "probs": right_probs, "dlogits": (right_probs - onehot) / N}
-    expected.update(wrong or {})
     limits = {
         "losses": limit[rows, labels],
         "probs": right_probs * limit + tiny,
         "dlogits": (right_probs * limit + 4 * reference.UNIT * np.abs(right_probs - onehot)) / N + tiny,
     }
+    limits["dlogits"] = reference.held_limit(limits["dlogits"], expected["dlogits"], precision)
+    expected.update(wrong or {})
     actual = {"losses": losses, "probs": probs, "dlogits": dlogits}
     return {name: reference.ratio(actual[name], expected[name], limits[name]) for name in actual}
 
 
 @pytest.mark.parametrize("case", cases.SOFTMAX, ids=lambda case: case.id)
-def test_values(device, case, within):
+def test_values(device, precision, case, within):
     logits, labels = case.inputs()
-    losses, dlogits, probs = functional.softmax_cross_entropy(logits, labels, device=device)
-    for name, ratio in ratios(case, losses, dlogits, probs, logits, labels).items():
+    logits = reference.held(logits, precision)
+    losses, dlogits, probs = functional.softmax_cross_entropy(logits, labels, device=device, precision=precision)
+    for name, ratio in ratios(case, losses, dlogits, probs, logits, labels, precision=precision).items():
         within(f"softmax {name}", ratio)
-    again = functional.softmax_cross_entropy(logits, labels, device=device)
+    again = functional.softmax_cross_entropy(logits, labels, device=device, precision=precision)
     for first, second in zip((losses, dlogits, probs), again, strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def test_bf16_is_rounded_once():
+    """A slope made of a probability that is rounded as well would show."""
+    case = cases.SoftmaxCase("rounded", 5, 40)
+    logits, labels = case.inputs()
+    logits = reference.held(logits, "bf16")
+    probs, logs = reference.softmax(logits)
+    onehot = labels[:, None] == np.arange(case.K)
+    losses = -logs[np.arange(case.N), labels]
+    once, twice = (reference.bf16((p - onehot) / case.N) for p in (probs, reference.bf16(probs)))
+    assert ratios(case, losses, once, probs, logits, labels, precision="bf16")["dlogits"] <= 1
+    assert ratios(case, losses, twice, probs, logits, labels, precision="bf16")["dlogits"] > 1
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])
@@ -68,7 +83,7 @@ def test_extreme_logits(device):
 
 
 @pytest.mark.parametrize("n", [1, 9, 64, 65, 130])
-def test_ranks_padding_and_labels(machine, n):
+def test_ranks_padding_and_labels(machine, precision, n):
     """Equal logits count by index; rows from ``valid`` on are 0; a label out of range gives NaN and rank K."""
     K = 13
     random = np.random.default_rng(n)
@@ -82,10 +97,10 @@ def test_ranks_padding_and_labels(machine, n):
     if bad:
         stored[:2] = K, -1
     losses, ranks = machine.empty((shape.N,)), machine.empty((shape.N,), np.int32)
-    probs, dlogits = machine.empty(shape.x), machine.empty(shape.x)
+    probs, dlogits = machine.empty(shape.x), machine.activations(shape.x, precision)
     put = machine.put
-    arguments = (machine.put_images(logits), put(stored), losses, ranks)
-    ops.softmax_cross_entropy(machine.stream, shape, *arguments, probs, dlogits)
+    arguments = (machine.put_images(logits, precision), put(stored), losses, ranks)
+    ops.softmax_cross_entropy(machine.stream, shape, precision, *arguments, probs, dlogits)
     first = 2 if bad else 0
     expected = [reference.rank(logits[i], int(labels[i])) for i in range(first, valid)]
     np.testing.assert_array_equal(ranks.download()[first:valid], expected)
@@ -96,15 +111,17 @@ def test_ranks_padding_and_labels(machine, n):
         assert (everything[valid:] == 0).all()
         assert not np.isnan(everything[first:]).any()
     gradient = machine.images(dlogits, n)[first:valid].astype(np.float64)
-    np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-6)
+    slack = 2 * 2**-8 / valid if precision == "bf16" else 0  # of slopes whose sizes add up to less than 2 / valid
+    np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-6 + slack)
     right = reference.softmax(logits[first:valid])[0] - (labels[first:valid, None] == np.arange(K))
-    np.testing.assert_allclose(gradient * valid, right, atol=1e-5)
+    limit = reference.held_limit(1e-5 / valid, right / valid, precision)
+    assert reference.ratio(gradient, right / valid, limit) <= 1
     if bad:
         assert np.isnan(losses.download()[:2]).all()
         assert (ranks.download()[:2] == K).all()
         assert np.isnan(machine.images(dlogits, 2)).all()
     again = machine.empty((shape.N,)), machine.empty((shape.N,), np.int32)
-    ops.softmax_cross_entropy(machine.stream, shape, *arguments[:2], *again, None, None)
+    ops.softmax_cross_entropy(machine.stream, shape, precision, *arguments[:2], *again, None, None)
     np.testing.assert_array_equal(again[0].download(), losses.download())
     np.testing.assert_array_equal(again[1].download(), ranks.download())
 
@@ -128,12 +145,12 @@ def test_wrong_references_fail(case):
         assert noticed("dlogits", right_probs - onehot)
 
 
-def test_ranks_of_nan(machine):
+def test_ranks_of_nan(machine, precision):
     """A network that has diverged is never right: NaN comes before the label, everything before a label that is NaN."""
     logits = np.array([[1, np.nan, 0, 2], [np.nan, 1, 2, 3], [np.nan] * 4, [0, 1, 2, 3]], np.float32)
     shape = machine.padded(SoftmaxShape(4, 4, 4, 1))
     labels = np.zeros(shape.N, np.int32)
     losses, ranks = machine.empty((shape.N,)), machine.empty((shape.N,), np.int32)
-    arguments = (machine.put_images(logits), machine.put(labels), losses, ranks)
-    ops.softmax_cross_entropy(machine.stream, shape, *arguments, None, None)
+    arguments = (machine.put_images(logits, precision), machine.put(labels), losses, ranks)
+    ops.softmax_cross_entropy(machine.stream, shape, precision, *arguments, None, None)
     np.testing.assert_array_equal(ranks.download()[:4], [2, 3, 3, 3])

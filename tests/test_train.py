@@ -266,6 +266,7 @@ def test_what_a_resumed_run_cannot_change(straight, tmp_path, capsys, images):
     refused(capsys, 4, "cannot take --seed 1 (it is 0)", *resume, "--seed", "1")
     refused(capsys, 4, "cannot take --batch-size 9 (it is 8)", *resume, "-b", "9")
     refused(capsys, 4, "cannot take --model alexnet (it is alexnet-tiny)", *resume, "--model", "alexnet")
+    refused(capsys, 4, "cannot take --precision tf32 (it is fp32)", *resume, "--precision", "tf32", "--device", "emu")
     refused(capsys, 4, "cannot take --no-augment (it was not given)", *resume, "--no-augment")
     refused(capsys, 4, "expected the 3 classes it was trained on, found 10", *resume, "shapes")
     other = make_images(tmp_path / "other", seed=1)

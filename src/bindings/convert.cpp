@@ -148,8 +148,8 @@ SoftmaxShape to_shape(const Place& place, py::handle object) {
 template <>
 IngestShape to_shape(const Place& place, py::handle object) {
   const Fields f(place, object);
-  return {f.extent("N"),    f.extent("valid"), f.extent("H"),  f.extent("W"),
-          f.extent("crop"), f.extent("lanes"), f.real("scale")};
+  return {f.extent("N"),    f.extent("valid"), f.extent("H"),   f.extent("W"),
+          f.extent("crop"), f.extent("lanes"), f.real("scale"), f.extent("fold")};
 }
 
 }  // namespace convnet::bindings

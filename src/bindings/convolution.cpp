@@ -10,11 +10,14 @@ namespace convnet::bindings {
 
 void register_convolution(py::module_& m) {
   bind(m, "conv_forward", &conv_forward,
-       {"shape", "x", "weight", optional("bias"), "y", "relu", "stream"});
-  bind(m, "conv_backward_data", &conv_backward_data, {"shape", "dy", "weight", "dx", "stream"});
+       {"shape", "precision", "x", "weight", optional("bias"), "y", "relu", "stream"});
+  bind(m, "conv_backward_data", &conv_backward_data,
+       {"shape", "precision", "dy", "weight", "dx", "stream"});
   bind(m, "conv_backward_filter", &conv_backward_filter,
-       {"shape", "dy", "x", "dweight", optional("dbias"), optional("workspace"), "stream"});
-  bind(m, "conv_backward_filter_workspace", &conv_backward_filter_workspace, {"shape"});
+       {"shape", "precision", "dy", "x", "dweight", optional("dbias"), optional("workspace"),
+        "stream"});
+  bind(m, "conv_backward_filter_workspace", &conv_backward_filter_workspace,
+       {"shape", "precision"});
 }
 
 }  // namespace convnet::bindings

@@ -9,12 +9,13 @@
 namespace convnet::bindings {
 
 void register_elementwise(py::module_& m) {
-  bind(m, "relu_forward", &relu_forward, {"count", "x", "y", "stream"});
-  bind(m, "relu_backward", &relu_backward, {"count", "dy", "y", "dx", "stream"});
-  bind(m, "add", &add, {"count", "a", "b", "y", "stream"});
-  bind(m, "scale", &scale, {"count", "x", "factor", "y", "stream"});
-  bind(m, "dropout_forward", &dropout_forward, {"shape", "x", "y", "mask", "stream"});
-  bind(m, "dropout_backward", &dropout_backward, {"count", "dy", "mask", "dx", "stream"});
+  bind(m, "relu_forward", &relu_forward, {"count", "precision", "x", "y", "stream"});
+  bind(m, "relu_backward", &relu_backward, {"count", "precision", "dy", "y", "dx", "stream"});
+  bind(m, "add", &add, {"count", "precision", "a", "b", "y", "stream"});
+  bind(m, "scale", &scale, {"count", "precision", "x", "factor", "y", "stream"});
+  bind(m, "dropout_forward", &dropout_forward, {"shape", "precision", "x", "y", "mask", "stream"});
+  bind(m, "dropout_backward", &dropout_backward,
+       {"count", "precision", "dy", "mask", "dx", "stream"});
 }
 
 }  // namespace convnet::bindings

@@ -8,12 +8,14 @@ namespace convnet::bindings {
 
 void register_linear(py::module_& m) {
   bind(m, "linear_forward", &linear_forward,
-       {"shape", "x", "weight", optional("bias"), "y", "relu", optional("workspace"), "stream"});
+       {"shape", "precision", "x", "weight", optional("bias"), "y", "relu", optional("workspace"),
+        "stream"});
   bind(m, "linear_backward_data", &linear_backward_data,
-       {"shape", "dy", "weight", "dx", optional("workspace"), "stream"});
+       {"shape", "precision", "dy", "weight", "dx", optional("workspace"), "stream"});
   bind(m, "linear_backward_filter", &linear_backward_filter,
-       {"shape", "dy", "x", "dweight", optional("dbias"), optional("workspace"), "stream"});
-  bind(m, "linear_workspace", &linear_workspace, {"shape"});
+       {"shape", "precision", "dy", "x", "dweight", optional("dbias"), optional("workspace"),
+        "stream"});
+  bind(m, "linear_workspace", &linear_workspace, {"shape", "precision"});
 }
 
 }  // namespace convnet::bindings

@@ -5,6 +5,7 @@ PYBIND11_MODULE(CONVNET_MODULE, m) {
   using namespace convnet::bindings;
   register_convolution(m);
   register_linear(m);
+  register_variants(m);
   register_normalise_pool(m);
   register_elementwise(m);
   register_training(m);

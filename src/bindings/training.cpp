@@ -1,4 +1,6 @@
-// The two ends of a training step and its last: ingest, loss, update.
+// The two ends of a training step and its last: ingest, loss, update, and the bfloat16 copy of a weight.
+#include "../kernels/cast.hpp"
+#include "../kernels/fold.hpp"
 #include "../kernels/ingest.hpp"
 #include "../kernels/sgd.hpp"
 #include "../kernels/softmax.hpp"
@@ -9,12 +11,17 @@
 namespace convnet::bindings {
 
 void register_training(py::module_& m) {
-  bind(m, "ingest", &ingest, {"shape", "images", "windows", "noise", "mean", "y", "stream"});
+  bind(m, "ingest", &ingest,
+       {"shape", "precision", "images", "windows", "noise", "mean", "y", "stream"});
   bind(m, "softmax_cross_entropy", &softmax_cross_entropy,
-       {"shape", "logits", "labels", "losses", "ranks", optional("probs"), optional("dlogits"),
-        "stream"});
+       {"shape", "precision", "logits", "labels", "losses", "ranks", optional("probs"),
+        optional("dlogits"), "stream"});
   bind(m, "sgd", &sgd,
-       {"count", "weight", "velocity", "gradient", "lr", "momentum", "weight_decay", "stream"});
+       {"count", "weight", "velocity", "gradient", optional("copy"), "columns", "lr", "momentum",
+        "weight_decay", "stream"});
+  bind(m, "cast_weight", &cast_weight, {"count", "columns", "weight", "copy", "stream"});
+  bind(m, "fold_weight", &fold_weight, {"shape", "weight", "copy", "stream"});
+  bind(m, "unfold_gradient", &unfold_gradient, {"shape", "folded", "gradient", "stream"});
 }
 
 }  // namespace convnet::bindings

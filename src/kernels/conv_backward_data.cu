@@ -24,6 +24,8 @@
 #include "arch/arch.cuh"
 #include "tile/conv_problem.cuh"
 #include "tile/loaders.cuh"
+#include "tile/simt.cuh"
+#include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
 
 namespace convnet {
@@ -43,66 +45,64 @@ Axis axis_of(int phase, int size, int pad, int filter, int stride) {
               (phase + pad) / stride};
 }
 
-// What the offsets of dy and of the weights move by: to the next kStep filters; from behind the
-// last filter of a tap to the first one of the next tap; and on top of that from the end of a row
-// of taps to the next row. Computed on the host: the loop takes them from constant memory instead
-// of registers.
+// What the offsets of dy and of the weights move by: to the next unit of filters; from behind the
+// last unit of a tap to the first one of the next tap; and on top of that from the end of a row of
+// taps to the next row. Computed on the host in 64 bits: the loop takes them from constant memory
+// instead of registers.
 struct Moves {
-  int step, tap, row;
+  int64_t unit, tap, row;
 };
 
 struct Phase {
   Axis row, column;
   Moves dy, weight;
+  int64_t weight_slot;  // from one slot's weights to those of a thread's next one
 };
 
-Phase phase_of(const ConvProblem& p, int row, int column) {
+Phase phase_of(const ConvProblem& p, int depth, int slot_channels, int row, int column) {
   Phase phase{axis_of(row, p.H, p.pad_top, p.R, p.stride),
               axis_of(column, p.W, p.pad_left, p.S, p.stride),
               {},
-              {}};
-  const int filters = int(round_up(p.K, kStep)), taps = phase.column.taps;
-  phase.dy = Moves{kStep * p.y_channel, -filters * p.y_channel - p.lanes, (taps - p.Q) * p.lanes};
-  phase.weight = Moves{kStep, p.stride * p.K - filters, p.stride * (p.S - taps) * p.K};
+              {},
+              int64_t{slot_channels} * p.R * p.S * p.weight_row};
+  const int64_t filters = round_up(p.K, depth), taps = phase.column.taps;
+  phase.dy =
+      Moves{int64_t{depth} * p.y_channel, -filters * p.y_channel - p.lanes, (taps - p.Q) * p.lanes};
+  phase.weight =
+      Moves{depth, p.stride * p.weight_row - filters, p.stride * (p.S - taps) * p.weight_row};
   return phase;
 }
 
-// kWholeSteps: the filters of a group fill their steps of kStep, so that nothing has to be checked
-// per filter.
-template <class T, bool kWholeSteps>
+template <class T>
 struct Operands {
-  using A = DepthSlots<T::kM, T::kThreads>;
-  using B = RowSlots<T::kN, T::kThreads>;
-  static_assert(A::kCount == 1, "a block must fetch its weights in one pass");
+  using Element = typename T::Arithmetic::Element;
+  using A = DepthSlots<typename T::Arithmetic, T::kM, T::kThreads>;
+  using B = RowSlots<typename T::Arithmetic, T::kN, T::kThreads>;
+  static constexpr int kDepth = T::Arithmetic::kDepth;
   const ConvProblem& problem;
   const Phase& phase;
-  const float* dy;
-  const float* weight;
-  A a;
-  B b;
-  int steps;
+  const Element* dy;
+  const Element* weight;
+  int units;
+  int channels;                 // how many there are from this thread's first one on
   int taps_left, filters_left;  // of this filter row, of this tap
   int p, q;                     // output pixel under the current tap
-  int64_t dy_offset;
-  int weight_offset;  // within the group
+  int64_t dy_offset, weight_offset;
 
   __device__ __forceinline__ Operands(const ConvProblem& problem,
                                       const Phase& phase,
-                                      const float* dy,
-                                      const float* weight,
+                                      const Element* dy,
+                                      const Element* weight,
                                       int first_channel,
                                       int64_t first_column)
-      : problem(problem),
-        phase(phase),
-        dy(dy),
-        weight(weight + int64_t{blockIdx.z} * problem.C * problem.R * problem.S * problem.K) {
+      : problem(problem), phase(phase), dy(dy), weight(weight) {
     const int group = blockIdx.z;
     const int64_t end = min(first_column + T::kN, problem.columns);
     const Span span =
         span_of(first_column, end - 1, phase.row.pixels, phase.column.pixels, problem.lanes);
     const int r_begin = max(0, phase.row.origin + span.row_min - problem.P + 1);
     const int r_end = min(phase.row.taps, phase.row.origin + span.row_max + 1);
-    steps = max(0, r_end - r_begin) * phase.column.taps * ((problem.K + kStep - 1) / kStep);
+    units = max(0, r_end - r_begin) * phase.column.taps * ((problem.K + kDepth - 1) / kDepth);
     taps_left = phase.column.taps;
     filters_left = problem.K;
 
@@ -114,11 +114,13 @@ struct Operands {
                 (int64_t{group} * problem.K + B::row(0)) * problem.y_channel +
                 (int64_t{p} * problem.Q + q) * problem.lanes + pixel.lane;
 
-    // Rows beyond the last channel repeat it; nobody stores them.
-    const int channel = min(first_channel + A::column(0), problem.C - 1);
+    const int channel = first_channel + A::column(0);
     const int r = phase.row.first_tap + r_begin * problem.stride;
-    weight_offset =
-        ((channel * problem.R + r) * problem.S + phase.column.first_tap) * problem.K + A::row();
+    channels = problem.C - channel;
+    weight_offset = (((int64_t{group} * problem.C + channel) * problem.R + r) * problem.S +
+                     phase.column.first_tap) *
+                        problem.weight_row +
+                    A::row();
   }
 
   __device__ __forceinline__ void next_tap() {
@@ -134,94 +136,150 @@ struct Operands {
     weight_offset += phase.weight.row;
   }
 
-  __device__ __forceinline__ void fetch() {
+  __device__ __forceinline__ void copy(Unit<Operands>& unit, bool unit_exists) {
     if (filters_left <= 0) next_tap();
-    const int a_valid = !A::used(0) ? 0 : kWholeSteps ? 4 : filters_left - A::row();
-    a.value[0] = load_up_to_4(weight + weight_offset, a_valid, kWholeSteps || problem.K % 4 == 0);
-    const bool exists = inside(p, q, problem.P, problem.Q);
+    const Element* source = weight + weight_offset;
+#pragma unroll
+    for (int i = 0; i < A::kCount; ++i, source += phase.weight_slot)
+      A::copy(unit.a, i, source,
+              unit_exists && i * A::kColumnsPerPass < channels ? filters_left - A::row() : 0,
+              problem.whole_filters());
+    const bool exists = unit_exists && inside(p, q, problem.P, problem.Q);
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i)
-      b.value[i] = exists && B::used(i) && (kWholeSteps || B::row(i) < filters_left)
-                       ? load4(dy + dy_offset + i * B::kRowsPerPass * problem.y_channel)
-                       : zero4();
-    dy_offset += phase.dy.step;
-    weight_offset += phase.weight.step;
-    filters_left -= kStep;
-  }
-
-  __device__ __forceinline__ void store(Stage<T>& stage) const {
-    a.store(stage.a);
-    b.store(stage.b);
+      B::copy(unit.b, i, dy + dy_offset + int64_t{i * B::kRowsPerPass} * problem.y_channel,
+              exists && B::row(i) < filters_left);
+    dy_offset += phase.dy.unit;
+    weight_offset += phase.weight.unit;
+    filters_left -= kDepth;
   }
 };
 
-template <class T>
+template <class Sums, class Element>
 __device__ __forceinline__ void store_output(const ConvProblem& problem,
                                              const Phase& phase,
-                                             const Sums<T>& sums,
-                                             float* dx,
+                                             const Sums& sums,
+                                             Element* dx,
                                              int first_channel,
                                              int64_t first_column) {
+  const int first = first_channel + sums.row(0), channels = problem.C - first;
+  dx += (int64_t{blockIdx.z} * problem.C + first) * problem.x_channel;
+  Pixel pixel =
+      pixel_of(first_column + sums.column(0), phase.row.pixels, phase.column.pixels, problem.lanes);
 #pragma unroll
-  for (int j = 0; j < T::kThreadN; j += 4) {
-    const int64_t column = first_column + sums.column(j);
-    if (column >= problem.columns) continue;
-    const Pixel pixel = pixel_of(column, phase.row.pixels, phase.column.pixels, problem.lanes);
+  for (int j = 0; j < Sums::kQuads; ++j) {
+    if (j > 0)
+      pixel.advance(sums.column(j) - sums.column(j - 1), phase.row.pixels, phase.column.pixels,
+                    problem.lanes);
+    if (first_column + sums.column(j) >= problem.columns) continue;
     const int h = phase.row.offset + pixel.row * problem.stride;
     const int w = phase.column.offset + pixel.column * problem.stride;
-    float* target =
-        dx + pixel.block * problem.x_block + (h * problem.W + w) * problem.lanes + pixel.lane +
-        (int64_t{blockIdx.z} * problem.C + first_channel + sums.row(0)) * problem.x_channel;
+    Element* target =
+        dx + pixel.block * problem.x_block + (h * problem.W + w) * problem.lanes + pixel.lane;
 #pragma unroll
-    for (int i = 0; i < T::kThreadM; ++i) {
-      const float* v = sums.value[i];
-      if (first_channel + sums.row(i) < problem.C)
-        store4(target, float4{v[j], v[j + 1], v[j + 2], v[j + 3]});
-      target += int64_t{sums.row(i + 1) - sums.row(i)} * problem.x_channel;
+    for (int i = 0; i < Sums::kRows; ++i) {
+      const int channel = sums.row(i) - sums.row(0);
+      if (channel < channels)
+        store4(target + int64_t{channel} * problem.x_channel, sums.quad(i, j));
     }
   }
 }
 
-template <class T, bool kWholeSteps>
-__global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm) conv_backward_data_kernel(
-    const ConvProblem problem, const Phase phase, const float* dy, const float* weight, float* dx) {
-  auto& shared = shared_storage<Stages<T>>();
+template <class T>
+__global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
+    conv_backward_data_kernel(const ConvProblem problem,
+                              const Phase phase,
+                              const typename T::Arithmetic::Element* dy,
+                              const typename T::Arithmetic::Element* weight,
+                              typename T::Arithmetic::Element* dx) {
+  auto& ring = shared_storage<Ring<Operands<T>>>();
   const int first_channel = blockIdx.y * T::kM;
   const int64_t first_column = int64_t{blockIdx.x} * T::kN;
-  Sums<T> sums;
-  Operands<T, kWholeSteps> operands(problem, phase, dy, weight, first_channel, first_column);
-  multiply(sums, shared, operands, operands.steps);
+  typename T::Sums sums;
+  Operands<T> operands(problem, phase, dy, weight, first_channel, first_column);
+  multiply(sums, ring, operands, operands.units);
+  sums.finish();
   store_output(problem, phase, sums, dx, first_channel, first_column);
 }
 
-using Kernel = void (*)(ConvProblem, Phase, const float*, const float*, float*);
+struct Arguments {
+  const void* dy;
+  const void* weight;
+  void* dx;
+  Stream stream;
+};
 
-template <class T, bool kWholeSteps>
-constexpr Variant<Kernel> row() {
-  return variant<T, Kernel>(conv_backward_data_kernel<T, kWholeSteps>);
+template <class T>
+void run(const ConvShape& shape, const Arguments& arguments) {
+  using Element = typename T::Arithmetic::Element;
+  ConvProblem problem = conv_problem(shape, T::Arithmetic::kPrecision);
+  for (int h = 0; h < problem.stride && h < problem.H; ++h)
+    for (int w = 0; w < problem.stride && w < problem.W; ++w) {
+      const Phase phase =
+          phase_of(problem, T::Arithmetic::kDepth, Operands<T>::A::kColumnsPerPass, h, w);
+      problem.columns = shape.N * phase.row.pixels * phase.column.pixels;
+      const Dim3 grid = tile_grid("conv_backward_data", ceil_div(problem.columns, T::kN),
+                                  ceil_div(problem.C, T::kM), problem.groups);
+      launch(conv_backward_data_kernel<T>, grid, Dim3(T::kThreads), sizeof(Ring<Operands<T>>),
+             arguments.stream, problem, phase, static_cast<const Element*>(arguments.dy),
+             static_cast<const Element*>(arguments.weight), static_cast<Element*>(arguments.dx));
+    }
 }
 
-const Variant<Kernel> kWhole[] = {row<Tile<128, 128>, true>(), row<Tile<64, 128>, true>(),
-                                  row<Tile<48, 256>, true>(), row<Tile<32, 256>, true>(),
-                                  row<Tile<16, 256, 4>, true>()};
-const Variant<Kernel> kAny[] = {row<Tile<64, 128>, false>(), row<Tile<16, 256, 4>, false>()};
+using Row = Variant<ConvShape, Arguments>;
+
+template <class T>
+constexpr Row row(const char* name, const char* when, bool (*takes)(const ConvShape&)) {
+  return variant<T>(name, when, takes, run<T>);
+}
+
+int64_t channels(const ConvShape& s) { return s.C / s.groups; }
+
+bool any(const ConvShape&) { return true; }
+bool few(const ConvShape& s) { return channels(s) <= 32; }
+bool half_filled(const ConvShape& s) { return half_filled_tiles(channels(s)); }
+
+// Rows of other families of kernels (tile/<family>_*.cuh) go in front of these, which take anything.
+const Row kVariants[] = {
+    row<SimtTile<16, 256, 4>>(
+        "fp32-16x256", "C/g <= 16", [](const ConvShape& s) { return channels(s) <= 16; }),
+    row<SimtTile<48, 256>>("fp32-48x256",
+                           "C/g <= 48 or 65..96",
+                           [](const ConvShape& s) {
+                             return channels(s) <= 48 || (channels(s) > 64 && channels(s) <= 96);
+                           }),
+    row<SimtTile<64, 128>>("fp32-64x128", "C/g <= 64 or 129..192", half_filled),
+    row<SimtTile<128, 128>>("fp32-128x128", "any", any),
+
+    row<MmaTile<Tf32, 32, 128, 32, 32>>("tf32-32x128", "C/g <= 32", few),
+    row<MmaTile<Tf32, 64, 128, 32, 64>>("tf32-64x128", "C/g <= 64 or 129..192", half_filled),
+    row<MmaTile<Tf32, 128, 128, 64, 64>>("tf32-128x128", "any", any),
+
+    row<MmaTile<Bf16, 32, 128, 32, 32>>("bf16-32x128", "C/g <= 32", few),
+    row<MmaTile<Bf16, 64, 128, 32, 64>>("bf16-64x128", "C/g <= 64 or 129..192", half_filled),
+    row<MmaTile<Bf16, 128, 128, 64, 64>>("bf16-128x128", "any", any),
+};
 
 }  // namespace
 
-void conv_backward_data(
-    const ConvShape& shape, const float* dy, const float* weight, float* dx, Stream stream) {
-  ConvProblem problem = conv_problem("conv_backward_data", shape);
-  const auto& chosen =
-      problem.K % kStep == 0 ? best_rows(kWhole, problem.C) : best_rows(kAny, problem.C);
-  for (int h = 0; h < problem.stride && h < problem.H; ++h)
-    for (int w = 0; w < problem.stride && w < problem.W; ++w) {
-      const Phase phase = phase_of(problem, h, w);
-      problem.columns = shape.N * phase.row.pixels * phase.column.pixels;
-      const Dim3 grid =
-          output_grid("conv_backward_data", chosen, problem.C, problem.columns, problem.groups);
-      launch(chosen.kernel, grid, Dim3(chosen.threads), chosen.shared_bytes, stream, problem, phase,
-             dy, weight, dx);
-    }
+void conv_backward_data(const ConvShape& shape,
+                        Precision precision,
+                        const void* dy,
+                        const void* weight,
+                        void* dx,
+                        Stream stream) {
+  check("conv_backward_data", shape);
+  choose("conv_backward_data", kVariants, shape, precision)
+      .run(shape, Arguments{dy, weight, dx, stream});
+}
+
+std::string conv_backward_data_variant(const ConvShape& shape, Precision precision) {
+  check("conv_backward_data", shape);
+  return choose("conv_backward_data", kVariants, shape, precision).name;
+}
+
+std::vector<VariantRow> conv_backward_data_variants() {
+  return listed("conv_backward_data", kVariants);
 }
 
 }  // namespace convnet

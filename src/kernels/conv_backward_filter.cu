@@ -25,8 +25,11 @@
 
 #include "arch/arch.cuh"
 #include "tile/conv_problem.cuh"
+#include "tile/epilogue.cuh"
 #include "tile/loaders.cuh"
+#include "tile/simt.cuh"
 #include "tile/sums.cuh"
+#include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
 
 namespace convnet {
@@ -38,94 +41,107 @@ namespace {
 // 256 x 48 x 5 x 5 filters of a layer at 27 x 27.
 constexpr int64_t kPartColumns = 2432, kPartImages = 128, kMostParts = 256;
 
+// Columns of a part in whole stages of any arithmetic, so that they are all cut alike.
+constexpr int64_t kGrain = 32;
+
 struct Split {
-  int64_t parts, steps_per_part;  // a step is kStep columns
+  int64_t parts, columns_per_part;
 };
 
 Split split_of(const ConvShape& shape) {
-  const int64_t pixels = shape.P * shape.Q, steps = shape.N * pixels / kStep;
+  const int64_t pixels = shape.P * shape.Q, columns = shape.N * pixels;
   const int64_t wanted = ceil_div(std::min(shape.N, kPartImages) * pixels, kPartColumns);
-  const int64_t steps_per_part = ceil_div(steps, std::min(wanted, kMostParts));
-  return Split{ceil_div(steps, steps_per_part), steps_per_part};
+  const int64_t columns_per_part =
+      round_up(ceil_div(columns, std::min(wanted, kMostParts)), kGrain);
+  return Split{ceil_div(columns, columns_per_part), columns_per_part};
 }
 
 struct Reduction {
-  int64_t steps, steps_per_part;
+  int64_t columns_per_part;
   int64_t part_stride;  // floats from one part's dweight to the next
-  int row_tiles;        // tiles of filters in a part
+  int filter_tiles;     // tiles of filters in a part
   int h_begin, h_end, w_begin,
       w_end;    // input pixel under tap (0, 0): of the first window, past the last window
   int x_pixel;  // moves of x: to the next pixel,
   int64_t x_row, x_next_block;  // on top of that to the next row, and to the next image block
   int64_t dy_next_block;        // move of dy to the next image block
+  int64_t dy_slot;              // from one slot's dy to that of a thread's next one
 };
 
 Reduction reduction_of(const ConvProblem& p,
                        const Split& split,
-                       int64_t steps,
-                       int64_t part_stride) {
+                       int64_t part_stride,
+                       int64_t filter_tiles,
+                       int64_t slot_filters) {
   Reduction r{};
-  r.steps = steps, r.steps_per_part = split.steps_per_part, r.part_stride = part_stride;
+  r.columns_per_part = split.columns_per_part, r.part_stride = part_stride;
+  r.filter_tiles = int(filter_tiles);
   r.h_begin = -p.pad_top, r.h_end = p.P * p.stride - p.pad_top;
   r.w_begin = -p.pad_left, r.w_end = p.Q * p.stride - p.pad_left;
   r.x_pixel = (p.stride - 1) * p.lanes;  // a pixel's lanes have been passed already
   r.x_row = int64_t{p.W - p.Q} * p.stride * p.lanes;
   r.x_next_block = p.x_block - int64_t{p.P} * p.stride * p.W * p.lanes;
   r.dy_next_block = p.y_block - p.y_channel;
+  r.dy_slot = slot_filters * p.y_channel;
   return r;
 }
 
+// All slots of a thread belong to the same reduction rows: columns (pixel, lane) from `left` before
+// the end of the part on, which lie in one pixel.
 template <class T>
 struct Operands {
-  using A = DepthSlots<T::kM, T::kThreads>;
-  using B = DepthSlots<T::kN, T::kThreads>;
-  static_assert(A::kCount == 1, "a block must fetch dy in one pass");
+  using Element = typename T::Arithmetic::Element;
+  using A = DepthSlots<typename T::Arithmetic, T::kM, T::kThreads>;
+  using B = DepthSlots<typename T::Arithmetic, T::kN, T::kThreads>;
+  static constexpr int kDepth = T::Arithmetic::kDepth;
   const ConvProblem& problem;
   const Reduction& reduction;
-  const float* dy;
-  const float* x;
-  A a;
-  B b;
+  const Element* dy;
+  const Element* x;
+  int left;
   int h, w;                     // input pixel under tap (0, 0)
   int lanes_left;               // of this pixel
   int64_t dy_offset, x_offset;  // of slot 0
-  int tap[B::kCount];           // offset of the (c, r, s) of other slots from that of slot 0
-  int r[B::kCount], s[B::kCount];
+  int filters;                  // how many there are from this thread's first one on
+  int tap[A::kCount];           // offset of the (c, r, s) of other slots from that of slot 0
+  int r[A::kCount], s[A::kCount];
 
   __device__ __forceinline__ Operands(const ConvProblem& p,
                                       const Reduction& reduction,
-                                      const float* dy,
-                                      const float* x,
+                                      const Element* dy,
+                                      const Element* x,
                                       int group,
+                                      int first_row,
                                       int first_filter,
-                                      int first_column,
-                                      int64_t first_step)
-      : problem(p), reduction(reduction), dy(dy), x(x) {
-    const Pixel pixel = pixel_of(first_step * kStep, p.P, p.Q, p.lanes);
+                                      int64_t first_column,
+                                      int columns)
+      : problem(p), reduction(reduction), dy(dy), x(x), left(columns - A::row()) {
+    const Pixel pixel = pixel_of(first_column + A::row(), p.P, p.Q, p.lanes);
     h = pixel.row * p.stride - p.pad_top;
     w = pixel.column * p.stride - p.pad_left;
     lanes_left = p.lanes - pixel.lane;
-    // Rows and columns beyond the last repeat it; nobody stores them.
-    const int filter = min(first_filter + A::column(0), p.K - 1);
+    const int filter = first_filter + B::column(0);
+    filters = p.K - filter;
     dy_offset = pixel.block * p.y_block + (int64_t{group} * p.K + filter) * p.y_channel +
-                (pixel.row * p.Q + pixel.column) * p.lanes + pixel.lane + A::row();
+                (pixel.row * p.Q + pixel.column) * p.lanes + pixel.lane;
     x_offset = pixel.block * p.x_block + int64_t{group} * p.C * p.x_channel +
-               (int64_t{h} * p.W + w) * p.lanes + pixel.lane + B::row();
+               (int64_t{h} * p.W + w) * p.lanes + pixel.lane;
 #pragma unroll
-    for (int i = 0; i < B::kCount; ++i) {
-      const int column = min(first_column + B::column(i), p.C * p.R * p.S - 1);
-      s[i] = column % p.S;
-      r[i] = column / p.S % p.R;
-      tap[i] = column / p.S / p.R * p.x_channel + (r[i] * p.W + s[i]) * p.lanes;
+    for (int i = 0; i < A::kCount; ++i) {
+      // Rows beyond the last repeat it; nobody stores them.
+      const int row = min(first_row + A::column(i), p.C * p.R * p.S - 1);
+      s[i] = row % p.S;
+      r[i] = row / p.S % p.R;
+      tap[i] = row / p.S / p.R * p.x_channel + (r[i] * p.W + s[i]) * p.lanes;
     }
     x_offset += tap[0];
 #pragma unroll
-    for (int i = B::kCount - 1; i >= 0; --i) tap[i] -= tap[0];
+    for (int i = A::kCount - 1; i >= 0; --i) tap[i] -= tap[0];
   }
 
   __device__ __forceinline__ void next_pixel() {
     const ConvProblem& p = problem;
-    lanes_left = p.lanes;
+    lanes_left += p.lanes;
     w += p.stride;
     x_offset += reduction.x_pixel;
     if (w != reduction.w_end) return;
@@ -138,22 +154,21 @@ struct Operands {
     dy_offset += reduction.dy_next_block;
   }
 
-  __device__ __forceinline__ void fetch() {
-    if (lanes_left == 0) next_pixel();
-    a.value[0] = A::used(0) ? load4(dy + dy_offset) : zero4();
+  // Units behind the end lie behind the last column, too.
+  __device__ __forceinline__ void copy(Unit<Operands>& unit, bool) {
+    while (lanes_left <= 0) next_pixel();
 #pragma unroll
-    for (int i = 0; i < B::kCount; ++i)
-      b.value[i] = B::used(i) && inside(h + r[i], w + s[i], problem.H, problem.W)
-                       ? load4(x + x_offset + tap[i])
-                       : zero4();
-    dy_offset += kStep;
-    x_offset += kStep;
-    lanes_left -= kStep;
-  }
-
-  __device__ __forceinline__ void store(Stage<T>& stage) const {
-    a.store(stage.a);
-    b.store(stage.b);
+    for (int i = 0; i < A::kCount; ++i)
+      A::copy(unit.a, i, x + x_offset + tap[i],
+              left > 0 && inside(h + r[i], w + s[i], problem.H, problem.W));
+    const Element* source = dy + dy_offset;
+#pragma unroll
+    for (int i = 0; i < B::kCount; ++i, source += reduction.dy_slot)
+      B::copy(unit.b, i, source, left > 0 && i * B::kColumnsPerPass < filters);
+    dy_offset += kDepth;
+    x_offset += kDepth;
+    lanes_left -= kDepth;
+    left -= kDepth;
   }
 };
 
@@ -161,40 +176,99 @@ template <class T>
 __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
     conv_backward_filter_kernel(const ConvProblem problem,
                                 const Reduction reduction,
-                                const float* dy,
-                                const float* x,
+                                const typename T::Arithmetic::Element* dy,
+                                const typename T::Arithmetic::Element* x,
                                 float* partial) {
-  auto& shared = shared_storage<Stages<T>>();
+  auto& ring = shared_storage<Ring<Operands<T>>>();
   const int group = blockIdx.z;
-  const int part = blockIdx.y / unsigned(reduction.row_tiles);
-  const int first_filter = blockIdx.y % unsigned(reduction.row_tiles) * T::kM;
-  const int first_column = blockIdx.x * T::kN;
-  const int64_t first_step = part * reduction.steps_per_part;
-  const int steps = static_cast<int>(min(reduction.steps_per_part, reduction.steps - first_step));
-  const int columns = problem.C * problem.R * problem.S;
+  const int part = blockIdx.y / unsigned(reduction.filter_tiles);
+  const int first_filter = blockIdx.y % unsigned(reduction.filter_tiles) * T::kN;
+  const int first_row = blockIdx.x * T::kM;
+  const int64_t first_column = part * reduction.columns_per_part;
+  const int columns =
+      static_cast<int>(min(reduction.columns_per_part, problem.columns - first_column));
+  const int rows = problem.C * problem.R * problem.S;
 
-  Operands<T> operands(problem, reduction, dy, x, group, first_filter, first_column, first_step);
-  Sums<T> sums;
-  multiply(sums, shared, operands, steps);
-  partial += part * reduction.part_stride + int64_t{group} * columns * problem.K;
-  store_transposed(sums, partial, first_filter, problem.K, first_column, columns);
+  Operands<T> operands(problem, reduction, dy, x, group, first_row, first_filter, first_column,
+                       columns);
+  typename T::Sums sums;
+  multiply(sums, ring, operands, (columns + T::Arithmetic::kDepth - 1) / T::Arithmetic::kDepth);
+  sums.finish();
+  partial += part * reduction.part_stride + int64_t{group} * rows * problem.K;
+  store_matrix(sums, partial, first_row, rows, first_filter, problem.K);
 }
 
-using Kernel = void (*)(ConvProblem, Reduction, const float*, const float*, float*);
+struct Arguments {
+  const void* dy;
+  const void* x;
+  float* dweight;
+  float* dbias;
+  float* workspace;
+  Stream stream;
+};
 
 template <class T>
-constexpr Variant<Kernel> row() {
-  return variant<T, Kernel>(conv_backward_filter_kernel<T>);
+void run(const ConvShape& shape, const Arguments& arguments) {
+  using Element = typename T::Arithmetic::Element;
+  static_assert(kGrain % (T::Arithmetic::kDepth * T::Arithmetic::kUnits) == 0,
+                "parts must be whole stages");
+  ConvProblem problem = conv_problem(shape, T::Arithmetic::kPrecision);
+  problem.columns = shape.N * shape.P * shape.Q;
+  const Element* dy = static_cast<const Element*>(arguments.dy);
+  const int64_t rows = int64_t{problem.C} * problem.R * problem.S, weights = shape.K * rows;
+  const Split split = split_of(shape);
+  const int64_t filter_tiles = ceil_div(problem.K, T::kN);
+  const Reduction reduction = reduction_of(problem, split, round_up(weights, 4), filter_tiles,
+                                           Operands<T>::B::kColumnsPerPass);
+  const Dim3 grid = tile_grid("conv_backward_filter", ceil_div(rows, T::kM),
+                              split.parts * filter_tiles, shape.groups);
+  launch(conv_backward_filter_kernel<T>, grid, Dim3(T::kThreads), sizeof(Ring<Operands<T>>),
+         arguments.stream, problem, reduction, dy, static_cast<const Element*>(arguments.x),
+         split.parts > 1 ? arguments.workspace : arguments.dweight);
+  if (split.parts > 1)
+    sum_parts(weights, split.parts, arguments.workspace, arguments.dweight, arguments.stream);
+  if (arguments.dbias)  // behind the sums of dweight, so that both may use the same workspace
+    sum_rows(shape.N / shape.lanes, shape.K, problem.y_channel, dy, arguments.dbias,
+             arguments.workspace, arguments.stream);
 }
 
-const Variant<Kernel> kVariants[] = {row<Tile<128, 128>>(), row<Tile<96, 128>>(),
-                                     row<Tile<64, 128>>(), row<Tile<32, 128>>(),
-                                     row<Tile<16, 128, 4>>()};
+using Row = Variant<ConvShape, Arguments>;
+
+template <class T>
+constexpr Row row(const char* name, const char* when, bool (*takes)(const ConvShape&)) {
+  return variant<T>(name, when, takes, run<T>);
+}
+
+int64_t filters(const ConvShape& s) { return s.K / s.groups; }
+
+bool any(const ConvShape&) { return true; }
+bool few(const ConvShape& s) { return filters(s) <= 32; }
+bool half_filled(const ConvShape& s) { return half_filled_tiles(filters(s)); }
+
+// Rows of other families of kernels (tile/<family>_*.cuh) go in front of these, which take anything.
+const Row kVariants[] = {
+    row<SimtTile<128, 16, 4>>(
+        "fp32-128x16", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),
+    row<SimtTile<128, 32, 4>>("fp32-128x32", "K/g <= 32", few),
+    row<SimtTile<128, 64>>("fp32-128x64", "K/g <= 64 or 129..192", half_filled),
+    row<SimtTile<128, 96>>("fp32-128x96",
+                           "K/g in 65..96",
+                           [](const ConvShape& s) { return filters(s) > 64 && filters(s) <= 96; }),
+    row<SimtTile<128, 128>>("fp32-128x128", "any", any),
+
+    row<MmaTile<Tf32, 128, 32, 32, 32>>("tf32-128x32", "K/g <= 32", few),
+    row<MmaTile<Tf32, 128, 64, 64, 32>>("tf32-128x64", "K/g <= 64 or 129..192", half_filled),
+    row<MmaTile<Tf32, 128, 128, 64, 64>>("tf32-128x128", "any", any),
+
+    row<MmaTile<Bf16, 128, 32, 32, 32>>("bf16-128x32", "K/g <= 32", few),
+    row<MmaTile<Bf16, 128, 64, 64, 32>>("bf16-128x64", "K/g <= 64 or 129..192", half_filled),
+    row<MmaTile<Bf16, 128, 128, 64, 64>>("bf16-128x128", "any", any),
+};
 
 }  // namespace
 
-int64_t conv_backward_filter_workspace(const ConvShape& shape) {
-  conv_problem("conv_backward_filter_workspace", shape);
+int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision) {
+  check("conv_backward_filter_workspace", shape);
   const int64_t weights = shape.K * (shape.C / shape.groups) * shape.R * shape.S;
   const int64_t parts = split_of(shape).parts;
   const int64_t filter_floats = parts > 1 ? parts * round_up(weights, 4) : 0;
@@ -203,27 +277,25 @@ int64_t conv_backward_filter_workspace(const ConvShape& shape) {
 }
 
 void conv_backward_filter(const ConvShape& shape,
-                          const float* dy,
-                          const float* x,
+                          Precision precision,
+                          const void* dy,
+                          const void* x,
                           float* dweight,
                           float* dbias,
                           float* workspace,
                           Stream stream) {
-  const ConvProblem problem = conv_problem("conv_backward_filter", shape);
-  const int64_t columns = int64_t{problem.C} * problem.R * problem.S, weights = shape.K * columns;
-  const Split split = split_of(shape);
-  Reduction reduction =
-      reduction_of(problem, split, shape.N * shape.P * shape.Q / kStep, round_up(weights, 4));
-  const auto& chosen = best_rows(kVariants, problem.K);
-  reduction.row_tiles = int(ceil_div(problem.K, chosen.rows));
-  const Dim3 grid =
-      output_grid("conv_backward_filter", chosen, split.parts * reduction.row_tiles * chosen.rows,
-                  columns, shape.groups);
-  launch(chosen.kernel, grid, Dim3(chosen.threads), chosen.shared_bytes, stream, problem, reduction,
-         dy, x, split.parts > 1 ? workspace : dweight);
-  if (split.parts > 1) sum_parts(weights, split.parts, workspace, dweight, stream);
-  if (dbias)  // in stream order behind the sums of dweight, so that both may use the same workspace
-    sum_rows(shape.N / shape.lanes, shape.K, problem.y_channel, dy, dbias, workspace, stream);
+  check("conv_backward_filter", shape);
+  choose("conv_backward_filter", kVariants, shape, precision)
+      .run(shape, Arguments{dy, x, dweight, dbias, workspace, stream});
+}
+
+std::string conv_backward_filter_variant(const ConvShape& shape, Precision precision) {
+  check("conv_backward_filter", shape);
+  return choose("conv_backward_filter", kVariants, shape, precision).name;
+}
+
+std::vector<VariantRow> conv_backward_filter_variants() {
+  return listed("conv_backward_filter", kVariants);
 }
 
 }  // namespace convnet

@@ -27,6 +27,8 @@
 #include "tile/conv_problem.cuh"
 #include "tile/epilogue.cuh"
 #include "tile/loaders.cuh"
+#include "tile/simt.cuh"
+#include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
 
 namespace convnet {
@@ -35,28 +37,28 @@ namespace {
 // Where a tile lies, and the parts of both reduction orders that do not depend on the order.
 template <class T>
 struct Operands {
+  using Element = typename T::Arithmetic::Element;
+  using A = RowSlots<typename T::Arithmetic, T::kM, T::kThreads>;
+  using B = RowSlots<typename T::Arithmetic, T::kN, T::kThreads>;
+  static constexpr int kDepth = T::Arithmetic::kDepth;
   const ConvProblem& problem;
-  const float* x;
-  const float* weight;
-  using A = RowSlots<T::kM, T::kThreads>;
-  using B = RowSlots<T::kN, T::kThreads>;
-  A a;
-  B b;
+  const Element* x;
+  const Element* weight;
   int64_t x_base;       // of this thread's lanes, channel 0 of the group, pixel (0, 0)
   int64_t weight_base;  // of this thread's filters in reduction row 0
-  int filters;          // how many of this thread's 4 filters exist (also 0, or more than 4)
+  int filters;          // how many of this thread's filters exist (also 0, or more than its slot)
   int h, w;             // input pixel under tap (0, 0)
 
   __device__ __forceinline__ Operands(const ConvProblem& problem,
-                                      const float* x,
-                                      const float* weight,
+                                      const Element* x,
+                                      const Element* weight,
                                       int first_filter,
                                       int64_t first_column)
       : problem(problem), x(x), weight(weight) {
     const int group = blockIdx.z;
     const int filter = first_filter + A::column();
-    filters = A::kCount > 1 || A::used(0) ? problem.K - filter : 0;
-    weight_base = int64_t{group} * problem.C * problem.R * problem.S * problem.K + filter;
+    filters = problem.K - filter;
+    weight_base = int64_t{group} * problem.C * problem.R * problem.S * problem.weight_row + filter;
     const int64_t column = first_column + B::column();
     const Pixel pixel = pixel_of(column, problem.P, problem.Q, problem.lanes);
     x_base =
@@ -64,26 +66,23 @@ struct Operands {
     h = column < problem.columns ? pixel.row * problem.stride - problem.pad_top : kOutside;
     w = pixel.column * problem.stride - problem.pad_left;
   }
-
-  __device__ __forceinline__ void store(Stage<T>& stage) const {
-    a.store(stage.a);
-    b.store(stage.b);
-  }
 };
 
-// Reduction order (r, s, c): all channels of a tap, then the next tap. C is a multiple of kStep.
+// Reduction order (r, s, c): all channels of a tap, then the next tap. C is a multiple of kDepth.
 template <class T>
 struct ByTap : Operands<T> {
   using typename Operands<T>::A;
   using typename Operands<T>::B;
-  int steps;
+  using typename Operands<T>::Element;
+  using Operands<T>::kDepth;
+  int units;
   int taps_in_row;  // taps of a filter row that meet the image for at least one pixel of the tile
   int taps_left, channels_left;  // of this filter row, of this tap
   int64_t x_offset, weight_offset;
 
   __device__ __forceinline__ ByTap(const ConvProblem& p,
-                                   const float* x,
-                                   const float* weight,
+                                   const Element* x,
+                                   const Element* weight,
                                    int first_filter,
                                    int64_t first_column)
       : Operands<T>(p, x, weight, first_filter, first_column) {
@@ -93,7 +92,7 @@ struct ByTap : Operands<T> {
     const int r_end = min(p.R, p.H + p.pad_top - span.row_min * p.stride);
     const int s_begin = max(0, p.pad_left - span.column_max * p.stride);
     const int s_end = min(p.S, p.W + p.pad_left - span.column_min * p.stride);
-    steps = max(0, r_end - r_begin) * max(0, s_end - s_begin) * (p.C / kStep);
+    units = max(0, r_end - r_begin) * max(0, s_end - s_begin) * (p.C / kDepth);
     taps_in_row = taps_left = s_end - s_begin;
     channels_left = p.C;
     this->h += r_begin;
@@ -101,41 +100,38 @@ struct ByTap : Operands<T> {
     x_offset = this->x_base + (int64_t{this->h} * p.W + this->w) * p.lanes +
                int64_t{B::row(0)} * p.x_channel;
     weight_offset =
-        this->weight_base + ((int64_t{A::row(0)} * p.R + r_begin) * p.S + s_begin) * p.K;
+        this->weight_base + ((int64_t{A::row(0)} * p.R + r_begin) * p.S + s_begin) * p.weight_row;
   }
 
   __device__ __forceinline__ void next_tap() {
     const ConvProblem& p = this->problem;
     channels_left = p.C;
     x_offset += p.lanes - p.C * p.x_channel;
-    weight_offset += p.K - p.C * p.R * p.S * p.K;
+    weight_offset += p.weight_row - p.C * p.R * p.S * p.weight_row;
     ++this->w;
     if (--taps_left > 0) return;
     taps_left = taps_in_row;
     this->w -= taps_in_row;
     ++this->h;
     x_offset += (p.W - taps_in_row) * p.lanes;
-    weight_offset += (p.S - taps_in_row) * p.K;
+    weight_offset += (p.S - taps_in_row) * p.weight_row;
   }
 
-  __device__ __forceinline__ void fetch() {
+  __device__ __forceinline__ void copy(Unit<ByTap>& unit, bool unit_exists) {
     const ConvProblem& p = this->problem;
     if (channels_left == 0) next_tap();
-    const int weight_row = p.R * p.S * p.K;
+    const int channel_weights = p.R * p.S * p.weight_row;
 #pragma unroll
     for (int i = 0; i < A::kCount; ++i)
-      this->a.value[i] =
-          load_up_to_4(this->weight + weight_offset + i * A::kRowsPerPass * weight_row,
-                       A::used(i) ? this->filters : 0, p.aligned_filters());
-    const bool exists = inside(this->h, this->w, p.H, p.W);
+      A::copy(unit.a, i, this->weight + weight_offset + i * A::kRowsPerPass * channel_weights,
+              unit_exists ? this->filters : 0, p.whole_filters());
+    const bool exists = unit_exists && inside(this->h, this->w, p.H, p.W);
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i)
-      this->b.value[i] = exists && B::used(i)
-                             ? load4(this->x + x_offset + i * B::kRowsPerPass * p.x_channel)
-                             : zero4();
-    x_offset += kStep * p.x_channel;
-    weight_offset += kStep * weight_row;
-    channels_left -= kStep;
+      B::copy(unit.b, i, this->x + x_offset + i * B::kRowsPerPass * p.x_channel, exists);
+    x_offset += kDepth * p.x_channel;
+    weight_offset += kDepth * channel_weights;
+    channels_left -= kDepth;
   }
 };
 
@@ -145,20 +141,22 @@ template <class T>
 struct Flat : Operands<T> {
   using typename Operands<T>::A;
   using typename Operands<T>::B;
-  int steps;
+  using typename Operands<T>::Element;
+  using Operands<T>::kDepth;
+  int units;
   int row;                     // reduction row of slot 0 of the weights
-  int step_c, step_r, step_s;  // kStep in digits (c, r, s)
+  int step_c, step_r, step_s;  // kDepth in digits (c, r, s)
   int c[B::kCount], r[B::kCount], s[B::kCount];
 
   __device__ __forceinline__ Flat(const ConvProblem& problem,
-                                  const float* x,
-                                  const float* weight,
+                                  const Element* x,
+                                  const Element* weight,
                                   int first_filter,
                                   int64_t first_column)
       : Operands<T>(problem, x, weight, first_filter, first_column) {
-    steps = (problem.C * problem.R * problem.S + kStep - 1) / kStep;
+    units = (problem.C * problem.R * problem.S + kDepth - 1) / kDepth;
     row = A::row(0);
-    digits(kStep, step_c, step_r, step_s);
+    digits(kDepth, step_c, step_r, step_s);
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i) digits(B::row(i), c[i], r[i], s[i]);
   }
@@ -169,23 +167,22 @@ struct Flat : Operands<T> {
     c = index / this->problem.S / this->problem.R;
   }
 
-  __device__ __forceinline__ void fetch() {
+  // Units behind the end lie behind the last row, too.
+  __device__ __forceinline__ void copy(Unit<Flat>& unit, bool) {
     const ConvProblem& p = this->problem;
     const int row_count = p.C * p.R * p.S;
 #pragma unroll
     for (int i = 0; i < A::kCount; ++i) {
       const int k = row + i * A::kRowsPerPass;
-      this->a.value[i] =
-          load_up_to_4(this->weight + this->weight_base + int64_t{k} * p.K,
-                       A::used(i) && k < row_count ? this->filters : 0, p.aligned_filters());
+      A::copy(unit.a, i, this->weight + this->weight_base + int64_t{k} * p.weight_row,
+              k < row_count ? this->filters : 0, p.whole_filters());
     }
-    row += kStep;
+    row += kDepth;
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i) {
       const int h = this->h + r[i], w = this->w + s[i];
-      const bool exists = B::used(i) && c[i] < p.C && inside(h, w, p.H, p.W);
-      this->b.value[i] =
-          exists ? load4(this->x + this->x_base + ((c[i] * p.H + h) * p.W + w) * p.lanes) : zero4();
+      B::copy(unit.b, i, this->x + this->x_base + ((c[i] * p.H + h) * p.W + w) * p.lanes,
+              c[i] < p.C && inside(h, w, p.H, p.W));
       s[i] += step_s;
       if (s[i] >= p.S) s[i] -= p.S, ++r[i];
       r[i] += step_r;
@@ -195,30 +192,33 @@ struct Flat : Operands<T> {
   }
 };
 
-template <class T>
+template <class Sums, class Element>
 __device__ __forceinline__ void store_output(const ConvProblem& problem,
-                                             const Sums<T>& sums,
+                                             const Sums& sums,
                                              const float* bias,
                                              bool relu,
-                                             float* y,
+                                             Element* y,
                                              int first_filter,
                                              int64_t first_column) {
+  const int first = first_filter + sums.row(0), filters = problem.K - first;
+  y += (int64_t{blockIdx.z} * problem.K + first) * problem.y_channel;
+  float bias_of[Sums::kRows];
 #pragma unroll
-  for (int j = 0; j < T::kThreadN; j += 4) {
-    const int64_t column = first_column + sums.column(j);
-    if (column >= problem.columns) continue;
-    const int64_t block = column / problem.y_channel;
-    float* pixel = y + block * problem.y_block + (column - block * problem.y_channel);
+  for (int i = 0; i < Sums::kRows; ++i) {
+    const int k = sums.row(i) - sums.row(0);
+    bias_of[i] = bias && k < filters ? bias[blockIdx.z * problem.K + first + k] : 0.0f;
+  }
+  Place place = place_of(first_column + sums.column(0), problem.y_channel);
 #pragma unroll
-    for (int i = 0; i < T::kThreadM; ++i) {
-      const int filter = first_filter + sums.row(i);
-      if (filter >= problem.K) continue;
-      const int k = blockIdx.z * problem.K + filter;
-      const float b = bias ? bias[k] : 0.0f;
-      const float* v = sums.value[i];
-      float4 out{v[j] + b, v[j + 1] + b, v[j + 2] + b, v[j + 3] + b};
-      if (relu) out = rectified(out);
-      store4(pixel + int64_t{k} * problem.y_channel, out);
+  for (int j = 0; j < Sums::kQuads; ++j) {
+    if (j > 0) place.advance(sums.column(j) - sums.column(j - 1), problem.y_channel);
+    if (first_column + sums.column(j) >= problem.columns) continue;
+    Element* pixel = y + place.block * problem.y_block + place.rest;
+#pragma unroll
+    for (int i = 0; i < Sums::kRows; ++i) {
+      const int k = sums.row(i) - sums.row(0);
+      const float4 v = add(sums.quad(i, j), bias_of[i]);
+      if (k < filters) store4(pixel + int64_t{k} * problem.y_channel, relu ? rectified(v) : v);
     }
   }
 }
@@ -226,49 +226,98 @@ __device__ __forceinline__ void store_output(const ConvProblem& problem,
 template <class T, template <class> class Order>
 __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
     conv_forward_kernel(const ConvProblem problem,
-                        const float* x,
-                        const float* weight,
+                        const typename T::Arithmetic::Element* x,
+                        const typename T::Arithmetic::Element* weight,
                         const float* bias,
                         bool relu,
-                        float* y) {
-  auto& shared = shared_storage<Stages<T>>();
+                        typename T::Arithmetic::Element* y) {
+  auto& ring = shared_storage<Ring<Order<T>>>();
   const int first_filter = blockIdx.y * T::kM;
   const int64_t first_column = int64_t{blockIdx.x} * T::kN;
-  Sums<T> sums;
+  typename T::Sums sums;
   Order<T> operands(problem, x, weight, first_filter, first_column);
-  multiply(sums, shared, operands, operands.steps);
+  multiply(sums, ring, operands, operands.units);
+  sums.finish();
   store_output(problem, sums, bias, relu, y, first_filter, first_column);
 }
 
-using Kernel = void (*)(ConvProblem, const float*, const float*, const float*, bool, float*);
+struct Arguments {
+  const void* x;
+  const void* weight;
+  const float* bias;
+  void* y;
+  bool relu;
+  Stream stream;
+};
 
-template <class T, template <class> class Order>
-constexpr Variant<Kernel> row() {
-  return variant<T, Kernel>(conv_forward_kernel<T, Order>);
+template <class T>
+void run(const ConvShape& shape, const Arguments& arguments) {
+  using Element = typename T::Arithmetic::Element;
+  ConvProblem problem = conv_problem(shape, T::Arithmetic::kPrecision);
+  problem.columns = shape.N * shape.P * shape.Q;
+  const Dim3 grid = tile_grid("conv_forward", ceil_div(problem.columns, T::kN),
+                              ceil_div(problem.K, T::kM), problem.groups);
+  const bool by_tap = problem.C % T::Arithmetic::kDepth == 0;
+  launch(by_tap ? conv_forward_kernel<T, ByTap> : conv_forward_kernel<T, Flat>, grid,
+         Dim3(T::kThreads), sizeof(Ring<ByTap<T>>), arguments.stream, problem,
+         static_cast<const Element*>(arguments.x), static_cast<const Element*>(arguments.weight),
+         arguments.bias, arguments.relu, static_cast<Element*>(arguments.y));
 }
 
-const Variant<Kernel> kByTap[] = {row<Tile<128, 128>, ByTap>(), row<Tile<64, 128>, ByTap>(),
-                                  row<Tile<48, 256>, ByTap>(), row<Tile<32, 256>, ByTap>(),
-                                  row<Tile<16, 256, 4>, ByTap>()};
-const Variant<Kernel> kFlat[] = {row<Tile<128, 128>, Flat>(), row<Tile<64, 128>, Flat>(),
-                                 row<Tile<48, 256>, Flat>(), row<Tile<32, 256>, Flat>(),
-                                 row<Tile<16, 256, 4>, Flat>()};
+using Row = Variant<ConvShape, Arguments>;
+
+template <class T>
+constexpr Row row(const char* name, const char* when, bool (*takes)(const ConvShape&)) {
+  return variant<T>(name, when, takes, run<T>);
+}
+
+int64_t filters(const ConvShape& s) { return s.K / s.groups; }
+
+bool any(const ConvShape&) { return true; }
+bool few(const ConvShape& s) { return filters(s) <= 32; }
+bool half_filled(const ConvShape& s) { return half_filled_tiles(filters(s)); }
+
+// Rows of other families of kernels (tile/<family>_*.cuh) go in front of these, which take anything.
+const Row kVariants[] = {
+    row<SimtTile<16, 256, 4>>(
+        "fp32-16x256", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),
+    row<SimtTile<48, 256>>("fp32-48x256",
+                           "K/g <= 48 or 65..96",
+                           [](const ConvShape& s) {
+                             return filters(s) <= 48 || (filters(s) > 64 && filters(s) <= 96);
+                           }),
+    row<SimtTile<64, 128>>("fp32-64x128", "K/g <= 64 or 129..192", half_filled),
+    row<SimtTile<128, 128>>("fp32-128x128", "any", any),
+
+    row<MmaTile<Tf32, 32, 128, 32, 32>>("tf32-32x128", "K/g <= 32", few),
+    row<MmaTile<Tf32, 64, 128, 32, 64>>("tf32-64x128", "K/g <= 64 or 129..192", half_filled),
+    row<MmaTile<Tf32, 128, 128, 64, 64>>("tf32-128x128", "any", any),
+
+    row<MmaTile<Bf16, 32, 128, 32, 32>>("bf16-32x128", "K/g <= 32", few),
+    row<MmaTile<Bf16, 64, 128, 32, 64>>("bf16-64x128", "K/g <= 64 or 129..192", half_filled),
+    row<MmaTile<Bf16, 128, 128, 64, 64>>("bf16-128x128", "any", any),
+};
 
 }  // namespace
 
 void conv_forward(const ConvShape& shape,
-                  const float* x,
-                  const float* weight,
+                  Precision precision,
+                  const void* x,
+                  const void* weight,
                   const float* bias,
-                  float* y,
+                  void* y,
                   bool relu,
                   Stream stream) {
-  ConvProblem problem = conv_problem("conv_forward", shape);
-  problem.columns = shape.N * shape.P * shape.Q;
-  const auto& chosen = best_rows(problem.C % kStep == 0 ? kByTap : kFlat, problem.K);
-  const Dim3 grid = output_grid("conv_forward", chosen, problem.K, problem.columns, problem.groups);
-  launch(chosen.kernel, grid, Dim3(chosen.threads), chosen.shared_bytes, stream, problem, x, weight,
-         bias, relu, y);
+  check("conv_forward", shape);
+  choose("conv_forward", kVariants, shape, precision)
+      .run(shape, Arguments{x, weight, bias, y, relu, stream});
 }
+
+std::string conv_forward_variant(const ConvShape& shape, Precision precision) {
+  check("conv_forward", shape);
+  return choose("conv_forward", kVariants, shape, precision).name;
+}
+
+std::vector<VariantRow> conv_forward_variants() { return listed("conv_forward", kVariants); }
 
 }  // namespace convnet

@@ -1,17 +1,26 @@
 // y = w * x + b, then ReLU where asked: grouped 2-D cross-correlation.
 #pragma once
+#include <string>
+#include <vector>
+
 #include "shapes.hpp"
+#include "variants.hpp"
 
 namespace convnet {
 
-// x [N/L][C][H][W][L], weight [g][C/g][R][S][K/g], bias [K] or null, y [N/L][K][P][Q][L].
+// x, y and weight by precision (shapes.hpp): x [N/L][C][H][W][L], weight [g][C/g][R][S][K/g], bias [K] or null, y [N/L][K][P][Q][L].
 // The order of every sum depends on C/g, R and S alone, never on N, K or the grid: a tower alone gives the same bits.
 void conv_forward(const ConvShape& shape,
-                  const float* x,
-                  const float* weight,
+                  Precision precision,
+                  const void* x,
+                  const void* weight,
                   const float* bias,
-                  float* y,
+                  void* y,
                   bool relu,
                   Stream stream);
+
+// The kernel that it takes, and all that there are.
+std::string conv_forward_variant(const ConvShape& shape, Precision precision);
+std::vector<VariantRow> conv_forward_variants();
 
 }  // namespace convnet

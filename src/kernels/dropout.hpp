@@ -7,11 +7,19 @@ namespace convnet {
 // y = x * mask. Element (n, f) is kept (mask 1) iff word 0 of Philox4x32-10 at
 //   counter = (n * features_total + feature_offset + f, step, layer, 0), key = (seed low, seed high)
 // is at least p * 2^32 (p as float32, the product rounded to the nearest integer): the mask depends on neither lanes nor placement.
-void dropout_forward(
-    const DropoutShape& shape, const float* x, float* y, uint8_t* mask, Stream stream);
+void dropout_forward(const DropoutShape& shape,
+                     Precision precision,
+                     const void* x,
+                     void* y,
+                     uint8_t* mask,
+                     Stream stream);
 
 // dx = dy * mask
-void dropout_backward(
-    int64_t count, const float* dy, const uint8_t* mask, float* dx, Stream stream);
+void dropout_backward(int64_t count,
+                      Precision precision,
+                      const void* dy,
+                      const uint8_t* mask,
+                      void* dx,
+                      Stream stream);
 
 }  // namespace convnet

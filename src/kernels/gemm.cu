@@ -32,23 +32,27 @@
 #include "arch/arch.cuh"
 #include "tile/epilogue.cuh"
 #include "tile/linear_operands.cuh"
+#include "tile/simt.cuh"
 #include "tile/sums.cuh"
+#include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
 
 namespace convnet {
 namespace {
 
-// Forward and backward data. `partial` takes the products of every part, complete ones where there
-// is one part.
-template <class T, class Weights>
+// Forward and backward data. `partial` takes the products of every part; where it is null, there is
+// one part, and `out` takes the complete ones.
+template <class T, template <class> class Weights>
 __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
     product_kernel(const Product product,
-                   const float* weight,
-                   const float* x,
+                   const typename T::Arithmetic::Element* weight,
+                   const typename T::Arithmetic::Element* x,
                    const float* bias,
                    bool relu,
+                   typename T::Arithmetic::Element* out,
                    float* partial) {
-  auto& shared = shared_storage<Stages<T>>();
+  constexpr int kDepth = T::Arithmetic::kDepth;
+  auto& ring = shared_storage<Ring<WeightOperands<T, Weights>>>();
   const int first_row = blockIdx.y * T::kM;
   const int64_t first_column = int64_t{blockIdx.x} * T::kN;
   const int first_depth = static_cast<int>(blockIdx.z * product.depth_per_part);
@@ -56,64 +60,48 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
       static_cast<int>(min(product.depth_per_part, int64_t{product.depth - first_depth}));
   WeightOperands<T, Weights> operands(product, weight, x, first_row, first_column, first_depth,
                                       depth);
-  Sums<T> sums;
-  multiply(sums, shared, operands, (depth + kStep - 1) / kStep);
+  typename T::Sums sums;
+  multiply(sums, ring, operands, (depth + kDepth - 1) / kDepth);
+  sums.finish();
 
+  Place place = place_of(first_column + sums.column(0), product.lanes);
 #pragma unroll
-  for (int j = 0; j < T::kThreadN; j += 4) {
-    const int64_t n = first_column + sums.column(j);
-    if (n >= product.columns) continue;
-    float* target =
-        partial + blockIdx.z * product.part_stride + image_offset(n, product.rows, product.lanes);
+  for (int j = 0; j < T::Sums::kQuads; ++j) {
+    if (j > 0) place.advance(sums.column(j) - sums.column(j - 1), product.lanes);
+    if (first_column + sums.column(j) >= product.columns) continue;
 #pragma unroll
-    for (int i = 0; i < T::kThreadM; ++i) {
+    for (int i = 0; i < T::Sums::kRows; ++i) {
       const int row = first_row + sums.row(i);
       if (row >= product.rows) continue;
-      const float b = bias ? bias[row] : 0.0f;
-      const float* v = sums.value[i];
-      const float4 out{v[j] + b, v[j + 1] + b, v[j + 2] + b, v[j + 3] + b};
-      store4(target + int64_t{row} * product.lanes, relu ? rectified(out) : out);
+      const int64_t target = (place.block * product.rows + row) * product.lanes + place.rest;
+      if (partial) {
+        store4(partial + blockIdx.z * product.part_stride + target, sums.quad(i, j));
+      } else {
+        const float4 v = add(sums.quad(i, j), bias ? bias[row] : 0.0f);
+        store4(out + target, relu ? rectified(v) : v);
+      }
     }
   }
 }
 
-// Backward filter: rows are filters, columns input features, the reduction runs over `images`.
+// Backward filter: rows are input features, columns filters, the reduction runs over `images`.
 template <class T>
-__global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm) gradient_kernel(
-    int K, int C, int lanes, int images, const float* dy, const float* x, float* dweight) {
-  auto& shared = shared_storage<Stages<T>>();
-  const int first_row = blockIdx.y * T::kM, first_column = blockIdx.x * T::kN;
-  GradientOperands<T> operands{{dy, first_row, K, lanes}, {x, first_column, C, lanes}};
-  Sums<T> sums;
-  multiply(sums, shared, operands, images / kStep);
-  store_transposed(sums, dweight, first_row, K, first_column, C);
-}
-
-using ProductKernel = void (*)(Product, const float*, const float*, const float*, bool, float*);
-using GradientKernel = void (*)(int, int, int, int, const float*, const float*, float*);
-
-template <class T, template <class> class Weights>
-constexpr Variant<ProductKernel> product_row() {
-  return variant<T, ProductKernel>(product_kernel<T, Weights<T>>);
-}
-
-const Variant<ProductKernel> kForward[] = {product_row<Tile<128, 128>, WeightRows>(),
-                                           product_row<Tile<128, 64>, WeightRows>(),
-                                           product_row<Tile<128, 32>, WeightRows>()};
-const Variant<ProductKernel> kBackwardData[] = {product_row<Tile<128, 128>, WeightDepth>(),
-                                                product_row<Tile<128, 64>, WeightDepth>(),
-                                                product_row<Tile<128, 32>, WeightDepth>()};
-const Variant<GradientKernel> kBackwardFilter[] = {
-    variant<Tile<128, 128>, GradientKernel>(gradient_kernel<Tile<128, 128>>),
-    variant<Tile<16, 128, 4>, GradientKernel>(gradient_kernel<Tile<16, 128, 4>>)};
-
-// Few images take a narrow tile, so that the idle columns cost little; few outputs take the middle
-// one, for more blocks.
-template <std::size_t kCount>
-const Variant<ProductKernel>& tile_for(const Variant<ProductKernel> (&table)[kCount],
-                                       int64_t rows,
-                                       int64_t images) {
-  return images <= 32 ? table[2] : images <= 64 || rows <= 2048 ? table[1] : table[0];
+__global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
+    gradient_kernel(int C,
+                    int K,
+                    int lanes,
+                    int images,
+                    const typename T::Arithmetic::Element* dy,
+                    const typename T::Arithmetic::Element* x,
+                    float* dweight) {
+  constexpr int kDepth = T::Arithmetic::kDepth;
+  auto& ring = shared_storage<Ring<GradientOperands<T>>>();
+  const int first_row = blockIdx.x * T::kM, first_column = blockIdx.y * T::kN;
+  GradientOperands<T> operands(x, dy, C, K, first_row, first_column, lanes, images);
+  typename T::Sums sums;
+  multiply(sums, ring, operands, (images + kDepth - 1) / kDepth);
+  sums.finish();
+  store_matrix(sums, dweight, first_row, C, first_column, K);
 }
 
 // A reduction is cut into at most 8 parts of at least 128 terms. Forward takes as many as C allows,
@@ -121,6 +109,9 @@ const Variant<ProductKernel>& tile_for(const Variant<ProductKernel> (&table)[kCo
 // 132 SMs with two blocks each. Backward data is free to look at its tiles, and takes what comes
 // closest below two such waves.
 constexpr int64_t kMostParts = 8, kLeastDepth = 128, kTwoWaves = 528;
+
+// Terms of a part in whole stages of any arithmetic, so that they are all cut alike.
+constexpr int64_t kGrain = 32;
 
 int64_t forward_parts(const LinearShape& s) {
   return std::clamp(s.C / kLeastDepth, int64_t{1}, kMostParts);
@@ -138,44 +129,139 @@ void check(const char* op, const LinearShape& s) {
           ": lanes must be a multiple of 8 and divide N, got N=", s.N, " lanes=", s.lanes,
           "; pad the batch with images");
   const int64_t limit = int64_t{1} << 31;
-  require(s.C < limit / s.lanes && s.K < limit / s.lanes && s.N < limit / 2, op,
+  require(s.C < limit / s.lanes && round_up(s.K, 8) < limit / s.lanes && s.N < limit / 2, op,
           ": C and K must be below 2^31 / lanes and N below 2^30, got N=", s.N, " C=", s.C,
           " K=", s.K, " lanes=", s.lanes, "; split the layer or the batch");
 }
 
-// rows x N products of `depth` terms, in at most `wanted_parts` parts.
-void run_product(const char* op,
-                 const Variant<ProductKernel>& tile,
-                 const LinearShape& shape,
-                 int64_t rows,
-                 int64_t depth,
-                 int64_t wanted_parts,
-                 const float* weight,
-                 const float* x,
-                 const float* bias,
-                 bool relu,
-                 float* out,
-                 float* workspace,
-                 Stream stream) {
-  const int64_t depth_per_part = round_up(ceil_div(depth, wanted_parts), kStep);
-  const int64_t parts = ceil_div(depth, depth_per_part);
-  const int64_t count = shape.N * rows;  // N comes in eights: a multiple of 4
-  const Product product{int(rows), int(depth),     int(shape.K), int(shape.lanes),
-                        shape.N,   depth_per_part, count};
-  const Dim3 grid = output_grid(op, tile, rows, shape.N, parts);
-  if (parts == 1) {
-    launch(tile.kernel, grid, Dim3(tile.threads), tile.shared_bytes, stream, product, weight, x,
-           bias, relu, out);
-    return;
-  }
-  launch(tile.kernel, grid, Dim3(tile.threads), tile.shared_bytes, stream, product, weight, x,
-         nullptr, false, workspace);
-  sum_parts(count, parts, workspace, out, stream, ChannelBias{bias, rows, shape.lanes}, relu);
+// Of one of the two products with weights: rows x N outputs of `depth` terms, in at most
+// `wanted_parts` parts.
+struct ProductArguments {
+  const char* op;
+  int64_t rows, depth, wanted_parts;
+  const void* weight;
+  const void* x;
+  const float* bias;
+  bool relu;
+  void* out;
+  float* workspace;
+  Stream stream;
+};
+
+template <class T, template <class> class Weights>
+void run_product(const LinearShape& shape, const ProductArguments& a) {
+  using Element = typename T::Arithmetic::Element;
+  const int64_t depth_per_part = round_up(ceil_div(a.depth, a.wanted_parts), kGrain);
+  const int64_t parts = ceil_div(a.depth, depth_per_part);
+  const int64_t count = shape.N * a.rows;  // N comes in eights: a multiple of 4
+  const int64_t weight_row =
+      T::Arithmetic::kPrecision == Precision::bf16 ? round_up(shape.K, 8) : shape.K;
+  const Product product{int(a.rows),    int(a.depth), int(weight_row), int(shape.lanes), shape.N,
+                        depth_per_part, count};
+  const Dim3 grid = tile_grid(a.op, ceil_div(shape.N, T::kN), ceil_div(a.rows, T::kM), parts);
+  const bool whole = parts == 1;
+  Element* out = static_cast<Element*>(a.out);
+  launch(product_kernel<T, Weights>, grid, Dim3(T::kThreads),
+         sizeof(Ring<WeightOperands<T, Weights>>), a.stream, product,
+         static_cast<const Element*>(a.weight), static_cast<const Element*>(a.x), a.bias, a.relu,
+         out, whole ? nullptr : a.workspace);
+  if (!whole)
+    sum_parts(count, parts, a.workspace, out, a.stream, ChannelBias{a.bias, a.rows, shape.lanes},
+              a.relu);
 }
+
+struct GradientArguments {
+  const void* dy;
+  const void* x;
+  float* dweight;
+  float* dbias;
+  float* workspace;
+  Stream stream;
+};
+
+template <class T>
+void run_gradient(const LinearShape& shape, const GradientArguments& a) {
+  using Element = typename T::Arithmetic::Element;
+  const Element* dy = static_cast<const Element*>(a.dy);
+  const Dim3 grid =
+      tile_grid("linear_backward_filter", ceil_div(shape.C, T::kM), ceil_div(shape.K, T::kN), 1);
+  launch(gradient_kernel<T>, grid, Dim3(T::kThreads), sizeof(Ring<GradientOperands<T>>), a.stream,
+         int(shape.C), int(shape.K), int(shape.lanes), int(shape.N), dy,
+         static_cast<const Element*>(a.x), a.dweight);
+  if (a.dbias)
+    sum_rows(shape.N / shape.lanes, shape.K, shape.lanes, dy, a.dbias, a.workspace, a.stream);
+}
+
+using ProductRow = Variant<LinearShape, ProductArguments>;
+using GradientRow = Variant<LinearShape, GradientArguments>;
+using Takes = bool (*)(const LinearShape&);
+
+template <class T>
+constexpr ProductRow forward(const char* name, const char* when, Takes takes) {
+  return variant<T>(name, when, takes, run_product<T, WeightRows>);
+}
+template <class T>
+constexpr ProductRow backward_data(const char* name, const char* when, Takes takes) {
+  return variant<T>(name, when, takes, run_product<T, WeightDepth>);
+}
+template <class T>
+constexpr GradientRow backward_filter(const char* name, const char* when, Takes takes) {
+  return variant<T>(name, when, takes, run_gradient<T>);
+}
+
+// Few images take a narrow tile, so that the idle columns cost little; few outputs take the middle
+// one, for more blocks.
+bool any(const LinearShape&) { return true; }
+bool few_images(const LinearShape& s) { return s.N <= 32; }
+bool few_outputs(const LinearShape& s) { return s.N <= 64 || s.K <= 2048; }
+bool few_inputs(const LinearShape& s) { return s.N <= 64 || s.C <= 2048; }
+bool few_filters(const LinearShape& s) { return s.K <= 64; }
+
+// Rows of other families of kernels (tile/<family>_*.cuh) go in front of these, which take anything.
+const ProductRow kForward[] = {
+    forward<SimtTile<128, 32>>("fp32-128x32", "N <= 32", few_images),
+    forward<SimtTile<128, 64>>("fp32-128x64", "N <= 64 or K <= 2048", few_outputs),
+    forward<SimtTile<128, 128>>("fp32-128x128", "any", any),
+
+    forward<MmaTile<Tf32, 128, 32, 32, 32>>("tf32-128x32", "N <= 32", few_images),
+    forward<MmaTile<Tf32, 128, 64, 64, 32>>("tf32-128x64", "N <= 64 or K <= 2048", few_outputs),
+    forward<MmaTile<Tf32, 128, 128, 64, 64>>("tf32-128x128", "any", any),
+
+    forward<MmaTile<Bf16, 128, 32, 32, 32>>("bf16-128x32", "N <= 32", few_images),
+    forward<MmaTile<Bf16, 128, 64, 64, 32>>("bf16-128x64", "N <= 64 or K <= 2048", few_outputs),
+    forward<MmaTile<Bf16, 128, 128, 64, 64>>("bf16-128x128", "any", any),
+};
+
+const ProductRow kBackwardData[] = {
+    backward_data<SimtTile<128, 32>>("fp32-128x32", "N <= 32", few_images),
+    backward_data<SimtTile<128, 64>>("fp32-128x64", "N <= 64 or C <= 2048", few_inputs),
+    backward_data<SimtTile<128, 128>>("fp32-128x128", "any", any),
+
+    backward_data<MmaTile<Tf32, 128, 32, 32, 32>>("tf32-128x32", "N <= 32", few_images),
+    backward_data<MmaTile<Tf32, 128, 64, 64, 32>>(
+        "tf32-128x64", "N <= 64 or C <= 2048", few_inputs),
+    backward_data<MmaTile<Tf32, 128, 128, 64, 64>>("tf32-128x128", "any", any),
+
+    backward_data<MmaTile<Bf16, 128, 32, 32, 32>>("bf16-128x32", "N <= 32", few_images),
+    backward_data<MmaTile<Bf16, 128, 64, 64, 32>>(
+        "bf16-128x64", "N <= 64 or C <= 2048", few_inputs),
+    backward_data<MmaTile<Bf16, 128, 128, 64, 64>>("bf16-128x128", "any", any),
+};
+
+const GradientRow kBackwardFilter[] = {
+    backward_filter<SimtTile<128, 16, 4>>("fp32-128x16", "K <= 64", few_filters),
+    backward_filter<SimtTile<128, 128>>("fp32-128x128", "any", any),
+
+    backward_filter<MmaTile<Tf32, 128, 32, 32, 32>>("tf32-128x32", "K <= 64", few_filters),
+    backward_filter<MmaTile<Tf32, 128, 128, 64, 64>>("tf32-128x128", "any", any),
+
+    backward_filter<MmaTile<Bf16, 128, 32, 32, 32>>("bf16-128x32", "K <= 64", few_filters),
+    backward_filter<MmaTile<Bf16, 128, 128, 64, 64>>("bf16-128x128", "any", any),
+};
 
 }  // namespace
 
-int64_t linear_workspace(const LinearShape& shape) {
+int64_t linear_workspace(const LinearShape& shape, Precision) {
   check("linear_workspace", shape);
   const int64_t forward_count = forward_parts(shape), data_count = backward_data_parts(shape);
   const int64_t forward = forward_count > 1 ? forward_count * shape.N * shape.K : 0;
@@ -185,43 +271,70 @@ int64_t linear_workspace(const LinearShape& shape) {
 }
 
 void linear_forward(const LinearShape& shape,
-                    const float* x,
-                    const float* weight,
+                    Precision precision,
+                    const void* x,
+                    const void* weight,
                     const float* bias,
-                    float* y,
+                    void* y,
                     bool relu,
                     float* workspace,
                     Stream stream) {
-  check("linear_forward", shape);
-  run_product("linear_forward", tile_for(kForward, shape.K, shape.N), shape, shape.K, shape.C,
-              forward_parts(shape), weight, x, bias, relu, y, workspace, stream);
+  const char* op = "linear_forward";
+  check(op, shape);
+  choose(op, kForward, shape, precision)
+      .run(shape, ProductArguments{op, shape.K, shape.C, forward_parts(shape), weight, x, bias,
+                                   relu, y, workspace, stream});
 }
 
 void linear_backward_data(const LinearShape& shape,
-                          const float* dy,
-                          const float* weight,
-                          float* dx,
+                          Precision precision,
+                          const void* dy,
+                          const void* weight,
+                          void* dx,
                           float* workspace,
                           Stream stream) {
-  check("linear_backward_data", shape);
-  run_product("linear_backward_data", tile_for(kBackwardData, shape.C, shape.N), shape, shape.C,
-              shape.K, backward_data_parts(shape), weight, dy, nullptr, false, dx, workspace,
-              stream);
+  const char* op = "linear_backward_data";
+  check(op, shape);
+  choose(op, kBackwardData, shape, precision)
+      .run(shape, ProductArguments{op, shape.C, shape.K, backward_data_parts(shape), weight, dy,
+                                   nullptr, false, dx, workspace, stream});
 }
 
 void linear_backward_filter(const LinearShape& shape,
-                            const float* dy,
-                            const float* x,
+                            Precision precision,
+                            const void* dy,
+                            const void* x,
                             float* dweight,
                             float* dbias,
                             float* workspace,
                             Stream stream) {
+  const char* op = "linear_backward_filter";
+  check(op, shape);
+  choose(op, kBackwardFilter, shape, precision)
+      .run(shape, GradientArguments{dy, x, dweight, dbias, workspace, stream});
+}
+
+std::string linear_forward_variant(const LinearShape& shape, Precision precision) {
+  check("linear_forward", shape);
+  return choose("linear_forward", kForward, shape, precision).name;
+}
+
+std::string linear_backward_data_variant(const LinearShape& shape, Precision precision) {
+  check("linear_backward_data", shape);
+  return choose("linear_backward_data", kBackwardData, shape, precision).name;
+}
+
+std::string linear_backward_filter_variant(const LinearShape& shape, Precision precision) {
   check("linear_backward_filter", shape);
-  const auto& chosen = best_rows(kBackwardFilter, shape.K);
-  const Dim3 grid = output_grid("linear_backward_filter", chosen, shape.K, shape.C, 1);
-  launch(chosen.kernel, grid, Dim3(chosen.threads), chosen.shared_bytes, stream, int(shape.K),
-         int(shape.C), int(shape.lanes), int(shape.N), dy, x, dweight);
-  if (dbias) sum_rows(shape.N / shape.lanes, shape.K, shape.lanes, dy, dbias, workspace, stream);
+  return choose("linear_backward_filter", kBackwardFilter, shape, precision).name;
+}
+
+std::vector<VariantRow> linear_variants() {
+  std::vector<VariantRow> rows = listed("linear_forward", kForward);
+  for (const VariantRow& row : listed("linear_backward_data", kBackwardData)) rows.push_back(row);
+  for (const VariantRow& row : listed("linear_backward_filter", kBackwardFilter))
+    rows.push_back(row);
+  return rows;
 }
 
 }  // namespace convnet

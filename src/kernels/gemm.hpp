@@ -1,37 +1,50 @@
 // Fully-connected layers: three matrix products. x [N/L][C][L], weight [C][K], y [N/L][K][L].
 #pragma once
+#include <string>
+#include <vector>
+
 #include "shapes.hpp"
+#include "variants.hpp"
 
 namespace convnet {
 
 // Bytes of scratch memory that each of the three passes may need (one buffer serves all).
-int64_t linear_workspace(const LinearShape& shape);
+int64_t linear_workspace(const LinearShape& shape, Precision precision);
 
 // y = weight^T x + bias (null: none), then ReLU where asked. The order of the sums depends on C alone.
 void linear_forward(const LinearShape& shape,
-                    const float* x,
-                    const float* weight,
+                    Precision precision,
+                    const void* x,
+                    const void* weight,
                     const float* bias,
-                    float* y,
+                    void* y,
                     bool relu,
                     float* workspace,
                     Stream stream);
 
 // dx = weight dy
 void linear_backward_data(const LinearShape& shape,
-                          const float* dy,
-                          const float* weight,
-                          float* dx,
+                          Precision precision,
+                          const void* dy,
+                          const void* weight,
+                          void* dx,
                           float* workspace,
                           Stream stream);
 
 // dweight = x dy^T, dbias (null: not wanted) = row sums of dy; both summed over the images in a fixed order.
 void linear_backward_filter(const LinearShape& shape,
-                            const float* dy,
-                            const float* x,
+                            Precision precision,
+                            const void* dy,
+                            const void* x,
                             float* dweight,
                             float* dbias,
                             float* workspace,
                             Stream stream);
+
+// The kernels that they take, and all that there are.
+std::string linear_forward_variant(const LinearShape& shape, Precision precision);
+std::string linear_backward_data_variant(const LinearShape& shape, Precision precision);
+std::string linear_backward_filter_variant(const LinearShape& shape, Precision precision);
+std::vector<VariantRow> linear_variants();
 
 }  // namespace convnet

@@ -4,7 +4,7 @@
 //            [i - size/2, i - size/2 + size), clipped to i's group. Backward dx_i = dy_i d_i^-beta
 //            - 2 alpha beta x_i * sum of t_f over the f whose window holds i, t_f = dy_f x_f
 //            d_f^(-beta-1); d is computed again from x, so that forward has nothing to keep.
-// Tensors    x, y, dy, dx [N/L][C][H][W][L] float32.
+// Tensors    x, y, dy, dx [N/L][C][H][W][L] by precision. Windows and sums are float32.
 // Work       one thread per four neighbouring lanes of a pixel (one lane where size > 5), up to 256
 //            threads per block, walks the channels of a group with the window in registers. The
 //            window is summed anew at every channel: a sum that adds what enters and subtracts what
@@ -15,9 +15,9 @@
 // Barriers   none.
 // Needs      lanes a multiple of 8, 1 <= size <= 16 (it may exceed C), 16-byte aligned arrays; y is
 //            not x, dx neither dy nor x.
-// Cost       8 bytes per value forward, 12 backward, and 2 (size - 1) / segment more reading where
-//            a group is cut; about 25 and 45 operations per value at size 5: bound by memory. beta
-//            = 0.75 takes two reciprocal square roots, another beta powf.
+// Cost       8 bytes per value forward, 12 backward (half of it in bf16), and 2 (size - 1) / segment
+//            more reading where a group is cut; about 25 and 45 operations per value at size 5: bound
+//            by memory. beta = 0.75 takes two reciprocal square roots, another beta powf.
 #include "lrn.hpp"
 
 #include <algorithm>
@@ -39,22 +39,22 @@ struct Lanes {
   float v[kLanes];
 };
 
-template <int kLanes>
-__device__ __forceinline__ Lanes<kLanes> load(const float* address) {
+template <int kLanes, class T>
+__device__ __forceinline__ Lanes<kLanes> load(const T* address) {
   if constexpr (kLanes == 4) {
     const float4 quad = load4(address);
     return {{quad.x, quad.y, quad.z, quad.w}};
   } else {
-    return {{*address}};
+    return {{load1(address)}};
   }
 }
 
-template <int kLanes>
-__device__ __forceinline__ void store(float* address, const Lanes<kLanes>& lanes) {
+template <int kLanes, class T>
+__device__ __forceinline__ void store(T* address, const Lanes<kLanes>& lanes) {
   if constexpr (kLanes == 4)
     store4(address, float4{lanes.v[0], lanes.v[1], lanes.v[2], lanes.v[3]});
   else
-    *address = lanes.v[0];
+    store1(address, lanes.v[0]);
 }
 
 // The channels that a thread walks: those of one group, of which it produces [begin, end).
@@ -64,8 +64,8 @@ struct Column {
   int channels, begin, end;
 
   // Values of channel c; zero outside the group, which is what the sums want.
-  template <int kLanes>
-  __device__ __forceinline__ Lanes<kLanes> read(const float* tensor, int c) const {
+  template <int kLanes, class T>
+  __device__ __forceinline__ Lanes<kLanes> read(const T* tensor, int c) const {
     return c >= 0 && c < channels ? load<kLanes>(tensor + first + c * step) : Lanes<kLanes>{};
   }
 };
@@ -116,9 +116,9 @@ __device__ __forceinline__ float divisor(const LrnShape& shape,
 }
 
 // One turn of the loop reads kTurn channels ahead, so that several loads are under way at a time.
-template <int kSize, int kLanes, int kTurn, bool kTuned>
+template <class T, int kSize, int kLanes, int kTurn, bool kTuned>
 __global__ void __launch_bounds__(kQuadThreads) lrn_forward_kernel(
-    LrnShape shape, LaneGrid grid, Cut cut, const float* __restrict__ x, float* __restrict__ y) {
+    LrnShape shape, LaneGrid grid, Cut cut, const T* __restrict__ x, T* __restrict__ y) {
   constexpr int kBefore = kSize / 2, kAfter = kSize - 1 - kBefore;
   const LanePlace at = lane_place(grid);  // plane = segment of a group of an image block
   if (!at.inside) return;
@@ -151,13 +151,13 @@ __global__ void __launch_bounds__(kQuadThreads) lrn_forward_kernel(
 
 // At channel c the newest term t_f is that of f = c + kBefore, whose window begins at c: the three
 // rings below move together.
-template <int kSize, int kLanes, int kTurn, bool kTuned>
+template <class T, int kSize, int kLanes, int kTurn, bool kTuned>
 __global__ void __launch_bounds__(kQuadThreads, 2) lrn_backward_kernel(LrnShape shape,
                                                                        LaneGrid grid,
                                                                        Cut cut,
-                                                                       const float* __restrict__ dy,
-                                                                       const float* __restrict__ x,
-                                                                       float* __restrict__ dx) {
+                                                                       const T* __restrict__ dy,
+                                                                       const T* __restrict__ x,
+                                                                       T* __restrict__ dx) {
   constexpr int kBefore = kSize / 2;
   const LanePlace at = lane_place(grid);  // plane = segment of a group of an image block
   if (!at.inside) return;
@@ -238,51 +238,58 @@ Plan plan_for(const char* op, const LrnShape& shape) {
       Cut{static_cast<int>(channels), static_cast<int>(segment), static_cast<int>(segments)}};
 }
 
-// Sizes up to 5 move 16 bytes at a time; larger windows of that width would not fit in registers.
-// The network's window of 5 with beta 0.75 is compiled without the general power.
-template <int kSize = 1>
-void launch_forward(
-    const LrnShape& shape, const Plan& plan, const float* x, float* y, Stream stream) {
+// Sizes up to 5 move four values at a time; larger windows of that width would not fit in
+// registers. The network's window of 5 with beta 0.75 is compiled without the general power.
+template <class T, int kSize = 1>
+void launch_forward(const LrnShape& shape, const Plan& plan, const T* x, T* y, Stream stream) {
   if (shape.size == kSize) {
-    auto *kernel = lrn_forward_kernel < kSize, kSize <= 5 ? 4 : 1, 4, false > ;
+    auto *kernel = lrn_forward_kernel < T, kSize, kSize <= 5 ? 4 : 1, 4, false > ;
     if constexpr (kSize == 5)
-      if (shape.beta == 0.75f) kernel = lrn_forward_kernel<5, 4, 4, true>;
+      if (shape.beta == 0.75f) kernel = lrn_forward_kernel<T, 5, 4, 4, true>;
     launch(kernel, plan.grid.grid(), plan.grid.block(), 0, stream, shape, plan.grid, plan.cut, x,
            y);
   } else if constexpr (kSize < kMaxSize) {
-    launch_forward<kSize + 1>(shape, plan, x, y, stream);
+    launch_forward<T, kSize + 1>(shape, plan, x, y, stream);
   }
 }
 
-template <int kSize = 1>
-void launch_backward(const LrnShape& shape,
-                     const Plan& plan,
-                     const float* dy,
-                     const float* x,
-                     float* dx,
-                     Stream stream) {
+template <class T, int kSize = 1>
+void launch_backward(
+    const LrnShape& shape, const Plan& plan, const T* dy, const T* x, T* dx, Stream stream) {
   if (shape.size == kSize) {
-    auto *kernel = lrn_backward_kernel < kSize, kSize <= 5 ? 4 : 1, 2, false > ;
+    auto *kernel = lrn_backward_kernel < T, kSize, kSize <= 5 ? 4 : 1, 2, false > ;
     if constexpr (kSize == 5)
-      if (shape.beta == 0.75f) kernel = lrn_backward_kernel<5, 4, 2, true>;
+      if (shape.beta == 0.75f) kernel = lrn_backward_kernel<T, 5, 4, 2, true>;
     launch(kernel, plan.grid.grid(), plan.grid.block(), 0, stream, shape, plan.grid, plan.cut, dy,
            x, dx);
   } else if constexpr (kSize < kMaxSize) {
-    launch_backward<kSize + 1>(shape, plan, dy, x, dx, stream);
+    launch_backward<T, kSize + 1>(shape, plan, dy, x, dx, stream);
   }
 }
 
 }  // namespace
 
-void lrn_forward(const LrnShape& shape, const float* x, float* y, Stream stream) {
+void lrn_forward(
+    const LrnShape& shape, Precision precision, const void* x, void* y, Stream stream) {
   const Plan plan = plan_for("lrn_forward", shape);
-  launch_forward(shape, plan, x, y, stream);
+  with_element(precision, [&](auto element) {
+    using T = decltype(element);
+    launch_forward(shape, plan, static_cast<const T*>(x), static_cast<T*>(y), stream);
+  });
 }
 
-void lrn_backward(
-    const LrnShape& shape, const float* dy, const float* x, float* dx, Stream stream) {
+void lrn_backward(const LrnShape& shape,
+                  Precision precision,
+                  const void* dy,
+                  const void* x,
+                  void* dx,
+                  Stream stream) {
   const Plan plan = plan_for("lrn_backward", shape);
-  launch_backward(shape, plan, dy, x, dx, stream);
+  with_element(precision, [&](auto element) {
+    using T = decltype(element);
+    launch_backward(shape, plan, static_cast<const T*>(dy), static_cast<const T*>(x),
+                    static_cast<T*>(dx), stream);
+  });
 }
 
 }  // namespace convnet

@@ -5,9 +5,14 @@
 namespace convnet {
 
 // y_i = x_i * d_i^-beta,  d_i = k + alpha * sum of x_j^2 over j in [i - size/2, i - size/2 + size), clipped to i's group
-void lrn_forward(const LrnShape& shape, const float* x, float* y, Stream stream);
+void lrn_forward(const LrnShape& shape, Precision precision, const void* x, void* y, Stream stream);
 
 // dx_i = dy_i d_i^-beta - 2 alpha beta x_i * sum over {f : i in window(f)} of dy_f x_f d_f^(-beta-1); d is computed again from x
-void lrn_backward(const LrnShape& shape, const float* dy, const float* x, float* dx, Stream stream);
+void lrn_backward(const LrnShape& shape,
+                  Precision precision,
+                  const void* dy,
+                  const void* x,
+                  void* dx,
+                  Stream stream);
 
 }  // namespace convnet

@@ -5,16 +5,17 @@
 //            maximum in row order. The first NaN, if there is one, wins and is the result. Backward
 //            dx(h,w) = sum of dy over the windows whose argmax is (h,w): it gathers, in row order,
 //            so that it needs no atomics, writes every element and gives the same bits every time.
-// Tensors    x, dx [N/L][C][H][W][L], y, dy [N/L][C][P][Q][L] float32, argmax uint8 as y.
+// Tensors    x, dx [N/L][C][H][W][L], y, dy [N/L][C][P][Q][L] by precision, argmax uint8 as y.
+//            Maxima are passed on as they are; sums are float32, rounded once.
 // Work       one thread per four neighbouring lanes of an output pixel (of an input pixel
 //            backward), up to 256 threads per block; a block stays inside one channel of one image
 //            block. Windows of 3 with stride 2 are unrolled.
 // Shared     none: overlapping windows meet in the L1 and L2 caches.
 // Barriers   none.
 // Needs      lanes a multiple of 8, size <= 15, every window with a pixel in it; 16-byte aligned
-//            floats, 4-byte aligned argmax.
-// Cost       forward 4 HW + 5 PQ bytes, backward 4 HW + 5 PQ bytes per image and channel: bound by
-//            memory.
+//            activations, 4-byte aligned argmax.
+// Cost       4 HW + 5 PQ bytes per image and channel (2 HW + 3 PQ in bf16), forward and backward:
+//            bound by memory.
 #include "maxpool.hpp"
 
 #include <cmath>
@@ -30,12 +31,12 @@ __device__ __forceinline__ int clamp(int value, int low, int high) {
 }
 
 // kSize 0: the size is shape.size.
-template <int kSize>
+template <class T, int kSize>
 __global__ void __launch_bounds__(kQuadThreads, 4)
     max_pool_forward_kernel(PoolShape shape,
                             LaneGrid grid,
-                            const float* __restrict__ x,
-                            float* __restrict__ y,
+                            const T* __restrict__ x,
+                            T* __restrict__ y,
                             uint8_t* __restrict__ argmax) {
   const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = output pixel
   if (!at.inside) return;
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(kQuadThreads, 4)
   const int p = at.pixel / Q, q = at.pixel - p * Q;
   const int top = p * static_cast<int>(shape.stride) - static_cast<int>(shape.pad_top);
   const int left = q * static_cast<int>(shape.stride) - static_cast<int>(shape.pad_left);
-  const float* image = x + at.plane * shape.H * shape.W * shape.lanes + at.lane;
+  const T* image = x + at.plane * shape.H * shape.W * shape.lanes + at.lane;
 
   // Outside the image the nearest pixel of the window is read again instead. It cannot win a second
   // time, rows are still visited in order, and the loads stay free of branches.
@@ -80,13 +81,13 @@ __global__ void __launch_bounds__(kQuadThreads, 4)
 }
 
 // kSize and kStride 0: those of the shape.
-template <int kSize, int kStride>
+template <class T, int kSize, int kStride>
 __global__ void __launch_bounds__(kQuadThreads)
     max_pool_backward_kernel(PoolShape shape,
                              LaneGrid grid,
-                             const float* __restrict__ dy,
+                             const T* __restrict__ dy,
                              const uint8_t* __restrict__ argmax,
-                             float* __restrict__ dx) {
+                             T* __restrict__ dx) {
   const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = input pixel
   if (!at.inside) return;
   const int size = kSize ? kSize : static_cast<int>(shape.size);
@@ -145,27 +146,43 @@ void check(const char* op, const PoolShape& shape) {
 
 }  // namespace
 
-void max_pool_forward(
-    const PoolShape& shape, const float* x, float* y, uint8_t* argmax, Stream stream) {
+void max_pool_forward(const PoolShape& shape,
+                      Precision precision,
+                      const void* x,
+                      void* y,
+                      uint8_t* argmax,
+                      Stream stream) {
   const char* op = "max_pool_forward";
   check(op, shape);
   const LaneGrid grid = lane_grid(op, image_blocks(op, shape.N, shape.lanes) * shape.C,
                                   shape.P * shape.Q, shape.lanes);
   require_aligned(op, argmax);
-  auto* kernel = shape.size == 3 ? max_pool_forward_kernel<3> : max_pool_forward_kernel<0>;
-  launch(kernel, grid.grid(), grid.block(), 0, stream, shape, grid, x, y, argmax);
+  with_element(precision, [&](auto element) {
+    using T = decltype(element);
+    auto* kernel = shape.size == 3 ? max_pool_forward_kernel<T, 3> : max_pool_forward_kernel<T, 0>;
+    launch(kernel, grid.grid(), grid.block(), 0, stream, shape, grid, static_cast<const T*>(x),
+           static_cast<T*>(y), argmax);
+  });
 }
 
-void max_pool_backward(
-    const PoolShape& shape, const float* dy, const uint8_t* argmax, float* dx, Stream stream) {
+void max_pool_backward(const PoolShape& shape,
+                       Precision precision,
+                       const void* dy,
+                       const uint8_t* argmax,
+                       void* dx,
+                       Stream stream) {
   const char* op = "max_pool_backward";
   check(op, shape);
   const LaneGrid grid = lane_grid(op, image_blocks(op, shape.N, shape.lanes) * shape.C,
                                   shape.H * shape.W, shape.lanes);
   require_aligned(op, argmax);
-  auto* kernel = shape.size == 3 && shape.stride == 2 ? max_pool_backward_kernel<3, 2>
-                                                      : max_pool_backward_kernel<0, 0>;
-  launch(kernel, grid.grid(), grid.block(), 0, stream, shape, grid, dy, argmax, dx);
+  with_element(precision, [&](auto element) {
+    using T = decltype(element);
+    auto* kernel = shape.size == 3 && shape.stride == 2 ? max_pool_backward_kernel<T, 3, 2>
+                                                        : max_pool_backward_kernel<T, 0, 0>;
+    launch(kernel, grid.grid(), grid.block(), 0, stream, shape, grid, static_cast<const T*>(dy),
+           argmax, static_cast<T*>(dx));
+  });
 }
 
 }  // namespace convnet

@@ -6,11 +6,19 @@ namespace convnet {
 
 // argmax (may be null): position r * size + s in the window of the first maximum in row order; hence size <= 15.
 // The first NaN of a window, where there is one, counts as its maximum.
-void max_pool_forward(
-    const PoolShape& shape, const float* x, float* y, uint8_t* argmax, Stream stream);
+void max_pool_forward(const PoolShape& shape,
+                      Precision precision,
+                      const void* x,
+                      void* y,
+                      uint8_t* argmax,
+                      Stream stream);
 
 // dx gathers from every window whose argmax is this pixel, windows in row order: no atomics, every element written.
-void max_pool_backward(
-    const PoolShape& shape, const float* dy, const uint8_t* argmax, float* dx, Stream stream);
+void max_pool_backward(const PoolShape& shape,
+                       Precision precision,
+                       const void* dy,
+                       const uint8_t* argmax,
+                       void* dx,
+                       Stream stream);
 
 }  // namespace convnet

@@ -9,9 +9,11 @@
 #pragma once
 #include <cstdint>
 
+struct CUstream_st;  // CUDA's name for what a cudaStream_t points to
+
 namespace convnet {
 
-using Stream = void*;  // cudaStream_t on a GPU, unused in the emulator
+using Stream = CUstream_st*;  // cudaStream_t on a GPU, unused in the emulator
 
 // What products are made of. Parameters, their gradients and sums are float32 always.
 //
@@ -74,6 +76,9 @@ struct IngestShape {
   int64_t H, W;         // of the stored images
   int64_t crop, lanes;  // the window is crop x crop
   float scale;          // y = (pixel - mean + noise) * scale
+  // s: pixel (i, j) of channel c is written as pixel (i/s, j/s) of channel c*s*s + i%s*s + j%s;
+  // 1: every pixel keeps its place
+  int64_t fold;
 };
 
 }  // namespace convnet

@@ -4,17 +4,17 @@
 //            the sum is 1, so that neither overflows. rank = number of classes that are not behind
 //            the label in (descending logit, ascending index); a logit that is not a number is
 //            behind nothing, so that a diverged network never counts as right.
-// Tensors    logits, probs, dlogits [N/L][K][L] float32; labels, ranks int32 [N]; losses float32
-//            [N]. float32 throughout.
+// Tensors    logits, dlogits [N/L][K][L] by precision, probs float32 alike; labels, ranks int32
+//            [N]; losses float32 [N]. Computed in float32, dlogits rounded once.
 // Work       one block of 512 threads per 8 neighbouring lanes: 64 threads share the K classes of a
-//            lane, so that a warp reads four runs of 32 bytes, and even a small batch occupies
+//            lane, so that a warp reads four runs of 8 lanes, and even a small batch occupies
 //            several multiprocessors. Three passes over the classes (maximum; sum and rank;
 //            outputs), of which all but the first read the cache.
 // Shared     2048 bytes: one value, a float or an int, of 64 threads x 8 lanes.
 // Barriers   those of reduce(), below.
 // Needs      lanes a multiple of 8, 1 <= valid <= N.
-// Cost       4 bytes per logit read, 4 for each of probs and dlogits written; two exponentials per
-//            logit: bound by the launch.
+// Cost       4 bytes per logit read, 4 for each of probs and dlogits written (in bf16 2, 4 and 2);
+//            two exponentials per logit: bound by the launch.
 #include "softmax.hpp"
 
 #include <cmath>
@@ -25,7 +25,7 @@
 namespace convnet {
 namespace {
 
-constexpr int kLanes = 8;      // 32 bytes, the unit of memory traffic
+constexpr int kLanes = 8;      // 32 bytes of float32, the unit of memory traffic
 constexpr int kSegments = 64;  // threads per lane
 constexpr int kThreads = kLanes * kSegments;
 
@@ -55,14 +55,15 @@ __device__ __forceinline__ T reduce(T mine, Combine combine) {
   return result;
 }
 
+template <class T>
 __global__ void __launch_bounds__(kThreads)
     softmax_cross_entropy_kernel(SoftmaxShape shape,
-                                 const float* __restrict__ logits,
+                                 const T* __restrict__ logits,
                                  const int32_t* __restrict__ labels,
                                  float* __restrict__ losses,
                                  int32_t* __restrict__ ranks,
                                  float* __restrict__ probs,
-                                 float* __restrict__ dlogits) {
+                                 T* __restrict__ dlogits) {
   const int segment = static_cast<int>(threadIdx.x) / kLanes;
   const int64_t n = int64_t{blockIdx.x} * kLanes + threadIdx.x % kLanes;
   const int64_t block = blockIdx.x / static_cast<unsigned>(shape.lanes / kLanes);
@@ -71,17 +72,17 @@ __global__ void __launch_bounds__(kThreads)
   const bool exists = n < shape.valid;
   const int32_t label = exists ? labels[n] : 0;
   const bool known = label >= 0 && label < shape.K;
-  const float x_label = known ? logits[first + label * shape.lanes] : NAN;
+  const float x_label = known ? load1(logits + first + label * shape.lanes) : NAN;
 
   float largest = -INFINITY;
   for (int64_t k = segment; k < shape.K; k += kSegments)
-    largest = fmaxf(largest, logits[first + k * shape.lanes]);
+    largest = fmaxf(largest, load1(logits + first + k * shape.lanes));
   largest = reduce(largest, [](float a, float b) { return fmaxf(a, b); });
 
   float sum = 0.0f;
   int before = 0;
   for (int64_t k = segment; k < shape.K; k += kSegments) {
-    const float x = logits[first + k * shape.lanes];
+    const float x = load1(logits + first + k * shape.lanes);
     sum += expf(x - largest);
     const bool behind = x < x_label || (x == x_label && k >= label);
     before += !behind && k != label;
@@ -96,11 +97,11 @@ __global__ void __launch_bounds__(kThreads)
   if (!probs && !dlogits) return;
   for (int64_t k = segment; k < shape.K; k += kSegments) {
     const int64_t i = first + k * shape.lanes;
-    const float prob = expf(logits[i] - largest) / sum;
+    const float prob = expf(load1(logits + i) - largest) / sum;
     if (probs) probs[i] = exists ? prob : 0.0f;
     if (dlogits) {
       const float slope = (k == label ? prob - 1.0f : prob) / static_cast<float>(shape.valid);
-      dlogits[i] = !exists ? 0.0f : known ? slope : NAN;
+      store1(dlogits + i, !exists ? 0.0f : known ? slope : NAN);
     }
   }
 }
@@ -108,12 +109,13 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void softmax_cross_entropy(const SoftmaxShape& shape,
-                           const float* logits,
+                           Precision precision,
+                           const void* logits,
                            const int32_t* labels,
                            float* losses,
                            int32_t* ranks,
                            float* probs,
-                           float* dlogits,
+                           void* dlogits,
                            Stream stream) {
   const char* op = "softmax_cross_entropy";
   image_blocks(op, shape.N, shape.lanes);  // checks the lanes
@@ -123,9 +125,12 @@ void softmax_cross_entropy(const SoftmaxShape& shape,
           kMaxGrid, ", got K=", shape.K);
   require(shape.N / kLanes <= kMaxGrid, op,
           ": the batch is too large for one launch, got N=", shape.N);
-  launch(softmax_cross_entropy_kernel, Dim3(static_cast<unsigned>(shape.N / kLanes)),
-         Dim3(kThreads), sizeof(Columns<float>), stream, shape, logits, labels, losses, ranks,
-         probs, dlogits);
+  with_element(precision, [&](auto element) {
+    using T = decltype(element);
+    launch(softmax_cross_entropy_kernel<T>, Dim3(static_cast<unsigned>(shape.N / kLanes)),
+           Dim3(kThreads), sizeof(Columns<float>), stream, shape, static_cast<const T*>(logits),
+           labels, losses, ranks, probs, static_cast<T*>(dlogits));
+  });
 }
 
 }  // namespace convnet

@@ -10,12 +10,13 @@ namespace convnet {
 //   probs (may be null) = softmax(logits)        dlogits (may be null) = (probs - onehot) / valid: gradient of the mean loss
 // losses and ranks hold N values; images from `valid` on get 0 everywhere. Labels outside 0..K-1 give NaN loss, gradient and rank K.
 void softmax_cross_entropy(const SoftmaxShape& shape,
-                           const float* logits,
+                           Precision precision,
+                           const void* logits,
                            const int32_t* labels,
                            float* losses,
                            int32_t* ranks,
                            float* probs,
-                           float* dlogits,
+                           void* dlogits,
                            Stream stream);
 
 }  // namespace convnet

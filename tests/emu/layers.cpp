@@ -71,28 +71,30 @@ const ConvShape conv_shape{.N = 8,
 
 void conv() {
   const Array<float> y(8 * 20 * 12 * 11);
-  conv_forward(conv_shape, values(8 * 6 * 12 * 11), values(6 * 3 * 3 * 20), values(20), y, true,
-               nullptr);
+  conv_forward(conv_shape, Precision::fp32, values(8 * 6 * 12 * 11), values(6 * 3 * 3 * 20),
+               values(20), y, true, nullptr);
   take(y);
 }
 
 void conv_filter() {
   const Array<float> workspace(
-      static_cast<std::size_t>(conv_backward_filter_workspace(conv_shape)) / 4 + 1);
+      static_cast<std::size_t>(conv_backward_filter_workspace(conv_shape, Precision::fp32)) / 4 +
+      1);
   const Array<float> dweight(6 * 3 * 3 * 20), dbias(20);
   const Array<float> dy = values(8 * 20 * 12 * 11), x = values(8 * 6 * 12 * 11);
-  conv_backward_filter(conv_shape, dy, x, dweight, dbias, workspace, nullptr);
+  conv_backward_filter(conv_shape, Precision::fp32, dy, x, dweight, dbias, workspace, nullptr);
   take(dweight), take(dbias);
 }
 
 void linear() {
   const LinearShape shape{.N = 16, .C = 70, .K = 44, .lanes = 16};
   const Array<float> x = values(16 * 70), dy = values(16 * 44), weight = values(70 * 44);
-  const Array<float> workspace(static_cast<std::size_t>(linear_workspace(shape)) / 4 + 1);
+  const Array<float> workspace(
+      static_cast<std::size_t>(linear_workspace(shape, Precision::fp32)) / 4 + 1);
   const Array<float> y(16 * 44), dx(16 * 70), dweight(70 * 44), dbias(44);
-  linear_forward(shape, x, weight, values(44), y, true, workspace, nullptr);
-  linear_backward_data(shape, dy, weight, dx, workspace, nullptr);
-  linear_backward_filter(shape, dy, x, dweight, dbias, workspace, nullptr);
+  linear_forward(shape, Precision::fp32, x, weight, values(44), y, true, workspace, nullptr);
+  linear_backward_data(shape, Precision::fp32, dy, weight, dx, workspace, nullptr);
+  linear_backward_filter(shape, Precision::fp32, dy, x, dweight, dbias, workspace, nullptr);
   take(y), take(dx), take(dweight), take(dbias);
 }
 
@@ -101,21 +103,22 @@ void softmax() {
   const Array<float> losses(16), probs(16 * 150), dlogits(16 * 150);
   const Array<int32_t> labels(16), ranks(16);
   for (int n = 0; n < 16; ++n) labels[n] = n * 11;
-  softmax_cross_entropy(shape, values(16 * 150), labels, losses, ranks, probs, dlogits, nullptr);
+  softmax_cross_entropy(shape, Precision::fp32, values(16 * 150), labels, losses, ranks, probs,
+                        dlogits, nullptr);
   take(losses), take(probs), take(dlogits);
   for (int n = 0; n < 16; ++n) hash = (hash ^ static_cast<uint64_t>(ranks[n])) * 1099511628211u;
 }
 
 void ingest_images() {
   const IngestShape shape{
-      .N = 8, .valid = 7, .H = 14, .W = 12, .crop = 10, .lanes = 8, .scale = 0.5f};
+      .N = 8, .valid = 7, .H = 14, .W = 12, .crop = 10, .lanes = 8, .scale = 0.5f, .fold = 1};
   const Array<uint8_t> images(7 * 14 * 12 * 3);
   for (int i = 0; i < 7 * 14 * 12 * 3; ++i) images[i] = static_cast<uint8_t>(i * 7919 % 251);
   const Array<int32_t> windows(7 * 3);
   for (int n = 0; n < 7; ++n)
     windows[3 * n] = n % 5, windows[3 * n + 1] = n % 3, windows[3 * n + 2] = n % 2;
   const Array<float> y(8 * 3 * 10 * 10);
-  ingest(shape, images, windows, values(7 * 3), values(3 * 10 * 10), y, nullptr);
+  ingest(shape, Precision::fp32, images, windows, values(7 * 3), values(3 * 10 * 10), y, nullptr);
   take(y);
 }
 

@@ -11,6 +11,7 @@
 //   rsqrtf(x)                    1 / sqrt(x), on a GPU within 2 units in the last place
 //   warp_sum / warp_max      reduction over the 32 lanes of a warp (float, int), same in every lane; all 32 lanes must call it
 //   warp_shuffle_xor         the value (float, int) of lane (lane ^ mask); all 32 lanes must call it
+//   warp_uniform(int)        the value of lane 0; all 32 lanes must call it
 //
 // Numbers
 //   to_float(bf16), to_bf16(float)           rounded to nearest, ties to even; NaN becomes 0x7fff
@@ -26,7 +27,7 @@
 //
 // Copies from global to shared memory that run on their own (cp.async, sm_80)
 //   copy_async<bytes>(target, source, exists)    4, 8 or 16 bytes, both addresses aligned to them; zeros where !exists
-//                                                (the source is then not read and may be any address)
+//                                                (the source is then not read and may be any such address)
 //   copy_async_commit()                          closes this thread's group of copies
 //   copy_async_wait<left>()                      until at most `left` of this thread's groups are under way; others see
 //                                                the copies behind the next barrier

@@ -84,6 +84,7 @@ void Block::start_block(uint64_t number) {
   index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
            static_cast<unsigned>(number / grid.x / grid.y)};
   shared.poison();
+  copies.start_block(threads_.size(), shared);
   for (Thread& thread : threads_) {
     thread.word = &kNothing;
     thread.seen = 0;
@@ -142,6 +143,7 @@ void Block::fiber_main() {
 
 // Returns whose turn it is now, nullptr when the last block is done.
 Thread* Block::end_thread(Thread& thread) {
+  copies.check_end(thread.number);
   if (sm90_used_) sm90_->end_thread(thread);
   thread.word = &kForEver;
   thread.seen = 0;

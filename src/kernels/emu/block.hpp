@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "fiber.hpp"
+#include "pending_copies.hpp"
 #include "shared_memory.hpp"
 
 namespace convnet::emu {
@@ -92,6 +93,7 @@ class Block {
  public:
   Index grid, extent, index;  // gridDim, blockDim, blockIdx
   SharedMemory shared;
+  PendingCopies copies;
 
   Block();
   ~Block();

@@ -100,8 +100,9 @@ __forceinline__ uint32_t pack_bf16(float low, float high) {
 
 __forceinline__ float round_tf32(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if (x != x) return std::bit_cast<float>(0x7fffe000u);
   const bool finite = (bits >> 23 & 0xff) != 0xff;
-  return std::bit_cast<float>((finite ? bits + 0x1000u : bits) & 0xffffe000u);
+  return std::bit_cast<float>(finite ? (bits + 0x1000u) & 0xffffe000u : bits);
 }
 
 __forceinline__ float4 load4(const bf16* address,

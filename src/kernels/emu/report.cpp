@@ -7,6 +7,7 @@
 
 #include "../check.hpp"
 #include "block.hpp"
+#include "copy_async.hpp"
 #include "sm90.hpp"
 
 namespace convnet::emu {
@@ -19,6 +20,13 @@ void fail(const std::string& text) {
 void fail_unaligned(const void* address, int bytes, Site site) {
   fail(message(bytes, "-byte access in ", describe(site), " to an address that is no multiple of ",
                bytes, " (", address, ")"));
+}
+
+void fail_not_shared(const char* operation, const void* address, Site site) {
+  const SharedMemory& shared = here->block->shared;
+  fail(message(operation, " in ", describe(site), " to an address outside the ", shared.size(),
+               " bytes of shared memory, at byte ",
+               static_cast<const unsigned char*>(address) - shared.data()));
 }
 
 std::string describe(Index index) { return message("(", index.x, ",", index.y, ",", index.z, ")"); }

@@ -1,6 +1,7 @@
 // The shared memory of the block that runs: as many bytes as the launch asked for, and traps on both sides.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -24,6 +25,10 @@ class SharedMemory {
 
   unsigned char* data() const { return data_; }
   std::size_t size() const { return size_; }
+  bool holds(const void* address, std::size_t bytes) const {
+    const auto offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(data_);
+    return bytes <= size_ && offset <= size_ - bytes;
+  }
 
  private:
   std::unique_ptr<unsigned char[]> memory_;

@@ -59,6 +59,12 @@ T warp_shuffle_xor(T value, int mask, std::source_location site = std::source_lo
   return emu::meet(Request{value, mask}, "warp_shuffle_xor", site, exchange).value;
 }
 
+inline int warp_uniform(int value, std::source_location site = std::source_location::current()) {
+  return emu::meet(value, "warp_uniform", site, [](const int* in, int* out) {
+    for (int lane = 0; lane < emu::kWarpLanes; ++lane) out[lane] = in[0];
+  });
+}
+
 template <class T>
 T warp_sum(T value, std::source_location site = std::source_location::current()) {
   return emu::butterfly(value, "warp_sum", site, [](T a, T b) { return a + b; });

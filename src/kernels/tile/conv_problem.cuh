@@ -13,17 +13,18 @@ struct ConvProblem {
   int C, H, W, K, R, S, P, Q;
   int stride, pad_top, pad_left;
   int groups, lanes;
+  int weight_row;   // values of a row of the weights: K, in bf16 rounded up to a multiple of 8
   int64_t columns;  // GEMM-N
-  int64_t x_block;  // floats of one image block of x and dx
-  int64_t y_block;  // floats of one image block of y and dy
-  int x_channel;    // floats of one channel of a block: H * W * lanes
+  int64_t x_block;  // values of one image block of x and dx
+  int64_t y_block;  // values of one image block of y and dy
+  int x_channel;    // values of one channel of a block: H * W * lanes
   int y_channel;    // P * Q * lanes
 
-  // Four neighbouring filters of a weight row are 16-byte aligned.
-  __host__ __device__ bool aligned_filters() const { return K % 4 == 0; }
+  // Slots of a weight row (loaders.cuh) are 16-byte aligned, and lie inside or outside as a whole.
+  __host__ __device__ bool whole_filters() const { return weight_row % 4 == 0; }
 };
 
-inline ConvProblem conv_problem(const char* op, const ConvShape& s) {
+inline void check(const char* op, const ConvShape& s) {
   require(s.N >= 1 && s.C >= 1 && s.H >= 1 && s.W >= 1 && s.K >= 1 && s.R >= 1 && s.S >= 1, op,
           ": every size must be at least 1, got N=", s.N, " C=", s.C, " H=", s.H, " W=", s.W,
           " K=", s.K, " R=", s.R, " S=", s.S, "; skip the call for empty tensors");
@@ -46,7 +47,7 @@ inline ConvProblem conv_problem(const char* op, const ConvShape& s) {
       " images must have fewer than 2^31 values, got C/groups*H*W=", s.C / s.groups * s.H * s.W,
       " K/groups*P*Q=", s.K / s.groups * s.P * s.Q, "; use fewer lanes or smaller images");
   require(
-      s.C / s.groups * s.R * s.S * (s.K / s.groups) < limit, op,
+      s.C / s.groups * s.R * s.S * round_up(s.K / s.groups, 8) < limit, op,
       ": the filters of a group must have fewer than 2^31 values, got C/groups=", s.C / s.groups,
       " R=", s.R, " S=", s.S, " K/groups=", s.K / s.groups, "; use more groups");
   require(s.P * s.stride + s.R < spatial_limit && s.Q * s.stride + s.S < spatial_limit &&
@@ -56,11 +57,16 @@ inline ConvProblem conv_problem(const char* op, const ConvShape& s) {
           "; reduce stride or padding");
   require(s.groups <= 65535, op, ": groups must be at most 65535, got ", s.groups,
           "; run the groups in several calls");
+}
+
+// Of a checked shape.
+inline ConvProblem conv_problem(const ConvShape& s, Precision precision) {
   ConvProblem p{};
   p.C = int(s.C / s.groups), p.H = int(s.H), p.W = int(s.W);
   p.K = int(s.K / s.groups), p.R = int(s.R), p.S = int(s.S), p.P = int(s.P), p.Q = int(s.Q);
   p.stride = int(s.stride), p.pad_top = int(s.pad_top), p.pad_left = int(s.pad_left);
   p.groups = int(s.groups), p.lanes = int(s.lanes);
+  p.weight_row = precision == Precision::bf16 ? int(round_up(p.K, 8)) : p.K;
   p.x_channel = int(s.H * s.W * s.lanes), p.y_channel = int(s.P * s.Q * s.lanes);
   p.x_block = s.C * p.x_channel, p.y_block = s.K * p.y_channel;
   return p;
@@ -70,6 +76,19 @@ inline ConvProblem conv_problem(const char* op, const ConvShape& s) {
 struct Pixel {
   int64_t block;
   int row, column, lane;
+
+  // To the GEMM column `by` further on, which is few pixels away.
+  __device__ __forceinline__ void advance(int by, int rows, int columns, int lanes) {
+    lane += by;
+    while (lane >= lanes) {
+      lane -= lanes;
+      if (++column < columns) continue;
+      column = 0;
+      if (++row < rows) continue;
+      row = 0;
+      ++block;
+    }
+  }
 };
 
 __device__ __forceinline__ Pixel pixel_of(int64_t index, int rows, int columns, int lanes) {

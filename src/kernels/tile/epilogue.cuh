@@ -10,26 +10,48 @@ __device__ __forceinline__ float4 rectified(float4 v) {
                 v.w <= 0.0f ? 0.0f : v.w};
 }
 
-// out[column][row] = sums, rows contiguous: the shape of weight gradients. 16-byte stores where
-// rows is a multiple of 4.
-template <class T>
-__device__ __forceinline__ void store_transposed(
-    const Sums<T>& sums, float* out, int first_row, int rows, int first_column, int columns) {
+__device__ __forceinline__ float4 add(float4 v, float b) {
+  return float4{v.x + b, v.y + b, v.z + b, v.w + b};
+}
+
+// A GEMM column n of an activation whose blocks have `size` columns each.
+struct Place {
+  int64_t block;
+  int rest;
+
+  // To the column `by` further on.
+  __device__ __forceinline__ void advance(int by, int size) {
+    rest += by;
+    while (rest >= size) rest -= size, ++block;
+  }
+};
+
+__device__ __forceinline__ Place place_of(int64_t column, int size) {
+  const int64_t block = column / size;
+  return Place{block, static_cast<int>(column - block * size)};
+}
+
+// out[row][column] = sums, columns contiguous: the shape of weight gradients. 16-byte stores where
+// the number of columns is a multiple of 4.
+template <class Sums>
+__device__ __forceinline__ void store_matrix(
+    const Sums& sums, float* out, int first_row, int rows, int first_column, int columns) {
 #pragma unroll
-  for (int j = 0; j < T::kThreadN; ++j) {
-    if (first_column + sums.column(j) >= columns) continue;
-    float* target = out + int64_t{first_column + sums.column(j)} * rows + first_row;
+  for (int i = 0; i < Sums::kRows; ++i) {
+    const int row = first_row + sums.row(i);
+    if (row >= rows) continue;
 #pragma unroll
-    for (int i = 0; i < T::kThreadM; i += 4) {
-      const int row = sums.row(i);
-      const float v[4] = {sums.value[i][j], sums.value[i + 1][j], sums.value[i + 2][j],
-                          sums.value[i + 3][j]};
-      if (rows % 4 == 0) {
-        if (first_row + row < rows) store4(target + row, float4{v[0], v[1], v[2], v[3]});
+    for (int j = 0; j < Sums::kQuads; ++j) {
+      const int column = first_column + sums.column(j);
+      float* target = out + int64_t{row} * columns + column;
+      const float4 v = sums.quad(i, j);
+      if (columns % 4 == 0) {
+        if (column < columns) store4(target, v);
       } else {
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          if (first_row + row + e < rows) target[row + e] = v[e];
+        if (column < columns) target[0] = v.x;
+        if (column + 1 < columns) target[1] = v.y;
+        if (column + 2 < columns) target[2] = v.z;
+        if (column + 3 < columns) target[3] = v.w;
       }
     }
   }

@@ -1,12 +1,13 @@
-// Work split over quads: four neighbouring values, as a rule four image lanes, moved by one 16-byte
-// access.
+// Work split over quads: four neighbouring values, as a rule four image lanes, moved by one access
+// of 16 bytes (float) or 8 (bf16). Kernels take the element type of activations as a template
+// parameter T, compute in float32, and round once, as they store.
 //
 //   map        one thread per quad of `count` contiguous values, any layout
-//   LaneGrid   one thread per 1 or 4 lanes of one pixel of one plane; a plane is whatever the op walks
-//              apart from pixels and lanes (image blocks x channels, ...). Pixels and lanes are
-//              contiguous, so that neighbouring threads touch neighbouring memory. A thread block never
-//              spans two planes: the divisions that find a thread's place are then 32 bits wide, and
-//              64 bits are left to the addresses.
+//   LaneGrid   one thread per 1 or 4 lanes of one pixel of one plane; a plane is whatever the op
+//              walks apart from pixels and lanes (image blocks x channels, ...). Pixels and lanes
+//              are contiguous, so that neighbouring threads touch neighbouring memory. A thread block
+//              never spans two planes: the divisions that find a thread's place are then 32 bits
+//              wide, and 64 bits are left to the addresses.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -41,29 +42,44 @@ __device__ __forceinline__ int64_t map_index() {
   return 4 * (int64_t{blockIdx.x} * kQuadThreads + threadIdx.x);
 }
 
-// y[i] = f(a[i]). The thread whose quad is cut short takes its values one by one.
+// One value, as load4 and store4 do with four.
+__device__ __forceinline__ float load1(const float* address) { return *address; }
+__device__ __forceinline__ float load1(const bf16* address) { return to_float(*address); }
+__device__ __forceinline__ void store1(float* address, float value) { *address = value; }
+__device__ __forceinline__ void store1(bf16* address, float value) { *address = to_bf16(value); }
+
+// Calls f with an element of the type that activations have: with_element(precision,
+// [&](auto element) { using T = decltype(element); ... }).
 template <class Function>
-__device__ __forceinline__ void map(int64_t count, const float* a, float* y, Function f) {
+void with_element(Precision precision, Function f) {
+  if (precision == Precision::bf16)
+    f(bf16{});
+  else
+    f(float{});
+}
+
+// y[i] = f(a[i]). The thread whose quad is cut short takes its values one by one.
+template <class T, class Function>
+__device__ __forceinline__ void map(int64_t count, const T* a, T* y, Function f) {
   int64_t i = map_index();
   if (i + 4 <= count) {
     const float4 u = load4(a + i);
     store4(y + i, float4{f(u.x), f(u.y), f(u.z), f(u.w)});
   } else {
-    for (; i < count; ++i) y[i] = f(a[i]);
+    for (; i < count; ++i) store1(y + i, f(load1(a + i)));
   }
 }
 
 // y[i] = f(a[i], b[i])
-template <class Function>
-__device__ __forceinline__ void map(
-    int64_t count, const float* a, const float* b, float* y, Function f) {
+template <class T, class Function>
+__device__ __forceinline__ void map(int64_t count, const T* a, const T* b, T* y, Function f) {
   int64_t i = map_index();
   if (i + 4 <= count) {
     const float4 u = load4(a + i);
     const float4 v = load4(b + i);
     store4(y + i, float4{f(u.x, v.x), f(u.y, v.y), f(u.z, v.z), f(u.w, v.w)});
   } else {
-    for (; i < count; ++i) y[i] = f(a[i], b[i]);
+    for (; i < count; ++i) store1(y + i, f(load1(a + i), load1(b + i)));
   }
 }
 

@@ -8,6 +8,8 @@
 //            thread 0 the warps in ascending order.
 // Shared     sum_rows: one float per warp.
 // Barriers   sum_rows: one, behind which thread 0 sees the sum of every warp.
+//            Partial sums, biases and bias gradients are float32; what sum_parts writes and sum_rows
+//            reads is float32 or bf16.
 // Needs      parts `stride` floats apart, stride a multiple of 4; 16-byte aligned pointers.
 // Cost       each partial value is read once: bound by memory, or by L2 where the parts still lie
 //            there.
@@ -29,13 +31,17 @@ namespace {
 
 constexpr int kSumThreads = 256;
 
+__device__ __forceinline__ void store(float* target, float value) { *target = value; }
+__device__ __forceinline__ void store(bf16* target, float value) { *target = to_bf16(value); }
+
+template <class Element>
 __global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(int64_t count,
                                                                 int parts,
                                                                 int64_t stride,
                                                                 const float* partial,
                                                                 const ChannelBias bias,
                                                                 bool relu,
-                                                                float* out) {
+                                                                Element* out) {
   const int64_t first = (int64_t{blockIdx.x} * kSumThreads + threadIdx.x) * 4;
   if (first >= count) return;
   float4 sum = load4(partial + first);
@@ -51,18 +57,18 @@ __global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(int64_t count,
   if (first + 4 <= count) {
     store4(out + first, sum);
   } else {  // the last 1..3 values
-    out[first] = sum.x;
-    if (first + 1 < count) out[first + 1] = sum.y;
-    if (first + 2 < count) out[first + 2] = sum.z;
+    store(out + first, sum.x);
+    if (first + 1 < count) store(out + first + 1, sum.y);
+    if (first + 2 < count) store(out + first + 2, sum.z);
   }
 }
 
 // dy [blocks][rows][size] -> partial [blocks][stride], size a multiple of 4.
-template <int kThreads>
+template <int kThreads, class Element>
 __global__ void __launch_bounds__(kThreads)
-    sum_rows_kernel(int64_t size, int64_t stride, const float* dy, float* partial) {
+    sum_rows_kernel(int64_t size, int64_t stride, const Element* dy, float* partial) {
   auto& warp_sums = shared_storage<float[kThreads / 32]>();
-  const float* row = dy + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * size;
+  const Element* row = dy + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * size;
   float sum = 0.0f;
   for (int64_t i = threadIdx.x * 4; i < size; i += kThreads * 4) {
     const float4 v = load4(row + i);
@@ -79,33 +85,37 @@ __global__ void __launch_bounds__(kThreads)
 
 // out = the parts in ascending order, each round_up(count, 4) floats apart; then bias and ReLU
 // where asked.
-inline void sum_parts(int64_t count,
-                      int64_t parts,
-                      const float* partial,
-                      float* out,
-                      Stream stream,
-                      ChannelBias bias = {nullptr, 1, 1},
-                      bool relu = false) {
-  launch(sum_parts_kernel, Dim3(unsigned(ceil_div(count, 4 * kSumThreads))), Dim3(kSumThreads), 0,
-         stream, count, int(parts), round_up(count, 4), partial, bias, relu, out);
+template <class Element>
+void sum_parts(int64_t count,
+               int64_t parts,
+               const float* partial,
+               Element* out,
+               Stream stream,
+               ChannelBias bias = {nullptr, 1, 1},
+               bool relu = false) {
+  launch(sum_parts_kernel<Element>, Dim3(unsigned(ceil_div(count, 4 * kSumThreads))),
+         Dim3(kSumThreads), 0, stream, count, int(parts), round_up(count, 4), partial, bias, relu,
+         out);
 }
 
 // dbias[row] = sum over blocks and the `size` values of a row of dy [blocks][rows][size]. The
 // workspace takes blocks * round_up(rows, 4) floats.
-inline void sum_rows(int64_t blocks,
-                     int64_t rows,
-                     int64_t size,
-                     const float* dy,
-                     float* dbias,
-                     float* workspace,
-                     Stream stream) {
+template <class Element>
+void sum_rows(int64_t blocks,
+              int64_t rows,
+              int64_t size,
+              const Element* dy,
+              float* dbias,
+              float* workspace,
+              Stream stream) {
   const Dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(blocks));
   const int64_t stride = round_up(rows, 4);
   if (size >= 1024)
-    launch(sum_rows_kernel<256>, grid, Dim3(256), 8 * sizeof(float), stream, size, stride, dy,
-           workspace);
+    launch(sum_rows_kernel<256, Element>, grid, Dim3(256), 8 * sizeof(float), stream, size, stride,
+           dy, workspace);
   else  // linear layers and small maps: one warp has enough threads for a row
-    launch(sum_rows_kernel<32>, grid, Dim3(32), sizeof(float), stream, size, stride, dy, workspace);
+    launch(sum_rows_kernel<32, Element>, grid, Dim3(32), sizeof(float), stream, size, stride, dy,
+           workspace);
   sum_parts(rows, blocks, workspace, dbias, stream);
 }
 

@@ -1,10 +1,11 @@
-// Tables of kernels that differ in their tile alone, the choice among them, and the grid that
-// covers the output.
+// Tables of the kernels of an op, the choice among them, and the grid that covers the output.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 #include "../check.hpp"
+#include "../variants.hpp"
 #include "gemm_tile.cuh"
 
 namespace convnet {
@@ -12,37 +13,74 @@ namespace convnet {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-template <class Kernel>
+// Into how many parts of equal length, but for the last, `total` falls when about `wanted` are asked for.
+constexpr int64_t even_parts(int64_t total, int64_t wanted) {
+  return ceil_div(total, ceil_div(total, std::clamp(wanted, int64_t{1}, total)));
+}
+
+// One row of an op's table. Arguments is whatever its launcher takes.
+template <class Shape, class Arguments>
 struct Variant {
-  int rows, columns, threads;
-  std::size_t shared_bytes;
-  Kernel kernel;
+  const char* name;
+  Precision precision;
+  int architecture;   // the least one it runs on; 90 is the only one of its kernels (sm_90a)
+  int rows, columns;  // of its tile
+  const char* when;   // `takes` in words
+  bool (*takes)(const Shape&);
+  void (*run)(const Shape&, const Arguments&);
+
+  bool runs_here() const {
+    if (architecture <= 80) return true;
+    return architecture == 90 ? convnet::architecture() == 90
+                              : convnet::architecture() >= architecture;
+  }
 };
 
-template <class T, class Kernel>
-constexpr Variant<Kernel> variant(Kernel kernel) {
-  return {T::kM, T::kN, T::kThreads, sizeof(Stages<T>), kernel};
+// A row whose kernels are instances of T, a tile.
+template <class T, class Shape, class Arguments>
+constexpr Variant<Shape, Arguments> variant(const char* name,
+                                            const char* when,
+                                            bool (*takes)(const Shape&),
+                                            void (*run)(const Shape&, const Arguments&)) {
+  return {name, T::Arithmetic::kPrecision, 80, T::kM, T::kN, when, takes, run};
 }
 
-// The first variant, unless a later one has at least a fifth fewer rows to compute: small tiles
-// read more per product, so tables start with the largest.
-template <class Kernel, std::size_t kCount>
-const Variant<Kernel>& best_rows(const Variant<Kernel> (&table)[kCount], int64_t rows) {
-  const Variant<Kernel>* best = &table[0];
-  for (const Variant<Kernel>& candidate : table)
-    if (5 * round_up(rows, candidate.rows) <= 4 * round_up(rows, best->rows)) best = &candidate;
-  return *best;
+// The first row of this precision that runs here and takes the shape, or the forced one.
+template <class Shape, class Arguments, std::size_t kCount>
+const Variant<Shape, Arguments>& choose(const char* op,
+                                        const Variant<Shape, Arguments> (&table)[kCount],
+                                        const Shape& shape,
+                                        Precision precision) {
+  const std::string forced = forced_variants().of(op);
+  for (const auto& row : table) {
+    const bool fits = row.precision == precision && row.runs_here() && row.takes(shape);
+    require(fits || forced != row.name, op, ": the forced variant ", forced,
+            " does not take this shape, precision or device; it is for ", row.when);
+    if (fits && (forced.empty() || forced == row.name)) return row;
+  }
+  require(false, op, ": no variant ", forced, " for this shape and precision; see variants()");
+  return table[0];
 }
 
-// One block per tile: columns along x, rows along y, `layers` (groups, parts) along z.
-template <class Kernel>
-Dim3 output_grid(
-    const char* op, const Variant<Kernel>& tile, int64_t rows, int64_t columns, int64_t layers) {
-  const int64_t x = ceil_div(columns, tile.columns), y = ceil_div(rows, tile.rows);
+template <class Shape, class Arguments, std::size_t kCount>
+std::vector<VariantRow> listed(const char* op, const Variant<Shape, Arguments> (&table)[kCount]) {
+  std::vector<VariantRow> rows;
+  for (const auto& row : table)
+    rows.push_back({op, row.name, row.precision, row.architecture,
+                    message(row.rows, "x", row.columns), row.when});
+  return rows;
+}
+
+// Tiles of 128 (rows or columns) would be half empty: at most one and a half of them are needed.
+constexpr bool half_filled_tiles(int64_t extent) {
+  return extent <= 64 || (extent > 128 && extent <= 192);
+}
+
+// One block per tile: tiles along x and y, `layers` (groups, parts) along z.
+inline Dim3 tile_grid(const char* op, int64_t x, int64_t y, int64_t layers) {
   require(x <= 2147483647 && y <= 65535 && layers <= 65535, op,
           ": the grid takes at most 2147483647 x 65535 x 65535 tiles, got ", x, " x ", y, " x ",
-          layers, " for ", columns, " columns and ", rows,
-          " rows; run the batch or the groups in parts");
+          layers, "; run the batch or the groups in parts");
   return Dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(layers));
 }
 

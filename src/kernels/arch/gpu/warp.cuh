@@ -8,6 +8,11 @@ __device__ __forceinline__ T warp_shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+// The value of lane 0, which the compiler then knows to be the same in all lanes: branches on it are no divergence.
+__device__ __forceinline__ int warp_uniform(int value) {
+  return __shfl_sync(0xffffffffu, value, 0);
+}
+
 // A butterfly: every lane adds in the same order, so that all hold the same bits.
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {

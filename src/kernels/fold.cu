@@ -1,0 +1,96 @@
+// The weight of a folded convolution, and its gradient back again.
+//
+// What       A convolution of stride s without padding is one of stride 1 on an image folded s x s,
+//            in which pixel (i, j) of channel c is pixel (i/s, j/s) of channel c*s*s + i%s*s + j%s:
+//            its taps fold alike, tap (r, t) of channel c to tap (r/s, t/s) of channel c*s*s +
+//            r%s*s + t%s. fold_weight rounds and moves the values there and writes zero where a tap
+//            has no original, and in the padding; unfold_gradient reads from there.
+// Tensors    weight, gradient float32 [g][C/g][R][S][K/g]; copy bf16 [g][C/g*s*s][R'][S'][K8] with
+//            K8 = round_up(K/g, 8); folded float32 [g][C/g*s*s][R'][S'][K/g]; R' = ceil(R/s), S' =
+//            ceil(S/s).
+// Work       one thread per four neighbouring values of the copy, one per value of the gradient,
+//            256 threads per block.
+// Shared     none.
+// Barriers   none.
+// Needs      groups that divide C and K; 16-byte aligned arrays.
+// Cost       6 and 8 bytes per value of a first layer's weight: bound by the launch.
+#include "fold.hpp"
+
+#include "arch/arch.cuh"
+#include "tile/quads.cuh"
+#include "tile/weight_copy.cuh"
+
+namespace convnet {
+namespace {
+
+struct Folding {
+  int s;
+  int R, S, folded_R, folded_S;  // taps
+};
+
+__global__ void __launch_bounds__(kQuadThreads)
+    fold_weight_kernel(int64_t count, Folding f, CopyRows rows, const float* weight, bf16* copy) {
+  const int64_t i = map_index();  // in the copy, whose rows are whole quads
+  if (i >= count) return;
+  const int64_t row = i / rows.padded;
+  const int64_t line = row / f.folded_S, plane = line / f.folded_R, c = plane / (f.s * f.s);
+  const int phase = static_cast<int>(plane - c * (f.s * f.s));
+  const int r = static_cast<int>(line - plane * f.folded_R) * f.s + phase / f.s;
+  const int t = static_cast<int>(row - line * f.folded_S) * f.s + phase % f.s;
+  float4 quad{0.0f, 0.0f, 0.0f, 0.0f};
+  if (r < f.R && t < f.S)
+    quad =
+        load_row4(weight + ((c * f.R + r) * f.S + t) * rows.columns, rows, i - row * rows.padded);
+  store4(copy + i, quad);
+}
+
+__global__ void __launch_bounds__(kQuadThreads) unfold_gradient_kernel(
+    int64_t count, Folding f, int64_t columns, const float* folded, float* gradient) {
+  const int64_t i = int64_t{blockIdx.x} * kQuadThreads + threadIdx.x;
+  if (i >= count) return;
+  const int64_t row = i / columns, line = row / f.S, c = line / f.R;
+  const int r = static_cast<int>(line - c * f.R), t = static_cast<int>(row - line * f.S);
+  const int64_t plane = (c * f.s + r % f.s) * f.s + t % f.s;
+  const int64_t from = (plane * f.folded_R + r / f.s) * f.folded_S + t / f.s;
+  gradient[i] = folded[from * columns + (i - row * columns)];
+}
+
+Folding folding(const char* op, const ConvShape& shape) {
+  require(shape.groups >= 1 && shape.C >= 1 && shape.K >= 1 && shape.C % shape.groups == 0 &&
+              shape.K % shape.groups == 0,
+          op, ": groups must divide channels and filters, got C=", shape.C, " K=", shape.K,
+          " groups=", shape.groups);
+  require(shape.R >= 1 && shape.S >= 1 && shape.R <= 65535 && shape.S <= 65535 &&
+              shape.stride >= 1 && shape.stride <= 255,
+          op, ": filters must be 1 to 65535 wide and high and the stride 1 to 255, got R=", shape.R,
+          " S=", shape.S, " stride=", shape.stride);
+  const int64_t s = shape.stride;
+  return Folding{static_cast<int>(s), static_cast<int>(shape.R), static_cast<int>(shape.S),
+                 static_cast<int>((shape.R + s - 1) / s), static_cast<int>((shape.S + s - 1) / s)};
+}
+
+}  // namespace
+
+void fold_weight(const ConvShape& shape, const float* weight, bf16* copy, Stream stream) {
+  const char* op = "fold_weight";
+  const Folding f = folding(op, shape);
+  const int64_t columns = shape.K / shape.groups;
+  const CopyRows rows = copy_rows(op, columns, columns);
+  const int64_t count = shape.C * f.s * f.s * f.folded_R * f.folded_S * rows.padded;
+  launch(fold_weight_kernel, map_grid(op, count), Dim3(kQuadThreads), 0, stream, count, f, rows,
+         weight, copy);
+}
+
+void unfold_gradient(const ConvShape& shape, const float* folded, float* gradient, Stream stream) {
+  const char* op = "unfold_gradient";
+  const Folding f = folding(op, shape);
+  const int64_t columns = shape.K / shape.groups;
+  const int64_t count = shape.C * f.R * f.S * columns;
+  const int64_t blocks = (count + kQuadThreads - 1) / kQuadThreads;
+  require(blocks <= kMaxGrid, op, ": the weight is too large for one launch, got ", count,
+          " values");
+  launch(unfold_gradient_kernel, Dim3(static_cast<unsigned>(blocks)), Dim3(kQuadThreads), 0, stream,
+         count, f, columns, folded, gradient);
+}
+
+}  // namespace convnet

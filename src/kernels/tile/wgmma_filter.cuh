@@ -1,0 +1,277 @@
+// Filter-gradient products on Hopper: TMA fills a ring of stages, wgmma multiplies from it.
+//
+// What       dweight[c][r][s][k] = sum over image blocks, output rows p, columns q and lanes of
+//            dy[n,k,p,q] x[n,c,p*stride-pad+r,q*stride-pad+s]. A linear layer is an image of one row
+//            whose columns are its blocks of 64 images, under a filter of 1 x 1.
+// GEMM       GEMM-M = kFilters filters, 64 per consumer warpgroup; GEMM-N = kTaps taps of one filter
+//            row x kChannels channels; reduction over (block, p, q, lane), cut into parts of whole
+//            chunks. A chunk is up to p.chunk_pixels neighbouring pixels of an output row; rows whose
+//            input row lies outside the image are not loaded.
+// Stage      what one chunk needs:
+//              dy  [pixels][kFilters][64 lanes]
+//              x   [(pixels - 1) * stride + kTaps pixels][kChannels][64 lanes]
+//            in the 128-byte swizzle; channels and filters beyond the last read another group's or
+//            zeros, into sums that nobody stores.
+// Operands   both lie with the reduction, over the lanes, contiguous: K-major. The kTaps x kChannels
+//            columns of a pixel's product are that many neighbouring rows of x: the taps of a filter
+//            row are one window of the strip.
+// Epilogue   float32 sums straight to memory in sectors of 32 bytes (eight neighbouring filters);
+//            parts are added in ascending order by tile/sums.cuh.
+#pragma once
+#include "wgmma_maps.cuh"
+
+namespace convnet {
+
+struct FilterProblem {
+  int C, H, W, K, R, S, P, Q;  // C and K of a group
+  int stride, pad_top, pad_left;
+  int groups, blocks;
+  int filter_tiles, channel_tiles, tap_tiles;
+  int column_chunks, chunk_pixels;  // of an output row
+  int parts;
+  int64_t chunks_per_part;
+  int64_t part_stride;  // floats
+  RingShape ring;
+
+  __host__ __device__ int64_t chunks() const { return int64_t{blocks} * P * column_chunks; }
+  __host__ __device__ int64_t tiles() const {
+    return int64_t{parts} * groups * filter_tiles * channel_tiles * tap_tiles * R;
+  }
+};
+
+template <int kConsumerCount, int kTapsPerTile, int kChannelsPerTile>
+struct FilterTile {
+  static constexpr int kConsumers = kConsumerCount;
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
+  static constexpr int kFilters = kConsumers * 64;
+  static constexpr int kTaps = kTapsPerTile, kChannels = kChannelsPerTile;
+  static constexpr int kColumns = kTaps * kChannels;
+  static constexpr int kDyBytes = kFilters * kSpan, kXBytes = kChannels * kSpan;  // of a pixel
+  static_assert(kChannels % 8 == 0 && kColumns <= 256);
+
+  static int64_t x_pixels(int64_t stride, int64_t pixels) { return (pixels - 1) * stride + kTaps; }
+  static RingShape ring(int64_t stride, int64_t pixels) {
+    return ring_shape(pixels * kDyBytes + x_pixels(stride, pixels) * kXBytes, 0);
+  }
+  // Pixels of a chunk: the most of which two stages fit, so that the window of x is loaded for few
+  // pixels more than it serves; 0 where not even one fits.
+  static int chunk_pixels(int64_t stride, int64_t columns) {
+    int pixels = int(std::min<int64_t>(columns, 4));
+    while (pixels > 0 && (ring(stride, pixels).stages < 2 || x_pixels(stride, pixels) > 256))
+      --pixels;
+    return pixels;
+  }
+  // Of the whole reduction.
+  static int64_t chunks(int64_t stride, int64_t blocks, int64_t P, int64_t Q) {
+    return blocks * P * ceil_div(Q, chunk_pixels(stride, Q));
+  }
+};
+
+// Where a tile lies, and the chunks of its part.
+template <class T>
+struct FilterPlace {
+  int part, group, filter, channel, r, s;
+  int64_t first_chunk, last_chunk;
+
+  __device__ __forceinline__ FilterPlace(const FilterProblem& p, int index) {
+    r = index % p.R;
+    index /= p.R;
+    s = index % p.tap_tiles * T::kTaps;
+    index /= p.tap_tiles;
+    channel = index % p.channel_tiles * T::kChannels;
+    index /= p.channel_tiles;
+    filter = index % p.filter_tiles * T::kFilters;
+    index /= p.filter_tiles;
+    group = index % p.groups;
+    part = index / p.groups;
+    first_chunk = part * p.chunks_per_part;
+    last_chunk = min(first_chunk + p.chunks_per_part, p.chunks());
+  }
+};
+
+// Walks the chunks of a part that exist for a filter row, without divisions on the way.
+struct FilterWalk {
+  int block, row, chunk;
+  int64_t left;
+
+  __device__ __forceinline__ FilterWalk(const FilterProblem& p, int64_t first, int64_t last)
+      : left(last - first) {
+    chunk = int(first % p.column_chunks);
+    const int64_t rows = first / p.column_chunks;
+    row = int(rows % p.P);
+    block = int(rows / p.P);
+  }
+  // The input row under filter row r.
+  __device__ __forceinline__ int input_row(const FilterProblem& p, int r) const {
+    return row * p.stride - p.pad_top + r;
+  }
+  __device__ __forceinline__ bool exists(const FilterProblem& p, int r) const {
+    return unsigned(input_row(p, r)) < unsigned(p.H);
+  }
+  __device__ __forceinline__ int column(const FilterProblem& p) const {
+    return int(int64_t{chunk} * p.Q / p.column_chunks);
+  }
+  __device__ __forceinline__ int column_end(const FilterProblem& p) const {
+    return int((int64_t{chunk} + 1) * p.Q / p.column_chunks);
+  }
+  __device__ __forceinline__ void next(const FilterProblem& p) {
+    --left;
+    if (++chunk < p.column_chunks) return;
+    chunk = 0;
+    if (++row < p.P) return;
+    row = 0;
+    ++block;
+  }
+};
+
+template <class T>
+__device__ __forceinline__ void produce(const FilterProblem& p,
+                                        const TensorMap& dy,
+                                        const TensorMap& x,
+                                        StageRing ring) {
+  const int dy_bytes = p.chunk_pixels * T::kDyBytes;
+  const int bytes = dy_bytes + ((p.chunk_pixels - 1) * p.stride + T::kTaps) * T::kXBytes;
+  const int tiles = int(p.tiles());
+  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const FilterPlace<T> place(p, index);
+    for (FilterWalk walk(p, place.first_chunk, place.last_chunk); walk.left > 0; walk.next(p)) {
+      if (!walk.exists(p, place.r)) continue;
+      unsigned char* stage = ring.begin(bytes);
+      const int column = walk.column(p);
+      tma_load(stage, dy, ring.full(), 0, place.group * p.K + place.filter, column, walk.row,
+               walk.block);
+      tma_load(stage + dy_bytes, x, ring.full(), 0, place.group * p.C + place.channel,
+               column * p.stride - p.pad_left + place.s, walk.input_row(p, place.r), walk.block);
+      ring.next();
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store_sums(const FilterProblem& p,
+                                           const FilterPlace<T>& place,
+                                           const float (&sum)[T::kColumns / 2],
+                                           int first_filter,
+                                           float* dweight) {
+  const int lane = threadIdx.x % 32;
+  float* part = dweight + place.part * p.part_stride;
+#pragma unroll
+  for (int i = 0; i < T::kColumns / 2; ++i) {
+    const int s = place.s + i / 4 * 8 / T::kChannels;
+    const int c = place.channel + i / 4 * 8 % T::kChannels + lane % 4 * 2 + i % 2;
+    const int k = first_filter + i / 2 % 2 * 8;
+    if (s < p.S && c < p.C && k < p.K)
+      part[(((int64_t{place.group} * p.C + c) * p.R + place.r) * p.S + s) * p.K + k] = sum[i];
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void consume(const FilterProblem& p,
+                                        int warpgroup,
+                                        float* dweight,
+                                        StageRing ring) {
+  const int dy_bytes = p.chunk_pixels * T::kDyBytes;
+  const int tiles = int(p.tiles());
+  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const FilterPlace<T> place(p, index);
+    const bool works = place.filter + 64 * warpgroup < p.K;  // else its filters do not exist
+    float sum[T::kColumns / 2];
+#pragma unroll
+    for (int i = 0; i < T::kColumns / 2; ++i) sum[i] = 0.0f;
+
+    int steps = 0;
+    for (FilterWalk walk(p, place.first_chunk, place.last_chunk); walk.left > 0; walk.next(p)) {
+      if (!walk.exists(p, place.r)) continue;
+      unsigned char* stage = ring.await();
+      const uint64_t dy = operand(stage + warpgroup * 64 * kSpan, kAtom, kAtom, Swizzle::bytes128);
+      const uint64_t x = operand(stage + dy_bytes, kAtom, kAtom, Swizzle::bytes128);
+      const int pixels = works ? walk.column_end(p) - walk.column(p) : 0;
+      hold(sum);
+#pragma unroll 1
+      for (int i = 0; i < pixels; ++i) {
+        wgmma_fence();  // in every turn of the loop: the assembler would add it
+        const uint64_t a = advance(dy, i * T::kDyBytes);
+        const uint64_t b = advance(x, i * p.stride * T::kXBytes);
+#pragma unroll
+        for (int n = 0; n < 64; n += kTerms)
+          wgmma<T::kColumns, false, false>(sum, advance(a, n * 2), advance(b, n * 2));
+      }
+      wgmma_commit();
+      ring.next();
+      if (steps++ > 0) {
+        wgmma_wait<1>();  // what read the stage before this one is done
+        ring.release(2);
+      }
+    }
+    wgmma_wait<0>();
+    hold(sum);
+    if (steps > 0) ring.release(1);
+    if (works)
+      store_sums<T>(
+          p, place, sum,
+          place.filter + 64 * warpgroup + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4,
+          dweight);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(T::kThreads, 1)
+    wgmma_filter_kernel(const __grid_constant__ TensorMap dy,
+                        const __grid_constant__ TensorMap x,
+                        const __grid_constant__ FilterProblem p,
+                        float* dweight) {
+  RingBarriers& barriers = shared_storage<RingBarriers>();
+  StageRing ring(barriers, p.ring);
+  if (threadIdx.x == 0) ring.initialise(T::kConsumers * kWarpgroup / 32);
+  __syncthreads();  // the barriers exist
+
+  const int warpgroup = warp_uniform(int(threadIdx.x) / kWarpgroup);
+  if (warpgroup == T::kConsumers) {
+    become_producer<T::kConsumers>();
+    if (threadIdx.x / 32 % 4 == 0 && elect_one()) {
+      prefetch(dy);
+      prefetch(x);
+      produce<T>(p, dy, x, ring);
+    }
+  } else {
+    become_consumer<T::kConsumers>();
+    consume<T>(p, warpgroup, dweight, ring);
+  }
+}
+
+// ---- host
+
+struct FilterCall {
+  Activation dy, x;
+  float* dweight;  // [parts] times dweight, each round_up(count, 4) floats
+  int64_t R, S, stride, pad_top, pad_left, groups;
+  int64_t parts;  // an even_parts of FilterTile::chunks
+};
+
+template <class T>
+void launch_filter(const char* op, const FilterCall& call, Stream stream) {
+  const Activation &dy = call.dy, &x = call.x;
+  FilterProblem p{};
+  p.C = int(x.maps / call.groups), p.H = int(x.rows), p.W = int(x.columns);
+  p.K = int(dy.maps / call.groups), p.P = int(dy.rows), p.Q = int(dy.columns);
+  p.R = int(call.R), p.S = int(call.S), p.stride = int(call.stride);
+  p.pad_top = int(call.pad_top), p.pad_left = int(call.pad_left);
+  p.groups = int(call.groups), p.blocks = int(dy.blocks);
+  p.filter_tiles = int(ceil_div(p.K, T::kFilters));
+  p.channel_tiles = int(ceil_div(p.C, T::kChannels));
+  p.tap_tiles = int(ceil_div(p.S, T::kTaps));
+  p.chunk_pixels = T::chunk_pixels(call.stride, dy.columns);
+  p.column_chunks = int(ceil_div(dy.columns, p.chunk_pixels));
+  p.parts = int(call.parts);
+  p.chunks_per_part = ceil_div(p.chunks(), call.parts);
+  p.part_stride = round_up(call.groups * p.C * p.R * p.S * p.K, 4);
+  p.ring = T::ring(call.stride, p.chunk_pixels);
+  require(p.tiles() < int64_t{1} << 31, op, ": dweight has too many tiles for one launch, got ",
+          p.tiles(), "; use more groups");
+  launch(wgmma_filter_kernel<T>, Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))),
+         Dim3(T::kThreads), std::size_t(p.ring.bytes()), stream,
+         load_map("dy", dy, T::kFilters, p.chunk_pixels),
+         load_map("x", x, T::kChannels, T::x_pixels(call.stride, p.chunk_pixels)), p, call.dweight);
+}
+
+}  // namespace convnet

@@ -1,0 +1,431 @@
+// Forward and data-gradient products on Hopper: TMA fills a ring of stages, wgmma multiplies from it.
+//
+// What       out[n,m,p,q] = sum over rows r and columns s of taps and input maps c of
+//            weight(m, c, r, s) in[n,c,p*stride-pad+r,q*stride-pad+s]; then bias and ReLU where asked.
+//            Forward: in = x, m = filter. Backward data (stride 1): in = dy, m = channel, c = filter,
+//            with flipped taps and pad = R - 1 - pad. A linear layer is an image of one row whose
+//            columns are its blocks of 64 images, under a filter of 1 x 1.
+// GEMM       GEMM-M = 64 image lanes of one pixel, one wgmma row block per pixel; GEMM-N = kMaps maps;
+//            reduction over (r, chunk of kDepth input maps, s, 16 maps), in this order whatever the
+//            tile: sums depend on nothing else. Every pixel being a product of its own, a tap that
+//            lies outside the image for a pixel is not multiplied at all, rows of taps outside are
+//            not even loaded, and tiles have no ragged edge.
+// Tile       up to kPixels neighbouring pixels of a row, 64 images, kMaps maps of a group. The
+//            pixels are dealt to the two consumer warpgroups in turn.
+// Stage      what one filter row and one chunk of input maps need:
+//              strip    [(kPixels - 1) * stride + S pixels][kDepth maps][64 lanes], loaded once and
+//                       used by all S taps: a tap is the same strip read from another pixel on
+//              weights  forward [kMaps / 64][S][kDepth][64 maps]; backward [S][kMaps][kDepth]
+//            Both arrive in the 128-byte swizzle (backward weights in the one of their kDepth * 2
+//            bytes), every pixel and tap at a multiple of 1024 (or the pattern's) bytes.
+// Operands   A = strip, lanes contiguous: M-major. B = weights: forward N-major, backward K-major.
+// Epilogue   sums + bias, ReLU, to bfloat16; stmatrix.trans turns [lane][map] fragments into
+//            [map][lanes] rows in shared memory, a tensor store writes rows of 128 bytes, clipped
+//            to the maps of the group. With several parts: float32 partial sums instead, straight
+//            to memory in sectors of 32 bytes.
+// Schedule   one block per multiprocessor takes every gridDim.x-th tile; rows from the middle
+//            outwards, the short ones last. The producer runs ahead into the next tile while the
+//            consumers still store.
+#pragma once
+#include "variants.cuh"
+#include "wgmma_ring.cuh"
+
+namespace convnet {
+
+struct MapsProblem {
+  int in_maps, in_rows, in_columns;     // of a group
+  int out_maps, out_rows, out_columns;  // of a group
+  int R, S, stride, pad_top, pad_left;
+  int groups, blocks;
+  int column_tiles, map_tiles;
+  int parts, chunks_per_part;  // of kDepth input maps
+  // Elements of `out` from a part, block, map, row and column to the next.
+  int64_t part_stride, block_stride, map_stride, row_stride, column_stride;
+  bool relu;
+  RingShape ring;
+
+  __host__ __device__ int64_t tiles() const {
+    return int64_t{out_rows} * parts * groups * map_tiles * column_tiles * blocks;
+  }
+};
+
+template <int kMapsPerTile, int kPixelsPerTile, int kDepthPerStage, bool kForwardPass>
+struct MapsTile {
+  static constexpr int kMaps = kMapsPerTile, kPixels = kPixelsPerTile, kDepth = kDepthPerStage;
+  static constexpr bool kForward = kForwardPass;
+  static constexpr int kConsumers = 2;
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
+  static constexpr int kPixelsEach = kPixels / kConsumers;  // of a consumer warpgroup
+  static constexpr int kPixelBytes = kDepth * kSpan;
+  static constexpr int kSpans = (kMaps + 63) / 64;  // forward: spans of 64 filters
+  static constexpr int kTapBytes = kForward ? kDepth * kSpan : kMaps * kDepth * 2;
+  static constexpr Swizzle kWeightSwizzle = kForward || kDepth == 64 ? Swizzle::bytes128
+                                            : kDepth == 32           ? Swizzle::bytes64
+                                                                     : Swizzle::bytes32;
+  // Buffers for finished pixels, of each consumer warpgroup.
+  static constexpr int kBuffers = kPixelsEach > 1 ? 2 : 1;
+  static constexpr int kBufferBytes = kMaps * kSpan;
+  static_assert(kPixels % kConsumers == 0 && kMaps % 16 == 0 && kMaps <= 256);
+  static_assert(kDepth == 16 || kDepth == 32 || kDepth == 64);
+
+  __host__ __device__ static constexpr int strip_pixels(int stride, int S) {
+    return (kPixels - 1) * stride + S;
+  }
+  __host__ __device__ static constexpr int strip_bytes(int stride, int S) {
+    return strip_pixels(stride, S) * kPixelBytes;
+  }
+  __host__ __device__ static constexpr int weight_bytes(int S) {
+    return (kForward ? kSpans : 1) * S * kTapBytes;
+  }
+  static constexpr int kOutputBytes = kConsumers * kBuffers * kBufferBytes;
+  static RingShape ring(int64_t stride, int64_t S) {
+    const int64_t strip = ((kPixels - 1) * stride + S) * kPixelBytes;
+    const int64_t weights = (kForward ? kSpans : 1) * S * kTapBytes;
+    return ring_shape(round_up(strip + weights, kAtom), kOutputBytes);
+  }
+  static std::size_t shared_bytes(const RingShape& ring) { return ring.bytes() + kOutputBytes; }
+  // Filters so wide that no two stages fit, or no box, are left to another variant.
+  static bool takes(int64_t stride, int64_t S) {
+    return (kPixels - 1) * stride + S <= 256 && ring(stride, S).stages >= 2;
+  }
+};
+
+// Where a tile lies, and which of its taps exist.
+template <class T>
+struct MapsPlace {
+  int part, group, map, block, row, column, column_end;
+  int r_begin, r_end, chunk_begin, chunk_end;
+
+  __device__ __forceinline__ MapsPlace(const MapsProblem& p, int index) {
+    block = index % p.blocks;
+    index /= p.blocks;
+    const int column_tile = index % p.column_tiles;
+    index /= p.column_tiles;
+    map = index % p.map_tiles * T::kMaps;
+    index /= p.map_tiles;
+    group = index % p.groups;
+    index /= p.groups;
+    part = index % p.parts;
+    row = row_from_middle(index / p.parts, p.out_rows);
+    // Tiles of a row are equally wide, up to one pixel.
+    column = int(int64_t{column_tile} * p.out_columns / p.column_tiles);
+    column_end = int((int64_t{column_tile} + 1) * p.out_columns / p.column_tiles);
+    const int first_row = row * p.stride - p.pad_top;
+    r_begin = max(0, -first_row);
+    r_end = min(p.R, p.in_rows - first_row);
+    chunk_begin = part * p.chunks_per_part;
+    chunk_end = min(chunk_begin + p.chunks_per_part, (p.in_maps + T::kDepth - 1) / T::kDepth);
+  }
+};
+
+template <class T>
+__device__ __forceinline__ void produce(const MapsProblem& p,
+                                        const TensorMap& in,
+                                        const TensorMap& weight,
+                                        StageRing ring) {
+  const int strip_bytes = T::strip_bytes(p.stride, p.S);
+  const int bytes = strip_bytes + T::weight_bytes(p.S);
+  const int tiles = int(p.tiles());
+  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const MapsPlace<T> place(p, index);
+    for (int r = place.r_begin; r < place.r_end; ++r)
+      for (int chunk = place.chunk_begin; chunk < place.chunk_end; ++chunk) {
+        unsigned char* stage = ring.begin(bytes);
+        const int c = chunk * T::kDepth;
+        tma_load(stage, in, ring.full(), 0, place.group * p.in_maps + c,
+                 place.column * p.stride - p.pad_left, place.row * p.stride - p.pad_top + r,
+                 place.block);
+        unsigned char* weights = stage + strip_bytes;
+        if constexpr (T::kForward) {
+          for (int span = 0; span < T::kSpans; ++span)
+            tma_load(weights + span * p.S * T::kTapBytes, weight, ring.full(),
+                     place.map + 64 * span, c, 0, r, place.group);
+        } else {
+          tma_load(weights, weight, ring.full(), c, place.map, 0, p.R - 1 - r, place.group);
+        }
+        ring.next();
+      }
+  }
+}
+
+// One pixel's sums on their way to memory.
+template <class T>
+struct MapsOutput {
+  const MapsProblem& p;
+  const float* bias;  // null: none
+  float* partial;     // null: to `out`
+  const TensorMap& out;
+  unsigned char* buffers;  // of this warpgroup
+  int barrier;             // its named barrier
+  int stored = 0;
+
+  __device__ __forceinline__ void store(const float (&sum)[T::kMaps / 2],
+                                        const MapsPlace<T>& place,
+                                        int column) {
+    if (partial)
+      store_partial(sum, place, column);
+    else
+      store_rounded(sum, place, column);
+  }
+
+  __device__ __forceinline__ void store_rounded(const float (&sum)[T::kMaps / 2],
+                                                const MapsPlace<T>& place,
+                                                int column) {
+    const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
+    unsigned char* buffer = buffers + stored % T::kBuffers * T::kBufferBytes;
+    if (thread == 0) bulk_wait_read<T::kBuffers - 1>();
+    named_barrier(barrier, kWarpgroup);  // the buffer's last store has read it
+#pragma unroll
+    for (int j = 0; j < T::kMaps / 8; j += 2) {
+      uint32_t r[4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int i = j + half;
+        const int m = place.map + 8 * i + lane % 4 * 2;
+        float b[2] = {0.0f, 0.0f};
+        if (bias) {
+          if (m < p.out_maps) b[0] = bias[place.group * p.out_maps + m];
+          if (m + 1 < p.out_maps) b[1] = bias[place.group * p.out_maps + m + 1];
+        }
+        float v[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          v[e] = sum[4 * i + e] + b[e % 2];
+          if (p.relu && v[e] <= 0.0f) v[e] = 0.0f;
+        }
+        r[2 * half] = pack_bf16(v[0], v[1]);
+        r[2 * half + 1] = pack_bf16(v[2], v[3]);
+      }
+      // Matrices in the order (lanes 0-7, eight maps), (lanes 8-15, the same maps), and the next eight
+      // maps; row = map, 16 bytes = eight lanes, swizzled as the tensor store expects it.
+      const int row = 8 * (j + lane / 16) + lane % 8, sixteen = 2 * warp + lane / 8 % 2;
+      store_matrices_transposed(buffer + row * kSpan + (sixteen ^ row % 8) * 16, r);
+    }
+    fence_async_proxy();
+    named_barrier(barrier, kWarpgroup);  // all rows are written
+    if (thread == 0) {
+      tma_store(out, buffer, 0, place.map, place.row * p.out_columns + column, place.group,
+                place.block);
+      bulk_commit();
+    }
+    ++stored;
+  }
+
+  // partial [parts] times the layout of `out`
+  __device__ __forceinline__ void store_partial(const float (&sum)[T::kMaps / 2],
+                                                const MapsPlace<T>& place,
+                                                int column) {
+    const int thread = threadIdx.x % kWarpgroup, lane = thread % 32;
+    const int first = place.map + lane % 4 * 2;
+    float* target = partial + place.part * p.part_stride + place.block * p.block_stride +
+                    (int64_t{place.group} * p.out_maps + first) * p.map_stride +
+                    place.row * p.row_stride + column * p.column_stride + thread / 32 * 16 +
+                    lane / 4;
+#pragma unroll
+    for (int i = 0; i < T::kMaps / 2; ++i) {
+      const int m = i / 4 * 8 + i % 2;
+      if (first + m < p.out_maps) target[m * p.map_stride + i / 2 % 2 * 8] = sum[i];
+    }
+  }
+};
+
+template <class T>
+__device__ __forceinline__ void consume(const MapsProblem& p,
+                                        int warpgroup,
+                                        MapsOutput<T>& output,
+                                        StageRing ring) {
+  const int strip_bytes = T::strip_bytes(p.stride, p.S);
+  const int tiles = int(p.tiles());
+  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const MapsPlace<T> place(p, index);
+    float sum[T::kPixelsEach][T::kMaps / 2];
+    int s_begin[T::kPixelsEach], s_end[T::kPixelsEach];  // taps inside the image
+#pragma unroll
+    for (int j = 0; j < T::kPixelsEach; ++j) {
+      const int column = place.column + j * T::kConsumers + warpgroup;
+      const int first = column * p.stride - p.pad_left;
+      s_begin[j] = max(0, -first);
+      s_end[j] = column < place.column_end ? min(p.S, p.in_columns - first) : 0;
+#pragma unroll
+      for (int i = 0; i < T::kMaps / 2; ++i) sum[j][i] = 0.0f;
+    }
+
+    const int steps =
+        max(0, place.r_end - place.r_begin) * max(0, place.chunk_end - place.chunk_begin);
+    for (int step = 0; step < steps; ++step) {
+      unsigned char* stage = ring.await();
+      const uint64_t strip = operand(stage, kAtom, kAtom, Swizzle::bytes128);
+      const uint64_t weights =
+          T::kForward ? operand(stage + strip_bytes, p.S * T::kTapBytes, kAtom, T::kWeightSwizzle)
+                      : operand(stage + strip_bytes, kAtom, 8 * T::kDepth * 2, T::kWeightSwizzle);
+#pragma unroll
+      for (int j = 0; j < T::kPixelsEach; ++j) hold(sum[j]);
+#pragma unroll
+      for (int j = 0; j < T::kPixelsEach; ++j) {
+        const int pixel = (j * T::kConsumers + warpgroup) * p.stride;
+#pragma unroll 1
+        for (int s = s_begin[j]; s < s_end[j]; ++s) {
+          wgmma_fence();  // in every turn of the loop: the assembler would add it
+          const uint64_t a = advance(strip, (pixel + s) * T::kPixelBytes);
+          const uint64_t b = advance(weights, (T::kForward ? s : p.S - 1 - s) * T::kTapBytes);
+#pragma unroll
+          for (int k = 0; k < T::kDepth; k += kTerms)
+            wgmma<T::kMaps, true, T::kForward>(sum[j], advance(a, k * kSpan),
+                                               advance(b, T::kForward ? k * kSpan : k * 2));
+        }
+      }
+      wgmma_commit();
+      ring.next();
+      if (step > 0) {
+        wgmma_wait<1>();  // what read the stage before this one is done
+        ring.release(2);
+      }
+    }
+    wgmma_wait<0>();
+#pragma unroll
+    for (int j = 0; j < T::kPixelsEach; ++j) hold(sum[j]);
+    if (steps > 0) ring.release(1);
+
+#pragma unroll
+    for (int j = 0; j < T::kPixelsEach; ++j) {
+      const int column = place.column + j * T::kConsumers + warpgroup;
+      if (column < place.column_end) output.store(sum[j], place, column);
+    }
+  }
+  if (threadIdx.x % kWarpgroup == 0) bulk_wait<0>();
+}
+
+template <class T>
+__global__ void __launch_bounds__(T::kThreads, 1)
+    wgmma_maps_kernel(const __grid_constant__ TensorMap in,
+                      const __grid_constant__ TensorMap weight,
+                      const __grid_constant__ TensorMap out,
+                      const __grid_constant__ MapsProblem p,
+                      const float* bias,
+                      float* partial) {
+  RingBarriers& barriers = shared_storage<RingBarriers>();
+  StageRing ring(barriers, p.ring);
+  if (threadIdx.x == 0) ring.initialise(T::kConsumers * kWarpgroup / 32);
+  __syncthreads();  // the barriers exist
+
+  const int warpgroup = warp_uniform(int(threadIdx.x) / kWarpgroup);
+  if (warpgroup == T::kConsumers) {
+    become_producer<T::kConsumers>();
+    if (threadIdx.x / 32 % 4 == 0 && elect_one()) {
+      prefetch(in);
+      prefetch(weight);
+      produce<T>(p, in, weight, ring);
+    }
+  } else {
+    become_consumer<T::kConsumers>();
+    unsigned char* buffers = reinterpret_cast<unsigned char*>(&barriers) + p.ring.bytes() +
+                             warpgroup * T::kBuffers * T::kBufferBytes;
+    MapsOutput<T> output{p, bias, partial, out, buffers, 1 + warpgroup};
+    consume<T>(p, warpgroup, output, ring);
+  }
+}
+
+// ---- host
+
+// A bfloat16 activation as tensor copies see it: 64 lanes, then maps, columns, rows and blocks, with
+// strides in bytes.
+struct Activation {
+  const void* data;
+  int64_t maps, columns, rows, blocks;
+  int64_t map_stride, column_stride, row_stride, block_stride;
+};
+
+inline Activation image_activation(
+    const void* data, int64_t maps, int64_t rows, int64_t columns, int64_t blocks) {
+  const int64_t pixels = rows * columns;
+  return {data,
+          maps,
+          columns,
+          rows,
+          blocks,
+          pixels * kSpan,
+          kSpan,
+          columns * kSpan,
+          maps * pixels * kSpan};
+}
+
+// Features: the blocks of images are the columns of an image of one row.
+inline Activation feature_activation(const void* data, int64_t features, int64_t blocks) {
+  return {data, features, blocks, 1, 1, kSpan, features * kSpan, kSpan, kSpan};
+}
+
+// Boxes of `maps` maps of `columns` neighbouring columns.
+inline TensorMap load_map(const char* what, const Activation& a, int maps, int64_t columns) {
+  return tensor_map(what, Element::bf16, a.data, {64, a.maps, a.columns, a.rows, a.blocks},
+                    {a.map_stride, a.column_stride, a.row_stride, a.block_stride},
+                    {64, maps, int(columns), 1, 1}, Swizzle::bytes128);
+}
+
+// Boxes of `maps` maps of one pixel, clipped to the maps of a group.
+inline TensorMap store_map(const char* what, const Activation& a, int64_t groups, int maps) {
+  return tensor_map(what, Element::bf16, a.data,
+                    {64, a.maps / groups, a.columns * a.rows, groups, a.blocks},
+                    {a.map_stride, a.column_stride, a.maps / groups * a.map_stride, a.block_stride},
+                    {64, maps, 1, 1, 1}, Swizzle::bytes128);
+}
+
+// The bfloat16 copy [groups][C][R][S][K8] of the weights of K filters over C channels each.
+inline TensorMap weight_map(const void* weight,
+                            int64_t groups,
+                            int64_t C,
+                            int64_t R,
+                            int64_t S,
+                            int64_t K,
+                            int filters,
+                            int channels,
+                            Swizzle swizzle) {
+  const int64_t row = (K + 7) / 8 * 8 * 2;
+  return tensor_map("weight", Element::bf16, weight, {row / 2, C, S, R, groups},
+                    {R * S * row, row, S * row, C * R * S * row}, {filters, channels, int(S), 1, 1},
+                    swizzle);
+}
+
+// What a launch over maps needs to know; the tile adds the rest.
+struct MapsCall {
+  Activation in, out;
+  const void* weight;
+  const float* bias;  // or null
+  float* partial;     // [parts] times `out` in float32; null where there is one part
+  int64_t R, S, stride, pad_top, pad_left, groups;
+  int64_t parts;  // an even_parts of the chunks of input maps
+  bool relu;
+};
+
+template <class T>
+void launch_maps(const char* op, const MapsCall& call, Stream stream) {
+  const Activation &in = call.in, &out = call.out;
+  MapsProblem p{};
+  p.in_maps = int(in.maps / call.groups), p.in_rows = int(in.rows), p.in_columns = int(in.columns);
+  p.out_maps = int(out.maps / call.groups);
+  p.out_rows = int(out.rows), p.out_columns = int(out.columns);
+  p.R = int(call.R), p.S = int(call.S), p.stride = int(call.stride);
+  p.pad_top = int(call.pad_top), p.pad_left = int(call.pad_left);
+  p.groups = int(call.groups), p.blocks = int(in.blocks);
+  p.column_tiles = int(ceil_div(out.columns, T::kPixels));
+  p.map_tiles = int(ceil_div(p.out_maps, T::kMaps));
+  p.parts = int(call.parts);
+  p.chunks_per_part = int(ceil_div(ceil_div(p.in_maps, T::kDepth), call.parts));
+  p.block_stride = out.block_stride / 2, p.map_stride = out.map_stride / 2;
+  p.row_stride = out.row_stride / 2, p.column_stride = out.column_stride / 2;
+  p.part_stride = out.maps * out.columns * out.rows * out.blocks * 64;
+  p.relu = call.relu;
+  p.ring = T::ring(call.stride, call.S);
+  require(p.tiles() < int64_t{1} << 31, op, ": the output has too many tiles for one launch, got ",
+          p.tiles(), "; run the batch in parts");
+  const int filters = T::kForward ? p.out_maps : p.in_maps;
+  const int channels = T::kForward ? p.in_maps : p.out_maps;
+  launch(wgmma_maps_kernel<T>, Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))),
+         Dim3(T::kThreads), T::shared_bytes(p.ring), stream,
+         load_map("input", in, T::kDepth, T::strip_pixels(p.stride, p.S)),
+         weight_map(call.weight, call.groups, channels, call.R, call.S, filters,
+                    T::kForward ? 64 : T::kDepth, T::kForward ? T::kDepth : T::kMaps,
+                    T::kWeightSwizzle),
+         store_map("output", out, call.groups, T::kMaps), p, call.bias, call.partial);
+}
+
+}  // namespace convnet

@@ -1,0 +1,233 @@
+// The tensor-core products on small problems, each against plain loops: products NAME [seed]. Prints "ok", how many
+// values are wrong, or "error: " and what the emulator says. Inputs are small integers, so that every sum is exact and one
+// missing, doubled or misplaced term shows. For tools/remove_barriers.py, which builds this with one line of a kernel missing.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "arch/arch.cuh"
+#include "tile/wgmma_filter.cuh"
+#include "tile/wgmma_maps.cuh"
+
+namespace convnet {
+namespace {
+
+constexpr int kL = 64;
+
+// Values -3..3 without zero: a zero factor would hide a missing term.
+struct Random {
+  uint64_t state;
+  int next() {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    const int v = static_cast<int>(state >> 33) % 6;
+    return v < 3 ? v - 3 : v - 2;
+  }
+};
+
+// A bfloat16 tensor at a multiple of 128 bytes.
+struct Tensor {
+  std::vector<bf16> memory;
+  bf16* data;
+  explicit Tensor(std::size_t count) : memory(count + 64, bf16{0xffff}) {
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    data = memory.data() + (128 - address % 128) % 128 / 2;
+  }
+};
+
+Tensor random_tensor(std::size_t count, Random& random) {
+  Tensor t(count);
+  for (std::size_t i = 0; i < count; ++i) t.data[i] = to_bf16(static_cast<float>(random.next()));
+  return t;
+}
+
+struct Problem {
+  int blocks, groups, C, H, W, K, R, S, P, Q, stride, pad;  // C and K of a group
+  int filters8() const { return (K + 7) / 8 * 8; }
+  std::size_t x(int b, int g, int c, int h, int w) const {
+    return ((((std::size_t(b) * groups + g) * C + c) * H + h) * W + w) * kL;
+  }
+  std::size_t y(int b, int g, int k, int p, int q) const {
+    return ((((std::size_t(b) * groups + g) * K + k) * P + p) * Q + q) * kL;
+  }
+  std::size_t weight(int g, int c, int r, int s, int k) const {
+    return (((std::size_t(g) * C + c) * R + r) * S + s) * filters8() + k;
+  }
+  std::size_t x_count() const { return x(blocks, 0, 0, 0, 0); }
+  std::size_t y_count() const { return y(blocks, 0, 0, 0, 0); }
+
+  // Calls f(b, g, c, k, r, s, p, q, h, w) for every product of the convolution.
+  template <class F>
+  void for_each(F f) const {
+    for (int b = 0; b < blocks; ++b)
+      for (int g = 0; g < groups; ++g)
+        for (int k = 0; k < K; ++k)
+          for (int c = 0; c < C; ++c)
+            for (int r = 0; r < R; ++r)
+              for (int s = 0; s < S; ++s)
+                for (int p = 0; p < P; ++p)
+                  for (int q = 0; q < Q; ++q) {
+                    const int h = p * stride - pad + r, w = q * stride - pad + s;
+                    if (h >= 0 && h < H && w >= 0 && w < W) f(b, g, c, k, r, s, p, q, h, w);
+                  }
+  }
+};
+
+Tensor random_weight(const Problem& t, Random& random) {
+  Tensor weight = random_tensor(t.weight(t.groups, 0, 0, 0, 0), random);
+  for (std::size_t row = 0; row < t.weight(t.groups, 0, 0, 0, 0); row += t.filters8())
+    for (int k = t.K; k < t.filters8(); ++k) weight.data[row + k] = bf16{0};
+  return weight;
+}
+
+void report(int wrong) {
+  if (wrong == 0)
+    std::puts("ok");
+  else
+    std::printf("%d values are wrong\n", wrong);
+}
+
+int differences(const Tensor& found, const std::vector<float>& expected) {
+  int wrong = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    wrong += found.data[i].bits != to_bf16(expected[i]).bits;
+  return wrong;
+}
+
+template <class T>
+void forward(const Problem& t, int parts) {
+  Random random{1};
+  Tensor x = random_tensor(t.x_count(), random), weight = random_weight(t, random), y(t.y_count());
+  std::vector<float> bias(std::size_t(t.groups) * t.K), expected(t.y_count());
+  for (float& b : bias) b = static_cast<float>(random.next());
+  t.for_each([&](int b, int g, int c, int k, int r, int s, int p, int q, int h, int w) {
+    for (int n = 0; n < kL; ++n)
+      expected[t.y(b, g, k, p, q) + n] +=
+          to_float(x.data[t.x(b, g, c, h, w) + n]) * to_float(weight.data[t.weight(g, c, r, s, k)]);
+  });
+  std::vector<float> partial(parts > 1 ? parts * t.y_count() : 0);
+  const MapsCall call{image_activation(x.data, t.groups * t.C, t.H, t.W, t.blocks),
+                      image_activation(y.data, t.groups * t.K, t.P, t.Q, t.blocks),
+                      weight.data,
+                      parts > 1 ? nullptr : bias.data(),
+                      parts > 1 ? partial.data() : nullptr,
+                      t.R,
+                      t.S,
+                      t.stride,
+                      t.pad,
+                      t.pad,
+                      t.groups,
+                      parts,
+                      parts == 1};
+  launch_maps<T>("forward", call, nullptr);
+  if (parts > 1) {
+    int wrong = 0;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      float sum = 0;
+      for (int part = 0; part < parts; ++part) sum += partial[part * t.y_count() + i];
+      wrong += sum != expected[i];
+    }
+    return report(wrong);
+  }
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const float v = expected[i] + bias[i / (std::size_t(t.P) * t.Q * kL) % bias.size()];
+    expected[i] = v <= 0.0f ? 0.0f : v;
+  }
+  report(differences(y, expected));
+}
+
+template <class T>
+void backward_data(const Problem& t) {
+  Random random{2};
+  Tensor dy = random_tensor(t.y_count(), random), weight = random_weight(t, random),
+         dx(t.x_count());
+  std::vector<float> expected(t.x_count());
+  t.for_each([&](int b, int g, int c, int k, int r, int s, int p, int q, int h, int w) {
+    for (int n = 0; n < kL; ++n)
+      expected[t.x(b, g, c, h, w) + n] += to_float(dy.data[t.y(b, g, k, p, q) + n]) *
+                                          to_float(weight.data[t.weight(g, c, r, s, k)]);
+  });
+  const MapsCall call{image_activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks),
+                      image_activation(dx.data, t.groups * t.C, t.H, t.W, t.blocks),
+                      weight.data,
+                      nullptr,
+                      nullptr,
+                      t.R,
+                      t.S,
+                      1,
+                      t.R - 1 - t.pad,
+                      t.S - 1 - t.pad,
+                      t.groups,
+                      1,
+                      false};
+  launch_maps<T>("backward_data", call, nullptr);
+  report(differences(dx, expected));
+}
+
+template <class T>
+void backward_filter(const Problem& t, int parts) {
+  Random random{3};
+  Tensor dy = random_tensor(t.y_count(), random), x = random_tensor(t.x_count(), random);
+  const std::size_t count = std::size_t(t.groups) * t.C * t.R * t.S * t.K;
+  const auto at = [&](int g, int c, int r, int s, int k) {
+    return (((std::size_t(g) * t.C + c) * t.R + r) * t.S + s) * t.K + k;
+  };
+  std::vector<float> expected(count), found(parts * round_up(count, 4));
+  t.for_each([&](int b, int g, int c, int k, int r, int s, int p, int q, int h, int w) {
+    for (int n = 0; n < kL; ++n)
+      expected[at(g, c, r, s, k)] +=
+          to_float(dy.data[t.y(b, g, k, p, q) + n]) * to_float(x.data[t.x(b, g, c, h, w) + n]);
+  });
+  const FilterCall call{image_activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks),
+                        image_activation(x.data, t.groups * t.C, t.H, t.W, t.blocks),
+                        found.data(),
+                        t.R,
+                        t.S,
+                        t.stride,
+                        t.pad,
+                        t.pad,
+                        t.groups,
+                        parts};
+  launch_filter<T>("backward_filter", call, nullptr);
+  int wrong = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    float sum = 0;
+    for (int part = 0; part < parts; ++part) sum += found[part * round_up(count, 4) + i];
+    wrong += sum != expected[i];
+  }
+  report(wrong);
+}
+
+//                       blocks groups C   H  W  K   R  S  P  Q  stride pad
+constexpr Problem kPadded{2, 2, 32, 4, 5, 72, 3, 3, 4, 5, 1, 1};
+constexpr Problem kStrided{1, 1, 20, 7, 9, 40, 3, 3, 3, 4, 2, 0};
+
+const std::map<std::string, std::function<void()>> kScenarios{
+    {"forward", [] { forward<MapsTile<64, 4, 16, true>>(kPadded, 1); }},
+    {"forward-strided", [] { forward<MapsTile<64, 4, 16, true>>(kStrided, 1); }},
+    {"forward-parts", [] { forward<MapsTile<64, 4, 16, true>>(kPadded, 2); }},
+    {"backward-data", [] { backward_data<MapsTile<48, 4, 32, false>>(kPadded); }},
+    {"backward-filter", [] { backward_filter<FilterTile<2, 3, 16>>(kPadded, 3); }},
+    {"backward-filter-strided", [] { backward_filter<FilterTile<2, 3, 16>>(kStrided, 1); }},
+};
+
+}  // namespace
+}  // namespace convnet
+
+int main(int count, char** arguments) {
+  const auto scenario = convnet::kScenarios.find(count > 1 ? arguments[1] : "");
+  if (scenario == convnet::kScenarios.end()) {
+    for (const auto& [name, run] : convnet::kScenarios) std::puts(name.c_str());
+    return 2;
+  }
+  convnet::emu::seed_order(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1);
+  try {
+    scenario->second();
+  } catch (const std::exception& error) {
+    std::printf("error: %s\n", error.what());
+  }
+}
