@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_emu import ADDRESS, COMPILER, EMULATOR, KERNELS, TESTS, compile_objects, link
+from programs import CHECKED, KERNELS, PLAIN, SOURCES, compile_objects, link
 
 Run = Callable[..., bytes]
 SHARED = 32768  # bytes, in most programs
@@ -32,31 +32,19 @@ def runner(program: Path) -> Run:
     return run
 
 
-def build(folder: Path, *flags: str, link_flags: tuple[str, ...] = ()) -> Run:
-    return runner(
-        link(folder / "program", compile_objects(folder, [*EMULATOR, TESTS / "sm90.cu"], *flags), *link_flags)
-    )
-
-
 @pytest.fixture(scope="module")
-def sm90(tmp_path_factory) -> Run:
+def sm90(emulator, tmp_path_factory) -> Run:
     """Runs tests/emu/sm90.cu."""
-    if COMPILER is None:
-        pytest.skip("g++ is not installed")
-    return build(tmp_path_factory.mktemp("sm90"), "-O1")
+    folder = tmp_path_factory.mktemp("sm90")
+    return runner(link(folder / "program", [*emulator, *compile_objects(folder, [SOURCES / "sm90.cu"], *PLAIN)]))
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory) -> Run:
+def checked(checked_emulator, tmp_path_factory) -> Run:
     """The same in a build with AddressSanitizer and UBSan."""
-    if COMPILER is None:
-        pytest.skip("g++ is not installed")
     folder = tmp_path_factory.mktemp("sm90_checked")
-    (folder / "empty.cpp").write_text("int main() {}")
-    command = [COMPILER, *ADDRESS, folder / "empty.cpp", "-o", folder / "empty"]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("g++ has no AddressSanitizer here")
-    return build(folder, *ADDRESS, link_flags=tuple(ADDRESS))
+    objects = [*checked_emulator, *compile_objects(folder, [SOURCES / "sm90.cu"], *CHECKED)]
+    return runner(link(folder / "program", objects, *CHECKED))
 
 
 # Numbers
@@ -617,7 +605,17 @@ def test_the_gpu_side_compiles_without_complaints(architecture, tmp_path):
     if nvcc is None:
         pytest.skip("nvcc is not installed")
     flags = ["-std=c++17", f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-Xcompiler=-Wall,-Wextra"]
-    command = [nvcc, *flags, "-Xptxas", "-v", f"-I{KERNELS}", "-cubin", "-o", tmp_path / "cubin", TESTS / "pipeline.cu"]
+    command = [
+        nvcc,
+        *flags,
+        "-Xptxas",
+        "-v",
+        f"-I{KERNELS}",
+        "-cubin",
+        "-o",
+        tmp_path / "cubin",
+        SOURCES / "pipeline.cu",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     report = done.stdout + done.stderr
