@@ -11,7 +11,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
-#include <iterator>
 #include <map>
 #include <sstream>
 #include <string>
@@ -25,7 +24,11 @@ namespace {
 using Bytes = std::vector<unsigned char>;
 
 Bytes read_all() {
-  return Bytes(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+  Bytes all;
+  unsigned char part[4096];
+  for (std::size_t count; (count = std::fread(part, 1, sizeof part, stdin)) > 0;)
+    all.insert(all.end(), part, part + count);
+  return all;
 }
 
 void write_all(const void* data, std::size_t bytes) { std::fwrite(data, 1, bytes, stdout); }
@@ -69,16 +72,18 @@ __global__ void script_kernel(const __grid_constant__ TensorMap map, int shared_
   Barrier* barriers = reinterpret_cast<Barrier*>(shared + shared_bytes) - 8;
   float sum[32], other[32];
   uint32_t a[4] = {};
+  Barrier outside;
   for (int i = 0; i < 32; ++i) sum[i] = other[i] = 1.0f;
   for (std::size_t at = 0; at < script->operations.size(); ++at) {
     const auto& [first, last, name, x, y, z] = script->operations[at];
     const int thread = static_cast<int>(threadIdx.x);
     if (thread < first || thread > last) continue;
     const auto is = [&](const char* word) { return name == word; };
-    const auto bf16_at = [&](int place) {
+    const auto see_number = [&](float value) { see(at, value != value ? "nan" : message(value)); };
+    const auto see_bf16 = [&](const void* place) {
       bf16 value;
-      std::memcpy(&value, shared + place, 2);
-      return to_float(value);
+      std::memcpy(&value, place, 2);
+      see_number(to_float(value));
     };
     if (is("sync")) __syncthreads();
     if (is("syncwarp")) __syncwarp();
@@ -86,7 +91,7 @@ __global__ void script_kernel(const __grid_constant__ TensorMap map, int shared_
     if (is("end")) return;
     if (is("init")) barrier_init(barriers[x], y);
     if (is("init_at")) barrier_init(*reinterpret_cast<Barrier*>(shared + x), y);
-    if (is("init_outside")) barrier_init(*reinterpret_cast<Barrier*>(sum), y);
+    if (is("init_outside")) barrier_init(outside, y);
     if (is("fence_init")) fence_barrier_init();
     if (is("expect")) barrier_expect(barriers[x], y);
     if (is("arrive")) barrier_arrive(barriers[x]);
@@ -103,8 +108,8 @@ __global__ void script_kernel(const __grid_constant__ TensorMap map, int shared_
     if (is("fill")) std::memset(shared + x, z, static_cast<std::size_t>(y));
     if (is("noted")) emu::note_shared_write(shared + x, static_cast<std::size_t>(y));
     if (is("proxy")) fence_async_proxy();
-    if (is("see")) see(at, message(bf16_at(x)));
-    if (is("see_tensor")) see(at, message(to_float(static_cast<const bf16*>(map.address)[x])));
+    if (is("see")) see_bf16(shared + x);
+    if (is("see_tensor")) see_bf16(static_cast<const bf16*>(map.address) + x);
     if (is("elect")) see(at, message(elect_one()));
     if (is("raise")) x == 240 ? raise_registers<240>() : raise_registers<160>();
     if (is("lower")) x == 24 ? lower_registers<24>() : lower_registers<248>();
@@ -130,8 +135,8 @@ __global__ void script_kernel(const __grid_constant__ TensorMap map, int shared_
     if (is("hold")) hold(sum);
     if (is("touch")) sum[x] += 1.0f;
     if (is("touch_a")) a[x] += 1;
-    if (is("see_sum")) see(at, message(sum[x]));
-    if (is("see_other")) see(at, message(other[x]));
+    if (is("see_sum")) see_number(sum[x]);
+    if (is("see_other")) see_number(other[x]);
   }
 }
 

@@ -56,10 +56,10 @@
 //   operand(start, lbo, sbo, swizzle)            a shared-memory descriptor; start is an address, lbo and sbo are bytes
 //   advance(descriptor, bytes)                   the same operand `bytes` further on
 //   wgmma<N, transpose_a, transpose_b>(sum[N / 2], a, b)     sum += 64 x N products over 16 bf16 terms; transpose: the
-//                                                            operand lies M- or N-major
+//                                                            operand lies M- or N-major; a may also be a thread's four
+//                                                            registers of mma_bf16, then without transpose_a
 //   wgmma_fence()                                before the first wgmma, and after any thread touched `sum`
 //   wgmma_commit(), wgmma_wait<left>()           groups of them; `sum` and the operands are in use until then
-//                                                a: a descriptor, or a thread's four registers (then without transpose_a)
 //   hold(sum)                                    keeps the compiler from moving accesses of `sum` across it: before the
 //                                                first fence and after wgmma_wait<0>; never while products are under way,
 //                                                or the assembler serialises them

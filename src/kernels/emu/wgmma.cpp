@@ -199,7 +199,8 @@ void Warpgroups::add(const Product& product, float* sum, const uint32_t* a_regis
     group.issued.push_back(std::move(issued));
   }
   Issued& issued = group.issued[position];
-  if (!(issued == product))
+  if (!(issued == product) || site.line() != issued.site.line() ||
+      site.column() != issued.site.column())
     fail(message("the threads of a warpgroup must call the same: ", describe(product), " in ",
                  describe(site), ", while others have called ", describe(issued), " in ",
                  describe(issued.site)));

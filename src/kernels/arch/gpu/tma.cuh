@@ -1,7 +1,6 @@
 // Tensor copies of sm_90.
 #pragma once
 #include <cuda.h>
-#include <cudaTypedefs.h>
 
 #include <cstdint>
 
@@ -22,7 +21,8 @@ inline TensorMap tensor_map(const char* what,
                             const int (&box)[kTensorRank],
                             Swizzle swizzle) {
   check_tensor_map(what, element, address, sizes, byte_strides, box, swizzle);
-  static const PFN_cuTensorMapEncodeTiled_v12000 encode = [] {
+  using Encode = decltype(&cuTensorMapEncodeTiled);
+  static const Encode encode = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
     cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
@@ -31,7 +31,7 @@ inline TensorMap tensor_map(const char* what,
     if (found != cudaDriverEntryPointSuccess || function == nullptr)
       throw std::runtime_error(
           "the CUDA driver has no cuTensorMapEncodeTiled; it must be 12.0 or newer");
-    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
+    return reinterpret_cast<Encode>(function);
   }();
   cuuint64_t extents[kTensorRank], strides[kTensorRank - 1];
   cuuint32_t box_extents[kTensorRank], steps[kTensorRank];
