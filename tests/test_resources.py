@@ -1,21 +1,13 @@
-"""Registers, spills and shared memory of every kernel on sm_90a, as the assembler reports them, against budgets."""
+"""Registers, spills and shared memory of every kernel on sm_80 and sm_90a, as the assembler reports them."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
+import cubins
+import ptxas_report
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-
-spec = importlib.util.spec_from_file_location("ptxas_report", ROOT / "tools" / "ptxas_report.py")
-ptxas_report = importlib.util.module_from_spec(spec)
-sys.modules["ptxas_report"] = ptxas_report
-spec.loader.exec_module(ptxas_report)
 
 LOG = """
 ptxas info    : 0 bytes gmem
@@ -32,19 +24,21 @@ ptxas info    : Used 12 registers, used 0 barriers
 
 @pytest.mark.slow
 def test_kernels_are_within_their_budgets():
-    compiler = ptxas_report.nvcc()
+    compiler = cubins.nvcc()
     if compiler is None:
         pytest.skip("nvcc is not installed")
     golden = json.loads(ptxas_report.GOLDEN.read_text())
-    if ptxas_report.release(compiler) != golden["nvcc"]:
-        pytest.skip(f"budgets are for nvcc {golden['nvcc']}, this is {ptxas_report.release(compiler)}")
+    if cubins.release(compiler) != golden["nvcc"]:
+        pytest.skip(f"budgets are for nvcc {golden['nvcc']}, this is {cubins.release(compiler)}")
     assert not ptxas_report.complaints(ptxas_report.report(compiler), golden["kernels"])
 
 
-def test_every_kernel_file_has_a_budget():
+def test_every_kernel_file_has_a_budget_on_every_architecture():
     golden = json.loads(ptxas_report.GOLDEN.read_text())["kernels"]
-    assert set(golden) == {file.name for file in (ROOT / "src" / "kernels").glob("*.cu")}
-    assert all(golden.values())
+    assert tuple(golden) == cubins.ARCHITECTURES
+    for budgets in golden.values():
+        assert set(budgets) == {file.name for file in cubins.KERNELS.glob("*.cu")}
+        assert all(budgets.values())
 
 
 def test_parse():
@@ -60,28 +54,45 @@ def test_unknown_output_is_an_error():
         ptxas_report.parse("ptxas info : Compiling entry function 'f()' for 'sm_90a'\nsomething else")
 
 
-GOOD = {"a.cu": {"f": {"registers": 40, "stack": 0, "spill_stores": 0, "spill_loads": 0, "shared": 0}}}
+GOOD = {
+    architecture: {"a.cu": {"f": {"registers": 40, "shared": 0, "stack": 0, "spill_stores": 0, "spill_loads": 0}}}
+    for architecture in ("sm_80", "sm_90a")
+}
+BUDGETS = ptxas_report.budgets_of(GOOD)
 
 
 def test_equal_and_smaller_numbers_pass():
     fewer = copy.deepcopy(GOOD)
-    fewer["a.cu"]["f"]["registers"] = 39
-    assert ptxas_report.complaints(GOOD, GOOD) == ptxas_report.complaints(fewer, GOOD) == []
+    fewer["sm_80"]["a.cu"]["f"]["registers"] = 39
+    assert ptxas_report.complaints(GOOD, BUDGETS) == ptxas_report.complaints(fewer, BUDGETS) == []
 
 
+@pytest.mark.parametrize("architecture", GOOD)
 @pytest.mark.parametrize("what", ["registers", "stack", "spill_stores", "spill_loads", "shared"])
-def test_larger_numbers_fail(what):
+def test_larger_numbers_fail(architecture, what):
     worse = copy.deepcopy(GOOD)
-    worse["a.cu"]["f"][what] += 1
-    assert len(ptxas_report.complaints(worse, GOOD)) == 1
+    worse[architecture]["a.cu"]["f"][what] += 1
+    [complaint] = ptxas_report.complaints(worse, BUDGETS)
+    assert complaint.startswith(f"{architecture} a.cu f: ")
 
 
-def test_budgeted_spills_fail_too():
+def test_spills_cannot_be_budgeted():
     spilling = copy.deepcopy(GOOD)
-    spilling["a.cu"]["f"]["spill_loads"] = 8
+    spilling["sm_80"]["a.cu"]["f"]["spill_loads"] = 8
     assert ptxas_report.complaints(spilling, spilling)
+    assert ptxas_report.budgets_of(spilling) == BUDGETS
 
 
-def test_new_and_vanished_kernels_fail():
-    assert "no budget" in ptxas_report.complaints(GOOD, {})[0]
-    assert "does not exist" in ptxas_report.complaints({}, GOOD)[0]
+@pytest.mark.parametrize("architecture", GOOD)
+def test_new_and_vanished_kernels_fail(architecture):
+    one = {architecture: GOOD[architecture]}
+    assert "no budget" in ptxas_report.complaints(one, {})[0]
+    assert "does not exist" in ptxas_report.complaints({}, one)[0]
+
+
+def test_budgets_survive_being_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(ptxas_report, "GOLDEN", tmp_path / "resources.json")
+    ptxas_report.write("13.0", BUDGETS)
+    text = (tmp_path / "resources.json").read_text()
+    assert json.loads(text) == {"nvcc": "13.0", "kernels": BUDGETS}
+    assert text.count('"f": {"registers": 40, "shared": 0}\n') == 2  # a line for each
