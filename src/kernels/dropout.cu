@@ -12,8 +12,8 @@
 // Shared     none.
 // Barriers   none.
 // Needs      lanes a multiple of 8; 16-byte aligned activations, 4-byte aligned mask.
-// Cost       9 bytes (5 in bf16) per value and, forward, about 80 integer operations: bound by memory
-//            on large layers, by the launch on the network's own.
+// Cost       9 bytes (5 in bf16) per value and, forward, about 80 integer operations: bound by
+//            memory on large layers, by the launch on the network's own.
 #include "dropout.hpp"
 
 #include <cmath>

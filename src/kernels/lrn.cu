@@ -15,9 +15,10 @@
 // Barriers   none.
 // Needs      lanes a multiple of 8, 1 <= size <= 16 (it may exceed C), 16-byte aligned arrays; y is
 //            not x, dx neither dy nor x.
-// Cost       8 bytes per value forward, 12 backward (half of it in bf16), and 2 (size - 1) / segment
-//            more reading where a group is cut; about 25 and 45 operations per value at size 5: bound
-//            by memory. beta = 0.75 takes two reciprocal square roots, another beta powf.
+// Cost       8 bytes per value forward, 12 backward (half of it in bf16), and 2 (size - 1) /
+//            segment more reading where a group is cut; about 25 and 45 operations per value at
+//            size 5: bound by memory. beta = 0.75 takes two reciprocal square roots, another beta
+//            powf.
 #include "lrn.hpp"
 
 #include <algorithm>

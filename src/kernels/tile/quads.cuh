@@ -5,9 +5,9 @@
 //   map        one thread per quad of `count` contiguous values, any layout
 //   LaneGrid   one thread per 1 or 4 lanes of one pixel of one plane; a plane is whatever the op
 //              walks apart from pixels and lanes (image blocks x channels, ...). Pixels and lanes
-//              are contiguous, so that neighbouring threads touch neighbouring memory. A thread block
-//              never spans two planes: the divisions that find a thread's place are then 32 bits
-//              wide, and 64 bits are left to the addresses.
+//              are contiguous, so that neighbouring threads touch neighbouring memory. A thread
+//              block never spans two planes: the divisions that find a thread's place are then 32
+//              bits wide, and 64 bits are left to the addresses.
 #pragma once
 #include <algorithm>
 #include <cstdint>
