@@ -41,9 +41,9 @@ CALL = re.compile(rf"(?<![\w.])(?:\w+\.)?(?:{CALLS})(?:<[^;<>]*>)?\([^;]*\);")
 
 # The programs: sources beside the emulator, and the runs whose output must stay.
 OPS = ("conv_backward_filter", "conv_forward", "gemm", "ingest", "softmax")
-PROGRAM_SOURCES = {
-    "layers": [PROGRAMS / "layers.cpp", *(KERNELS / f"{op}.cu" for op in OPS)],
+PROGRAM_SOURCES = {  # the quickest to build first
     "products": [PROGRAMS / "products.cu"],
+    "layers": [PROGRAMS / "layers.cpp", *(KERNELS / f"{op}.cu" for op in OPS)],
 }
 
 
