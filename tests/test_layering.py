@@ -206,7 +206,7 @@ def hardware_only_in_arch(path: str, text: str) -> Iterator[str]:
 
 
 def ops_stand_alone(path: str, text: str) -> Iterator[str]:
-    """An op includes its own header, arch/arch.cuh, tile/ and the two common headers."""
+    """An op includes its own header, arch/arch.cuh, tile/ and the common headers."""
     if not re.fullmatch(r"kernels/\w+\.cu", path):
         return
     allowed = {Path(path).stem + ".hpp", "arch/arch.cuh", "shapes.hpp", "check.hpp"}
@@ -218,7 +218,7 @@ def ops_stand_alone(path: str, text: str) -> Iterator[str]:
 def headers_of_ops_are_plain(path: str, text: str) -> Iterator[str]:
     """They are what the bindings see: no CUDA in them."""
     if re.fullmatch(r"kernels/\w+\.hpp", path):
-        plain = r"shapes\.hpp|variants\.hpp|\w+"
+        plain = r"(shapes|variants)\.hpp|\w+"
         yield from (f"includes {name}" for name in includes(text) if not re.fullmatch(plain, name))
 
 

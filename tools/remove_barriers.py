@@ -126,6 +126,8 @@ class Programs:
             program = link(folder / name, self._objects(name, {}))
             listed = subprocess.run([program], capture_output=True, text=True, check=False).stdout
             self.scenarios[name] = listed.split()
+            if not self.scenarios[name]:
+                raise RuntimeError(f"{name} lists no scenarios")
             for scenario in self.scenarios[name]:
                 found = {outputs(program, scenario, seed) for seed in SEEDS}
                 if len(found) != 1 or next(iter(found)).startswith("error"):
