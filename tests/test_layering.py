@@ -218,13 +218,13 @@ def ops_stand_alone(path: str, text: str) -> Iterator[str]:
 def headers_of_ops_are_plain(path: str, text: str) -> Iterator[str]:
     """They are what the bindings see: no CUDA in them."""
     if re.fullmatch(r"kernels/\w+\.hpp", path):
-        plain = r"shapes\.hpp|\w+"
+        plain = r"(shapes|variants)\.hpp|\w+"
         yield from (f"includes {name}" for name in includes(text) if not re.fullmatch(plain, name))
 
 
 def tiles_know_no_ops(path: str, text: str) -> Iterator[str]:
     if path.startswith("kernels/tile/"):
-        allowed = r"\w+\.cuh|\.\./arch/arch\.cuh|\.\./shapes\.hpp|\.\./check\.hpp|\w+"
+        allowed = r"\w+\.cuh|\.\./arch/arch\.cuh|\.\./(shapes|check|variants)\.hpp|\w+"
         yield from (f"includes {name}" for name in includes(text) if not re.fullmatch(allowed, name))
 
 
