@@ -399,11 +399,12 @@ struct MapsCall {
   bool relu;
 };
 
-// How long a launch takes: rounds of the 132 multiprocessors of a large GPU, times the pixels of a tile.
-inline int64_t rounds_of_tiles(const Activation& out, int64_t groups, int maps, int64_t pixels) {
+// How long a launch takes: rounds of the 132 multiprocessors of a large GPU, times the pixels of a tile
+// on average.
+inline double rounds_of_tiles(const Activation& out, int64_t groups, int maps, int64_t pixels) {
   const int64_t row = ceil_div(out.columns, pixels);
   const int64_t tiles = out.blocks * out.rows * row * groups * ceil_div(out.maps / groups, maps);
-  return ceil_div(tiles, 132) * ceil_div(out.columns, row);
+  return static_cast<double>(ceil_div(tiles, 132)) * out.columns / row;
 }
 
 template <class T>
