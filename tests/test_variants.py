@@ -1,4 +1,4 @@
-"""Every row of the tables of products, on shapes it is not meant for too: exact sums, the same bits as its relatives."""
+"""Every row of the tables of products, on shapes it is not meant for too: exact sums, and the bits of its relatives."""
 
 from __future__ import annotations
 
