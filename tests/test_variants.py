@@ -19,7 +19,7 @@ CONV = [
     if case.id
     in {
         "one-everything-N1", "primes-N5", "groups2-stride2-N6", "channels-129-N2", "filters-129-N2", "maps-40-56-N8",
-        "eights-ceil-overhang-N65", "maps-136-N1", "padding-beyond-filter-N2", "maps-64-N64",
+        "eights-ceil-overhang-N65", "maps-136-N1", "channels-16-filters-16-N3", "maps-64-N64",
     }
 ]  # fmt: skip
 LINEAR = [
