@@ -107,12 +107,20 @@ def relative_error(actual, expected) -> float:
     return float(np.linalg.norm((actual - expected).ravel()) / np.linalg.norm(expected.ravel()))
 
 
-def rounding(placed, n: int) -> dict[str, float]:
+# half a unit in the last place of 1
+UNITS = {"fp32": reference.UNIT, "tf32": 2.0**-11, "bf16": 2.0**-8}
+
+
+def rounding(placed, n: int, precision: str = "fp32") -> dict[str, float]:
     """How large the relative errors of the logits and of every gradient may be.
 
     A float32 sum of T random terms has a relative error of about 2^-24 sqrt(T) or less. The errors of the layers that
     a value passes are independent of each other, so that their squares, hence the T, add up: all forward sums, for a
     gradient also the backward sums above its layer and the sum over images and pixels of its own.
+
+    On tensor cores the operands' rounding outweighs that of the sums. Rounding to nearest has an error of 0.4 units on
+    average, a product of two such operands of 0.6; those of a sum's terms are independent, hence the sum's error is
+    0.6 units too, however many they are. 1 leaves room by a factor of 1.7, and for storing LRN's output in bfloat16.
     """
     sums = {}
     for p in placed:
@@ -120,13 +128,15 @@ def rounding(placed, n: int) -> dict[str, float]:
             outputs = p.P * p.Q
             per_output = p.macs // (p.K * outputs)
             per_input = max(p.macs // (p.C * p.H * p.W), 1)
-            sums[p.layer.name] = (per_output, per_input, n * outputs)
+            sums[p.layer.name] = (per_output, per_input, n * outputs) if precision == "fp32" else (1, 1, 1)
         elif isinstance(p.layer, Lrn):
-            sums[p.layer.name] = (100, 100, 0)  # a power costs about ten roundings, that is sqrt(100)
+            # a power costs about ten roundings, that is sqrt(100)
+            sums[p.layer.name] = (100, 100, 0) if precision == "fp32" else (1, 1, 0)
+    unit = UNITS[precision]
     forward = sum(terms[0] for terms in sums.values())
-    limits = {"logits": reference.UNIT * np.sqrt(forward)}
+    limits = {"logits": unit * np.sqrt(forward)}
     above = forward
     for name, (_, backward, pixels) in reversed(list(sums.items())):
-        limits[f"{name}.weight"] = limits[f"{name}.bias"] = reference.UNIT * np.sqrt(above + pixels)
+        limits[f"{name}.weight"] = limits[f"{name}.bias"] = unit * np.sqrt(above + pixels)
         above += backward
     return limits

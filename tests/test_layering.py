@@ -206,7 +206,7 @@ def hardware_only_in_arch(path: str, text: str) -> Iterator[str]:
 
 
 def ops_stand_alone(path: str, text: str) -> Iterator[str]:
-    """An op includes its own header, arch/arch.cuh, tile/ and the two common headers."""
+    """An op includes its own header, arch/arch.cuh, tile/ and the common headers."""
     if not re.fullmatch(r"kernels/\w+\.cu", path):
         return
     allowed = {Path(path).stem + ".hpp", "arch/arch.cuh", "shapes.hpp", "check.hpp"}

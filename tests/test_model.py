@@ -56,7 +56,7 @@ def ratios(net, n: int, images, labels, results, expected) -> dict[str, float]:
     import network_oracle as oracle
 
     logits, loss, gradients = results
-    limits = oracle.rounding(net._placed, n)
+    limits = oracle.rounding(net._placed, n, net.precision)
     found = {
         "logits": oracle.relative_error(logits, expected.logits) / limits["logits"],
         "logits, largest": largest(logits, expected.logits) / (2 * limits["logits"]),
@@ -74,8 +74,8 @@ def largest(actual, expected) -> float:
     return float(abs(actual - expected).max() / abs(expected).max())
 
 
-def compare(net, n: int, within, dtype: str = "float64") -> None:
-    """One batch in training mode through the network and the oracle."""
+def compare(net, n: int, within, dtype: str = "float64") -> dict[str, float]:
+    """One batch in training mode through the network and the oracle; the ratios, by what they are of."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     import network_oracle as oracle
 
@@ -87,9 +87,11 @@ def compare(net, n: int, within, dtype: str = "float64") -> None:
     masks = oracle.dropout_masks(net.spec, n, net.seed, step=0)
     dtype = getattr(torch, dtype)
     expected = oracle.run(net.spec, net.weights(), images, labels, outputs, masks=masks, dtype=dtype)
-    for name, ratio in ratios(net, n, images, labels, results, expected).items():
+    found = ratios(net, n, images, labels, results, expected)
+    for name, ratio in found.items():
         kind = "gradient" + ", largest" * name.endswith("largest") if name.startswith("gradient") else name
-        within(f"{net.spec.name} {kind}", ratio)
+        within(f"{net.spec.name} {kind}" + f" {net.precision}" * (net.precision != "fp32"), ratio)
+    return found
 
 
 @pytest.mark.slow
@@ -105,6 +107,15 @@ def test_tiny_against_pytorch(device, within, dropout, dtype):
     """A batch smaller than the network's, so that empty lanes and rows take part."""
     with convnet.Network("alexnet-tiny", devices=device, batch_size=6, dropout=dropout, seed=7) as net:
         compare(net, 5, within, dtype)
+
+
+def test_tiny_on_tensor_cores_against_pytorch(tensor_cores, within):
+    """Against float64 without any rounding: the errors are those of rounded operands, not larger, and not smaller."""
+    options = {"devices": tensor_cores.device, "precision": tensor_cores.precision}
+    with convnet.Network("alexnet-tiny", batch_size=6, seed=7, **options) as net:
+        found = compare(net, 5, within)
+        errors = {name: ratio for name, ratio in found.items() if name.startswith(("logits", "gradient"))}
+        assert min(ratio for name, ratio in errors.items() if "largest" not in name) > 0.1, errors
 
 
 def test_inference_scales_dropped_layers(device, within):

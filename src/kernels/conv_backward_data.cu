@@ -273,8 +273,8 @@ bool times_192(const ConvShape& s) { return channels(s) % 192 == 0; }
 const Row kVariants[] = {
     wgmma<48, 8, up_to_48>("wgmma-512x48", "64 lanes, stride 1, C/g <= 48"),
     wgmma<64, 4, up_to_64>("wgmma-256x64", "64 lanes, stride 1, C/g <= 64"),
-    wgmma<192, 2, times_192>("wgmma-128x192", "64 lanes, stride 1, C/g a multiple of 192"),
-    wgmma<128, 2, any>("wgmma-128x128", "64 lanes, stride 1"),
+    wgmma<192, 3, times_192>("wgmma-192x192", "64 lanes, stride 1, C/g a multiple of 192"),
+    wgmma<128, 3, any>("wgmma-192x128", "64 lanes, stride 1"),
 
     row<SimtTile<16, 256, 4>>(
         "fp32-16x256", "C/g <= 16", [](const ConvShape& s) { return channels(s) <= 16; }),

@@ -308,17 +308,20 @@ constexpr Row wgmma(const char* name, const char* when) {
 bool up_to_64(const ConvShape& s) { return filters(s) <= 64; }
 bool up_to_96(const ConvShape& s) { return filters(s) <= 96; }
 bool times_192(const ConvShape& s) { return filters(s) % 192 == 0 && filters(s) % 128 != 0; }
-// Tiles of four pixels are enough for two waves of a large GPU.
-bool many_tiles(const ConvShape& s) {
-  return s.N / 64 * s.P * ceil_div(s.Q, 4) * ceil_div(filters(s), 128) * s.groups >= 2 * 132;
+// Tiles of three pixels read more per product than those of four; they pay where they fill the
+// multiprocessors better.
+bool in_threes(const ConvShape& s) {
+  const Activation y = image_activation(nullptr, s.K, s.P, s.Q, s.N / s.lanes);
+  return rounds_of_tiles(y, s.groups, 128, 3) < 0.95 * rounds_of_tiles(y, s.groups, 128, 4);
 }
 
 const Row kVariants[] = {
     wgmma<64, 4, up_to_64>("wgmma-256x64", "64 lanes, K/g <= 64"),
     wgmma<96, 8, up_to_96>("wgmma-512x96", "64 lanes, K/g <= 96"),
-    wgmma<192, 2, times_192>("wgmma-128x192", "64 lanes, K/g a multiple of 192, not of 128"),
-    wgmma<128, 4, many_tiles>("wgmma-256x128", "64 lanes, many tiles"),
-    wgmma<128, 2, any>("wgmma-128x128", "64 lanes"),
+    wgmma<192, 3, times_192>("wgmma-192x192", "64 lanes, K/g a multiple of 192, not of 128"),
+    wgmma<128, 3, in_threes>("wgmma-192x128", "64 lanes, fewer rounds than with four pixels"),
+    wgmma<128, 4, any>("wgmma-256x128", "64 lanes"),
+    wgmma<128, 2, any>("wgmma-128x128", "64 lanes, wide filters"),
 
     row<SimtTile<16, 256, 4>>(
         "fp32-16x256", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),
