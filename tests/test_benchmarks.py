@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 
 from convnet import Network, backend, spec
+from convnet.shapes import ConvShape
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 benchmarks = pytest.importorskip("benchmarks", reason="the benchmarks come with a checkout only")
-ops, problems, step, timing = (
-    __import__(f"benchmarks.{name}", fromlist=["_"]) for name in ("ops", "problems", "step", "timing")
+cudnn, floors, ops, problems, step, timing = (
+    __import__(f"benchmarks.{name}", fromlist=["_"])
+    for name in ("cudnn", "floors", "ops", "problems", "step", "timing")
 )
 
 TINY = ["--model", "alexnet-tiny", "-b", "3", "--seconds", "0"]
@@ -88,9 +91,77 @@ def test_an_unknown_layer_is_named(capsys):
 
 def test_passes_come_with_their_work():
     device = backend.open_device("cpu")
-    found = {p.name: p for p in problems.problems(device, spec.network("alexnet"), 1, 0, ["fc8"])}
+    found = {p.name: p for p in problems.problems(device, spec.network("alexnet"), 1, "fp32", 0, ["fc8"])}
     assert found["forward"].flops == 2 * 4096 * 1000
     assert found["forward"].bytes == 4 * (4096 + 1000 + 4096 * 1000)
+
+
+def emulator():
+    try:
+        return backend.open_device("emu")
+    except backend.DeviceError as error:
+        pytest.skip(str(error))
+
+
+def test_bfloat16_reads_half_the_bytes():
+    device = emulator()
+    found = {p.name: p for p in problems.problems(device, spec.network("alexnet-tiny"), 8, "bf16", 0, ["fc8"])}
+    assert found["forward"].bytes == 2 * (8 * (256 + 10) + 256 * 10)
+    assert found["backward filter"].bytes == 2 * 8 * (256 + 10) + 4 * 256 * 10  # the gradient is float32
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_passes_are_checked_in_every_precision(precision, monkeypatch):
+    device = emulator()
+    layers = ["conv1", "conv4", "norm1", "pool1", "drop6", "fc8", "softmax", "sgd"]
+    for problem in problems.problems(device, spec.network("alexnet-tiny"), 3, precision, 0, layers):
+        problem.run()
+        device.synchronize()
+        problem.check()
+    # operands rounded once more, to 6 bits of mantissa: a product made of others is found out
+    operand = problems.Bench.operand
+    coarse = np.uint32(0xFFFE0000)
+    monkeypatch.setattr(
+        problems.Bench,
+        "operand",
+        lambda *a: (operand(*a).astype(np.float32).view(np.uint32) & coarse).view(np.float32).astype(np.float64),
+    )
+    for problem in problems.problems(device, spec.network("alexnet-tiny"), 3, precision, 0, ["fc8"]):
+        problem.run()
+        device.synchronize()
+        if problem.shape is not None:
+            with pytest.raises(problems.WrongResult):
+                problem.check()
+
+
+def test_floors():
+    assert floors.seconds(790e12, 0, "bf16") == floors.seconds(0, 4.3e12, "bf16") == 1.0
+    assert floors.bound(2e12, 1e9, "bf16") == "math"
+    assert floors.bound(1e9, 1e9, "bf16") == "memory"
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward data", "backward filter"])
+def test_pytorch_computes_the_same_convolution(direction):
+    """Also where the last window overhangs: every candidate on a CPU against float64."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    shape = ConvShape.of(4, 6, 14, 13, 8, 5, 3, stride=4, padding=1, groups=2, ceil_mode=True, lanes=4)
+    generated = [cudnn._normal(s, "fp32", "cpu", seed) for seed, s in enumerate([(4, 6, 15, 13), (8, 3, 5, 3)])]
+    x, weight = (t.numpy() for t in generated)
+    x[:, :, 14:] = 0
+    dy = cudnn._normal((4, 8, shape.P, shape.Q), "fp32", "cpu", 2).numpy()
+    geometry = {"stride": 4, "top": 1, "left": 1, "P": shape.P, "Q": shape.Q, "groups": 2}
+    dx, dweight, _ = reference.conv_backward(dy, x, weight, **geometry)
+    y = reference.conv_forward(x, weight, None, **geometry)
+    expected = {"forward": y, "backward data": dx, "backward filter": dweight}[direction]
+    candidates = cudnn.convolution(shape, direction, "fp32", "cpu")
+    assert len(candidates) == 2
+    for work in candidates.values():
+        np.testing.assert_allclose(work().numpy(), expected, rtol=1e-4, atol=1e-3)
+    assert torch.backends.cudnn.benchmark is False
+    with cudnn.settings("tf32"):
+        assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.benchmark is False
 
 
 def test_whole_steps_without_a_peer(tmp_path, capsys):

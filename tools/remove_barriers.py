@@ -41,9 +41,9 @@ CALL = re.compile(rf"(?<![\w.])(?:\w+\.)?(?:{CALLS})(?:<[^;<>]*>)?\([^;]*\);")
 
 # The programs: sources beside the emulator, and the runs whose output must stay.
 OPS = ("conv_backward_filter", "conv_forward", "gemm", "ingest", "softmax")
-PROGRAM_SOURCES = {
-    "layers": [PROGRAMS / "layers.cpp", *(KERNELS / f"{op}.cu" for op in OPS)],
+PROGRAM_SOURCES = {  # the quickest to build first
     "products": [PROGRAMS / "products.cu"],
+    "layers": [PROGRAMS / "layers.cpp", *(KERNELS / f"{op}.cu" for op in OPS)],
 }
 
 
@@ -126,6 +126,8 @@ class Programs:
             program = link(folder / name, self._objects(name, {}))
             listed = subprocess.run([program], capture_output=True, text=True, check=False).stdout
             self.scenarios[name] = listed.split()
+            if not self.scenarios[name]:
+                raise RuntimeError(f"{name} lists no scenarios")
             for scenario in self.scenarios[name]:
                 found = {outputs(program, scenario, seed) for seed in SEEDS}
                 if len(found) != 1 or next(iter(found)).startswith("error"):

@@ -50,7 +50,8 @@ RULES = [
     Rule("SimtTile", contain=("FFMA", "LDGSTS"), lack=("HMMA",)),
     Rule("MmaTile<Tf32", contain=("HMMA", "LDGSTS")),
     Rule("MmaTile<Bf16", contain=("HMMA", "LDGSTS", "LDSM")),
-    Rule("(?i)wgmma", ("sm_90a",), contain=("HGMMA", "UTMALDG"), may_be_absent=True),
+    Rule("wgmma_maps", ("sm_90a",), contain=("HGMMA", "UTMALDG", "UTMASTG"), lack=("HMMA", "FFMA", "LDGSTS")),
+    Rule("wgmma_filter", ("sm_90a",), contain=("HGMMA", "UTMALDG"), lack=("HMMA", "FFMA", "LDGSTS")),
 ]
 
 # {("sm_80", "relu.cu", "relu_forward_kernel"): {"LDG": 2, ...}}

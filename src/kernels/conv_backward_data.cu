@@ -3,22 +3,22 @@
 // What       dx[n,c,h,w] = sum over k, r, s of weight[k,c,r,s] dy[n,k,p,q] over the windows with
 //            p*stride - pad + r = h and q*stride - pad + s = w; 0 where no window reads the pixel.
 //            An implicit GEMM: GEMM-M = channels of a group, GEMM-N = (block, h, w, lane),
-//            reduction over (r, s, k), filters innermost.
-// Tensors    dy [N/L][K][P][Q][L], weight [g][C/g][R][S][K/g], dx [N/L][C][H][W][L]; float32
-//            throughout.
+//            reduction over (r, s, k), filters innermost. (On Hopper, in bf16:
+//            tile/wgmma_maps.cuh.)
+// Tensors    dy [N/L][K][P][Q][L], weight [g][C/g][R][S][K/g] (bf16: rows padded to K8),
+//            dx [N/L][C][H][W][L]; all by precision, sums float32.
 // Work       one launch per phase, the pixels of one (h mod stride, w mod stride): they share their
 //            taps first_tap, first_tap + stride, ..., so that each phase is a dense correlation and
 //            no tap is tried in vain. One block per output tile: blockIdx = (pixels of the phase,
-//            channels, group). A tile skips the taps that fall outside of dy for all of its pixels
-//            (whole rows of taps). Variants from 128 x 128 down to 16 x 256, by the number of
-//            channels (best_rows).
-// Shared     two stages of both operands, 13 to 19 KiB (tile/gemm_tile.cuh). Weights lie with the
-//            reduction contiguous and are transposed on the way (DepthSlots).
-// Barriers   one per 8 reduction rows (tile/gemm_tile.cuh).
-// Needs      as conv_forward. K/g not a multiple of 4 reads weights by scalars, not a multiple of 8
-//            leaves reduction rows of each tap empty.
-// Cost       2 N K P Q C/g R S FLOP, the bound (FFMA issue); a 128 x 128 tile reads 8 KiB per
-//            131072 multiply-adds.
+//            channels, group); kVariants chooses the tile by the number of channels. A tile skips
+//            the taps that fall outside of dy for all of its pixels (whole rows of taps).
+// Shared     a ring of both operands (tile/gemm_tile.cuh), 33 KiB for 128 x 128 sums in fp32, 56
+//            KiB in tf32, 62 KiB in bf16. Weights lie with the reduction contiguous (DepthSlots).
+// Barriers   one per stage (tile/gemm_tile.cuh).
+// Needs      as conv_forward. K/g not a multiple of a unit (8 in fp32, 16 in tf32 and bf16) leaves
+//            reduction rows of each tap empty.
+// Cost       2 N K P Q C/g R S FLOP, the bound: FFMA issue in fp32, tensor cores else. Reads as
+//            conv_forward.
 #include "conv_backward_data.hpp"
 
 #include "arch/arch.cuh"
@@ -262,8 +262,8 @@ bool takes_wgmma(const ConvShape& s) {
 template <int kMaps, int kPixels, bool (*kRule)(const ConvShape&)>
 constexpr Row wgmma(const char* name, const char* when) {
   using T = MapsTile<kMaps, kPixels, 32, false>;
-  return {name, Precision::bf16,       90,          64 * kPixels, kMaps,
-          when, takes_wgmma<T, kRule>, run_wgmma<T>};
+  return {name, Precision::bf16,       90,           64 * kPixels,       kMaps,
+          when, takes_wgmma<T, kRule>, run_wgmma<T>, takes_wgmma<T, any>};
 }
 
 bool up_to_48(const ConvShape& s) { return channels(s) <= 48; }
@@ -273,8 +273,8 @@ bool times_192(const ConvShape& s) { return channels(s) % 192 == 0; }
 const Row kVariants[] = {
     wgmma<48, 8, up_to_48>("wgmma-512x48", "64 lanes, stride 1, C/g <= 48"),
     wgmma<64, 4, up_to_64>("wgmma-256x64", "64 lanes, stride 1, C/g <= 64"),
-    wgmma<192, 2, times_192>("wgmma-128x192", "64 lanes, stride 1, C/g a multiple of 192"),
-    wgmma<128, 2, any>("wgmma-128x128", "64 lanes, stride 1"),
+    wgmma<192, 3, times_192>("wgmma-192x192", "64 lanes, stride 1, C/g a multiple of 192"),
+    wgmma<128, 3, any>("wgmma-192x128", "64 lanes, stride 1"),
 
     row<SimtTile<16, 256, 4>>(
         "fp32-16x256", "C/g <= 16", [](const ConvShape& s) { return channels(s) <= 16; }),

@@ -2,23 +2,25 @@
 //
 // What       dweight[k,c,r,s] = sum over n, p, q of dy[n,k,p,q]
 //            x[n,c,p*stride-pad+r,q*stride-pad+s], x zero outside the image; dbias[k] = sum over n,
-//            p, q of dy[n,k,p,q]. An implicit GEMM: GEMM-M = filters of a group, GEMM-N = (c, r,
-//            s), reduction over (block, p, q, lane), in which both operands are contiguous.
-// Tensors    dy [N/L][K][P][Q][L], x [N/L][C][H][W][L], dweight [g][C/g][R][S][K/g], dbias [K];
-//            float32 throughout. workspace: [parts] times dweight, or [N/L] times dbias, the
-//            larger; rows padded to 4 floats.
+//            p, q of dy[n,k,p,q]. An implicit GEMM: GEMM-M = (c, r, s), GEMM-N = filters of a
+//            group, reduction over (block, p, q, lane), in which both operands are contiguous. (On
+//            Hopper, in bf16: tile/wgmma_filter.cuh.)
+// Tensors    dy [N/L][K][P][Q][L], x [N/L][C][H][W][L] by precision; dweight [g][C/g][R][S][K/g],
+//            dbias [K] and sums float32. workspace, float32: [parts] times dweight, or [N/L] times
+//            dbias, the larger; rows padded to 4 floats.
 // Work       the reduction is cut into parts of about kPartColumns (pixel, lane) columns, whose
 //            number depends on N, P and Q alone. One block per output tile and part, blockIdx =
-//            (c r s, part and filters, group). A second kernel adds the parts in ascending order.
-//            dbias: tile/sums.cuh.
-// Shared     two stages of both operands, 10 to 17 KiB (tile/gemm_tile.cuh); both are transposed on
-//            the way (DepthSlots).
-// Barriers   one per 8 columns (tile/gemm_tile.cuh).
-// Needs      as conv_forward; lanes in eights, so that a step of the reduction never leaves a
+//            (c r s, part and filters, group); kVariants chooses the tile by the number of filters.
+//            A second kernel adds the parts in ascending order. dbias: tile/sums.cuh.
+// Shared     a ring of both operands (tile/gemm_tile.cuh), 33 KiB for 128 x 128 sums in fp32, 60
+//            KiB in tf32, 72 KiB in bf16.
+// Barriers   one per stage (tile/gemm_tile.cuh).
+// Needs      as conv_forward; lanes in eights, so that a thread's share of a unit never leaves a
 //            pixel.
-// Cost       2 N K P Q C/g R S FLOP, the bound (FFMA issue). A 128 x 128 tile reads 256 sectors of
-//            32 bytes per 131072 multiply-adds. The parts add 8 bytes per weight and part: 2 % of
-//            the time of a 5x5 layer at N = 128.
+// Cost       2 N K P Q C/g R S FLOP, the bound: FFMA issue in fp32, tensor cores else. A 128 x 128
+//            tile reads 256 rows of 32 bytes per unit of 8 (fp32) or 16 (bf16) columns, of 64 bytes
+//            per unit of 16 in tf32. The parts add 8 bytes per weight and part: 2 % of the time of
+//            a 5x5 layer at N = 128 in fp32.
 #include "conv_backward_filter.hpp"
 
 #include <algorithm>
@@ -285,8 +287,8 @@ bool takes_wgmma(const ConvShape& s) {
 
 template <class T, bool (*kRule)(const ConvShape&)>
 constexpr Row wgmma(const char* name, const char* when) {
-  return {name, Precision::bf16,       90,          T::kFilters, T::kColumns,
-          when, takes_wgmma<T, kRule>, run_wgmma<T>};
+  return {name, Precision::bf16,       90,           T::kFilters,        T::kColumns,
+          when, takes_wgmma<T, kRule>, run_wgmma<T>, takes_wgmma<T, any>};
 }
 
 using FiveTaps = FilterTile<2, 5, 48>;

@@ -3,24 +3,26 @@
 // What       y[n,k,p,q] = bias[k] + sum over c, r, s of weight[k,c,r,s]
 //            x[n,c,p*stride-pad+r,q*stride-pad+s], then ReLU where asked; zero outside the image,
 //            grouped. An implicit GEMM: GEMM-M = filters of a group, GEMM-N = (block, p, q, lane),
-//            reduction over (c, r, s).
-// Tensors    x [N/L][C][H][W][L], weight [g][C/g][R][S][K/g], bias [K], y [N/L][K][P][Q][L];
-//            float32 throughout. Order of each sum, by the number of channels of a group: a
-//            multiple of 8 goes tap by tap, channels innermost (ByTap); any other number goes
-//            through (c, r, s) in memory order (Flat; the first layer's 3 channels would leave 5 of
-//            8 reduction rows empty tap by tap).
-// Work       one block per output tile: blockIdx = (pixels, filters, group). Variants from
-//            128 x 128 down to 16 x 256, by the number of filters (best_rows). A tile skips taps
-//            that fall outside the image for all of its pixels (ByTap): up to 10 % of a 3x3 layer at
-//            13x13, about half of it where a tile is two pixels of 64 lanes.
-// Shared     two stages of both operands, 17 to 21 KiB (tile/gemm_tile.cuh).
-// Barriers   one per 8 reduction rows (tile/gemm_tile.cuh).
+//            reduction over (c, r, s). (On Hopper, in bf16: tile/wgmma_maps.cuh.)
+// Tensors    x [N/L][C][H][W][L], weight [g][C/g][R][S][K/g] (bf16: rows padded to K8), bias [K], y
+//            [N/L][K][P][Q][L]; x, weight and y by precision, bias and sums float32. Order of each
+//            sum, by the number of channels of a group: whole units of 8 (fp32) or 16 (tf32, bf16)
+//            go tap by tap, channels innermost (ByTap); any other number goes through (c, r, s) in
+//            memory order (Flat; the first layer's 3 channels would leave most rows of a unit empty
+//            tap by tap).
+// Work       one block per output tile: blockIdx = (pixels, filters, group); kVariants chooses the
+//            tile by the number of filters. A tile skips taps that fall outside the image for all
+//            of its pixels (ByTap): up to 10 % of a 3x3 layer at 13x13, about half of it where a
+//            tile is two pixels of 64 lanes.
+// Shared     a ring of both operands (tile/gemm_tile.cuh), 33 KiB for 128 x 128 sums in fp32, 51
+//            KiB in tf32 and bf16.
+// Barriers   one per stage (tile/gemm_tile.cuh).
 // Needs      lanes a multiple of 8, N a multiple of lanes, groups divide C and K, one group of one
-//            image block below 2^31 values, 16-byte aligned tensors. K/g not a multiple of 4 reads
-//            weights by scalars.
-// Cost       2 N K P Q C/g R S FLOP. A 128 x 128 tile reads 8 KiB from L2 or L1 per 131072
-//            multiply-adds, 8 bytes per clock and SM at 128 multiply-adds per clock: bound by FFMA
-//            issue (see tile/gemm_tile.cuh).
+//            image block below 2^31 values, 16-byte aligned tensors. float32 weights with K/g not a
+//            multiple of 4 are copied 4 bytes at a time.
+// Cost       2 N K P Q C/g R S FLOP, the bound: FFMA issue in fp32, tensor cores else. A 128 x 128
+//            tile reads 256 values from L2 or L1 per 16384 multiply-adds: in fp32 8 bytes per clock
+//            and SM at 128 multiply-adds per clock, in bf16 on sm_80 32 at 1024.
 #include "conv_forward.hpp"
 
 #include "arch/arch.cuh"
@@ -299,24 +301,27 @@ bool takes_wgmma(const ConvShape& s) {
 template <int kMaps, int kPixels, bool (*kRule)(const ConvShape&)>
 constexpr Row wgmma(const char* name, const char* when) {
   using T = MapsTile<kMaps, kPixels, 16, true>;
-  return {name, Precision::bf16,       90,          64 * kPixels, kMaps,
-          when, takes_wgmma<T, kRule>, run_wgmma<T>};
+  return {name, Precision::bf16,       90,           64 * kPixels,       kMaps,
+          when, takes_wgmma<T, kRule>, run_wgmma<T>, takes_wgmma<T, any>};
 }
 
 bool up_to_64(const ConvShape& s) { return filters(s) <= 64; }
 bool up_to_96(const ConvShape& s) { return filters(s) <= 96; }
 bool times_192(const ConvShape& s) { return filters(s) % 192 == 0 && filters(s) % 128 != 0; }
-// Tiles of four pixels are enough for two waves of a large GPU.
-bool many_tiles(const ConvShape& s) {
-  return s.N / 64 * s.P * ceil_div(s.Q, 4) * ceil_div(filters(s), 128) * s.groups >= 2 * 132;
+// Tiles of three pixels read more per product than those of four; they pay where they fill the
+// multiprocessors better.
+bool in_threes(const ConvShape& s) {
+  const Activation y = image_activation(nullptr, s.K, s.P, s.Q, s.N / s.lanes);
+  return rounds_of_tiles(y, s.groups, 128, 3) < 0.95 * rounds_of_tiles(y, s.groups, 128, 4);
 }
 
 const Row kVariants[] = {
     wgmma<64, 4, up_to_64>("wgmma-256x64", "64 lanes, K/g <= 64"),
     wgmma<96, 8, up_to_96>("wgmma-512x96", "64 lanes, K/g <= 96"),
-    wgmma<192, 2, times_192>("wgmma-128x192", "64 lanes, K/g a multiple of 192, not of 128"),
-    wgmma<128, 4, many_tiles>("wgmma-256x128", "64 lanes, many tiles"),
-    wgmma<128, 2, any>("wgmma-128x128", "64 lanes"),
+    wgmma<192, 3, times_192>("wgmma-192x192", "64 lanes, K/g a multiple of 192, not of 128"),
+    wgmma<128, 3, in_threes>("wgmma-192x128", "64 lanes, fewer rounds than with four pixels"),
+    wgmma<128, 4, any>("wgmma-256x128", "64 lanes"),
+    wgmma<128, 2, any>("wgmma-128x128", "64 lanes, wide filters"),
 
     row<SimtTile<16, 256, 4>>(
         "fp32-16x256", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),

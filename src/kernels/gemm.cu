@@ -3,28 +3,32 @@
 // What       forward y[k,n] = bias[k] + sum over c of weight[c,k] x[c,n], then ReLU where asked;
 //            backward data dx[c,n] = sum over k of weight[c,k] dy[k,n]; backward filter
 //            dweight[c,k] = sum over n of x[c,n] dy[k,n], dbias[k] = sum over n of dy[k,n].
-// Tensors    x [N/L][C][L], weight [C][K], y [N/L][K][L]; float32 throughout. workspace: [parts] of
-//            y or dx, or [N/L] of dbias, rows padded to 4 floats.
+// Tensors    x [N/L][C][L], weight [C][K] (bf16: [C][K8]), y [N/L][K][L] by precision; bias,
+//            dweight, dbias and sums float32. workspace, float32: [parts] of y or dx, or [N/L] of
+//            dbias, rows padded to 4 floats.
 //
 //            pass             GEMM-M   GEMM-N   reduction   a (tile/loaders.cuh)        b
 //            forward          K        n        C           weight, rows                x, rows
-//            backward data    C        n        K           weight, depth (transposed)  dy, rows
-//            backward filter  K        C        n           dy, depth                   x, depth
+//            backward data    C        n        K           weight, depth               dy, rows
+//            backward filter  C        K        n           x, depth                    dy, depth
 //
+//            (On Hopper, in bf16: tile/wgmma_maps.cuh and tile/wgmma_filter.cuh.)
 // Work       one block per output tile and part of the reduction: blockIdx = (n or C, K or C,
 //            part). 128 images leave a 4096-wide layer 32 tiles of 128 x 128, so forward and
 //            backward data cut their reduction into up to 8 parts that a second kernel adds in
 //            ascending order. The cut of forward depends on C alone, so that half of the outputs on
 //            another device have the same bits. Tiles are narrower where there are few images or
-//            outputs.
-// Shared     two stages of both operands, 11 to 17 KiB (tile/gemm_tile.cuh).
-// Barriers   one per 8 reduction rows (tile/gemm_tile.cuh).
+//            outputs (kForward, kBackwardData, kBackwardFilter).
+// Shared     a ring of both operands (tile/gemm_tile.cuh), 33 to 72 KiB for 128 x 128 sums, as in
+//            the three passes of a convolution.
+// Barriers   one per stage (tile/gemm_tile.cuh).
 // Needs      lanes a multiple of 8, N a multiple of lanes, C and K below 2^31 / lanes, 16-byte
-//            aligned tensors. K not a multiple of 4 reads and writes weights by scalars.
-// Cost       2 N C K FLOP and 4 C K bytes of weights, N / 2 FLOP per byte: bound by memory for few
-//            images, by FFMA issue from about N = 32 on where the machine does 15 FLOP in the time
-//            of a byte (67 TFLOP/s to 4.8 TB/s). Parts cost 8 bytes per output and part, mostly in
-//            L2.
+//            aligned tensors. float32 weights with K not a multiple of 4 are copied and written 4
+//            bytes at a time.
+// Cost       2 N C K FLOP and 4 C K bytes of weights (bf16: 2 C K), N / 2 FLOP per byte (bf16: N):
+//            bound by memory for few images; in fp32 by FFMA issue from about N = 32 on where the
+//            machine does 15 FLOP in the time of a byte (67 TFLOP/s to 4.8 TB/s), with tensor cores
+//            from several hundred on. Parts cost 8 bytes per output and part, mostly in L2.
 #include "gemm.hpp"
 
 #include <algorithm>
@@ -265,24 +269,27 @@ bool many_blocks(const LinearShape& s) { return s.lanes == 64 && s.N >= 256; }
 
 template <int kBlocks>
 constexpr ProductRow wgmma_forward(const char* name, const char* when, Takes takes) {
-  return {name,  Precision::bf16,
-          90,    64 * kBlocks,
-          128,   when,
-          takes, run_wgmma<MapsTile<128, kBlocks, 64, true>, wgmma_forward_parts>};
+  return {name,        Precision::bf16,
+          90,          64 * kBlocks,
+          128,         when,
+          takes,       run_wgmma<MapsTile<128, kBlocks, 64, true>, wgmma_forward_parts>,
+          whole_blocks};
 }
 template <int kBlocks>
 constexpr ProductRow wgmma_backward_data(const char* name, const char* when, Takes takes) {
-  return {name,  Precision::bf16,
-          90,    64 * kBlocks,
-          128,   when,
-          takes, run_wgmma<MapsTile<128, kBlocks, 64, false>, wgmma_backward_data_parts>};
+  return {name,        Precision::bf16,
+          90,          64 * kBlocks,
+          128,         when,
+          takes,       run_wgmma<MapsTile<128, kBlocks, 64, false>, wgmma_backward_data_parts>,
+          whole_blocks};
 }
 template <int kChannels>
 constexpr GradientRow wgmma_backward_filter(const char* name, const char* when, Takes takes) {
-  return {name,      Precision::bf16,
-          90,        128,
-          kChannels, when,
-          takes,     run_wgmma_gradient<FilterTile<2, 1, kChannels>>};
+  return {name,        Precision::bf16,
+          90,          128,
+          kChannels,   when,
+          takes,       run_wgmma_gradient<FilterTile<2, 1, kChannels>>,
+          whole_blocks};
 }
 
 const ProductRow kForward[] = {

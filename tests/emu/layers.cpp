@@ -1,4 +1,4 @@
-// Runs shipped kernels in the emulator, for tests/test_emu.py: layers OP [seed]. Prints a hash of everything that the op
+// Runs shipped kernels in the emulator, for tools/remove_barriers.py: layers OP [seed]. Prints a hash of everything that the op
 // computed and how many of its values are not numbers, or "error: " and what the emulator says.
 #include <cmath>
 #include <cstdint>
@@ -131,7 +131,10 @@ int main(int count, char** arguments) {
                                               {"gemm", convnet::linear},
                                               {"ingest", convnet::ingest_images},
                                               {"softmax", convnet::softmax}};
-  if (count < 2 || !ops.contains(arguments[1])) return 2;
+  if (count < 2 || !ops.contains(arguments[1])) {
+    for (const auto& [name, run] : ops) std::puts(name.c_str());
+    return 2;
+  }
   if (count > 2) convnet::emu::seed_order(std::strtoull(arguments[2], nullptr, 10));
   try {
     ops.at(arguments[1])();

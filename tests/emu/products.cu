@@ -210,6 +210,7 @@ const std::map<std::string, std::function<void()>> kScenarios{
     {"forward", [] { forward<MapsTile<64, 4, 16, true>>(kPadded, 1); }},
     {"forward-strided", [] { forward<MapsTile<64, 4, 16, true>>(kStrided, 1); }},
     {"forward-parts", [] { forward<MapsTile<64, 4, 16, true>>(kPadded, 2); }},
+    {"forward-odd", [] { forward<MapsTile<64, 3, 16, true>>(kPadded, 1); }},
     {"backward-data", [] { backward_data<MapsTile<48, 4, 32, false>>(kPadded); }},
     {"backward-filter", [] { backward_filter<FilterTile<2, 3, 16>>(kPadded, 3); }},
     {"backward-filter-strided", [] { backward_filter<FilterTile<2, 3, 16>>(kStrided, 1); }},

@@ -8,8 +8,8 @@
 //            thread 0 the warps in ascending order.
 // Shared     sum_rows: one float per warp.
 // Barriers   sum_rows: one, behind which thread 0 sees the sum of every warp.
-//            Partial sums, biases and bias gradients are float32; what sum_parts writes and sum_rows
-//            reads is float32 or bf16.
+//            Partial sums, biases and bias gradients are float32; what sum_parts writes and
+//            sum_rows reads is float32 or bf16.
 // Needs      parts `stride` floats apart, stride a multiple of 4; 16-byte aligned pointers.
 // Cost       each partial value is read once: bound by memory, or by L2 where the parts still lie
 //            there.

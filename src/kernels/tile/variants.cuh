@@ -13,7 +13,8 @@ namespace convnet {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Into how many parts of equal length, but for the last, `total` falls when about `wanted` are asked for.
+// Into how many parts of equal length, but for the last, `total` falls when about `wanted` are
+// asked for.
 constexpr int64_t even_parts(int64_t total, int64_t wanted) {
   return ceil_div(total, ceil_div(total, std::clamp(wanted, int64_t{1}, total)));
 }
@@ -33,6 +34,7 @@ struct Variant {
   const char* when;   // `takes` in words
   bool (*takes)(const Shape&);
   void (*run)(const Shape&, const Arguments&);
+  bool (*can)(const Shape&) = nullptr;  // what it takes when forced, where that is more
 
   bool runs_here() const {
     if (architecture <= 80) return true;
@@ -41,13 +43,18 @@ struct Variant {
   }
 };
 
-// A row whose kernels are instances of T, a tile.
+template <class Shape>
+bool any_shape(const Shape&) {
+  return true;
+}
+
+// A row whose kernels are instances of T, a tile: they can take any shape.
 template <class T, class Shape, class Arguments>
 constexpr Variant<Shape, Arguments> variant(const char* name,
                                             const char* when,
                                             bool (*takes)(const Shape&),
                                             void (*run)(const Shape&, const Arguments&)) {
-  return {name, T::Arithmetic::kPrecision, 80, T::kM, T::kN, when, takes, run};
+  return {name, T::Arithmetic::kPrecision, 80, T::kM, T::kN, when, takes, run, any_shape};
 }
 
 // The first row of this precision that runs here and takes the shape, or the forced one.
@@ -58,10 +65,12 @@ const Variant<Shape, Arguments>& choose(const char* op,
                                         Precision precision) {
   const std::string forced = forced_variants().of(op);
   for (const auto& row : table) {
-    const bool fits = row.precision == precision && row.runs_here() && row.takes(shape);
-    require(fits || forced != row.name, op, ": the forced variant ", forced,
+    if (!forced.empty() && forced != row.name) continue;
+    const auto takes = !forced.empty() && row.can ? row.can : row.takes;
+    const bool fits = row.precision == precision && row.runs_here() && takes(shape);
+    require(fits || forced.empty(), op, ": the forced variant ", forced,
             " does not take this shape, precision or device; it is for ", row.when);
-    if (fits && (forced.empty() || forced == row.name)) return row;
+    if (fits) return row;
   }
   require(false, op, ": no variant ", forced, " for this shape and precision; see variants()");
   return table[0];

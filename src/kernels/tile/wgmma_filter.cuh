@@ -110,10 +110,10 @@ struct FilterWalk {
     return unsigned(input_row(p, r)) < unsigned(p.H);
   }
   __device__ __forceinline__ int column(const FilterProblem& p) const {
-    return int(int64_t{chunk} * p.Q / p.column_chunks);
+    return chunk * p.chunk_pixels;
   }
   __device__ __forceinline__ int column_end(const FilterProblem& p) const {
-    return int((int64_t{chunk} + 1) * p.Q / p.column_chunks);
+    return min(column(p) + p.chunk_pixels, p.Q);
   }
   __device__ __forceinline__ void next(const FilterProblem& p) {
     --left;

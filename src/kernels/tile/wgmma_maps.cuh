@@ -55,17 +55,18 @@ struct MapsTile {
   static constexpr bool kForward = kForwardPass;
   static constexpr int kConsumers = 2;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
-  static constexpr int kPixelsEach = kPixels / kConsumers;  // of a consumer warpgroup
+  static constexpr int kPixelsEach = (kPixels + kConsumers - 1) / kConsumers;  // at most
   static constexpr int kPixelBytes = kDepth * kSpan;
   static constexpr int kSpans = (kMaps + 63) / 64;  // forward: spans of 64 filters
   static constexpr int kTapBytes = kForward ? kDepth * kSpan : kMaps * kDepth * 2;
   static constexpr Swizzle kWeightSwizzle = kForward || kDepth == 64 ? Swizzle::bytes128
                                             : kDepth == 32           ? Swizzle::bytes64
                                                                      : Swizzle::bytes32;
-  // Buffers for finished pixels, of each consumer warpgroup.
-  static constexpr int kBuffers = kPixelsEach > 1 ? 2 : 1;
+  // Buffers for finished pixels, of each consumer warpgroup: two hide a store behind the next pixel,
+  // where they leave enough room for stages.
+  static constexpr int kBuffers = kPixelsEach > 1 && kMaps <= 128 ? 2 : 1;
   static constexpr int kBufferBytes = kMaps * kSpan;
-  static_assert(kPixels % kConsumers == 0 && kMaps % 16 == 0 && kMaps <= 256);
+  static_assert(kMaps % 16 == 0 && kMaps <= 256);
   static_assert(kDepth == 16 || kDepth == 32 || kDepth == 64);
 
   __host__ __device__ static constexpr int strip_pixels(int stride, int S) {
@@ -397,6 +398,14 @@ struct MapsCall {
   int64_t parts;  // an even_parts of the chunks of input maps
   bool relu;
 };
+
+// How long a launch takes: rounds of the 132 multiprocessors of a large GPU, times the pixels of a tile
+// on average.
+inline double rounds_of_tiles(const Activation& out, int64_t groups, int maps, int64_t pixels) {
+  const int64_t row = ceil_div(out.columns, pixels);
+  const int64_t tiles = out.blocks * out.rows * row * groups * ceil_div(out.maps / groups, maps);
+  return static_cast<double>(ceil_div(tiles, 132)) * out.columns / row;
+}
 
 template <class T>
 void launch_maps(const char* op, const MapsCall& call, Stream stream) {

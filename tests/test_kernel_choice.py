@@ -1,0 +1,116 @@
+"""Every layer and pass of ``alexnet`` takes the kernel that is meant for it, on every architecture."""
+
+from __future__ import annotations
+
+import pytest
+
+from convnet import selection
+from convnet.backend import DeviceError, open_device, padded
+from convnet.shapes import ConvShape
+from convnet.spec import network
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    try:
+        device = open_device("emu")
+    except DeviceError as error:
+        pytest.skip(str(error))
+    yield device
+    device.close()
+
+
+# On an sm_90 GPU in bf16, by batch size where that matters. Names: image lanes x filters (forward), channels (backward
+# data); filters x taps x channels (backward filter).
+MEANT = {
+    ("conv1", "conv_forward"): "wgmma-512x96",
+    ("conv1", "conv_backward_filter"): "wgmma-128x3x48",
+    ("conv2", "conv_forward"): "wgmma-256x128",
+    ("conv2", "conv_backward_data"): "wgmma-512x48",
+    ("conv2", "conv_backward_filter"): "wgmma-128x5x48",
+    ("conv3", "conv_forward"): {64: "wgmma-192x128", 256: "wgmma-256x128"},
+    ("conv3", "conv_backward_data"): "wgmma-192x128",
+    ("conv3", "conv_backward_filter"): "wgmma-128x3x64",
+    ("conv4", "conv_forward"): "wgmma-192x192",
+    ("conv4", "conv_backward_data"): "wgmma-192x192",
+    ("conv4", "conv_backward_filter"): "wgmma-192x3x64",
+    ("conv5", "conv_forward"): {64: "wgmma-192x128", 1024: "wgmma-256x128"},
+    ("conv5", "conv_backward_data"): "wgmma-192x192",
+    ("conv5", "conv_backward_filter"): "wgmma-128x3x64",
+    **{
+        (layer, op): names
+        for layer in ("fc6", "fc7", "fc8")
+        for op, names in {
+            "linear_forward": {64: "wgmma-128x128", 256: "wgmma-256x128"},
+            "linear_backward_data": {64: "wgmma-128x128", 256: "wgmma-256x128"},
+            "linear_backward_filter": {64: "wgmma-128x128", 256: "wgmma-128x256"},
+        }.items()
+    },
+}
+
+
+def meant(layer: str, op: str, N: int) -> str:
+    names = MEANT[layer, op]
+    return names if isinstance(names, str) else names[max(least for least in names if least <= N)]
+
+
+def choices(emulator, precision: str, N: int, architecture: int) -> dict[tuple[str, str], str]:
+    problems = selection.network_problems(network("alexnet"), precision, N, emulator.lanes(N))
+    return {
+        (layer, op): selection.choice(emulator, op, shape, precision, architecture) for layer, op, shape in problems
+    }
+
+
+@pytest.mark.parametrize("N", [64, 128, 256, 1024])
+def test_bf16_on_hopper(emulator, N):
+    found = choices(emulator, "bf16", N, 90)
+    assert found == {(layer, op): meant(layer, op, N) for layer, op in MEANT}
+
+
+@pytest.mark.parametrize("N", [64, 128, 256, 1024])
+@pytest.mark.parametrize(("precision", "architecture"), [("bf16", 80), ("tf32", 80), ("tf32", 90), ("fp32", 90)])
+def test_everything_else_takes_the_kernels_of_its_precision(emulator, N, precision, architecture):
+    found = choices(emulator, precision, N, architecture)
+    assert set(found) == set(MEANT)
+    assert all(name.startswith(precision) for name in found.values()), found
+
+
+def conv(N: int = 64, **sizes: int) -> ConvShape:
+    lanes = 64 if N >= 64 else -(-N // 8) * 8
+    options = {"stride": 1, "padding": 1, "groups": 1, **sizes}
+    shape = {name: options.pop(name, default) for name, default in zip("CHWKRS", (64, 9, 9, 64, 3, 3), strict=True)}
+    return ConvShape.of(padded(N, lanes), **shape, lanes=lanes, **options)
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        ("conv_forward", conv(N=32)),  # no whole block of 64 images
+        ("conv_forward", conv(C=3)),  # tensor copies of 16 channels, 13 of which do not exist
+        ("conv_forward", conv(C=48, groups=2)),  # chunks of 16 channels reach into the next group
+        ("conv_forward", conv(R=3, S=61, H=9, W=80)),  # so wide that no two stages fit
+        ("conv_backward_data", conv(stride=2)),
+        ("conv_backward_data", conv(K=8)),
+        ("conv_backward_filter", conv(N=8)),
+    ],
+    ids=str,
+)
+def test_what_no_tuned_kernel_takes_a_generic_one_takes(emulator, op, shape):
+    assert selection.choice(emulator, op, shape, "bf16", 90).startswith("bf16")
+
+
+def test_a_kernel_can_be_forced(emulator):
+    kernels = emulator.kernels
+    shape = conv()
+    assert kernels.conv_variant("conv_forward", shape, "bf16") == "wgmma-256x64"
+    kernels.force_variant("conv_forward", "bf16-128x128")
+    try:
+        assert kernels.conv_variant("conv_forward", shape, "bf16") == "bf16-128x128"
+        kernels.force_variant("conv_forward", "wgmma-256x64")
+        with pytest.raises(ValueError, match="wgmma-256x64 does not take this shape"):
+            kernels.conv_variant("conv_forward", conv(N=8), "bf16")
+    finally:
+        kernels.force_variant("conv_forward", "")
+    assert kernels.conv_variant("conv_forward", shape, "bf16") == "wgmma-256x64"
+    with pytest.raises(ValueError, match="no variant nonsense"):
+        kernels.force_variant("conv_forward", "nonsense")
