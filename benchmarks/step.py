@@ -6,7 +6,8 @@ A step is forward, loss, backward and update, for several random batches in turn
 its device, with the zeros of an overhanging first layer already around them; convnet starts from stored uint8 images in
 host memory, as in training: upload, crop, mean, scale and layout are part of its step. PyTorch's variants (memory
 format, optimizer) are all tried first; the fastest takes part. Both use the same number of threads, and each its own
-choice of kernels for the processor (OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are ignored).
+choice of kernels for the processor (OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are ignored). Both use the same precision;
+PyTorch's bf16 is autocast.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ import numpy as np
 
 from benchmarks import timing
 from convnet import Network, parallel
+from convnet.precision import PRECISIONS
 
+# Logits may differ by so much of the largest: in tf32 and bf16 by rounding operands to 11 and 8 bits on both sides,
+# once in each of about ten layers.
+AGREEMENT = {"fp32": 1e-4, "tf32": 2 * 10**0.5 * 2.0**-11, "bf16": 2 * 10**0.5 * 2.0**-8}
 BATCHES = 4
 LR = 1e-3
 
@@ -34,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="alexnet", help="network (default: alexnet)")
     parser.add_argument("-b", "--batch-size", type=int, default=32, help="images per step (default: 32)")
     parser.add_argument("--steps", type=int, default=10, help="measured turns of each side (default: 10)")
-    parser.add_argument("--precision", default="fp32", help="arithmetic (default: fp32)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of both sides (default: fp32)")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     parser.add_argument("-o", "--output", metavar="FILE.json", help="where to write (default: into benchmarks/results)")
     options = parser.parse_args(arguments)
@@ -73,7 +78,7 @@ def compare(net: Network, turns: int, with_torch: bool = True) -> dict[str, Any]
         peer, results["torch"] = _fastest_torch(net, [np.ascontiguousarray(x) for x in images], labels)
         if peer is not None:
             results["logits_difference"] = _check_agreement(
-                net.evaluate_batch(stored[0], windows), peer.logits(images[0])
+                net.evaluate_batch(stored[0], windows), peer.logits(images[0]), net.precision
             )
             sides["torch"], waits["torch"] = peer.train, peer.synchronize
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -108,11 +113,11 @@ def _fastest_torch(net: Network, images: list[np.ndarray], labels: list[np.ndarr
     if device.startswith("cuda") and not torch.cuda.is_available():
         return None, {"left_out": "PyTorch sees no GPU"}
     torch.set_num_threads(parallel.threads())
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = net.precision == "tf32"
     torch.backends.cudnn.benchmark = True
     seconds = {}
     for variant in VARIANTS:
-        peer = TorchNetwork(net.spec, net.weights(), images, labels, variant, device, LR)
+        peer = TorchNetwork(net.spec, net.weights(), images, labels, variant, device, LR, net.precision)
         times = []
         for turn in range(4):
             start = time.perf_counter()
@@ -123,16 +128,16 @@ def _fastest_torch(net: Network, images: list[np.ndarray], labels: list[np.ndarr
         del peer
     best = min(seconds, key=lambda variant: seconds[variant])
     tried = {" ".join(variant): value for variant, value in seconds.items()}
-    return TorchNetwork(net.spec, net.weights(), images, labels, best, device, LR), {
+    return TorchNetwork(net.spec, net.weights(), images, labels, best, device, LR, net.precision), {
         "variant": " ".join(best),
         "tried": tried,
     }
 
 
-def _check_agreement(ours: np.ndarray, theirs: np.ndarray) -> float:
+def _check_agreement(ours: np.ndarray, theirs: np.ndarray, precision: str = "fp32") -> float:
     """The largest difference of the logits relative to the largest logit; an unequal function is not worth a race."""
     difference = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    if not difference < 1e-4:
+    if not difference < AGREEMENT[precision]:
         raise RuntimeError(f"the logits of the two networks differ by {difference:.1e} of the largest: not timed")
     return difference
 

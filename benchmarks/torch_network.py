@@ -19,9 +19,11 @@ class TorchNetwork:
 
     def __init__(
         self, spec: NetworkSpec, weights: dict[str, np.ndarray], images: list[np.ndarray], labels: list[np.ndarray],
-        variant: tuple[str, str], device: str, lr: float,
+        variant: tuple[str, str], device: str, lr: float, precision: str = "fp32",
     ):  # fmt: skip
         self.spec, self.device = spec, device
+        # what PyTorch calls mixed precision: parameters in float32, products in bfloat16
+        self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
         memory, optimizer = variant
         self.channels_last = memory == "channels_last"
         self.format = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -91,13 +93,15 @@ class TorchNetwork:
     def train(self, number: int) -> None:
         images, labels = self.batches[number % len(self.batches)]
         self.optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(self.forward(images, True), labels).backward()
+        with self.autocast:
+            loss = F.cross_entropy(self.forward(images, True), labels)
+        loss.backward()
         self.optimizer.step()
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """In test mode."""
-        with torch.no_grad():
-            return self.forward(self.prepare(images), False).cpu().numpy()
+        with torch.no_grad(), self.autocast:
+            return self.forward(self.prepare(images), False).float().cpu().numpy()
 
     def synchronize(self) -> None:
         if self.device != "cpu":

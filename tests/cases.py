@@ -179,6 +179,15 @@ CONV_TENSOR = [
     ConvCase("filter-11-stride4-overhang-N8", 8, 3, 24, 24, 16, 11, 11, stride=4, ceil_mode=True),
     ConvCase("groups3-filters-20-N9", 9, 48, 6, 5, 60, 3, 3, padding=1, groups=3, relu=True),
     ConvCase("stride3-maps-16-N16", 16, 16, 10, 8, 32, 3, 3, stride=3, padding=1),
+    # what the tiles of whole blocks of 64 images are for
+    ConvCase("folded-first-layer-N64", 64, 48, 7, 6, 96, 3, 3),
+    ConvCase("filters-192-odd-columns-N65", 65, 24, 3, 5, 192, 3, 3, padding=1, relu=True),
+    ConvCase("channels-192-N64", 64, 192, 3, 3, 48, 3, 3, padding=1),
+    ConvCase("channels-48-filter-5-N64", 64, 48, 4, 7, 56, 5, 5, padding=2),
+    ConvCase("groups2-maps-32-N128", 128, 64, 4, 5, 80, 3, 3, padding=1, groups=2),
+    ConvCase("pointwise-maps-136-N64", 64, 40, 3, 5, 136, 1, 1),
+    ConvCase("stride2-N64", 64, 16, 9, 11, 24, 3, 3, stride=2, padding=1),
+    ConvCase("many-rows-N64", 64, 16, 267, 1, 8, 3, 1),
 ]
 CONV = [*CONV_EDGES, *CONV_TENSOR, *CONV_SHRUNK, *CONV_TINY, *CONV_FULL]
 
@@ -241,6 +250,8 @@ LINEAR_TENSOR = [
     LinearCase("maps-65-63-N64", 64, 65, 63),
     LinearCase("maps-256-136-N128", 128, 256, 136, relu=True),
     LinearCase("outputs-1000-N24", 24, 96, 1000),
+    LinearCase("batch-257-N257", 257, 72, 136),
+    LinearCase("batch-320-N320", 320, 130, 70, relu=True),
 ]
 LINEAR = [*LINEAR_EDGES, *LINEAR_TENSOR, *LINEAR_SHRUNK, *LINEAR_TINY, *LINEAR_FULL]
 

@@ -188,6 +188,22 @@ def test_networks_that_differ_do_not_race():
         step._check_agreement(logits, logits * 1.001)
 
 
+def test_the_peer_has_a_precision():
+    """In bfloat16 it agrees within what is allowed for that, and would not within what float32 allows."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    from benchmarks.torch_network import VARIANTS, TorchNetwork
+
+    with Network("alexnet-tiny", "emu", batch_size=3, precision="bf16") as net:
+        images = np.random.default_rng(0).standard_normal((3, 3, 64, 64), dtype=np.float32)
+        peer = TorchNetwork(net.spec, net.weights(), [images], [np.arange(3)], VARIANTS[0], "cpu", 0.01, "bf16")
+        ours, theirs = net.forward(images), peer.logits(images)
+        peer.train(0)
+    assert step._check_agreement(ours, theirs, "bf16") > 0
+    with pytest.raises(RuntimeError, match="not timed"):
+        step._check_agreement(ours, theirs)
+
+
 def test_noise_is_half_the_middle_half():
     assert timing.noise([4.0]) == 0
     assert timing.noise([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(1 / 3)

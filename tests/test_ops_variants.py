@@ -1,0 +1,124 @@
+"""Every kernel in the tables of convolutions and linear layers, each made to run: exact on integers, whatever the table
+would have chosen."""
+
+from __future__ import annotations
+
+import cases
+import numpy as np
+import pytest
+import reference
+
+from convnet import functional
+from convnet.backend import open_device, padded
+from convnet.shapes import ConvShape, LinearShape
+
+try:
+    from convnet import _emu
+
+    VARIANTS = _emu.variants()
+except ImportError:
+    VARIANTS = []
+
+SHAPE = ConvShape.of(8, 3, 8, 8, 4, 3, 3, lanes=8)
+CASES_EACH = 3
+
+
+@pytest.fixture
+def force():
+    """Chooses a row for its op; afterwards the tables decide again."""
+    forced = []
+
+    def chosen(row):
+        forced.append(row["op"])
+        _emu.set_architecture(max(80, row["architecture"]))
+        _emu.force_variant(row["op"], row["name"])
+
+    yield chosen
+    for op in forced:
+        _emu.force_variant(op, "")
+    _emu.set_architecture(90)
+
+
+def taken(row) -> list:
+    """The smallest cases that the forced row takes, those with whole blocks of 64 images first where it is for them."""
+    is_conv = row["op"].startswith("conv")
+    ask = _emu.conv_variant if is_conv else _emu.linear_variant
+    found = []
+    candidates = [*cases.CONV_EDGES, *cases.CONV_TENSOR] if is_conv else [*cases.LINEAR_EDGES, *cases.LINEAR_TENSOR]
+    for case in sorted(candidates, key=lambda case: case.work):
+        lanes = open_device("emu").lanes(case.N)
+        N = padded(case.N, lanes)
+        shape = case.shape(lanes, N) if is_conv else LinearShape(N, case.C, case.K, lanes)
+        try:
+            assert ask(row["op"], shape, row["precision"]) == row["name"]
+        except ValueError as error:
+            if row["name"] not in str(error):
+                raise
+            continue
+        found.append(case)
+    # the largest has several tiles, and most of what can go wrong with them
+    return [*found[: CASES_EACH - 1], *found[-1:]] if len(found) > CASES_EACH else found
+
+
+def check(op: str, case, precision: str) -> None:
+    """One pass against the exact sums, stored by precision."""
+    x, weight, bias, dy = case.inputs(integers=True)
+    options = {"device": "emu", "precision": precision}
+    if isinstance(case, cases.ConvCase):
+        options |= case.options
+        forward, backward, place = functional.conv2d, functional.conv2d_backward, case.geometry
+        right, right_backward = reference.conv_forward, reference.conv_backward
+    else:
+        forward, backward, place = functional.linear, functional.linear_backward, {}
+        right, right_backward = reference.linear_forward, reference.linear_backward
+    if op.endswith("forward"):
+        y = forward(x, weight, bias, relu=case.relu, **options)
+        expected = right(x, weight, bias, relu=case.relu, **place)
+        np.testing.assert_array_equal(y, reference.held(expected, precision))
+        return
+    dx, dweight, dbias = backward(dy, x, weight, **options)
+    expected = right_backward(dy, x, weight, **place)
+    if op.endswith("data"):
+        np.testing.assert_array_equal(dx, reference.held(expected[0], precision))
+    else:
+        np.testing.assert_array_equal(dweight, expected[1])
+        np.testing.assert_array_equal(dbias, expected[2])
+
+
+@pytest.mark.parametrize("row", VARIANTS, ids=lambda row: f"{row['op']}-{row['name']}")
+def test_every_kernel(row, force, request):
+    request.node.user_properties.append(("device", "emu"))
+    force(row)
+    chosen = taken(row)
+    assert chosen, "no case is for this kernel"
+    for case in chosen:
+        check(row["op"], case, row["precision"])
+
+
+def test_every_problem_has_a_kernel():
+    """In every precision and on every architecture the tables end with a kernel that takes anything."""
+    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    for op in dict.fromkeys(row["op"] for row in VARIANTS):
+        for precision in ("fp32", "tf32", "bf16"):
+            rows = [row for row in VARIANTS if (row["op"], row["precision"]) == (op, precision)]
+            assert (rows[-1]["when"], rows[-1]["architecture"]) == ("any", 80)
+    assert {row["name"].partition("-")[0] for row in VARIANTS} >= {"fp32", "tf32", "bf16"}
+    assert emu.conv_variant("conv_forward", SHAPE, "tf32").startswith("tf32-")
+
+
+def test_misuse_is_refused(force):
+    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    with pytest.raises(ValueError, match="there is no variant fastest of conv_forward"):
+        emu.force_variant("conv_forward", "fastest")
+    with pytest.raises(ValueError, match="there is no variant"):
+        emu.force_variant("relu_forward", "any")
+    with pytest.raises(ValueError, match="op must be conv_forward"):
+        emu.conv_variant("linear_forward", SHAPE, "fp32")
+    with pytest.raises(ValueError, match='precision must be "fp32", "tf32" or "bf16"'):
+        emu.conv_variant("conv_forward", SHAPE, "fp16")
+    row = next(row for row in VARIANTS if row["op"] == "conv_forward" and row["architecture"] == 90)
+    force(row)
+    with pytest.raises(ValueError, match=f"the forced variant {row['name']} does not take this shape"):
+        emu.conv_variant("conv_forward", SHAPE, "bf16")
+    emu.force_variant("conv_forward", "")
+    assert emu.conv_variant("conv_forward", SHAPE, "bf16") != row["name"]
