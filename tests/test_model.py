@@ -101,6 +101,27 @@ def test_alexnet_against_pytorch(within):
         compare(net, 3, within)
 
 
+@pytest.mark.slow
+def test_alexnet_in_bfloat16_against_pytorch(within):
+    """Full size on the kernels for Hopper, in blocks of 64 images: logits and every layer against float64."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    import network_oracle as oracle
+
+    with convnet.Network("alexnet", devices="emu", batch_size=64, precision="bf16", seed=5) as net:
+        net.load_weights(oracle.strong_weights(net))
+        images, labels = batch(net, 4)
+        logits = net.forward(images)
+        outputs = {p.layer.name: net.activation(p.layer.name) for p in net._placed}
+        expected = oracle.run(net.spec, net.weights(), images, labels, outputs)
+        limit = oracle.rounding(net._placed, 4, "bf16")["logits"]
+        error = oracle.relative_error(logits, expected.logits)
+        within("alexnet inference bf16", error / limit)
+        assert error > 0.1 * limit  # as large as bfloat16 makes them: no float32 underneath
+        for name, value in expected.activations.items():
+            assert oracle.relative_error(outputs[name], value) <= limit, name
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_tiny_against_pytorch(device, within, dropout, dtype):
@@ -109,11 +130,15 @@ def test_tiny_against_pytorch(device, within, dropout, dtype):
         compare(net, 5, within, dtype)
 
 
-def test_tiny_on_tensor_cores_against_pytorch(tensor_cores, within):
-    """Against float64 without any rounding: the errors are those of rounded operands, not larger, and not smaller."""
+@pytest.mark.parametrize(("batch_size", "n"), [(6, 5), (64, 61)])
+def test_tiny_on_tensor_cores_against_pytorch(tensor_cores, within, batch_size, n):
+    """Against float64 without any rounding: the errors are those of rounded operands, not larger, and not smaller.
+
+    Blocks of 64 images have kernels of their own on Hopper.
+    """
     options = {"devices": tensor_cores.device, "precision": tensor_cores.precision}
-    with convnet.Network("alexnet-tiny", batch_size=6, seed=7, **options) as net:
-        found = compare(net, 5, within)
+    with convnet.Network("alexnet-tiny", batch_size=batch_size, seed=7, **options) as net:
+        found = compare(net, n, within)
         errors = {name: ratio for name, ratio in found.items() if name.startswith(("logits", "gradient"))}
         assert min(ratio for name, ratio in errors.items() if "largest" not in name) > 0.1, errors
 

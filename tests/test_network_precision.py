@@ -128,6 +128,36 @@ def test_cpu_has_float32_alone():
             convnet.Network(TINY, devices="cpu", batch_size=2, precision=precision)
 
 
+def forward_and_backward(devices: str):
+    """Logits and gradients of alexnet-tiny on one whole block of 64 images, but for three that are missing."""
+    with convnet.Network(TINY, devices=devices, batch_size=64, precision="bf16") as net:
+        images, labels = images_of(net, 61)
+        logits = net.forward(images, train=True)
+        net.backward(labels)
+        return logits, net.gradients()
+
+
+def test_blocks_of_64_images_take_the_kernels_of_hopper():
+    """Other kernels than sm_80 takes, as the bits show, but the same results; and one device or two, the same bits."""
+    emulator = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    logits, gradients = forward_and_backward("emu")
+    again, gradients_again = forward_and_backward("emu")
+    np.testing.assert_array_equal(again, logits)
+    for name, gradient in gradients.items():
+        np.testing.assert_array_equal(gradients_again[name], gradient, err_msg=name)
+    np.testing.assert_array_equal(forward_and_backward("emu:0,emu:1")[0], logits)
+    emulator.set_architecture(80)
+    try:
+        other, gradients_other = forward_and_backward("emu")
+    finally:
+        emulator.set_architecture(90)
+    assert (gradients_other["conv2.weight"] != gradients["conv2.weight"]).any()
+    for name, a, b in [("logits", other, logits), *((n, gradients_other[n], g) for n, g in gradients.items())]:
+        # Sums in another order take some values to a neighbouring bfloat16: 0.6 units of 2^-8 per layer at most, eight
+        # layers up and eight down. Against float64 both stand in test_model.py.
+        assert np.linalg.norm(a - b) < 16 * 0.6 * 2.0**-8 * np.linalg.norm(b), name
+
+
 @pytest.mark.slow
 def test_memory_of_alexnet():
     """The plan for training with a batch of 128 in bfloat16: at most 1.5 GB on one device; activations are halved."""
