@@ -9,83 +9,17 @@ probabilities, losses and the gradients of weights and biases. A wrong shape, dt
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from . import arguments, ops
 from .arguments import floats, integer
-from .backend import Array, Device, Stream, open_device, padded
-from .layout import (
-    pack_activations,
-    pack_weight,
-    rounded,
-    to_float32,
-    unpack_activations,
-    unpack_weight,
-    weight_copy,
-)
-from .precision import activation_dtype
+from .call import Call
+from .layout import pack_weight, unpack_weight
 from .shapes import DropoutShape, Padding, SoftmaxShape
 
 Values = np.ndarray[Any, Any]
-Shape = TypeVar("Shape")
-
-
-@cache
-def _open(name: str) -> Stream:
-    return open_device(name).stream()
-
-
-class _Call:
-    """One call on a device, for a batch of N images: padding, lanes and precision, arrays in, arrays out."""
-
-    def __init__(self, op: str, device: str, precision: str, N: int = 1):
-        arguments.check_precision(op, precision)
-        self.stream = _open(device)
-        self.device: Device = self.stream.device
-        arguments.check_precision(op, precision, self.device)
-        self.precision = precision
-        self.lanes = self.device.lanes(N)
-        self.n, self.N = N, padded(N, self.lanes)
-
-    def padded(self, shape: Shape) -> Shape:
-        """The problem shape of N images as it is on the device."""
-        return replace(shape, N=self.N, lanes=self.lanes)  # type: ignore[type-var]
-
-    def empty(self, shape: tuple[int, ...]) -> Array:
-        """For activations or their gradients."""
-        return self.device.empty(shape, activation_dtype(self.precision))
-
-    def put(self, values: Values) -> Array:
-        """As it is."""
-        array = self.device.empty(values.shape, values.dtype)
-        self.stream.upload(array, values)
-        return array
-
-    def put_optional(self, values: Values | None) -> Array | None:
-        return None if values is None else self.put(values)
-
-    def put_rounded(self, values: Values) -> Array:
-        """Activations or gradients of any shape."""
-        return self.put(rounded(values, self.precision))
-
-    def put_images(self, values: Values) -> Array:
-        return self.put_rounded(pack_activations(values, self.lanes))
-
-    def put_weight(self, packed: Values) -> Array:
-        return self.put(weight_copy(packed) if self.precision == "bf16" else packed)
-
-    def get(self, array: Array) -> Values:
-        return to_float32(array.download())
-
-    def images(self, array: Array) -> Values:
-        return unpack_activations(array.download(), self.n)
-
-    def workspace(self, nbytes: int) -> Array | None:
-        return self.device.empty((nbytes,), np.uint8) if nbytes else None
 
 
 def conv2d(
@@ -111,7 +45,7 @@ def conv2d(
     shape = arguments.conv(op, x, weight, stride, padding, groups, ceil_mode)
     if bias is not None:
         floats(op, "bias", bias, (shape.K,))
-    call = _Call(op, device, precision, shape.N)
+    call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
     w, b = call.put_weight(pack_weight(weight, shape.groups)), call.put_optional(bias)
     y = call.empty(shape.y)
@@ -135,7 +69,7 @@ def conv2d_backward(
     op = "conv2d_backward"
     shape = arguments.conv(op, x, weight, stride, padding, groups, ceil_mode)
     floats(op, "dy", dy, (shape.N, shape.K, shape.P, shape.Q))
-    call = _Call(op, device, precision, shape.N)
+    call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
     d, w = call.put_images(dy), call.put_weight(pack_weight(weight, shape.groups))
     dx, dw, db = call.empty(shape.x), call.device.empty(shape.weight), call.device.empty((shape.K,))
@@ -161,7 +95,7 @@ def max_pool2d(
     """
     op = "max_pool2d"
     shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
-    call = _Call(op, device, precision, shape.N)
+    call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
     y = call.empty(shape.y)
     ops.max_pool_forward(call.stream, shape, precision, call.put_images(x), y, None)
@@ -183,7 +117,7 @@ def max_pool2d_backward(
     op = "max_pool2d_backward"
     shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
     floats(op, "dy", dy, (shape.N, shape.C, shape.P, shape.Q))
-    call = _Call(op, device, precision, shape.N)
+    call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
     y, argmax, dx = call.empty(shape.y), call.device.empty(shape.y, np.uint8), call.empty(shape.x)
     ops.max_pool_forward(call.stream, shape, precision, call.put_images(x), y, argmax)
@@ -208,7 +142,7 @@ def local_response_norm(
     """
     op = "local_response_norm"
     shape = arguments.lrn(op, x, size, alpha, beta, k)
-    call = _Call(op, device, precision, shape.N)
+    call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
     y = call.empty(shape.x)
     ops.lrn_forward(call.stream, shape, precision, call.put_images(x), y)
@@ -230,7 +164,7 @@ def local_response_norm_backward(
     op = "local_response_norm_backward"
     shape = arguments.lrn(op, x, size, alpha, beta, k)
     floats(op, "dy", dy, x.shape)
-    call = _Call(op, device, precision, shape.N)
+    call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
     dx = call.empty(shape.x)
     ops.lrn_backward(call.stream, shape, precision, call.put_images(dy), call.put_images(x), dx)
@@ -251,7 +185,7 @@ def linear(
     shape = arguments.linear(op, x, weight)
     if bias is not None:
         floats(op, "bias", bias, (shape.K,))
-    call = _Call(op, device, precision, shape.N)
+    call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
     w, b = call.put_weight(weight.T.copy()), call.put_optional(bias)
     y, workspace = call.empty(shape.y), call.workspace(call.device.kernels.linear_workspace(shape, precision))
@@ -266,7 +200,7 @@ def linear_backward(
     op = "linear_backward"
     shape = arguments.linear(op, x, weight)
     floats(op, "dy", dy, (shape.N, shape.K))
-    call = _Call(op, device, precision, shape.N)
+    call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
     d, w = call.put_images(dy), call.put_weight(weight.T.copy())
     dx, dw, db = call.empty(shape.x), call.device.empty(shape.weight), call.device.empty((shape.K,))
@@ -280,7 +214,7 @@ def relu(x: Values, *, device: str = "cpu", precision: str = "fp32") -> Values:
     """max(x, 0), any shape."""
     op = "relu"
     floats(op, "x", x)
-    call = _Call(op, device, precision)
+    call = Call(op, device, precision)
     y = call.empty(x.shape)
     ops.relu_forward(call.stream, precision, call.put_rounded(x), y)
     return call.get(y)
@@ -291,7 +225,7 @@ def relu_backward(dy: Values, y: Values, *, device: str = "cpu", precision: str 
     op = "relu_backward"
     floats(op, "y", y)
     floats(op, "dy", dy, y.shape)
-    call = _Call(op, device, precision)
+    call = Call(op, device, precision)
     dx = call.empty(y.shape)
     ops.relu_backward(call.stream, precision, call.put_rounded(dy), call.put_rounded(y), dx)
     return call.get(dx)
@@ -311,7 +245,7 @@ def dropout(
         raise ValueError(f"dropout: p must lie in [0, 1), got {p}; 0 keeps everything")
     numbers = {"seed": integer(op, "seed", seed, 0, 2**64 - 1)}
     numbers |= {name: integer(op, name, n, 0, 2**32 - 1) for name, n in (("step", step), ("layer", layer))}
-    call = _Call(op, device, precision, x.shape[0])
+    call = Call(op, device, precision, x.shape[0])
     features = x[0].size
     shape = DropoutShape(call.N, features, call.lanes, 0, features, float(np.float32(p)), **numbers)
     y, mask = call.empty(shape.x), call.device.empty(shape.x, np.uint8)
@@ -334,7 +268,7 @@ def softmax_cross_entropy(
         raise ValueError(f"{op}: labels must be whole numbers of shape ({N},), one for each row of logits, got {found}")
     if labels.min() < 0 or labels.max() >= K:
         raise ValueError(f"{op}: labels must lie between 0 and {K - 1}, got {labels.min()} to {labels.max()}")
-    call = _Call(op, device, precision, N)
+    call = Call(op, device, precision, N)
     shape = SoftmaxShape(call.N, N, K, call.lanes)
     classes = np.zeros(call.N, np.int32)
     classes[:N] = labels
@@ -364,7 +298,7 @@ def sgd(
     floats(op, "weight", weight)
     floats(op, "velocity", velocity, weight.shape)
     floats(op, "gradient", gradient, weight.shape)
-    call = _Call(op, device, "fp32")
+    call = Call(op, device, "fp32")
     w, v = call.put(weight), call.put(velocity)
     ops.sgd(call.stream, w, v, call.put(gradient), None, lr, momentum, weight_decay)
     return w.download(), v.download()

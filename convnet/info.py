@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .layout import rounded, to_float32
+
 LIBRARIES = ("numpy", "pillow", "safetensors", "tqdm", "matplotlib", "threadpoolctl")
 OPTIONAL = ("pycuda", "torch", "onnx", "onnxruntime")
 
@@ -29,7 +31,11 @@ def versions() -> dict[str, str]:
 
 
 def self_test(device: str) -> str:
-    """ "ok", or what went wrong: a small convolution on ``device`` against the same sum in float64 on NumPy."""
+    """ "ok", or what went wrong: small convolutions on ``device`` against the same sums in float64 on NumPy.
+
+    In float32 of random numbers; in other precisions of small integers, of which every product and sum is exact.
+    """
+    from .backend import open_device
     from .functional import conv2d
 
     random = np.random.default_rng(0)
@@ -37,13 +43,25 @@ def self_test(device: str) -> str:
     weight = random.standard_normal((8, 2, 3, 3), dtype=np.float32)
     bias = random.standard_normal(8, dtype=np.float32)
     expected, magnitude = _convolution(x, weight, bias), _convolution(np.abs(x), np.abs(weight), np.abs(bias))
+    options: dict[str, Any] = {"stride": 2, "padding": 1, "groups": 2, "device": device}
+    small = [np.rint(values) for values in (np.tile(x, (22, 8, 1, 1)), np.tile(weight, (3, 8, 1, 1)), np.tile(bias, 3))]
+    exact = _convolution(
+        *small
+    )  # of a whole block of 64 images, for which there are other kernels, and one that is not
     try:
-        found = conv2d(x, weight, bias, stride=2, padding=1, groups=2, device=device)
+        found = conv2d(x, weight, bias, **options)
+        # 19 terms, each rounded once, in any order
+        bad = int((np.abs(found - expected) > 20 * 2.0**-24 * magnitude).sum()) if found.shape == expected.shape else -1
+        if bad:
+            return f"failed: {bad} of {expected.size} values are wrong"
+        for precision in open_device(device).precisions[1:]:
+            found = conv2d(*small, **options, precision=precision)
+            bad = int((found != to_float32(rounded(exact.astype(np.float32), precision))).sum())
+            if bad:
+                return f"failed: {bad} of {exact.size} values are wrong in {precision}"
     except Exception as error:  # a report, whatever happens
         return f"failed: {error}"
-    # 19 terms, each rounded once, in any order
-    bad = int((np.abs(found - expected) > 20 * 2.0**-24 * magnitude).sum()) if found.shape == expected.shape else -1
-    return "ok" if bad == 0 else f"failed: {bad} of {expected.size} values are wrong"
+    return "ok"
 
 
 def _convolution(

@@ -101,14 +101,12 @@ def report(
 
 
 def choice(device: Device, op: str, shape: ConvShape | LinearShape, precision: str, architecture: int) -> str:
-    """The kernel's name, or why there is none."""
+    """The kernel's name. Raises ``ValueError`` for impossible shapes."""
     kernels = device.kernels
     ask = kernels.conv_variant if isinstance(shape, ConvShape) else kernels.linear_variant
     kernels.set_architecture(architecture)
     try:
         return str(ask(op, shape, precision))
-    except ValueError as error:
-        return f"none: {error}"
     finally:
         kernels.set_architecture(ARCHITECTURES[-1])  # what the emulator plays by itself
 

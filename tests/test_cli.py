@@ -14,6 +14,7 @@ import pytest
 import convnet
 from convnet import cli, config, info
 from convnet.config import Config
+from convnet.shapes import ConvShape, LinearShape
 
 ROOT = str(Path(convnet.__file__).parents[1])
 
@@ -195,6 +196,94 @@ def test_the_self_test_notices_a_wrong_device(monkeypatch, capsys):
     assert call(cli.info) == 6
     monkeypatch.setattr(functional, "conv2d", lambda *a, **k: 1 / 0)
     assert info.self_test("cpu") == "failed: division by zero"
+
+
+def test_the_self_test_covers_tensor_cores(monkeypatch):
+    pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    from convnet import functional
+
+    right, precisions = functional.conv2d, []
+
+    def conv2d(*arguments, precision="fp32", **options):
+        precisions.append(precision)
+        return right(*arguments, precision=precision, **options) + (precision == wrong)
+
+    monkeypatch.setattr(functional, "conv2d", conv2d)
+    wrong = ""
+    assert info.self_test("emu") == "ok"
+    assert precisions == ["fp32", "tf32", "bf16"]
+    wrong = "bf16"
+    assert re.fullmatch(r"failed: \d+ of \d+ values are wrong in bf16", info.self_test("emu"))
+
+
+def kernels(capsys, *arguments) -> dict:
+    assert call(cli.info, "--kernels", "--json", *arguments) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_kernels_of_a_network(capsys):
+    """Every product of a step in every precision and on both architectures, as the kernels themselves choose."""
+    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    found = kernels(capsys)
+    assert (found["model"], found["batch_size"]) == ("alexnet", 128)
+    passes = {(c["layer"], c["op"]) for c in found["choices"]}
+    assert len(passes) == 8 * 3 - 1  # nobody needs the gradient of the images
+    assert len(found["choices"]) == len(passes) * 3 * 2
+    names = {(row["op"], row["precision"], row["name"]) for row in found["kernels"]}
+    assert all((c["op"], c["precision"], c["kernel"]) in names for c in found["choices"])
+    conv1 = {c["precision"]: c["shape"] for c in found["choices"] if c["layer"] == "conv1"}
+    assert (conv1["fp32"]["C"], conv1["fp32"]["stride"]) == (3, 4)
+    assert (conv1["bf16"]["C"], conv1["bf16"]["stride"]) == (48, 1)  # folded
+    for c in found["choices"]:
+        if c["architecture"] == 90:
+            shape = (ConvShape if c["op"].startswith("conv") else LinearShape)(**c["shape"])
+            ask = emu.conv_variant if isinstance(shape, ConvShape) else emu.linear_variant
+            assert ask(c["op"], shape, c["precision"]) == c["kernel"]
+
+
+def test_kernels_as_text(capsys):
+    pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    assert call(cli.info, "--kernels", "--model", "alexnet-tiny", "-b", "64") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("kernels of alexnet-tiny, 64 images\n")
+    header = next(line for line in text.splitlines() if line.startswith("layer and pass"))
+    assert header.split()[3:] == ["fp32", "tf32", "bf16", "on", "sm_80", "bf16", "on", "sm_90"]
+    assert re.search(r"^fc6 linear_backward_data +fp32-\S+ +tf32-\S+ +bf16-\S+ +wgmma-\S+$", text, re.MULTILINE)
+    assert call(cli.info, "--kernels", "--precision", "tf32") == 0
+    assert "bf16" not in capsys.readouterr().out
+
+
+def test_kernels_for_a_shape(capsys):
+    pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    found = kernels(capsys, "--shape", "N=100 C=96 H=27 W=27 K=256 R=5 padding=2 groups=2", "--precision", "bf16")
+    assert {c["op"] for c in found["choices"]} == {"conv_forward", "conv_backward_data", "conv_backward_filter"}
+    assert {row["op"] for row in found["kernels"]} == {c["op"] for c in found["choices"]}
+    shape = found["choices"][0]["shape"]
+    assert (shape["N"], shape["lanes"], shape["S"], shape["P"]) == (128, 64, 5, 27)
+    found = kernels(capsys, "--shape", "N=8,C=30,K=7")
+    assert {c["op"] for c in found["choices"]} == {"linear_forward", "linear_backward_data", "linear_backward_filter"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--shape", "N=8 C=3"], "missing K, unknown none"),
+        (["--shape", "N=8 C=3 K=5 R=3"], "a convolution needs N, C, H, W, K, R .*missing H, W"),
+        (["--shape", "N=8 C=3 K=5 Z=3"], "unknown Z"),
+        (["--shape", "N=8 C=many K=5"], '"C=many" is not a letter and its size'),
+        (["--shape", "N=8 C=3 H=4 W=4 K=5 R=7"], "a window of 7"),
+        (["--shape", "N=0 C=3 K=5"], "every size must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--model", "alexnt"], "no network is called"),
+        (["--precision", "fp8"], "--precision"),
+    ],
+)
+def test_mistakes_about_kernels(arguments, text, capsys):
+    pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    assert call(cli.info, "--kernels", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert re.search(rf"^convnet-info: error: .*{text}", error), error
 
 
 def test_info_into_a_closed_pipe_is_quiet():

@@ -35,13 +35,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]
     device._driver.cache_clear()
 
 
-def test_two_gpus_compute_what_two_emulators_do(machine: Callable[..., Machine]) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_gpus_compute_what_two_emulators_do(machine: Callable[..., Machine], precision: str) -> None:
     fake = machine()
     images = np.random.default_rng(0).normal(size=(8, 3, 64, 64)).astype(np.float32)
     labels = np.arange(8) % 10
     results = []
     for names in ("cuda:0,cuda:1", "emu:0,emu:1"):
-        with convnet.Network("alexnet-tiny", devices=names, batch_size=8, width=0.25) as net:
+        with convnet.Network("alexnet-tiny", names, batch_size=8, precision=precision, width=0.25) as net:
             logits = net.forward(images, train=True)
             loss = net.backward(labels)
             net.step()

@@ -86,7 +86,7 @@ REFUSED = {
 def test_wrong_arguments_launch_nothing(name, monkeypatch):
     call, message = REFUSED[name]
     if "device" not in message:
-        monkeypatch.setattr(functional, "_open", lambda device: pytest.fail("a device was opened"))
+        monkeypatch.setattr("convnet.call._open", lambda device: pytest.fail("a device was opened"))
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import reference
 
-from convnet import functional
+from convnet import functional, ops
+from convnet.precision import BF16
 
 CONV = [*cases.CONV_EDGES, *cases.CONV_TENSOR, *cases.CONV_SHRUNK, *cases.CONV_TINY]
 LINEAR = [*cases.LINEAR_EDGES, *cases.LINEAR_TENSOR, *cases.LINEAR_SHRUNK, *cases.LINEAR_TINY]
@@ -123,6 +124,30 @@ def test_convolution(tensor_cores, case, within):
 @pytest.mark.parametrize("case", LINEAR, ids=by_id)
 def test_linear(tensor_cores, case, within):
     check(tensor_cores, case, "linear", linear, Linear, within)
+
+
+def test_wrong_dtypes_are_named(machine):
+    """A mixed-up precision is refused before anything is launched, in words."""
+    case = cases.CONV_TENSOR[3]
+    shape = machine.padded(case.shape(N=case.N))
+    empty, device = machine.device.empty, machine.device.name
+    x, y, weight, bias = empty(shape.x), empty(shape.y), empty(shape.weight), empty((shape.K,))
+    with pytest.raises(ValueError, match=r"conv2d: x must have shape .* of bfloat16 \(uint16\), got .* of float32"):
+        ops.conv_forward(machine.stream, shape, "bf16", x, weight, bias, y)
+    x16, y16 = empty(shape.x, BF16), empty(shape.y, BF16)
+    with pytest.raises(ValueError, match=r"y must have shape .* of float32, got .* of bfloat16 \(uint16\)"):
+        ops.conv_forward(machine.stream, shape, "tf32", x, weight, bias, y16)
+    padded = r"weight must have shape \(1, 15, 3, 3, 24\) of bfloat16 \(uint16\), got shape \(1, 15, 3, 3, 17\)"
+    with pytest.raises(ValueError, match=padded):
+        ops.conv_forward(machine.stream, shape, "bf16", x16, empty(shape.weight, BF16), bias, y16)
+    copy = empty(shape.weight_copy, BF16)
+    with pytest.raises(ValueError, match=r"bias must have .* of float32, got .* bfloat16"):
+        ops.conv_forward(machine.stream, shape, "bf16", x16, copy, empty((shape.K,), BF16), y16)
+    with pytest.raises(ValueError, match='precision must be "fp32", "tf32" or "bf16"'):
+        ops.relu_forward(machine.stream, "fp16", x, x)
+    if device == "cpu":
+        with pytest.raises(ValueError, match='NumPy computes in "fp32" only'):
+            ops.relu_forward(machine.stream, "tf32", x, x)
 
 
 # Operands between the numbers that a precision has.

@@ -187,6 +187,17 @@ def test_a_resumed_run_equals_a_straight_one(straight, images, tmp_path, cut, wo
     assert kept == training(straight)
 
 
+def test_a_resumed_run_in_bf16_equals_a_straight_one(images, tmp_path):
+    """The copies in bfloat16 are no part of a checkpoint: they follow from the weights. The precision is inherited."""
+    pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    options = [images, *TINY, "--device", "emu", "--precision", "bf16", "--epochs", "1"]
+    assert here(*options, "-o", str(tmp_path / "straight")) == 0
+    assert here(*options, "-o", str(tmp_path / "cut"), "--steps", "2") == 0
+    assert here("--resume", "auto", "-o", str(tmp_path / "cut")) == 0
+    assert final(tmp_path / "cut", 5) == final(tmp_path / "straight", 5)
+    assert final(tmp_path / "cut", 5)[1]["config"]["precision"] == "bf16"
+
+
 def test_the_plateau_schedule_is_resumed(images, tmp_path):
     options = [images, *TINY, "--epochs", "6", "--patience", "1", "--lr", "1e-12"]  # too small to change an error
     assert here(*options, "-o", str(tmp_path / "straight")) == 0
