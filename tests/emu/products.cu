@@ -206,7 +206,17 @@ void backward_filter(const Problem& t, int parts) {
 constexpr Problem kPadded{2, 2, 32, 4, 5, 72, 3, 3, 4, 5, 1, 1};
 constexpr Problem kStrided{1, 1, 20, 7, 9, 40, 3, 3, 3, 4, 2, 0};
 
+constexpr Problem kWide{1, 1, 16, 3, 13, 64, 3, 3, 3, 13, 1, 1};
+constexpr Problem kFiveTaps{1, 1, 32, 5, 14, 16, 5, 5, 5, 14, 1, 2};
+constexpr Problem kFeatures{1, 1, 130, 1, 3, 72,
+                            1, 1, 1,   3, 1, 0};  // 3 blocks of images are the columns
+
 const std::map<std::string, std::function<void()>> kScenarios{
+    {"linear", [] { forward<MapsTile<64, 2, 64, true>>(kFeatures, 1); }},
+    {"linear-backward", [] { backward_data<MapsTile<64, 4, 64, false>>(kFeatures); }},
+    {"forward-wide", [] { forward<MapsTile<64, 4, 16, true>>(kWide, 1); }},
+    {"backward-data-wide", [] { backward_data<MapsTile<48, 3, 32, false>>(kFiveTaps); }},
+    {"backward-filter-wide", [] { backward_filter<FilterTile<3, 3, 16>>(kWide, 2); }},
     {"forward", [] { forward<MapsTile<64, 4, 16, true>>(kPadded, 1); }},
     {"forward-strided", [] { forward<MapsTile<64, 4, 16, true>>(kStrided, 1); }},
     {"forward-parts", [] { forward<MapsTile<64, 4, 16, true>>(kPadded, 2); }},

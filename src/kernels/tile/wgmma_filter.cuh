@@ -46,6 +46,7 @@ struct FilterTile {
   static constexpr int kFilters = kConsumers * 64;
   static constexpr int kTaps = kTapsPerTile, kChannels = kChannelsPerTile;
   static constexpr int kColumns = kTaps * kChannels;
+  static constexpr int kMostPixels = 4;                                           // of a chunk
   static constexpr int kDyBytes = kFilters * kSpan, kXBytes = kChannels * kSpan;  // of a pixel
   static_assert(kChannels % 8 == 0 && kColumns <= 256);
 
@@ -56,7 +57,7 @@ struct FilterTile {
   // Pixels of a chunk: the most of which two stages fit, so that the window of x is loaded for few
   // pixels more than it serves; 0 where not even one fits.
   static int chunk_pixels(int64_t stride, int64_t columns) {
-    int pixels = int(std::min<int64_t>(columns, 4));
+    int pixels = int(std::min<int64_t>(columns, kMostPixels));
     while (pixels > 0 && (ring(stride, pixels).stages < 2 || x_pixels(stride, pixels) > 256))
       --pixels;
     return pixels;
@@ -166,6 +167,22 @@ __device__ __forceinline__ void store_sums(const FilterProblem& p,
   }
 }
 
+// The products of kPixels pixels, without a branch between them (see multiply_all in wgmma_maps.cuh).
+template <class T, int kPixels>
+__device__ __forceinline__ void multiply_pixels(float (&sum)[T::kColumns / 2],
+                                                uint64_t dy,
+                                                uint64_t x,
+                                                int x_step) {
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i)
+#pragma unroll
+    for (int n = 0; n < 64; n += kTerms)
+      wgmma<T::kColumns, false, false>(sum, advance(dy, i * T::kDyBytes + n * 2),
+                                       advance(x, i * x_step + n * 2));
+  wgmma_commit();
+}
+
 template <class T>
 __device__ __forceinline__ void consume(const FilterProblem& p,
                                         int warpgroup,
@@ -188,16 +205,23 @@ __device__ __forceinline__ void consume(const FilterProblem& p,
       const uint64_t dy = operand(stage + warpgroup * 64 * kSpan, kAtom, kAtom, Swizzle::bytes128);
       const uint64_t x = operand(stage + dy_bytes, kAtom, kAtom, Swizzle::bytes128);
       const int pixels = works ? walk.column_end(p) - walk.column(p) : 0;
-#pragma unroll 1
-      for (int i = 0; i < pixels; ++i) {
-        wgmma_fence();  // in every turn of the loop: the assembler would add it
-        const uint64_t a = advance(dy, i * T::kDyBytes);
-        const uint64_t b = advance(x, i * p.stride * T::kXBytes);
-#pragma unroll
-        for (int n = 0; n < 64; n += kTerms)
-          wgmma<T::kColumns, false, false>(sum, advance(a, n * 2), advance(b, n * 2));
+      const int x_step = p.stride * T::kXBytes;
+      switch (pixels) {
+        case 4:
+          multiply_pixels<T, 4>(sum, dy, x, x_step);
+          break;
+        case 3:
+          multiply_pixels<T, 3>(sum, dy, x, x_step);
+          break;
+        case 2:
+          multiply_pixels<T, 2>(sum, dy, x, x_step);
+          break;
+        case 1:
+          multiply_pixels<T, 1>(sum, dy, x, x_step);
+          break;
+        default:
+          wgmma_commit();  // an empty group, so that all warpgroups count alike
       }
-      wgmma_commit();
       ring.next();
       if (steps++ > 0) {
         wgmma_wait<1>();  // what read the stage before this one is done

@@ -233,6 +233,72 @@ struct MapsOutput {
   }
 };
 
+// What a consumer warpgroup multiplies of a stage: its pixels lie `step` pixels of the strip apart.
+template <class T>
+struct MapsOperands {
+  uint64_t strip, weights;
+  int first, step;
+  int S;
+
+  // All products of one tap of pixel number j.
+  __device__ __forceinline__ void multiply(float (&sum)[T::kMaps / 2], int j, int s) const {
+    const uint64_t a = advance(strip, (first + j * step + s) * T::kPixelBytes);
+    const uint64_t b = advance(weights, (T::kForward ? s : S - 1 - s) * T::kTapBytes);
+#pragma unroll
+    for (int k = 0; k < T::kDepth; k += kTerms)
+      wgmma<T::kMaps, true, T::kForward>(sum, advance(a, k * kSpan),
+                                         advance(b, T::kForward ? k * kSpan : k * 2));
+  }
+};
+
+// All kS taps of kCount pixels without a branch. A branch between two wgmmas makes the assembler
+// close a group in front of it, and one more, empty, at the end: waiting for all groups but the last
+// is then waiting for everything.
+template <class T, int kCount, int kS>
+__device__ __forceinline__ void multiply_all(float (&sum)[T::kPixelsEach][T::kMaps / 2],
+                                             const MapsOperands<T>& operands) {
+  wgmma_fence();
+#pragma unroll
+  for (int j = 0; j < kCount; ++j)
+#pragma unroll
+    for (int s = 0; s < kS; ++s) operands.multiply(sum[j], j, s);
+  wgmma_commit();
+}
+
+// The numbers of pixels that most tiles have. False: not multiplied.
+template <class T, int kS>
+__device__ __forceinline__ bool multiply_whole(float (&sum)[T::kPixelsEach][T::kMaps / 2],
+                                               const MapsOperands<T>& operands,
+                                               int pixels) {
+  if (pixels == T::kPixelsEach) {
+    multiply_all<T, T::kPixelsEach, kS>(sum, operands);
+    return true;
+  }
+  if constexpr (T::kPixelsEach > 1) {
+    if (pixels == T::kPixelsEach - 1) {
+      multiply_all<T, T::kPixelsEach - 1, kS>(sum, operands);
+      return true;
+    }
+  }
+  return false;
+}
+
+// The taps from s_begin to s_end of each pixel: at the rim of the image, and for filters of any width.
+template <class T>
+__device__ __forceinline__ void multiply_some(float (&sum)[T::kPixelsEach][T::kMaps / 2],
+                                              const MapsOperands<T>& operands,
+                                              const int (&s_begin)[T::kPixelsEach],
+                                              const int (&s_end)[T::kPixelsEach]) {
+#pragma unroll
+  for (int j = 0; j < T::kPixelsEach; ++j)
+#pragma unroll 1
+    for (int s = s_begin[j]; s < s_end[j]; ++s) {
+      wgmma_fence();  // in every turn of the loop: the assembler would add it
+      operands.multiply(sum[j], j, s);
+    }
+  wgmma_commit();
+}
+
 template <class T>
 __device__ __forceinline__ void consume(const MapsProblem& p,
                                         int warpgroup,
@@ -244,12 +310,15 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
     const MapsPlace<T> place(p, index);
     float sum[T::kPixelsEach][T::kMaps / 2];
     int s_begin[T::kPixelsEach], s_end[T::kPixelsEach];  // taps inside the image
+    int whole = 0;  // pixels of this warpgroup, where all their taps are inside; else none
 #pragma unroll
     for (int j = 0; j < T::kPixelsEach; ++j) {
       const int column = place.column + j * T::kConsumers + warpgroup;
       const int first = column * p.stride - p.pad_left;
       s_begin[j] = max(0, -first);
       s_end[j] = column < place.column_end ? min(p.S, p.in_columns - first) : 0;
+      if (column < place.column_end)
+        whole = s_begin[j] == 0 && s_end[j] == p.S && whole == j ? j + 1 : -1;
 #pragma unroll
       for (int i = 0; i < T::kMaps / 2; ++i) sum[j][i] = 0.0f;
       hold(sum[j]);
@@ -263,21 +332,16 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
       const uint64_t weights =
           T::kForward ? operand(stage + strip_bytes, p.S * T::kTapBytes, kAtom, T::kWeightSwizzle)
                       : operand(stage + strip_bytes, kAtom, 8 * T::kDepth * 2, T::kWeightSwizzle);
-#pragma unroll
-      for (int j = 0; j < T::kPixelsEach; ++j) {
-        const int pixel = (j * T::kConsumers + warpgroup) * p.stride;
-#pragma unroll 1
-        for (int s = s_begin[j]; s < s_end[j]; ++s) {
-          wgmma_fence();  // in every turn of the loop: the assembler would add it
-          const uint64_t a = advance(strip, (pixel + s) * T::kPixelBytes);
-          const uint64_t b = advance(weights, (T::kForward ? s : p.S - 1 - s) * T::kTapBytes);
-#pragma unroll
-          for (int k = 0; k < T::kDepth; k += kTerms)
-            wgmma<T::kMaps, true, T::kForward>(sum[j], advance(a, k * kSpan),
-                                               advance(b, T::kForward ? k * kSpan : k * 2));
-        }
+      const MapsOperands<T> operands{strip, weights, warpgroup * p.stride, T::kConsumers * p.stride,
+                                     p.S};
+      bool done = false;
+      if constexpr (T::kDepth == 64) {
+        if (p.S == 1) done = multiply_whole<T, 1>(sum, operands, whole);
+      } else {
+        if (p.S == 3) done = multiply_whole<T, 3>(sum, operands, whole);
+        if (p.S == 5) done = multiply_whole<T, 5>(sum, operands, whole);
       }
-      wgmma_commit();
+      if (!done) multiply_some(sum, operands, s_begin, s_end);
       ring.next();
       if (step > 0) {
         wgmma_wait<1>();  // what read the stage before this one is done
