@@ -7,6 +7,8 @@ import cases
 import numpy as np
 import pytest
 import reference
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from convnet import functional
 from convnet.backend import open_device, padded
@@ -122,3 +124,26 @@ def test_misuse_is_refused(force):
         emu.conv_variant("conv_forward", SHAPE, "bf16")
     emu.force_variant("conv_forward", "")
     assert emu.conv_variant("conv_forward", SHAPE, "bf16") != row["name"]
+
+
+@st.composite
+def geometries(draw) -> cases.ConvCase:
+    """Small convolutions of whole blocks of 64 images, of any geometry; the output is drawn, the image follows."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    maps = st.one_of(st.integers(1, 70), st.sampled_from([16, 32, 48, 64]))
+    C, K = groups * draw(maps), groups * draw(maps)
+    R, S, stride = draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.sampled_from([1, 1, 2, 3]))
+    top, bottom, left, right = (draw(st.integers(0, 3)) for _ in range(4))
+    P, Q = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    H, W = (P - 1) * stride + R - top - bottom, (Q - 1) * stride + S - left - right
+    assume(H >= 1 and W >= 1 and C // groups * K * R * S * P * Q <= 60_000)
+    padding = (top, bottom, left, right)
+    return cases.ConvCase("drawn", 64, C, H, W, K, R, S, stride, padding, groups, relu=draw(st.booleans()))
+
+
+@pytest.mark.skipif(not VARIANTS, reason="the emulator is not built")
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(geometries())
+def test_any_geometry_in_blocks_of_64_images(case):
+    for op in ("conv_forward", "conv_backward_data", "conv_backward_filter"):
+        check(op, case, "bf16")
