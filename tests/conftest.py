@@ -52,6 +52,12 @@ def has_precision(item) -> bool:
     return parameters(item).get("device") != "cpu" or parameters(item).get("precision", "fp32") == "fp32"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--order-seed", type=int, default=0, metavar="N", help="of the orders in which emulated threads and streams run"
+    )
+
+
 def pytest_collection_modifyitems(items):
     items[:] = filter(has_precision, items)
     for item in items:
@@ -209,14 +215,15 @@ def machine(device):
 
 
 @pytest.fixture(autouse=True)
-def _seeds():
+def _seeds(request):
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (for code under test that should not, but might, use the global generator)
-    host.seed_order(0)
+    order = request.config.getoption("order_seed")
+    host.seed_order(order)
     if not reasons["emu"]:
         from convnet import _emu
 
-        _emu.seed_order(0)
+        _emu.seed_order(order)
 
 
 @pytest.fixture(autouse=True)
