@@ -184,7 +184,7 @@ struct Flat : Operands<T> {
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i) {
       const int h = this->h + r[i], w = this->w + s[i];
-      B::copy(unit.b, i, this->x + this->x_base + ((c[i] * p.H + h) * p.W + w) * p.lanes,
+      B::copy(unit.b, i, this->x + this->x_base + ((int64_t{c[i]} * p.H + h) * p.W + w) * p.lanes,
               c[i] < p.C && inside(h, w, p.H, p.W));
       s[i] += step_s;
       if (s[i] >= p.S) s[i] -= p.S, ++r[i];

@@ -7,11 +7,12 @@
 //            row x kChannels channels; reduction over (block, p, q, lane), cut into parts of whole
 //            chunks. A chunk is up to p.chunk_pixels neighbouring pixels of an output row; rows whose
 //            input row lies outside the image are not loaded.
-// Stage      what one chunk needs:
-//              dy  [pixels][kFilters][64 lanes]
-//              x   [(pixels - 1) * stride + kTaps pixels][kChannels][64 lanes]
-//            in the 128-byte swizzle; channels and filters beyond the last read another group's or
-//            zeros, into sums that nobody stores.
+// Stage      what one chunk needs for one half of its lanes:
+//              dy  [pixels][kFilters][32 lanes]
+//              x   [(pixels - 1) * stride + kTaps pixels][kChannels][32 lanes]
+//            in the 64-byte swizzle; halves, so that four stages fit beside each other, and a copy has
+//            the time of three others to arrive. Channels and filters beyond the last read another
+//            group's or zeros, into sums that nobody stores.
 // Operands   both lie with the reduction, over the lanes, contiguous: K-major. The kTaps x kChannels
 //            columns of a pixel's product are that many neighbouring rows of x: the taps of a filter
 //            row are one window of the strip.
@@ -28,12 +29,11 @@ struct FilterProblem {
   int groups, blocks;
   int filter_tiles, channel_tiles, tap_tiles;
   int column_chunks, chunk_pixels;  // of an output row
-  int parts;
-  int64_t chunks_per_part;
+  int parts, chunks_per_part;
   int64_t part_stride;  // floats
   RingShape ring;
 
-  __host__ __device__ int64_t chunks() const { return int64_t{blocks} * P * column_chunks; }
+  __host__ __device__ int chunks() const { return blocks * P * column_chunks; }
   __host__ __device__ int64_t tiles() const {
     return int64_t{parts} * groups * filter_tiles * channel_tiles * tap_tiles * R;
   }
@@ -46,21 +46,23 @@ struct FilterTile {
   static constexpr int kFilters = kConsumers * 64;
   static constexpr int kTaps = kTapsPerTile, kChannels = kChannelsPerTile;
   static constexpr int kColumns = kTaps * kChannels;
-  static constexpr int kMostPixels = 4;                                           // of a chunk
-  static constexpr int kDyBytes = kFilters * kSpan, kXBytes = kChannels * kSpan;  // of a pixel
+  static constexpr int kMostPixels = 4;           // of a chunk
+  static constexpr int kLanes = 32, kHalves = 2;  // of a stage; stages of a chunk
+  static constexpr int kRow = kLanes * 2;         // bytes: a span of the 64-byte swizzle
+  static constexpr int kDyBytes = kFilters * kRow, kXBytes = kChannels * kRow;  // of a pixel
   static_assert(kChannels % 8 == 0 && kColumns <= 256);
 
   static int64_t x_pixels(int64_t stride, int64_t pixels) { return (pixels - 1) * stride + kTaps; }
   static RingShape ring(int64_t stride, int64_t pixels) {
-    return ring_shape(pixels * kDyBytes + x_pixels(stride, pixels) * kXBytes, 0);
+    return ring_shape(round_up(pixels * kDyBytes + x_pixels(stride, pixels) * kXBytes, kAtom), 0);
   }
-  // Pixels of a chunk: the most of which two stages fit, so that the window of x is loaded for few
-  // pixels more than it serves; 0 where not even one fits.
+  // Pixels of a chunk: the most of which four stages fit, so that the window of x is loaded for few
+  // pixels more than it serves, or else two stages of one; 0 where not even these fit.
   static int chunk_pixels(int64_t stride, int64_t columns) {
     int pixels = int(std::min<int64_t>(columns, kMostPixels));
-    while (pixels > 0 && (ring(stride, pixels).stages < 2 || x_pixels(stride, pixels) > 256))
+    while (pixels > 1 && (ring(stride, pixels).stages < 4 || x_pixels(stride, pixels) > 256))
       --pixels;
-    return pixels;
+    return ring(stride, pixels).stages >= 2 && kTaps <= 256 ? pixels : 0;
   }
   static bool takes(int64_t stride, int64_t columns) { return chunk_pixels(stride, columns) > 0; }
   // Of the whole reduction.
@@ -73,7 +75,7 @@ struct FilterTile {
 template <class T>
 struct FilterPlace {
   int part, group, filter, channel, r, s;
-  int64_t first_chunk, last_chunk;
+  int first_chunk, last_chunk;
 
   __device__ __forceinline__ FilterPlace(const FilterProblem& p, int index) {
     r = index % p.R;
@@ -94,14 +96,14 @@ struct FilterPlace {
 // Walks the chunks of a part that exist for a filter row, without divisions on the way.
 struct FilterWalk {
   int block, row, chunk;
-  int64_t left;
+  int left;
 
-  __device__ __forceinline__ FilterWalk(const FilterProblem& p, int64_t first, int64_t last)
+  __device__ __forceinline__ FilterWalk(const FilterProblem& p, int first, int last)
       : left(last - first) {
-    chunk = int(first % p.column_chunks);
-    const int64_t rows = first / p.column_chunks;
-    row = int(rows % p.P);
-    block = int(rows / p.P);
+    chunk = first % p.column_chunks;
+    const int rows = first / p.column_chunks;
+    row = rows % p.P;
+    block = rows / p.P;
   }
   // The input row under filter row r.
   __device__ __forceinline__ int input_row(const FilterProblem& p, int r) const {
@@ -138,32 +140,36 @@ __device__ __forceinline__ void produce(const FilterProblem& p,
     const FilterPlace<T> place(p, index);
     for (FilterWalk walk(p, place.first_chunk, place.last_chunk); walk.left > 0; walk.next(p)) {
       if (!walk.exists(p, place.r)) continue;
-      unsigned char* stage = ring.begin(bytes);
       const int column = walk.column(p);
-      tma_load(stage, dy, ring.full(), 0, place.group * p.K + place.filter, column, walk.row,
-               walk.block);
-      tma_load(stage + dy_bytes, x, ring.full(), 0, place.group * p.C + place.channel,
-               column * p.stride - p.pad_left + place.s, walk.input_row(p, place.r), walk.block);
-      ring.next();
+      for (int lane = 0; lane < 64; lane += T::kLanes) {
+        unsigned char* stage = ring.begin(bytes);
+        tma_load(stage, dy, ring.full(), lane, place.group * p.K + place.filter, column, walk.row,
+                 walk.block);
+        tma_load(stage + dy_bytes, x, ring.full(), lane, place.group * p.C + place.channel,
+                 column * p.stride - p.pad_left + place.s, walk.input_row(p, place.r), walk.block);
+        ring.next();
+      }
     }
   }
 }
 
-template <class T>
+// kWhole: all taps, channels and filters of the tile exist.
+template <class T, bool kWhole>
 __device__ __forceinline__ void store_sums(const FilterProblem& p,
                                            const FilterPlace<T>& place,
                                            const float (&sum)[T::kColumns / 2],
                                            int first_filter,
                                            float* dweight) {
-  const int lane = threadIdx.x % 32;
-  float* part = dweight + place.part * p.part_stride;
+  const int channel = place.channel + threadIdx.x % 4 * 2;
+  const int next_channel = p.R * p.S * p.K;
+  float* first = dweight + place.part * p.part_stride +
+                 (int64_t{place.group} * p.C + channel) * next_channel +
+                 (place.r * p.S + place.s) * p.K + first_filter;
 #pragma unroll
   for (int i = 0; i < T::kColumns / 2; ++i) {
-    const int s = place.s + i / 4 * 8 / T::kChannels;
-    const int c = place.channel + i / 4 * 8 % T::kChannels + lane % 4 * 2 + i % 2;
-    const int k = first_filter + i / 2 % 2 * 8;
-    if (s < p.S && c < p.C && k < p.K)
-      part[(((int64_t{place.group} * p.C + c) * p.R + place.r) * p.S + s) * p.K + k] = sum[i];
+    const int s = i / 4 * 8 / T::kChannels, c = i / 4 * 8 % T::kChannels + i % 2, k = i / 2 % 2 * 8;
+    if (kWhole || (place.s + s < p.S && channel + c < p.C && first_filter + k < p.K))
+      first[int64_t{c} * next_channel + s * p.K + k] = sum[i];
   }
 }
 
@@ -177,7 +183,7 @@ __device__ __forceinline__ void multiply_pixels(float (&sum)[T::kColumns / 2],
 #pragma unroll
   for (int i = 0; i < kPixels; ++i)
 #pragma unroll
-    for (int n = 0; n < 64; n += kTerms)
+    for (int n = 0; n < T::kLanes; n += kTerms)
       wgmma<T::kColumns, false, false>(sum, advance(dy, i * T::kDyBytes + n * 2),
                                        advance(x, i * x_step + n * 2));
   wgmma_commit();
@@ -201,41 +207,48 @@ __device__ __forceinline__ void consume(const FilterProblem& p,
     int steps = 0;
     for (FilterWalk walk(p, place.first_chunk, place.last_chunk); walk.left > 0; walk.next(p)) {
       if (!walk.exists(p, place.r)) continue;
-      unsigned char* stage = ring.await();
-      const uint64_t dy = operand(stage + warpgroup * 64 * kSpan, kAtom, kAtom, Swizzle::bytes128);
-      const uint64_t x = operand(stage + dy_bytes, kAtom, kAtom, Swizzle::bytes128);
       const int pixels = works ? walk.column_end(p) - walk.column(p) : 0;
-      const int x_step = p.stride * T::kXBytes;
-      switch (pixels) {
-        case 4:
-          multiply_pixels<T, 4>(sum, dy, x, x_step);
-          break;
-        case 3:
-          multiply_pixels<T, 3>(sum, dy, x, x_step);
-          break;
-        case 2:
-          multiply_pixels<T, 2>(sum, dy, x, x_step);
-          break;
-        case 1:
-          multiply_pixels<T, 1>(sum, dy, x, x_step);
-          break;
-        default:
-          break;  // this warpgroup has no filters
-      }
-      ring.next();
-      if (steps++ > 0) {
-        wgmma_wait<1>();  // what read the stage before this one is done
-        ring.release(2);
+      for (int half = 0; half < T::kHalves; ++half) {
+        unsigned char* stage = ring.await();
+        const uint64_t dy =
+            operand(stage + warpgroup * 64 * T::kRow, kAtom, 8 * T::kRow, Swizzle::bytes64);
+        const uint64_t x = operand(stage + dy_bytes, kAtom, 8 * T::kRow, Swizzle::bytes64);
+        const int x_step = p.stride * T::kXBytes;
+        switch (pixels) {
+          case 4:
+            multiply_pixels<T, 4>(sum, dy, x, x_step);
+            break;
+          case 3:
+            multiply_pixels<T, 3>(sum, dy, x, x_step);
+            break;
+          case 2:
+            multiply_pixels<T, 2>(sum, dy, x, x_step);
+            break;
+          case 1:
+            multiply_pixels<T, 1>(sum, dy, x, x_step);
+            break;
+          default:
+            break;  // this warpgroup has no filters
+        }
+        ring.next();
+        if (steps++ > 0) {
+          wgmma_wait<1>();  // what read the stage before this one is done
+          ring.release(2);
+        }
       }
     }
     wgmma_wait<0>();
     hold(sum);
     if (steps > 0) ring.release(1);
-    if (works)
-      store_sums<T>(
-          p, place, sum,
-          place.filter + 64 * warpgroup + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4,
-          dweight);
+    if (!works) continue;
+    const int first_filter =
+        place.filter + 64 * warpgroup + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
+    const bool whole = place.s + T::kTaps <= p.S && place.channel + T::kChannels <= p.C &&
+                       place.filter + 64 * (warpgroup + 1) <= p.K;
+    if (whole)
+      store_sums<T, true>(p, place, sum, first_filter, dweight);
+    else
+      store_sums<T, false>(p, place, sum, first_filter, dweight);
   }
 }
 
@@ -288,15 +301,19 @@ void launch_filter(const char* op, const FilterCall& call, Stream stream) {
   p.chunk_pixels = T::chunk_pixels(call.stride, dy.columns);
   p.column_chunks = int(ceil_div(dy.columns, p.chunk_pixels));
   p.parts = int(call.parts);
-  p.chunks_per_part = ceil_div(p.chunks(), call.parts);
+  p.chunks_per_part = int(ceil_div(p.chunks(), call.parts));
   p.part_stride = round_up(call.groups * p.C * p.R * p.S * p.K, 4);
   p.ring = T::ring(call.stride, p.chunk_pixels);
+  const int64_t chunks = dy.blocks * dy.rows * p.column_chunks;
+  require(chunks < int64_t{1} << 31, op, ": the sums have too many pixels for one launch, got ",
+          chunks, " groups of them; run the batch in parts");
   require(p.tiles() < int64_t{1} << 31, op, ": dweight has too many tiles for one launch, got ",
           p.tiles(), "; use more groups");
   launch(wgmma_filter_kernel<T>, Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))),
          Dim3(T::kThreads), std::size_t(p.ring.bytes()), stream,
-         load_map("dy", dy, T::kFilters, p.chunk_pixels),
-         load_map("x", x, T::kChannels, T::x_pixels(call.stride, p.chunk_pixels)), p, call.dweight);
+         load_map("dy", dy, T::kFilters, p.chunk_pixels, T::kLanes),
+         load_map("x", x, T::kChannels, T::x_pixels(call.stride, p.chunk_pixels), T::kLanes), p,
+         call.dweight);
 }
 
 }  // namespace convnet

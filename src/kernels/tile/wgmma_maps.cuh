@@ -62,11 +62,12 @@ struct MapsTile {
   static constexpr Swizzle kWeightSwizzle = kForward || kDepth == 64 ? Swizzle::bytes128
                                             : kDepth == 32           ? Swizzle::bytes64
                                                                      : Swizzle::bytes32;
+  static constexpr int kChunk = kMaps % 64 == 0 ? 64 : 48;  // maps that are rounded at a time
   // Buffers for finished pixels, of each consumer warpgroup: two hide a store behind the next pixel,
   // where they leave enough room for stages.
   static constexpr int kBuffers = kPixelsEach > 1 && kMaps <= 128 ? 2 : 1;
   static constexpr int kBufferBytes = kMaps * kSpan;
-  static_assert(kMaps % 16 == 0 && kMaps <= 256);
+  static_assert(kMaps % kChunk == 0 && kMaps <= 256);
   static_assert(kDepth == 16 || kDepth == 32 || kDepth == 64);
 
   __host__ __device__ static constexpr int strip_pixels(int stride, int S) {
@@ -112,8 +113,8 @@ struct MapsPlace {
     part = index % p.parts;
     row = row_from_middle(index / p.parts, p.out_rows);
     // Tiles of a row are equally wide, up to one pixel.
-    column = int(int64_t{column_tile} * p.out_columns / p.column_tiles);
-    column_end = int((int64_t{column_tile} + 1) * p.out_columns / p.column_tiles);
+    column = column_tile * p.out_columns / p.column_tiles;
+    column_end = (column_tile + 1) * p.out_columns / p.column_tiles;
     const int first_row = row * p.stride - p.pad_top;
     r_begin = max(0, -first_row);
     r_end = min(p.R, p.in_rows - first_row);
@@ -172,6 +173,30 @@ struct MapsOutput {
       store_rounded(sum, place, column);
   }
 
+  // Bias, ReLU, and neighbouring maps in pairs, for the kChunk maps from number `begin` on: all of them
+  // before any is stored, so that the loads of the biases are under way together.
+  __device__ __forceinline__ void round_pairs(const float (&sum)[T::kMaps / 2],
+                                              const MapsPlace<T>& place,
+                                              int begin,
+                                              uint32_t (&pairs)[T::kChunk / 16][4]) const {
+    const int first = place.map + begin + threadIdx.x % 4 * 2, last = p.out_maps - 1;
+    const float* b = bias ? bias + place.group * p.out_maps : nullptr;
+#pragma unroll
+    for (int j = 0; j < T::kChunk / 8; ++j) {
+      // of maps that do not exist, and are not stored, any bias will do
+      const float b0 = b ? b[min(first + 8 * j, last)] : 0.0f;
+      const float b1 = b ? b[min(first + 8 * j + 1, last)] : 0.0f;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* pair = &sum[begin / 2 + 4 * j + 2 * half];
+        float v0 = pair[0] + b0, v1 = pair[1] + b1;
+        if (p.relu && v0 <= 0.0f) v0 = 0.0f;  // NaN stays NaN
+        if (p.relu && v1 <= 0.0f) v1 = 0.0f;
+        pairs[j / 2][j % 2 * 2 + half] = pack_bf16(v0, v1);
+      }
+    }
+  }
+
   __device__ __forceinline__ void store_rounded(const float (&sum)[T::kMaps / 2],
                                                 const MapsPlace<T>& place,
                                                 int column) {
@@ -180,30 +205,17 @@ struct MapsOutput {
     if (thread == 0) bulk_wait_read<T::kBuffers - 1>();
     named_barrier(barrier, kWarpgroup);  // the buffer's last store has read it
 #pragma unroll
-    for (int j = 0; j < T::kMaps / 8; j += 2) {
-      uint32_t r[4];
+    for (int begin = 0; begin < T::kMaps; begin += T::kChunk) {
+      uint32_t pairs[T::kChunk / 16][4];
+      round_pairs(sum, place, begin, pairs);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int i = j + half;
-        const int m = place.map + 8 * i + lane % 4 * 2;
-        float b[2] = {0.0f, 0.0f};
-        if (bias) {
-          if (m < p.out_maps) b[0] = bias[place.group * p.out_maps + m];
-          if (m + 1 < p.out_maps) b[1] = bias[place.group * p.out_maps + m + 1];
-        }
-        float v[4];
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          v[e] = sum[4 * i + e] + b[e % 2];
-          if (p.relu && v[e] <= 0.0f) v[e] = 0.0f;
-        }
-        r[2 * half] = pack_bf16(v[0], v[1]);
-        r[2 * half + 1] = pack_bf16(v[2], v[3]);
+      for (int j = 0; j < T::kChunk / 16; ++j) {
+        // Matrices in the order (lanes 0-7, eight maps), (lanes 8-15, the same maps), and the next
+        // eight maps; row = map, 16 bytes = eight lanes, swizzled as the tensor store expects it.
+        const int row = begin + 16 * j + lane / 16 * 8 + lane % 8,
+                  sixteen = 2 * warp + lane / 8 % 2;
+        store_matrices_transposed(buffer + row * kSpan + (sixteen ^ row % 8) * 16, pairs[j]);
       }
-      // Matrices in the order (lanes 0-7, eight maps), (lanes 8-15, the same maps), and the next eight
-      // maps; row = map, 16 bytes = eight lanes, swizzled as the tensor store expects it.
-      const int row = 8 * (j + lane / 16) + lane % 8, sixteen = 2 * warp + lane / 8 % 2;
-      store_matrices_transposed(buffer + row * kSpan + (sixteen ^ row % 8) * 16, r);
     }
     fence_async_proxy();
     named_barrier(barrier, kWarpgroup);  // all rows are written
@@ -335,12 +347,12 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
       const MapsOperands<T> operands{strip, weights, warpgroup * p.stride, T::kConsumers * p.stride,
                                      p.S};
       bool done = false;
-      if constexpr (T::kDepth == 64) {
+      if constexpr (T::kMaps <=
+                    128) {  // wide tiles have registers for the most frequent filters alone
         if (p.S == 1) done = multiply_whole<T, 1>(sum, operands, whole);
-      } else {
-        if (p.S == 3) done = multiply_whole<T, 3>(sum, operands, whole);
-        if (p.S == 5) done = multiply_whole<T, 5>(sum, operands, whole);
+        if (p.S == 5 && T::kDepth < 64) done = multiply_whole<T, 5>(sum, operands, whole);
       }
+      if (p.S == 3 && T::kDepth < 64) done = multiply_whole<T, 3>(sum, operands, whole);
       if (!done) multiply_some(sum, operands, s_begin, s_end);
       ring.next();
       if (step > 0) {
@@ -421,11 +433,13 @@ inline Activation feature_activation(const void* data, int64_t features, int64_t
   return {data, features, blocks, 1, 1, kSpan, features * kSpan, kSpan, kSpan};
 }
 
-// Boxes of `maps` maps of `columns` neighbouring columns.
-inline TensorMap load_map(const char* what, const Activation& a, int maps, int64_t columns) {
+// Boxes of `maps` maps of `columns` neighbouring columns, all lanes or a half of them.
+inline TensorMap load_map(
+    const char* what, const Activation& a, int maps, int64_t columns, int lanes = 64) {
   return tensor_map(what, Element::bf16, a.data, {64, a.maps, a.columns, a.rows, a.blocks},
                     {a.map_stride, a.column_stride, a.row_stride, a.block_stride},
-                    {64, maps, int(columns), 1, 1}, Swizzle::bytes128);
+                    {lanes, maps, int(columns), 1, 1},
+                    lanes == 64 ? Swizzle::bytes128 : Swizzle::bytes64);
 }
 
 // Boxes of `maps` maps of one pixel, clipped to the maps of a group.
@@ -492,6 +506,8 @@ void launch_maps(const char* op, const MapsCall& call, Stream stream) {
   p.ring = T::ring(call.stride, call.S);
   require(p.tiles() < int64_t{1} << 31, op, ": the output has too many tiles for one launch, got ",
           p.tiles(), "; run the batch in parts");
+  require(out.columns * (p.column_tiles + 1) < int64_t{1} << 31, op,
+          ": a row must have fewer than 2^15 columns, got ", out.columns);
   const int filters = T::kForward ? p.out_maps : p.in_maps;
   const int channels = T::kForward ? p.in_maps : p.out_maps;
   launch(wgmma_maps_kernel<T>, Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))),

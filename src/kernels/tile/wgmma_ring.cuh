@@ -100,11 +100,11 @@ class StageRing {
 // which the producer gives most to the consumers.
 template <int kConsumers>
 __device__ __forceinline__ void become_producer() {
-  lower_registers<kConsumers == 2 ? 40 : 32>();
+  lower_registers<kConsumers == 2 ? 24 : 32>();
 }
 template <int kConsumers>
 __device__ __forceinline__ void become_consumer() {
-  raise_registers<kConsumers == 2 ? 232 : 160>();
+  raise_registers<kConsumers == 2 ? 240 : 160>();
 }
 
 // Numbers rows from the middle outwards: those at the rim, where taps fall outside, come last, so that the last
