@@ -138,7 +138,9 @@ def forward_and_backward(devices: str):
 
 
 def test_blocks_of_64_images_take_the_kernels_of_hopper():
-    """Other kernels than sm_80 takes, as the bits show, but the same results; and one device or two, the same bits."""
+    """Other kernels than sm_80 takes, as the bits show (test_model.py holds both against float64), the same bits twice,
+    and on one device or two.
+    """
     emulator = pytest.importorskip("convnet._emu", reason="the emulator is not built")
     logits, gradients = forward_and_backward("emu")
     again, gradients_again = forward_and_backward("emu")
@@ -148,14 +150,10 @@ def test_blocks_of_64_images_take_the_kernels_of_hopper():
     np.testing.assert_array_equal(forward_and_backward("emu:0,emu:1")[0], logits)
     emulator.set_architecture(80)
     try:
-        other, gradients_other = forward_and_backward("emu")
+        _, gradients_other = forward_and_backward("emu")
     finally:
         emulator.set_architecture(90)
     assert (gradients_other["conv2.weight"] != gradients["conv2.weight"]).any()
-    for name, a, b in [("logits", other, logits), *((n, gradients_other[n], g) for n, g in gradients.items())]:
-        # Sums in another order take some values to a neighbouring bfloat16: 0.6 units of 2^-8 per layer at most, eight
-        # layers up and eight down. Against float64 both stand in test_model.py.
-        assert np.linalg.norm(a - b) < 16 * 0.6 * 2.0**-8 * np.linalg.norm(b), name
 
 
 @pytest.mark.slow
