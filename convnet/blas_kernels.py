@@ -212,6 +212,8 @@ def ingest(
     shape: IngestShape, precision: str, images: U8, windows: I32, noise: F32, mean: F32, y: F32, stream: int
 ) -> None:
     fp32_only(precision)
+    if shape.fold != 1:
+        raise ValueError(f'ingest: cpu does not fold images, got fold={shape.fold}; use device "emu" or "cuda"')
     pixels, out = images.reshape(shape.valid, shape.H, shape.W, 3), y.reshape(shape.y)
     means, factor = mean.reshape(3, shape.crop, shape.crop), np.float32(shape.scale)
     cuts = pieces(shape.crop, 8)

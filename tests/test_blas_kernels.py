@@ -14,7 +14,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from convnet import blas_common, blas_conv, blas_kernels, blas_maps, parallel
-from convnet.shapes import ConvShape, LinearShape, LrnShape, PoolShape
+from convnet.shapes import ConvShape, IngestShape, LinearShape, LrnShape, PoolShape
 
 CONV = ConvShape.of(12, 6, 13, 11, 8, 3, 5, stride=2, padding=(1, 2, 3, 0), groups=2, ceil_mode=True, lanes=12)
 DENSE = ConvShape.of(12, 6, 13, 11, 8, 3, 3, padding=1, groups=2, lanes=12)
@@ -191,3 +191,9 @@ def test_scratch_is_kept_by_name_and_thread():
     thread.start()
     thread.join()
     assert other[0].ctypes.data != first.ctypes.data
+
+
+def test_images_are_not_folded_on_the_cpu():
+    shape = IngestShape(2, 2, 4, 4, 4, 2, 1.0, fold=2)
+    with pytest.raises(ValueError, match="cpu does not fold images, got fold=2"):
+        blas_kernels.ingest(shape, "fp32", *[np.zeros(1, np.float32)] * 5, 0)
