@@ -89,6 +89,8 @@ def conv(N: int = 64, **sizes: int) -> ConvShape:
         ("conv_forward", conv(C=3)),  # tensor copies of 16 channels, 13 of which do not exist
         ("conv_forward", conv(C=48, groups=2)),  # chunks of 16 channels reach into the next group
         ("conv_forward", conv(R=3, S=61, H=9, W=80)),  # so wide that no two stages fit
+        ("conv_forward", conv(R=1, H=1, W=40_000, padding=(0, 0, 1, 1))),  # more columns than its indices take
+        ("conv_backward_data", conv(R=1, H=1, W=40_000, padding=(0, 0, 1, 1))),
         ("conv_backward_data", conv(stride=2)),
         ("conv_backward_data", conv(K=8)),
         ("conv_backward_filter", conv(N=8)),

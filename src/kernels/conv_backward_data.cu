@@ -256,7 +256,8 @@ bool half_filled(const ConvShape& s) { return half_filled_tiles(channels(s)); }
 // On Hopper: stride 1, whole blocks of 64 images, and filters that fill most of their chunks.
 template <class T, bool (*kRule)(const ConvShape&)>
 bool takes_wgmma(const ConvShape& s) {
-  return s.stride == 1 && s.lanes == 64 && T::takes(1, s.S, s.K / s.groups, s.groups) && kRule(s);
+  return s.stride == 1 && s.lanes == 64 && T::takes(1, s.S, s.K / s.groups, s.groups, s.W) &&
+         kRule(s);
 }
 
 template <int kMaps, int kPixels, bool (*kRule)(const ConvShape&)>

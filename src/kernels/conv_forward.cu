@@ -295,7 +295,7 @@ bool half_filled(const ConvShape& s) { return half_filled_tiles(filters(s)); }
 // On Hopper: whole blocks of 64 images, and channels that fill most of their chunks.
 template <class T, bool (*kRule)(const ConvShape&)>
 bool takes_wgmma(const ConvShape& s) {
-  return s.lanes == 64 && T::takes(s.stride, s.S, s.C / s.groups, s.groups) && kRule(s);
+  return s.lanes == 64 && T::takes(s.stride, s.S, s.C / s.groups, s.groups, s.Q) && kRule(s);
 }
 
 template <int kMaps, int kPixels, bool (*kRule)(const ConvShape&)>

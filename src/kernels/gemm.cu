@@ -41,6 +41,7 @@
 #include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
 #include "tile/wgmma_filter.cuh"
+#include "tile/wgmma_maps.cuh"
 
 namespace convnet {
 namespace {

@@ -19,7 +19,9 @@
 // Epilogue   float32 sums straight to memory in sectors of 32 bytes (eight neighbouring filters);
 //            parts are added in ascending order by tile/sums.cuh.
 #pragma once
-#include "wgmma_maps.cuh"
+#include "variants.cuh"
+#include "wgmma_ring.cuh"
+#include "wgmma_tensors.cuh"
 
 namespace convnet {
 

@@ -29,6 +29,7 @@
 #pragma once
 #include "variants.cuh"
 #include "wgmma_ring.cuh"
+#include "wgmma_tensors.cuh"
 
 namespace convnet {
 
@@ -88,10 +89,13 @@ struct MapsTile {
   static std::size_t shared_bytes(const RingShape& ring) { return ring.bytes() + kOutputBytes; }
   // Filters so wide that no two stages or no box fit are left to another variant, as are input maps of
   // which a third of the multiplications would be with zeros. Chunks that reach into the next group
-  // meet weights of zero there, but should not depend on the values being finite.
-  static bool takes(int64_t stride, int64_t S, int64_t in_maps, int64_t groups) {
+  // meet weights of zero there, but should not depend on the values being finite. Rows are limited so
+  // that places in them, times the number of tiles, fit 32 bits.
+  static bool takes(
+      int64_t stride, int64_t S, int64_t in_maps, int64_t groups, int64_t out_columns) {
     return (kPixels - 1) * stride + S <= 256 && ring(stride, S).stages >= 2 &&
-           3 * in_maps >= 2 * round_up(in_maps, kDepth) && (groups == 1 || in_maps % kDepth == 0);
+           out_columns < 1 << 15 && 3 * in_maps >= 2 * round_up(in_maps, kDepth) &&
+           (groups == 1 || in_maps % kDepth == 0);
   }
 };
 
@@ -347,8 +351,8 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
       const MapsOperands<T> operands{strip, weights, warpgroup * p.stride, T::kConsumers * p.stride,
                                      p.S};
       bool done = false;
-      if constexpr (T::kMaps <=
-                    128) {  // wide tiles have registers for the most frequent filters alone
+      // Wide tiles have registers for the most frequent filters alone.
+      if constexpr (T::kMaps <= 128) {
         if (p.S == 1) done = multiply_whole<T, 1>(sum, operands, whole);
         if (p.S == 5 && T::kDepth < 64) done = multiply_whole<T, 5>(sum, operands, whole);
       }
@@ -405,66 +409,6 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 }
 
 // ---- host
-
-// A bfloat16 activation as tensor copies see it: 64 lanes, then maps, columns, rows and blocks, with
-// strides in bytes.
-struct Activation {
-  const void* data;
-  int64_t maps, columns, rows, blocks;
-  int64_t map_stride, column_stride, row_stride, block_stride;
-};
-
-inline Activation image_activation(
-    const void* data, int64_t maps, int64_t rows, int64_t columns, int64_t blocks) {
-  const int64_t pixels = rows * columns;
-  return {data,
-          maps,
-          columns,
-          rows,
-          blocks,
-          pixels * kSpan,
-          kSpan,
-          columns * kSpan,
-          maps * pixels * kSpan};
-}
-
-// Features: the blocks of images are the columns of an image of one row.
-inline Activation feature_activation(const void* data, int64_t features, int64_t blocks) {
-  return {data, features, blocks, 1, 1, kSpan, features * kSpan, kSpan, kSpan};
-}
-
-// Boxes of `maps` maps of `columns` neighbouring columns, all lanes or a half of them.
-inline TensorMap load_map(
-    const char* what, const Activation& a, int maps, int64_t columns, int lanes = 64) {
-  return tensor_map(what, Element::bf16, a.data, {64, a.maps, a.columns, a.rows, a.blocks},
-                    {a.map_stride, a.column_stride, a.row_stride, a.block_stride},
-                    {lanes, maps, int(columns), 1, 1},
-                    lanes == 64 ? Swizzle::bytes128 : Swizzle::bytes64);
-}
-
-// Boxes of `maps` maps of one pixel, clipped to the maps of a group.
-inline TensorMap store_map(const char* what, const Activation& a, int64_t groups, int maps) {
-  return tensor_map(what, Element::bf16, a.data,
-                    {64, a.maps / groups, a.columns * a.rows, groups, a.blocks},
-                    {a.map_stride, a.column_stride, a.maps / groups * a.map_stride, a.block_stride},
-                    {64, maps, 1, 1, 1}, Swizzle::bytes128);
-}
-
-// The bfloat16 copy [groups][C][R][S][K8] of the weights of K filters over C channels each.
-inline TensorMap weight_map(const void* weight,
-                            int64_t groups,
-                            int64_t C,
-                            int64_t R,
-                            int64_t S,
-                            int64_t K,
-                            int filters,
-                            int channels,
-                            Swizzle swizzle) {
-  const int64_t row = (K + 7) / 8 * 8 * 2;
-  return tensor_map("weight", Element::bf16, weight, {row / 2, C, S, R, groups},
-                    {R * S * row, row, S * row, C * R * S * row}, {filters, channels, int(S), 1, 1},
-                    swizzle);
-}
 
 // What a launch over maps needs to know; the tile adds the rest.
 struct MapsCall {
