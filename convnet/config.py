@@ -99,6 +99,10 @@ class Config:
         for name, option in OPTIONS.items():
             _check(name, option, getattr(self, name))
 
+    def network_options(self) -> dict[str, Any]:
+        """What of this changes the network: keywords of ``spec.network``."""
+        return {"crop": self.crop, "width": self.width}
+
     def resolved(self, defaults: TrainDefaults, crop: int) -> Config:
         """This configuration with the network's values where nothing was said."""
         network: dict[str, Any] = {

@@ -146,8 +146,7 @@ def saved_statistics(saved: Checkpoint) -> Statistics:
     colour = saved.state["colour"]
     if "mean" not in saved.tensors:
         raise CheckpointError(f"{saved.path}: expected the mean image, found no tensor of that name")
-    deviations, directions = (np.array(colour[name], np.float32) for name in ("deviations", "directions"))
-    return Statistics(mean=saved.tensors["mean"], deviations=deviations, directions=directions)
+    return Statistics(saved.tensors["mean"], **{name: np.array(values, np.float32) for name, values in colour.items()})
 
 
 class StopRequest:

@@ -103,6 +103,11 @@ class NetworkSpec:
     input_scale: float = 1.0
 
     @property
+    def image_size(self) -> int:
+        """Side of the stored images that crops are taken from: 256 for crops of 224."""
+        return round(self.crop * 256 / 224)
+
+    @property
     def classes(self) -> int:
         last = self.layers[-1]
         assert isinstance(last, Linear)

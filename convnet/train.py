@@ -56,10 +56,9 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
     else:
         inherited = {}
     config = merged(flags, file, inherited)
-    spec = network_spec(config.model, crop=config.crop, width=config.width)
+    spec = network_spec(config.model, **config.network_options())
     config = config.resolved(spec.defaults, spec.crop)
-    size = round(spec.crop * 256 / 224)
-    dataset = open_dataset(config.data, size=size, seed=config.seed)
+    dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed)
     console.say(f"data: {dataset.name}")
     if saved:
         check_dataset(saved, dataset)
@@ -75,12 +74,11 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
         precision=config.precision,
         num_classes=len(dataset.classes),
         seed=config.seed,
-        crop=config.crop,
-        width=config.width,
+        **config.network_options(),
     ) as network:
         if saved:
             checkpoint.check_network(saved, network.weights())
-        found = saved_statistics(saved) if saved else statistics(dataset.train, spec.crop)
+        found = saved_statistics(saved) if saved else statistics(dataset, spec.crop)
         with RunFolder(path or default_folder(config)) as folder:
             console.log = folder.log
             try:
@@ -138,7 +136,6 @@ class Trainer:
         self.written = saved.path.resolve() == self.folder.checkpoint(self.step).resolve()
 
     def _state(self) -> dict[str, Any]:
-        colour = {name: getattr(self.statistics, name).tolist() for name in ("deviations", "directions")}
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -150,7 +147,7 @@ class Trainer:
             "config": dataclasses.asdict(self.config),
             "classes": self.dataset.classes,
             "dataset": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
-            "colour": colour,
+            "colour": self.statistics.colour(),
             "versions": versions(),
         }
 

@@ -16,14 +16,15 @@ import numpy as np
 from PIL import Image
 
 import convnet
-from convnet import checkpoint, cli
+from convnet import checkpoint
+from convnet.cli.train import main
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(convnet.__file__).parents[1])}
 COLOURS = ("blue", "green", "red")
 # 36 images in batches of 8: five steps per epoch, the last one short
 TINY = ["--device", "cpu", "-b", "8", "--epochs", "2", "--width", "0.25", "--crop", "32"]
 LAST_STEP = 10
-TRAIN = "import sys; from convnet.cli import train; sys.exit(train())"
+TRAIN = "import sys; from convnet.cli.train import main; sys.exit(main())"
 UNIMPORTANT = ("steps", "workers", "save_every", "keep")  # options that may differ where nothing else may
 
 
@@ -83,7 +84,7 @@ def run(*arguments: str, code: int = 0) -> str:
 
 def here(*arguments: str) -> int:
     """``convnet-train`` in this process."""
-    return cli.train([*arguments, "-q"])
+    return main([*arguments, "-q"])
 
 
 def records(folder: Path) -> list[dict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import convnet
-from convnet import cli, config, info
+from convnet import config, info
+from convnet.cli import info as info_command
+from convnet.cli import train as train_command
 from convnet.config import Config
 from convnet.shapes import ConvShape, LinearShape
 
@@ -21,7 +24,7 @@ ROOT = str(Path(convnet.__file__).parents[1])
 
 def command(name, *arguments, **options):
     """The command in a process of its own."""
-    code = f"import sys; from convnet.cli import {name}; sys.exit({name}())"
+    code = f"import sys; from convnet.cli.{name} import main; sys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": ROOT}
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -78,7 +81,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_an_exit_code(mistake, tmp_path, monkeypatch, capsys):
     arguments, code, text = MISTAKES[mistake]
     monkeypatch.chdir(tmp_path)
-    assert call(cli.train, "--device", "cpu", *arguments) == code
+    assert call(train_command.main, "--device", "cpu", *arguments) == code
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
     assert re.search(rf"^convnet-train: error: .*{text}", error), error
@@ -87,9 +90,9 @@ def test_a_mistake_is_one_line_and_an_exit_code(mistake, tmp_path, monkeypatch, 
 
 def test_unexpected_errors_are_exit_code_1_with_a_traceback_on_request_only(monkeypatch, capsys):
     monkeypatch.setattr("convnet.train.run", lambda *_: 1 / 0)
-    assert call(cli.train) == 1
+    assert call(train_command.main) == 1
     assert capsys.readouterr().err == "convnet-train: error: ZeroDivisionError: division by zero (-v shows where)\n"
-    assert call(cli.train, "-v") == 1
+    assert call(train_command.main, "-v") == 1
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -99,7 +102,7 @@ def test_interrupts_and_memory(error, code, monkeypatch, capsys):
         raise error
 
     monkeypatch.setattr("convnet.train.run", fail)
-    assert call(cli.train) == code
+    assert call(train_command.main) == code
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -110,15 +113,15 @@ def test_a_mistake_in_a_process_of_its_own():
 
 @pytest.mark.parametrize("name", ["train", "info"])
 def test_help_and_version(name, capsys):
-    assert call(getattr(cli, name), "--help") == 0
+    assert call(importlib.import_module(f"convnet.cli.{name}").main, "--help") == 0
     text = capsys.readouterr().out
     assert f"example:\n  convnet-{name}" in text
-    assert call(getattr(cli, name), "--version") == 0
+    assert call(importlib.import_module(f"convnet.cli.{name}").main, "--version") == 0
     assert capsys.readouterr().out == f"convnet-{name} {convnet.__version__}\n"
 
 
 def test_help_shows_every_option_and_default(capsys):
-    call(cli.train, "--help")
+    call(train_command.main, "--help")
     text = " ".join(capsys.readouterr().out.split())
     for name, option in config.OPTIONS.items():
         assert config.spelled(name) in text
@@ -126,11 +129,11 @@ def test_help_shows_every_option_and_default(capsys):
 
 
 def test_the_example_in_the_help_is_accepted(monkeypatch, capsys):
-    call(cli.train, "--help")
+    call(train_command.main, "--help")
     example = capsys.readouterr().out.split("example:\n")[1].split()
     seen = []
     monkeypatch.setattr("convnet.train.run", lambda *arguments: seen.append(arguments) or 0)
-    assert call(cli.train, *example[1:]) == 0
+    assert call(train_command.main, *example[1:]) == 0
     assert seen
 
 
@@ -160,7 +163,7 @@ def test_a_configuration_survives_toml(tmp_path):
 )
 def test_mistakes_in_a_file(text, message, tmp_path, capsys):
     (tmp_path / "c.toml").write_text(text)
-    assert call(cli.train, "--config", str(tmp_path / "c.toml")) == 2
+    assert call(train_command.main, "--config", str(tmp_path / "c.toml")) == 2
     assert message in capsys.readouterr().err
 
 
@@ -174,13 +177,13 @@ def test_flags_beat_files_beat_checkpoints_beat_defaults():
 
 
 def test_info_reports_as_json_and_text(capsys):
-    code = call(cli.info, "--json")
+    code = call(info_command.main, "--json")
     found = json.loads(capsys.readouterr().out)
     assert found["devices"]["cpu"] == "ok"
     assert code == (0 if all(result == "ok" for result in found["devices"].values()) else 6)
     assert found["versions"]["convnet"] == convnet.__version__
     assert {"emulator", "cuda", "cuda_kernels", "system"} <= set(found)
-    assert call(cli.info) == code
+    assert call(info_command.main) == code
     text = capsys.readouterr().out
     for name in found["devices"]:
         assert name in text
@@ -193,7 +196,7 @@ def test_the_self_test_notices_a_wrong_device(monkeypatch, capsys):
     right = functional.conv2d
     monkeypatch.setattr(functional, "conv2d", lambda *a, **k: right(*a, **k) * (1 + 1e-5))
     assert "values are wrong" in info.self_test("cpu")
-    assert call(cli.info) == 6
+    assert call(info_command.main) == 6
     monkeypatch.setattr(functional, "conv2d", lambda *a, **k: 1 / 0)
     assert info.self_test("cpu") == "failed: division by zero"
 
@@ -217,7 +220,7 @@ def test_the_self_test_covers_tensor_cores(monkeypatch):
 
 
 def kernels(capsys, *arguments) -> dict:
-    assert call(cli.info, "--kernels", "--json", *arguments) == 0
+    assert call(info_command.main, "--kernels", "--json", *arguments) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -243,13 +246,13 @@ def test_kernels_of_a_network(capsys):
 
 def test_kernels_as_text(capsys):
     pytest.importorskip("convnet._emu", reason="the emulator is not built")
-    assert call(cli.info, "--kernels", "--model", "alexnet-tiny", "-b", "64") == 0
+    assert call(info_command.main, "--kernels", "--model", "alexnet-tiny", "-b", "64") == 0
     text = capsys.readouterr().out
     assert text.startswith("kernels of alexnet-tiny, 64 images\n")
     header = next(line for line in text.splitlines() if line.startswith("layer and pass"))
     assert header.split()[3:] == ["fp32", "tf32", "bf16", "on", "sm_80", "bf16", "on", "sm_90"]
     assert re.search(r"^fc6 linear_backward_data +fp32-\S+ +tf32-\S+ +bf16-\S+ +wgmma-\S+$", text, re.MULTILINE)
-    assert call(cli.info, "--kernels", "--precision", "tf32") == 0
+    assert call(info_command.main, "--kernels", "--precision", "tf32") == 0
     assert "bf16" not in capsys.readouterr().out
 
 
@@ -280,14 +283,14 @@ def test_kernels_for_a_shape(capsys):
 )
 def test_mistakes_about_kernels(arguments, text, capsys):
     pytest.importorskip("convnet._emu", reason="the emulator is not built")
-    assert call(cli.info, "--kernels", *arguments) == 2
+    assert call(info_command.main, "--kernels", *arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
     assert re.search(rf"^convnet-info: error: .*{text}", error), error
 
 
 def test_info_into_a_closed_pipe_is_quiet():
-    code = "import sys; from convnet.cli import info; sys.exit(info(['--json']))"
+    code = "import sys; from convnet.cli.info import main; sys.exit(main(['--json']))"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data_files import picture, write_folder
 
-from convnet.data import DataError, Loader, load_square, open_dataset, statistics
+from convnet.data import DataError, Loader, load_square, open_dataset, sampled_statistics
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_classes_and_files_are_ordered_by_name_not_as_the_disk_lists_them(tmp_pa
                 (tmp_path / part / name / f"{file}.png").write_bytes(b"not looked at yet")
     data = open_dataset(tmp_path, size=8, seed=0)
     assert data.classes == sorted(names)
-    assert [data.train.path(k) for k in range(144)] == [str(path) for path in sorted(tmp_path.glob("train/*/*"))]
+    assert [data.train.name(k) for k in range(144)] == [str(path) for path in sorted(tmp_path.glob("train/*/*"))]
 
 
 def test_a_class_without_validation_images_keeps_its_number(root):
@@ -171,7 +171,7 @@ def test_the_error_reaches_the_consumer_of_a_loader(root):
     for path in (root / "train/class1").iterdir():
         path.write_bytes(b"nothing")
     split = open_dataset(root, size=32, seed=0).train
-    colours = statistics(open_dataset(root, size=32, seed=0).valid, 32)
+    colours = sampled_statistics(open_dataset(root, size=32, seed=0).valid, 32)
     for workers in (0, 2):
         loader = Loader(split, batch_size=4, crop=32, seed=0, augment=True, statistics=colours, workers=workers)
         with loader, pytest.raises(DataError, match="class1"):

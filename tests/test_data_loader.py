@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from data_files import write_folder
 
-from convnet.data import Batch, Loader, Statistics, open_dataset, statistics
+from convnet.data import Batch, Loader, Statistics, open_dataset, sampled_statistics
 from convnet.data.loader import AHEAD, CHUNK
 
 COLOURS = Statistics(
     mean=np.zeros((3, 6, 6), np.float32),
+    std=np.ones(3, np.float32),
     deviations=np.array([100, 10, 1], np.float32),
     directions=np.array([[0.6, 0.8, 0], [-0.8, 0.6, 0], [0, 0, 1]], np.float32).T.copy(),
 )
@@ -114,7 +115,7 @@ def test_a_folder_gives_the_same_batches_for_any_number_of_workers(tmp_path):
     runs = []
     for workers in (0, 1, 3):
         split = open_dataset(root, size=24, seed=0).train
-        colours = statistics(split, 20, workers=workers)
+        colours = sampled_statistics(split, 20, workers=workers)
         options = {"batch_size": 7, "crop": 20, "seed": 0, "augment": True, "workers": workers}
         with Loader(split, statistics=colours, **options) as batches:
             runs.append([batch for number in range(2) for batch in batches.epoch(number)])

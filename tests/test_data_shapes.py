@@ -101,6 +101,9 @@ class Stored:
     def image(self, index):
         return self.images[index]
 
+    def name(self, index):
+        return str(index)
+
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_statistics_against_numpy(workers):
@@ -109,7 +112,7 @@ def test_statistics_against_numpy(workers):
     images = (128 + rng.normal(size=(150, 11, 11, 3)) @ mixing.T).clip(0, 255).astype(np.uint8)
     images[:, 3] //= 2  # rows differ, so that a transposed mean or a shifted crop is seen
     images[:, :, 6] //= 3
-    found = data.statistics(Stored(images), 7, workers=workers)
+    found = data.sampled_statistics(Stored(images), 7, workers=workers)
 
     crops = images[:, 2:9, 2:9].astype(np.float64)
     np.testing.assert_allclose(found.mean, crops.mean(axis=0).transpose(2, 0, 1), rtol=1e-6)
@@ -119,20 +122,21 @@ def test_statistics_against_numpy(workers):
     np.testing.assert_allclose(found.directions.T @ found.directions, np.eye(3), atol=1e-6)
     assert found.deviations[0] > found.deviations[1] > found.deviations[2] > 0
     assert all(column[np.abs(column).argmax()] > 0 for column in found.directions.T)
-    assert [a.dtype for a in (found.mean, found.deviations, found.directions)] == [np.float32] * 3
+    np.testing.assert_allclose(found.std, crops.reshape(-1, 3).std(axis=0), rtol=1e-5)
+    assert [a.dtype for a in (found.mean, found.std, found.deviations, found.directions)] == [np.float32] * 4
     assert found.mean.shape == (3, 7, 7)
 
 
 def test_statistics_look_at_evenly_spaced_images():
     images = np.repeat(np.arange(100, dtype=np.uint8), 4 * 4 * 3).reshape(100, 4, 4, 3)
-    assert data.statistics(Stored(images), 4, limit=10).mean[0, 0, 0] == np.arange(0, 100, 10).mean()
-    grey = data.statistics(Stored(images), 4)
+    assert data.sampled_statistics(Stored(images), 4, limit=10).mean[0, 0, 0] == np.arange(0, 100, 10).mean()
+    grey = data.sampled_statistics(Stored(images), 4)
     np.testing.assert_allclose(grey.deviations, [np.std(np.arange(100)) * np.sqrt(3), 0, 0], atol=1e-2)
     np.testing.assert_allclose(grey.directions[:, 0], np.full(3, 3**-0.5), rtol=1e-6)
 
 
 def test_statistics_of_one_constant_image():
-    found = data.statistics(Stored(np.full((1, 4, 4, 3), 200, np.uint8)), 4)
+    found = data.sampled_statistics(Stored(np.full((1, 4, 4, 3), 200, np.uint8)), 4)
     assert (found.mean == 200).all()
     np.testing.assert_allclose(found.deviations, 0, atol=1e-4)
     assert np.isfinite(found.directions).all()
@@ -141,4 +145,4 @@ def test_statistics_of_one_constant_image():
 @pytest.mark.parametrize(("count", "crop"), [(0, 4), (1, 5), (1, 0)])
 def test_impossible_statistics(count, crop):
     with pytest.raises(ValueError, match="statistics: crop must be 1 to 4 and there must be images"):
-        data.statistics(Stored(np.zeros((count, 4, 4, 3), np.uint8)), crop)
+        data.sampled_statistics(Stored(np.zeros((count, 4, 4, 3), np.uint8)), crop)

@@ -65,7 +65,7 @@ def test_killed_at_any_moment_a_run_ends_the_same(straight, images, tmp_path, ki
 SLOW = """
 import sys, time, pathlib
 import convnet
-from convnet.cli import train
+from convnet.cli.train import main
 train_batch = convnet.Network.train_batch
 def slow(network, *arguments):
     if network.steps_done == 3:
@@ -73,7 +73,7 @@ def slow(network, *arguments):
         time.sleep(float(sys.argv[2]))
     return train_batch(network, *arguments)
 convnet.Network.train_batch = slow
-sys.exit(train(sys.argv[3:]))
+sys.exit(main(sys.argv[3:]))
 """
 
 

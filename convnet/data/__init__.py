@@ -9,12 +9,13 @@ import os
 from pathlib import Path
 
 from convnet.data.cifar import is_cifar_folder, open_cifar
-from convnet.data.dataset import ACCEPTED, DataError, DataSet, Split
+from convnet.data.dataset import ACCEPTED, DataError, DataSet, Split, Statistics
 from convnet.data.folder import open_folder
 from convnet.data.images import BadImage, load_square
 from convnet.data.loader import Batch, Loader
 from convnet.data.shapes import open_shapes
-from convnet.data.statistics import Statistics, statistics
+from convnet.data.statistics import sampled_statistics, statistics
+from convnet.data.views import view_windows
 
 __all__ = [
     "BadImage",
@@ -26,7 +27,9 @@ __all__ = [
     "Statistics",
     "load_square",
     "open_dataset",
+    "sampled_statistics",
     "statistics",
+    "view_windows",
 ]
 
 

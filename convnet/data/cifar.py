@@ -31,13 +31,19 @@ Part = tuple[U8, I32]  # images (n, 32, 32, 3), labels (n,)
 
 
 class CifarSplit:
-    """CIFAR images enlarged to ``size`` x ``size`` on demand (bilinear); kept in memory as published, 3 KB each."""
+    """CIFAR images enlarged to ``size`` x ``size`` on demand (bilinear); kept in memory as published, 3 KB each.
 
-    def __init__(self, images: U8, labels: I32, *, size: int) -> None:
-        self.size, self._images, self.labels = size, images, labels
+    ``part`` is "train" or "test".
+    """
+
+    def __init__(self, part: str, images: U8, labels: I32, *, size: int) -> None:
+        self.size, self._part, self._images, self.labels = size, part, images, labels
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"CIFAR-10 {self._part} {index}"
 
     def image(self, index: int) -> U8:
         image = Image.fromarray(self._images[index])
@@ -65,7 +71,7 @@ def open_cifar(path: Path, *, size: int) -> DataSet:
     digest.update("\0".join(classes).encode())
 
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts[:-1], strict=True))
-    train, valid = CifarSplit(images, labels, size=size), CifarSplit(*parts[-1], size=size)
+    train, valid = CifarSplit("train", images, labels, size=size), CifarSplit("test", *parts[-1], size=size)
     version = "binary" if binary else "Python"
     counts = f"{len(train):,} training and {len(valid):,} validation images"
     name = f"CIFAR-10 {kind}, {version} version: {CLASSES} classes, {counts}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,13 +36,35 @@ class Split(Protocol):
         """Image ``index`` as uint8 (size, size, 3), red green blue: the same pixels on every call."""
         ...
 
+    def name(self, index: int) -> str:
+        """What a person may find image ``index`` by: the path of its file, or its number."""
+        ...
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the training images, in levels of 0..255."""
+
+    mean: F32  # (3, size, size): the mean image
+    std: F32  # (3,): standard deviation of red, green and blue over all pixels
+    deviations: F32  # (3,): standard deviation along each principal component of the colours, largest first
+    directions: F32  # (3, 3): the components as unit vectors in columns; the largest entry of each is positive
+
+    def colour(self) -> dict[str, list[Any]]:
+        """All but the mean image, as JSON takes it."""
+        return {name: getattr(self, name).tolist() for name in ("std", "deviations", "directions")}
+
 
 @dataclass(frozen=True)
 class DataSet:
-    """A recognised data set: ``name`` is one line for the user, equal ``fingerprint`` means equal data."""
+    """A recognised data set: ``name`` is one line for the user, equal ``fingerprint`` means equal data.
+
+    ``statistics`` are those of the whole training images where they come with the data.
+    """
 
     name: str
     classes: list[str]
     train: Split
     valid: Split
     fingerprint: str
+    statistics: Statistics | None = None

@@ -40,14 +40,14 @@ class FolderSplit:
     def __len__(self) -> int:
         return len(self._names)
 
-    def path(self, index: int) -> str:
+    def name(self, index: int) -> str:
         return os.path.join(self._root, self._classes[self.labels[index]], self._names[index])
 
     def image(self, index: int) -> U8:
         label = int(self.labels[index])
         start, end = self._starts[label], self._starts[label + 1]
         for candidate in chain(range(index, end), range(start, index)):
-            path = self.path(candidate)
+            path = self.name(candidate)
             if path in self.bad:
                 continue
             try:

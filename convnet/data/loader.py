@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnet import rng
-from convnet.data.dataset import F32, I32, U8, Split
-from convnet.data.statistics import Statistics
+from convnet.data.dataset import F32, I32, U8, Split, Statistics
 
 AHEAD = 3  # batches decoded or being decoded before the consumer asks for them: this bounds the memory
 CHUNK = 16  # images per task: small enough that all workers share the next batch, large enough to hide the hand-over

@@ -118,6 +118,9 @@ class ShapesSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def name(self, index: int) -> str:
+        return f"shapes {'val' if self._split else 'train'} {index}"
+
     def image(self, index: int) -> U8:
         if self._cache is None:
             return self._draw(index)

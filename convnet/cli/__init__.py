@@ -1,0 +1,86 @@
+"""The commands, one module each with a function ``main`` that returns the exit code, and what they have in common:
+errors are one line on standard error, and decide the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+DONE, UNEXPECTED, USAGE, DATA, CHECKPOINT, DIVERGED, DEVICE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, with the option that was perhaps meant."""
+
+    def __init__(self, prog: str, description: str, example: str):
+        from .. import __version__
+
+        super().__init__(
+            prog,
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+        self.add_argument("-v", "--verbose", action="store_true", help="say more; show tracebacks of errors")
+
+    def error(self, message: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        if message.startswith("unrecognized arguments: -"):
+            wrong = message.split(": ")[1].split()[0].partition("=")[0]
+            close = difflib.get_close_matches(wrong, known, 1)
+            message = f"there is no option {wrong}" + (f"; did you mean {close[0]}?" if close else "")
+        self.exit(USAGE, f"{self.prog}: error: {message} (all options: {self.prog} --help)\n")
+
+
+def _exit_code(error: Exception) -> int:
+    from ..backend import DeviceError
+    from ..checkpoint import CheckpointError
+    from ..data import DataError
+    from ..train import Diverged
+
+    codes: dict[type[Exception], int] = {
+        ValueError: USAGE,
+        DataError: DATA,
+        CheckpointError: CHECKPOINT,
+        Diverged: DIVERGED,
+        DeviceError: DEVICE,
+        MemoryError: DEVICE,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), UNEXPECTED)
+
+
+def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
+    """Runs a command's work; an error becomes one line on standard error and an exit code."""
+    try:
+        return work()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        return UNEXPECTED
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        code = _exit_code(error)
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, MemoryError):
+            text = f"out of memory ({text}); use a smaller --batch-size"
+        elif code == UNEXPECTED:
+            text = f"{type(error).__name__}: {text}" + ("" if verbose else " (-v shows where)")
+        print(f"{name}: error: {text}", file=sys.stderr)
+        return code
+
+
+def tolerate_encoding() -> None:
+    """Names that the terminal cannot show must not end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

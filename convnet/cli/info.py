@@ -1,0 +1,56 @@
+"""``convnet-info``"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from . import DEVICE, DONE, Parser, guarded, tolerate_encoding
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    from ..precision import PRECISIONS
+
+    parser = Parser(
+        "convnet-info",
+        "Shows devices, driver, compiled kernels and versions, and tests every device with a small convolution.\n"
+        "With --kernels it shows which kernel every layer and pass takes instead.",
+        "convnet-info --kernels --model alexnet -b 128 --precision bf16",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    group = parser.add_argument_group("kernels")
+    group.add_argument("--kernels", action="store_true", help="the kernels that convolutions and linear layers take")
+    group.add_argument("--model", default="alexnet", metavar="NAME", help="of this network (default: alexnet)")
+    group.add_argument(
+        "-b", "--batch-size", type=int, default=128, metavar="N", help="for so many images (default: 128)"
+    )
+    group.add_argument(
+        "--precision", choices=PRECISIONS, metavar="{" + ",".join(PRECISIONS) + "}", help="in this one (default: all)"
+    )
+    group.add_argument(
+        "--shape",
+        metavar="SIZES",
+        help='for one problem instead of a network: "N=128 C=96 H=27 W=27 K=256 R=5 padding=2 groups=2" '
+        '(also stride, S), or without R a linear layer, "N=128 C=9216 K=4096"',
+    )
+    chosen = parser.parse_args(arguments)
+    tolerate_encoding()
+
+    def kernels() -> int:
+        from .. import selection
+
+        precisions = (chosen.precision,) if chosen.precision else PRECISIONS
+        found = selection.report(chosen.model, chosen.batch_size, precisions, chosen.shape)
+        print(json.dumps(found, indent=2) if chosen.json else selection.as_text(found), flush=True)
+        return DONE
+
+    def work() -> int:
+        if chosen.kernels or chosen.shape:
+            return kernels()
+        from ..info import as_text, passed, report
+
+        found = report()
+        print(json.dumps(found, indent=2) if chosen.json else as_text(found), flush=True)
+        return DONE if passed(found) else DEVICE
+
+    return guarded(parser.prog, chosen.verbose, work)

@@ -1,0 +1,71 @@
+"""``convnet-train``"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import Parser, guarded, tolerate_encoding
+
+
+def _parser() -> Parser:
+    from ..config import OPTIONS, Config
+    from ..spec import network
+
+    parser = Parser(
+        "convnet-train",
+        "Trains a network on labelled images; without arguments a small one on drawn shapes, in minutes on two cores.\n"
+        "DATA: shapes (generated), a folder train/CLASS/*.jpg + val/CLASS/*.jpg, or a CIFAR-10 archive or folder.",
+        "convnet-train shapes --model alexnet-tiny --epochs 6 --device cpu -o runs/first",
+    )
+    defaults = Config().resolved(network(Config.model).defaults, network(Config.model).crop)
+    groups: dict[str, Any] = {"data": parser.add_argument_group("data")}
+    for name, option in OPTIONS.items():
+        group = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
+        groups[option.group] = group
+        if option.kind is bool:
+            group.add_argument(*option.flags, dest=name, action="store_false", default=None, help=option.help)
+            continue
+        value, own = getattr(defaults, name), getattr(Config(), name) is not None
+        default = "no limit" if value is None else value if own else f"the network's; {Config.model}: {value}"
+        text = f"{option.help} (default: {default})"
+        if not option.flags:
+            group.add_argument(name, nargs="?", default=None, metavar=name.upper(), help=text)
+            continue
+        metavar = (
+            "{" + ",".join(option.choices) + "}" if option.choices else {int: "N", float: "X", str: "NAME"}[option.kind]
+        )
+        group.add_argument(*option.flags, dest=name, type=option.kind, default=None, metavar=metavar, help=text)
+    group = groups["run folder"]
+    group.add_argument("-o", "--output", metavar="DIR", help="the run folder (default: runs/NETWORK-DATA-TIME)")
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|FILE",
+        help="go on from the newest whole checkpoint in DIR (start anew where there is none), or from FILE, or from "
+        "a run folder; options not given are those of the run",
+    )
+    group.add_argument(
+        "--config", metavar="FILE", help="options from a TOML file, such as a run's config.toml; flags beat it"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    chosen = vars(parser.parse_args(arguments))
+    output, resume, config = chosen.pop("output"), chosen.pop("resume"), chosen.pop("config")
+    quiet, verbose = chosen.pop("quiet"), chosen.pop("verbose")
+    flags = {name: value for name, value in chosen.items() if value is not None}
+    tolerate_encoding()
+
+    def work() -> int:
+        from ..config import read_toml
+        from ..metrics import Console
+        from ..train import run
+
+        return run(flags, read_toml(config) if config else {}, output, resume, Console(quiet, verbose))
+
+    return guarded(parser.prog, verbose, work)

@@ -1,0 +1,28 @@
+"""The views of a stored image that are evaluated: its centre, or the paper's ten."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from convnet.data.dataset import I32
+
+VIEWS = (1, 10)
+
+
+def view_windows(size: int, crop: int, views: int) -> I32:
+    """The windows of every view, int32 (views, 3): top, left, flip; images are ``size`` and windows ``crop`` a side.
+
+    One view is the centre. Ten are the four corners and the centre, then the same five mirrored (Krizhevsky, Sutskever
+    and Hinton 2012, section 4.1), in the order of the 2012 program: top left, top right, centre, bottom left, bottom
+    right. Raises ``ValueError`` for another number.
+    """
+    border = size - crop
+    centre = (border // 2, border // 2)
+    if views == 1:
+        places = [centre]
+    elif views == 10:
+        places = [(0, 0), (0, border), centre, (border, 0), (border, border)]
+    else:
+        raise ValueError(f"views must be one of {VIEWS}, got {views}")
+    flips = (0,) if views == 1 else (0, 1)
+    return np.array([(top, left, flip) for flip in flips for top, left in places], np.int32)

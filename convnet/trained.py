@@ -1,0 +1,89 @@
+"""A trained network as other commands take it up: from a run folder or from one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import checkpoint
+from .checkpoint import Checkpoint, CheckpointError
+from .config import Config
+from .data import DataError, DataSet, Statistics, open_dataset
+from .run import holds_run, saved_statistics
+from .spec import NetworkSpec, network
+
+if TYPE_CHECKING:
+    from .model import Network
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has learnt so far, and all that is needed to use it. ``path`` is what the user named."""
+
+    path: Path
+    checkpoint: Checkpoint
+    config: Config
+    statistics: Statistics
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.checkpoint.state["classes"])
+
+    @property
+    def spec(self) -> NetworkSpec:
+        return network(self.config.model, num_classes=len(self.classes), **self.config.network_options())
+
+    def open_network(self, device: str = "auto", batch_size: int = 128, precision: str | None = None) -> Network:
+        """The network with its weights, ready for stored images; in the run's precision unless another is given."""
+        from .model import Network
+
+        opened = Network(self.spec, device, batch_size, precision or self.config.precision, seed=self.config.seed)
+        try:
+            checkpoint.check_network(self.checkpoint, opened.weights())
+            opened.load_weights(self.checkpoint.part("weights"))
+            opened.set_mean(self.statistics.mean)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def open_dataset(self, data: str | None = None) -> DataSet:
+        """The data the run was trained on, or ``data``, which must have the same classes. Raises ``DataError``."""
+        dataset = open_dataset(data or self.config.data, size=self.spec.image_size, seed=self.config.seed)
+        if dataset.classes != self.classes:
+            differ = sorted(set(dataset.classes) ^ set(self.classes))[:3] or "another order"
+            raise DataError(
+                f"{self.path} knows {len(self.classes)} classes and the data has {len(dataset.classes)} (different: "
+                f"{differ}); give data with the classes of the run"
+            )
+        return dataset
+
+
+def load_trained(run: str | Path, warn: Callable[[str], None]) -> Trained:
+    """The best checkpoint of a run folder (the newest where none is marked best), or a checkpoint file.
+
+    Raises ``CheckpointError`` naming what is wrong.
+    """
+    path = Path(run)
+    found: Checkpoint | None = None
+    if path.is_dir():
+        if not holds_run(path):
+            raise CheckpointError(f"{path}: expected a run folder or a checkpoint, found a folder without a run")
+        if (path / "best").exists():
+            try:
+                found = checkpoint.load(path / "best")
+            except CheckpointError as error:
+                warn(f"{error}; taking the newest one instead of the best")
+        found = found or checkpoint.newest(path / "checkpoints", warn)
+        if found is None:
+            raise CheckpointError(f"{path}: expected a checkpoint in checkpoints/, found none; train longer first")
+    else:
+        found = checkpoint.load(path)
+    try:
+        config = Config(**found.state["config"])
+        network(config.model, num_classes=len(found.state["classes"]), **config.network_options())
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{found.path}: expected the options of a run, found others: {error}") from error
+    return Trained(path, found, config, saved_statistics(found))
