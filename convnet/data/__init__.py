@@ -11,7 +11,8 @@ from pathlib import Path
 from convnet.data.cifar import is_cifar_folder, open_cifar
 from convnet.data.dataset import ACCEPTED, DataError, DataSet, Split, Statistics
 from convnet.data.folder import open_folder
-from convnet.data.images import BadImage, load_square
+from convnet.data.images import load_square
+from convnet.data.jpeg import BadImage, decode_rgb
 from convnet.data.loader import Batch, Loader
 from convnet.data.shapes import open_shapes
 from convnet.data.statistics import sampled_statistics, statistics
@@ -25,6 +26,7 @@ __all__ = [
     "Loader",
     "Split",
     "Statistics",
+    "decode_rgb",
     "load_square",
     "open_dataset",
     "sampled_statistics",
