@@ -124,7 +124,7 @@ class Trainer:
         self.failed_saves = 0
         self.speed = Speed()
         self.drawn = time.monotonic()
-        network.set_mean(found.mean)
+        network.set_input(found.mean)
         if saved:
             self._restore(saved)
         folder.rewind(self.step, evaluated=self.position < self.images)

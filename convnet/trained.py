@@ -43,7 +43,7 @@ class Trained:
         try:
             checkpoint.check_network(self.checkpoint, opened.weights())
             opened.load_weights(self.checkpoint.part("weights"))
-            opened.set_mean(self.statistics.mean)
+            opened.set_input(self.statistics.mean)
         except BaseException:
             opened.close()
             raise
