@@ -14,7 +14,7 @@ import numpy as np
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .config import Config, merged, read_toml, to_toml
-from .data import DataSet, Loader, Statistics, cached, open_dataset, statistics
+from .data import DataSet, Loader, Statistics, cached, normalisation, open_dataset, statistics
 from .info import versions
 from .metrics import Console, Meter, Speed, losses_and_ranks, percent
 from .run import (
@@ -124,7 +124,7 @@ class Trainer:
         self.failed_saves = 0
         self.speed = Speed()
         self.drawn = time.monotonic()
-        network.set_input(found.mean)
+        network.set_input(*normalisation(found, config.normalisation))
         if saved:
             self._restore(saved)
         folder.rewind(self.step, evaluated=self.position < self.images)
