@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config
-from .data import DataError, DataSet, Statistics, open_dataset
+from .data import DataError, DataSet, Statistics, normalisation, open_dataset
 from .run import holds_run, saved_statistics
 from .spec import NetworkSpec, network
 
@@ -47,7 +47,7 @@ class Trained:
         try:
             checkpoint.check_network(self.checkpoint, opened.weights())
             opened.load_weights(self.checkpoint.part("weights"))
-            opened.set_input(self.statistics.mean)
+            opened.set_input(*normalisation(self.statistics, self.config.normalisation))
         except BaseException:
             opened.close()
             raise

@@ -76,7 +76,7 @@ def test_the_records(straight):
     for record in found:
         keys = {
             "start": {"step", "epoch"},
-            "train": {"step", "epoch", "loss", "top1_error", "top5_error", "lr", "images_per_second"},
+            "train": {"step", "epoch", "loss", "top1_error", "top5_error", "lr", "images_per_second", "data_share"},
             "valid": {"step", "epoch", "loss", "top1_error", "top5_error", "views"},
             "end": {"step", "epoch", "status", "best_top1_error", "best_step", "seconds"},
         }[record["event"]]

@@ -115,7 +115,7 @@ def test_a_new_head_on_a_trained_trunk(tmp_path, capsys):
     with convnet.Network("alexnet-tiny", "cpu", 8, num_classes=4, width=0.25, crop=32) as net:
         drawn = net.weights()
         net.load_weights({**best.part("weights"), "fc8.weight": drawn["fc8.weight"], "fc8.bias": drawn["fc8.bias"]})
-        net.set_mean(found.mean)
+        net.set_input(found.mean)
         net.freeze(["conv1", "conv2"])
         with Loader(data.train, batch_size=8, crop=32, seed=0, augment=True, statistics=found, workers=0) as loader:
             for _, b in zip(range(6), loader.epoch(0), strict=False):
