@@ -109,6 +109,19 @@ def ingest(
     y: Handle,
     stream: int,
 ) -> None: ...
+def ingest_planar(
+    shape: IngestShape,
+    precision: str,
+    luma: Handle,
+    cb: Handle,
+    cr: Handle,
+    index: Handle,
+    windows: Handle,
+    noise: Handle,
+    mean: Handle,
+    y: Handle,
+    stream: int,
+) -> None: ...
 def conv_variant(op: str, shape: ConvShape, precision: str) -> str:
     """The name of the kernel that "conv_forward", "conv_backward_data" or "conv_backward_filter" takes."""
 

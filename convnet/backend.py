@@ -110,6 +110,10 @@ class Device(ABC):
         """Uninitialised memory. Raises ``DeviceError`` with wanted and free bytes when there is none."""
 
     @abstractmethod
+    def free(self) -> int | None:
+        """Bytes that nobody holds; None where memory is not the device's own and cannot be counted."""
+
+    @abstractmethod
     def stream(self) -> Stream:
         """A new stream."""
 

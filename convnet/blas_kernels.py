@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,10 @@ from .shapes import ConvShape, DropoutShape, IngestShape, LinearShape, SoftmaxSh
 __all__ = [
     "add", "build_info", "cast_weight", "conv_backward_data", "conv_backward_filter",
     "conv_backward_filter_workspace", "conv_forward", "conv_variant", "dropout_backward", "dropout_forward",
-    "fold_weight", "force_variant", "ingest", "linear_backward_data", "linear_backward_filter", "linear_forward",
-    "linear_variant", "linear_workspace", "lrn_backward", "lrn_forward", "max_pool_backward", "max_pool_forward",
-    "relu_backward", "relu_forward", "scale", "sgd", "softmax_cross_entropy", "tanh_backward", "tanh_forward",
-    "unfold_gradient", "variants",
+    "fold_weight", "force_variant", "ingest", "ingest_planar", "linear_backward_data", "linear_backward_filter",
+    "linear_forward", "linear_variant", "linear_workspace", "lrn_backward", "lrn_forward", "max_pool_backward",
+    "max_pool_forward", "relu_backward", "relu_forward", "scale", "sgd", "softmax_cross_entropy", "tanh_backward",
+    "tanh_forward", "unfold_gradient", "variants",
 ]  # fmt: skip
 
 
@@ -234,10 +235,50 @@ def _scatter_rows(shape: SoftmaxShape, rows: F32, target: F32) -> None:
 def ingest(
     shape: IngestShape, precision: str, images: U8, windows: I32, noise: F32, mean: F32, y: F32, stream: int
 ) -> None:
+    _ingest(shape, precision, lambda n, rows, columns: images[n, rows, columns], windows, noise, mean, y)
+
+
+def ingest_planar(
+    shape: IngestShape,
+    precision: str,
+    luma: U8,
+    cb: U8,
+    cr: U8,
+    index: I32,
+    windows: I32,
+    noise: F32,
+    mean: F32,
+    y: F32,
+    stream: int,
+) -> None:
+    stored = index.reshape(-1)
+
+    def colours(n: int, rows: slice, columns: slice) -> U8:
+        image, halves = stored[n], np.ix_(*(np.arange(cut.start, cut.stop) // 2 for cut in (rows, columns)))
+        blue, red = (plane[image][halves].astype(np.int32) - 128 for plane in (cb, cr))
+        window = np.empty((*blue.shape, 3), np.int32)
+        window[...] = luma[image, rows, columns, None]
+        window[..., 0] += (91881 * red + 32768) >> 16
+        window[..., 1] += (-22554 * blue - 46802 * red + 32768) >> 16
+        window[..., 2] += (116130 * blue + 32768) >> 16
+        return np.clip(window, 0, 255).astype(np.uint8)
+
+    _ingest(shape, precision, colours, windows, noise, mean, y)
+
+
+def _ingest(
+    shape: IngestShape,
+    precision: str,
+    pixels: Callable[[int, slice, slice], Any],  # image, rows, columns -> (rows, columns, 3), whole numbers
+    windows: I32,
+    noise: F32,
+    mean: F32,
+    y: F32,
+) -> None:
     fp32_only(precision)
     if shape.fold != 1:
         raise ValueError(f'ingest: cpu does not fold images, got fold={shape.fold}; use device "emu" or "cuda"')
-    pixels, out = images.reshape(shape.valid, shape.H, shape.W, 3), y.reshape(shape.y)
+    out = y.reshape(shape.y)
     means, factor = mean.reshape(3, shape.crop, shape.crop), np.array(shape.scale, np.float32)[:, None, None]
     cuts = pieces(shape.crop, 8)
 
@@ -250,8 +291,9 @@ def ingest(
                 part[lane] = 0
                 continue
             top, left, flip = (int(value) for value in windows.reshape(-1, 3)[first + lane])
-            window = pixels[first + lane, top + rows.start : top + rows.stop, left : left + shape.crop]
-            np.subtract((window[:, ::-1] if flip else window).transpose(2, 0, 1), means[:, rows], out=part[lane])
+            window = pixels(first + lane, slice(top + rows.start, top + rows.stop), slice(left, left + shape.crop))
+            mirrored = window[:, ::-1] if flip else window
+            np.subtract(mirrored.transpose(2, 0, 1), means[:, rows], out=part[lane])
             np.add(part[lane], noise.reshape(-1, 3, 1, 1)[first + lane], out=part[lane])
             np.multiply(part[lane], factor, out=part[lane])
         out[block, :, rows] = part.transpose(1, 2, 3, 0)

@@ -68,7 +68,7 @@ class Config:
         fixed=True,
     )
     cache: str = _option(
-        "none", "data", "where images stay once they are decoded", str, "--cache", choices=("none", "memory")
+        "none", "data", "where images stay once they are decoded", str, "--cache", choices=("none", "memory", "device")
     )
     workers: int = _option(2, "data", "threads that prepare images ahead of the device", int, "-j", "--workers", low=0)
     model: str = _option("alexnet-tiny", "network", "network to train", str, "--model", fixed=True)

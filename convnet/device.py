@@ -248,6 +248,10 @@ class CudaDevice(Device):
                 ) from error
         return CudaArray(self, owner, int(owner.memory), shape, dtype)
 
+    def free(self) -> int:
+        with self.current():
+            return int(self.driver.mem_get_info()[0])
+
     def stream(self) -> CudaStream:
         return CudaStream(self)
 

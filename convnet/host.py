@@ -190,6 +190,9 @@ class HostDevice(Device):
         weakref.finalize(memory if guarded is None else guarded.memory, self._forget, nbytes)
         return HostArray(self, memory.view(wanted).reshape(shape), guarded)
 
+    def free(self) -> None:
+        return None
+
     def _forget(self, nbytes: int) -> None:
         self._allocated -= nbytes
 

@@ -18,9 +18,10 @@ from . import ops
 from .backend import Array, open_devices, padded
 from .exchange import Exchange
 from .initial import initial_weights
+from .intake import Intake
 from .layers import DropoutLayer, LayerOnDevice, Parameter, Side, build, input_fold
 from .layout import fold_images, pack_activations, rounded, to_device, to_user, unpack_activations, user_shape
-from .shapes import IngestShape, SoftmaxShape
+from .shapes import SoftmaxShape
 from .spec import Linear, NetworkSpec, network, parameter_count, placed_layers
 
 Values = np.ndarray[Any, Any]
@@ -82,16 +83,10 @@ class Network:
         self._placed = list(placed_layers(self.spec))
         self._layers: list[list[LayerOnDevice]] = []  # [layer][side]; a layer that is not split has one side
         self._gathered: dict[int, list[Array]] = {}
-        self._images: list[Array] = []
-        self._ingested: tuple[int, int] | None = None
         self._fold = input_fold(self.spec, self.precision)
-        images = (N // lanes, 3 * self._fold**2, crop // self._fold, crop // self._fold, lanes)
-        self._inputs = [side.activations(images) for side in self._sides]
-        self._means = [side.device.empty((3, crop, crop)) for side in self._sides]
-        self._windows = [side.device.empty((N, 3), np.int32) for side in self._sides]
-        self._noise = [side.device.empty((N, 3)) for side in self._sides]
+        self._intake = Intake(self._sides, N, lanes, crop, self._fold)
         self.set_input(np.zeros((3, crop, crop), np.float32))
-        activations = self._inputs
+        activations = self._intake.inputs
         part = 0
         for placed in self._placed:
             sides = self._sides
@@ -238,7 +233,7 @@ class Network:
         crop = self.spec.crop
         self._check_batch("forward", images, (3, crop, crop), np.float32)
         x = rounded(pack_activations(fold_images(images, self._fold), self._lanes, self._N), self.precision)
-        for side, buffer in zip(self._sides, self._inputs, strict=True):
+        for side, buffer in zip(self._sides, self._intake.inputs, strict=True):
             side.stream.upload(buffer, x)
         return self._run_forward(len(images), train)
 
@@ -276,16 +271,7 @@ class Network:
         network's ``input_scale``.
         """
         self._check_open()
-        shape = (3, self.spec.crop, self.spec.crop)
-        if mean.shape != shape or mean.dtype != np.float32:
-            raise ValueError(f"mean must be float32 of shape {shape}, got {mean.dtype} of shape {mean.shape}")
-        factors = np.asarray(self.spec.input_scale if scale is None else scale, np.float64)
-        if factors.shape not in ((), (3,)) or not np.isfinite(factors).all():
-            raise ValueError(f"scale must be a finite number, or one for each of the 3 channels, got {scale}")
-        red, green, blue = np.broadcast_to(factors, 3).tolist()
-        self._scale = (red, green, blue)
-        for side, buffer in zip(self._sides, self._means, strict=True):
-            side.stream.upload(buffer, np.ascontiguousarray(mean))
+        self._intake.set_input(mean, self.spec.input_scale if scale is None else scale)
 
     def train_batch(self, images: Values, labels: Values, windows: Values, noise: Values) -> tuple[Values, Values]:
         """Forward and backward from stored images; ``step`` then updates the weights.
@@ -304,25 +290,35 @@ class Network:
         return self._run_forward(len(images), train=False)
 
     def _ingest(self, images: Values, windows: Values, noise: Values) -> None:
-        n, crop = len(images), self.spec.crop
-        size = images.shape[1:3] if images.ndim == 4 else (crop, crop)
+        size = images.shape[1:3] if images.ndim == 4 else (self.spec.crop, self.spec.crop)
         self._check_batch("train_batch", images, (*size, 3), np.uint8)
-        if windows.shape != (n, 3) or noise.shape != (n, 3):
-            raise ValueError(f"windows and noise must have shape {(n, 3)}, got {windows.shape} and {noise.shape}")
-        top, left = windows[:, 0], windows[:, 1]
-        if min(size) < crop or (windows < 0).any() or (top > size[0] - crop).any() or (left > size[1] - crop).any():
-            raise ValueError(f"every {crop}x{crop} window must lie inside its image of {size[0]}x{size[1]}")
-        if self._ingested != size:
-            self._images = [side.device.empty((self._N, *size, 3), np.uint8) for side in self._sides]
-            self._ingested = (int(size[0]), int(size[1]))
-        shape = IngestShape(self._N, n, size[0], size[1], crop, self._lanes, self._scale, self._fold)
-        for i, side in enumerate(self._sides):
-            stored = self._images[i].view(images.shape)
-            places, tints = self._windows[i].view((n, 3)), self._noise[i].view((n, 3))
-            side.stream.upload(stored, np.ascontiguousarray(images))
-            side.stream.upload(places, np.ascontiguousarray(windows, np.int32))
-            side.stream.upload(tints, np.ascontiguousarray(noise, np.float32))
-            ops.ingest(side.stream, shape, self.precision, stored, places, tints, self._means[i], self._inputs[i])
+        self._intake.images(images, windows, noise)
+
+    def keep_images(self, count: int, size: int) -> None:
+        """Makes room for ``count`` stored images of ``size`` x ``size`` on every device, 1.5 bytes a pixel; there they
+        stay. Raises ``DeviceError`` where they do not fit."""
+        self._check_open()
+        self._intake.keep(count, size)
+
+    def store_images(self, first: int, luma: Values, cb: Values, cr: Values) -> None:
+        """Puts images in the places from ``first`` on that ``keep_images`` made.
+
+        ``luma`` uint8 (n, size, size), ``cb`` and ``cr`` (n, half, half) with half = size / 2 rounded up: see
+        ``convnet.data.planar``.
+        """
+        self._check_open()
+        self._intake.store(first, (luma, cb, cr))
+
+    def train_batch_kept(
+        self, indices: Values, labels: Values, windows: Values, noise: Values
+    ) -> tuple[Values, Values]:
+        """``train_batch`` with images that ``store_images`` brought: ``indices`` (n,) are their places."""
+        self._check_open()
+        if not 1 <= len(indices) <= self.batch_size:
+            raise ValueError(f"train_batch_kept: there must be 1 to {self.batch_size} images, got {len(indices)}")
+        self._intake.kept(indices, windows, noise)
+        self._run_forward(len(indices), train=True, logits=False)
+        return self._run_backward(labels)
 
     def _run_forward(self, n: int, train: bool, logits: bool = True) -> Values:
         self._exchange.log.clear()

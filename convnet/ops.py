@@ -369,3 +369,35 @@ def ingest(
         ("y", y, shape.y, dtype),
     )
     stream.launch(stream.device.kernels.ingest, shape, precision, images, windows, noise, mean, y)
+
+
+def ingest_planar(
+    stream: Stream,
+    shape: IngestShape,
+    precision: str,
+    luma: Array,
+    cb: Array,
+    cr: Array,
+    index: Array,
+    windows: Array,
+    noise: Array,
+    mean: Array,
+    y: Array,
+) -> None:
+    """The same from planes that stay on the device. That indices are theirs is checked where they are made."""
+    count = luma.shape[0] if luma.shape else 0
+    chroma = (count, (shape.H + 1) // 2, (shape.W + 1) // 2)
+    _check(
+        "ingest_planar",
+        stream,
+        ("luma", luma, (count, shape.H, shape.W), U8),
+        ("cb", cb, chroma, U8),
+        ("cr", cr, chroma, U8),
+        ("index", index, (shape.valid,), I32),
+        ("windows", windows, (shape.valid, 3), I32),
+        ("noise", noise, (shape.valid, 3), F32),
+        ("mean", mean, (3, shape.crop, shape.crop), F32),
+        ("y", y, shape.y, activation_dtype(precision)),
+    )
+    operands = (luma, cb, cr, index, windows, noise, mean, y)
+    stream.launch(stream.device.kernels.ingest_planar, shape, precision, *operands)

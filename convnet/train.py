@@ -17,6 +17,7 @@ from .config import Config, merged, read_toml, to_toml
 from .data import DataSet, Loader, Statistics, cached, normalisation, open_dataset, statistics
 from .info import versions
 from .metrics import Console, Meter, Speed, losses_and_ranks, percent
+from .resident import keep_on_device
 from .run import (
     RunFolder,
     StopRequest,
@@ -98,6 +99,8 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
                 f"{', '.join(new) or 'none'}; frozen: {config.freeze or 'none'}"
             )
         _check_layers(network, config)
+        if config.cache == "device":
+            keep_on_device(network, dataset.train, config.workers, console)
         found = saved_statistics(saved) if saved else statistics(dataset, spec.crop, config.workers)
         with RunFolder(path or default_folder(config)) as folder:
             console.log = folder.log
@@ -254,6 +257,7 @@ class Trainer:
             shuffle=split is self.dataset.train,
             statistics=self.statistics,
             workers=self.config.workers,
+            decode=not (self.config.cache == "device" and split is self.dataset.train),
         )
 
     def _batches(self, loader: Loader) -> Iterator[Batch]:
@@ -275,7 +279,11 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> None:
         rate = self.schedule.rate(self.epoch, self.position // self.batch_size)
-        losses, ranks = self.network.train_batch(batch.images, batch.labels, batch.windows, batch.noise)
+        augmented = batch.labels, batch.windows, batch.noise
+        if self.config.cache == "device":
+            losses, ranks = self.network.train_batch_kept(batch.indices, *augmented)
+        else:
+            losses, ranks = self.network.train_batch(batch.images, *augmented)
         if not np.isfinite(losses).all():
             first, last = batch.position, batch.position + len(batch.labels) - 1
             raise self._diverged(f"the loss is {losses.mean()} (images {first} to {last} of epoch {self.epoch + 1})")

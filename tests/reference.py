@@ -240,6 +240,15 @@ def dropout_mask(N, features, p, seed, step, layer):
     return np.array(words, np.uint64).reshape(N, features) >= round(p * 2**32)
 
 
+def planar_colours(luma, cb, cr):
+    """Planes (n, H, W) and (n, H / 2, W / 2), rounded up, to (n, H, W, 3) bytes."""
+    H, W = luma.shape[1:]
+    blue, red = (plane.repeat(2, 1).repeat(2, 2)[:, :H, :W].astype(np.float64) - 128 for plane in (cb, cr))
+    green = np.floor((-22554 * blue - 46802 * red) / 65536 + 0.5)
+    red, blue = np.floor(91881 * red / 65536 + 0.5), np.floor(116130 * blue / 65536 + 0.5)
+    return np.clip(luma[..., None] + np.stack([red, green, blue], -1), 0, 255).astype(np.uint8)
+
+
 def ingest(images, windows, noise, mean, crop, scale):
     """(n, H, W, 3) bytes to (n, 3, crop, crop); ``scale`` is one number or three."""
     scale = np.broadcast_to(np.float64(scale), 3)[:, None, None]

@@ -336,3 +336,20 @@ def test_wrong_arguments():
                 batches.epoch(0, noise=noise)
     with pytest.raises(RuntimeError, match="closed"):
         batches.epoch(0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_decoding_all_but_the_pixels_is_the_same(workers):
+    split = Numbered(23)
+    with loader(split, workers=workers) as decoding:
+        expected = [replace(batch, images=batch.images.copy()) for batch in decoding.epoch(3, 5)]
+    split.asked.clear()
+    with loader(split, workers=workers, decode=False) as numbers:
+        found = list(numbers.epoch(3, 5))
+    assert not split.asked
+    assert len(found) == len(expected)
+    for batch, other in zip(found, expected, strict=True):
+        assert batch.images.shape == (len(batch.labels), 0, 0, 3)
+        np.testing.assert_array_equal(other.images[:, 0, 0, 0], batch.indices)  # image i is full of i
+        for name in ("indices", "labels", "windows", "noise", "position"):
+            np.testing.assert_array_equal(getattr(batch, name), getattr(other, name), err_msg=name)

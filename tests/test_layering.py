@@ -37,7 +37,20 @@ FOUNDATION = {
     "layers": {"shapes", "spec", "precision", "backend", "layout", "rng", "ops"},
     "initial": {"spec", "rng"},
     "exchange": {"backend", "ops", "layers"},
-    "model": {"shapes", "spec", "precision", "backend", "layout", "rng", "ops", "layers", "exchange", "initial"},
+    "intake": {"shapes", "backend", "ops", "layers"},
+    "model": {
+        "shapes",
+        "spec",
+        "precision",
+        "backend",
+        "layout",
+        "rng",
+        "ops",
+        "layers",
+        "exchange",
+        "intake",
+        "initial",
+    },
 }
 LAZY = {"backend": {"device", "host"}, "device": {"_gpu"}, "host": {"_emu", "blas_kernels"}}
 DATA_MAY_IMPORT = {"data", "rng"}

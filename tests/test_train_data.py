@@ -25,6 +25,19 @@ def test_images_kept_in_memory_change_nothing(images, tmp_path):
     assert final(tmp_path) == final(straight_run())
 
 
+def test_images_kept_on_the_device(images, tmp_path, capsys):
+    """They are others by their chroma alone, which here is noise from pixel to pixel: training goes the same way."""
+    assert main([images, *TINY, "-o", str(tmp_path), "--cache", "device"]) == 0
+    assert "images to the device" in capsys.readouterr().out
+    losses, expected = (
+        [(record["event"], record["loss"]) for record in training(run)] for run in (tmp_path, straight_run())
+    )
+    assert losses != expected
+    for (event, loss), (other, right) in zip(losses, expected, strict=True):
+        assert event == other
+        assert abs(loss - right) < 0.001 * right
+
+
 def test_images_that_do_not_fit_into_memory(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cache, "free_memory", lambda: 10**5)
     assert here(images, *TINY, "-o", str(tmp_path / "run"), "--cache", "memory") == 2

@@ -35,6 +35,7 @@ class Batch:
     """``n`` whole images and what to cut out of them; see ``Loader``."""
 
     images: U8  # (n, size, size, 3); theirs until the next batch of the epoch is asked for, then other images lie there
+    indices: I64  # (n,): which of the split they are
     labels: I32  # (n,)
     windows: I32  # (n, 3): top, left, flip (0 or 1)
     noise: F32  # (n, 3), to be added to red, green and blue, in levels of 0..255
@@ -51,8 +52,9 @@ class Loader:
     normal, noise 0.1); else the centre window, no flip and no noise. ``shuffle`` is as ``augment`` unless given.
 
     ``workers`` threads decode up to ``AHEAD`` batches ahead; 0 decodes in the calling thread, when a batch is asked
-    for. An exception of a worker is raised to the consumer. ``close``, or leaving the ``with`` block, ends the workers
-    after the image they are at.
+    for. Without ``decode`` images have no pixels: they lie elsewhere, and ``indices`` say which they are. An exception
+    of a worker is raised to the consumer. ``close``, or leaving the ``with`` block, ends the workers after the image
+    they are at.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Loader:
         statistics: Statistics,
         workers: int,
         shuffle: bool | None = None,
+        decode: bool = True,
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise ValueError(
@@ -75,9 +78,10 @@ class Loader:
             raise ValueError(f"Loader: crop must be 1 to the images' size of {split.size}, got {crop}")
         self._split, self._batch_size, self._crop, self._seed = split, batch_size, crop, seed
         self._augment, self._shuffle = augment, augment if shuffle is None else shuffle
+        self._side = split.size if decode else 0  # of the images that are decoded
         self._colours = statistics.directions.astype(np.float64) * statistics.deviations
         self._free: list[U8] = []  # memory of batches that nobody reads or writes any more
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="convnet-data") if workers else None
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="convnet-data") if workers and decode else None
         self._closed = False
 
     def __enter__(self) -> Loader:
@@ -128,13 +132,14 @@ class Loader:
                 position, memory, tasks = waiting.popleft()
                 indices = order[position : position + self._batch_size]
                 began = time.perf_counter()
-                if self._pool is None:
+                if self._pool is None and self._side:
                     self._decode(indices, memory)
                 for task in reversed(tasks):  # the last one first: the others are then done, and it wakes up once only
                     task.result()
                 waited = time.perf_counter() - began
                 windows, tints = self._augmentation(np.arange(position, position + len(indices)), epoch, noise)
-                yield Batch(memory[: len(indices)], self._split.labels[indices], windows, tints, position, waited)
+                images, labels = memory[: len(indices)], self._split.labels[indices]
+                yield Batch(images, indices, labels, windows, tints, position, waited)
                 self._free.append(memory)
         finally:  # also when the consumer leaves the loop, or a task failed; workers may still write into what waits
             for _, _, tasks in waiting:
@@ -142,7 +147,7 @@ class Loader:
                     task.cancel()
 
     def _memory(self) -> U8:
-        return np.empty((min(self._batch_size, len(self._split)), self._split.size, self._split.size, 3), np.uint8)
+        return np.empty((min(self._batch_size, len(self._split)), self._side, self._side, 3), np.uint8)
 
     def _submit(self, indices: I64, images: U8) -> list[Future[None]]:
         if self._pool is None:

@@ -2,6 +2,7 @@
 #include "../kernels/cast.hpp"
 #include "../kernels/fold.hpp"
 #include "../kernels/ingest.hpp"
+#include "../kernels/ingest_planar.hpp"
 #include "../kernels/sgd.hpp"
 #include "../kernels/softmax.hpp"
 
@@ -13,6 +14,9 @@ namespace convnet::bindings {
 void register_training(py::module_& m) {
   bind(m, "ingest", &ingest,
        {"shape", "precision", "images", "windows", "noise", "mean", "y", "stream"});
+  bind(m, "ingest_planar", &ingest_planar,
+       {"shape", "precision", "luma", "cb", "cr", "index", "windows", "noise", "mean", "y",
+        "stream"});
   bind(m, "softmax_cross_entropy", &softmax_cross_entropy,
        {"shape", "precision", "logits", "labels", "losses", "ranks", optional("probs"),
         optional("dlogits"), "stream"});

@@ -15,6 +15,7 @@
 #include "emu/launch.hpp"
 #include "gemm.hpp"
 #include "ingest.hpp"
+#include "ingest_planar.hpp"
 #include "softmax.hpp"
 
 namespace convnet {
@@ -128,6 +129,30 @@ void ingest_images() {
   take(y);
 }
 
+void ingest_planes() {
+  const IngestShape shape{.N = 8,
+                          .valid = 7,
+                          .H = 13,
+                          .W = 12,
+                          .crop = 10,
+                          .lanes = 8,
+                          .scale = {0.5f, 0.25f, 2.0f},
+                          .fold = 1};
+  const Array<uint8_t> luma(3 * 13 * 12), cb(3 * 7 * 6), cr(3 * 7 * 6);
+  for (int i = 0; i < 3 * 13 * 12; ++i) luma[i] = static_cast<uint8_t>(i * 7919 % 251);
+  for (int i = 0; i < 3 * 7 * 6; ++i)
+    cb[i] = static_cast<uint8_t>(i * 31 % 256), cr[i] = static_cast<uint8_t>(i * 57 % 256);
+  const Array<int32_t> index(7), windows(7 * 3);
+  for (int n = 0; n < 7; ++n) {
+    index[n] = n * 2 % 3;
+    windows[3 * n] = n % 4, windows[3 * n + 1] = n % 3, windows[3 * n + 2] = n % 2;
+  }
+  const Array<float> y(8 * 3 * 10 * 10);
+  ingest_planar(shape, Precision::fp32, luma, cb, cr, index, windows, values(7 * 3),
+                values(3 * 10 * 10), y, nullptr);
+  take(y);
+}
+
 }  // namespace
 }  // namespace convnet
 
@@ -136,6 +161,7 @@ int main(int count, char** arguments) {
                                               {"conv_forward", convnet::conv},
                                               {"gemm", convnet::linear},
                                               {"ingest", convnet::ingest_images},
+                                              {"ingest_planar", convnet::ingest_planes},
                                               {"softmax", convnet::softmax}};
   if (count < 2 || !ops.contains(arguments[1])) {
     for (const auto& [name, run] : ops) std::puts(name.c_str());
