@@ -61,6 +61,8 @@ def show(runs: list[str], what: str, output: str, options: Options, console: Con
     ``DeviceError``.
     """
     path = figures.check_path(output)
+    if options.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {options.seed}")
     for option, value in (("-b", options.batch_size), ("--queries", options.queries), ("--limit", options.limit)):
         if value is not None and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")

@@ -108,7 +108,7 @@ def surface(rng: Rng, name: str, x: Plane, y: Plane) -> Plane:
         v = v / np.maximum(1 - np.float32(rng.uniform(0, 0.9)) * y, np.float32(0.25))
     if name == "tree bark" or (name == "wooden planks" and rng.random() < 0.5):
         u, v = v, u
-    scale = np.float32(np.exp(rng.uniform(np.log(2.5), np.log(8))))
+    scale = np.float32(np.exp(rng.uniform(np.log(2.5), np.log(6.5))))
     face, height = SCENES[name](rng, scale * u + rng.uniform(0, 99), scale * v + rng.uniform(0, 99))
     return lit(rng, face, height, rng.uniform(0.4, 1.2))
 
@@ -116,14 +116,14 @@ def surface(rng: Rng, name: str, x: Plane, y: Plane) -> Plane:
 def ground(rng: Rng, x: Plane, y: Plane) -> Plane:
     """What an object lies on or stands before: dull, and often out of focus."""
     kind = rng.random()
-    if kind < 0.45:
+    if kind < 0.65:
         face = mix(any_colour(rng), any_colour(rng), noise(rng, 1.5 * x, 1.5 * y, 4))
-        if kind < 0.2:  # a table before a wall
+        if kind < 0.3:  # a table before a wall
             face = mix(face, np.float32(0.3) + 0.5 * any_colour(rng), step(y - rng.uniform(-0.3, 0.3), 0.03))
     else:
         name = [*SCENES, "cloudy sky", "furrowed field"][rng.integers(len(SCENES) + 2)]
         face = surface(rng, name, x, y)
-        face = face + (face.mean(axis=(0, 1)) - face) * np.float32(rng.uniform(0, 0.5))
+        face = face + (face.mean(axis=(0, 1)) - face) * np.float32(rng.uniform(0.2, 0.7))
     return blurred(face, max(0.0, rng.uniform(-1, 3)))
 
 
@@ -139,8 +139,8 @@ def place(
     radius: float, centre: np.ndarray,
 ) -> Plane:  # fmt: skip
     """Lays an object over a picture, with its shadow. Without a pattern it has one colour."""
-    turn = 40 if shape is SHAPES["heart"] else 180
-    p, q = turned(rng, (x - centre[0]) / radius, (y - centre[1]) / radius, turn, 0.25)
+    turn = 180 if shape in (ball, box, pole) else 35
+    p, q = turned(rng, (x - centre[0]) / radius, (y - centre[1]) / radius, turn, 0.2)
     depth = shape(p, q)
     away = rng.uniform(-0.25, 0.25, 2).astype(np.float32)
     shadow = shape(p - away[0], q - away[1])
@@ -150,8 +150,8 @@ def place(
         face = mix(any_colour(rng), any_colour(rng), noise(rng, p, q, 2) * 0.5)
     else:
         bulge = 1 + 0.7 * np.clip(p * p + q * q, 0, 1) if round_ else np.float32(1)
-        scale = np.float32(rng.uniform(1.8, 4.2))
-        u, v = turned(rng, scale * p * bulge, scale * q * bulge, 90, 0)
+        scale = np.float32(rng.uniform(1.6, 2.8))
+        u, v = turned(rng, scale * p * bulge, scale * q * bulge, 50, 0)
         face, height = pattern(rng, u + rng.uniform(0, 99), v + rng.uniform(0, 99))
         face = lit(rng, face, height, 0.5)
     height = np.sqrt(np.clip(depth, 0, 0.9)) if round_ else np.clip(depth * 4, 0, 1) * 0.25
@@ -159,7 +159,7 @@ def place(
     toward = np.float32(np.cos(angle)) * p + np.float32(np.sin(angle)) * q
     shade = 0.45 + 0.75 * height + 0.35 * toward if round_ else 0.8 + 0.8 * height + 0.15 * toward
     face = face * np.clip(shade, 0.1, 1.5)[..., None]
-    if rng.random() < 0.4:  # it shines
+    if rng.random() < 0.25:  # it shines
         a, b = rng.uniform(-0.4, 0.4, 2)
         glint = np.exp(-((p - a) ** 2 + (q - b) ** 2) * rng.uniform(10, 30))
         face = face + np.float32(rng.uniform(0.3, 0.9)) * glint[..., None]
@@ -186,32 +186,32 @@ def draw(rng: Rng, name: str, width: int, height: int) -> Image.Image:
 
     pattern, _, shape = name.partition(" ")
     if pattern in PATTERNS and shape in SHAPES:
-        picture = clutter(ground(rng, x, y), 3, 0.25)
-        picture = place(rng, picture, x, y, SHAPES[shape], PATTERNS[pattern], rng.uniform(0.24, 0.55), somewhere(0.45))
-        if rng.random() < 0.5:
-            picture = clutter(picture, 2, 0.16)
+        picture = clutter(ground(rng, x, y), 2, 0.2)
+        picture = place(rng, picture, x, y, SHAPES[shape], PATTERNS[pattern], rng.uniform(0.4, 0.68), somewhere(0.3))
+        if rng.random() < 0.4:
+            picture = clutter(picture, 2, 0.14)
     else:
         picture = surface(rng, name, x, y)
-        if rng.random() < 0.6:
-            picture = clutter(picture, 3, 0.3)
+        if rng.random() < 0.5:
+            picture = clutter(picture, 3, 0.22)
 
     # light over the whole picture: a gradient, soft shadows, darker corners, a cast, exposure
-    a, b = rng.normal(0, 0.35, 2).astype(np.float32)
+    a, b = rng.normal(0, 0.25, 2).astype(np.float32)
     light = 1 + a * x + b * y - np.float32(rng.uniform(0, 0.5)) * (x * x + y * y)
     if rng.random() < 0.35:
         light = light * (1 - 0.5 * step(noise(rng, 2 * x, 2 * y, 2) - rng.uniform(0.45, 0.65), rng.uniform(0.05, 0.4)))
-    cast = np.exp(rng.normal(0, 0.08, 3) + rng.normal(0.08, 0.25)).astype(np.float32)
+    cast = np.exp(rng.normal(0, 0.05, 3) + rng.normal(0.12, 0.18)).astype(np.float32)
     picture = np.clip(picture * np.clip(light, 0.15, 2)[..., None] * cast, 0, 1)
     grey = picture.mean(axis=2, keepdims=True)
-    picture = grey + (picture - grey) * np.float32(rng.uniform(0.35, 1.25))
+    picture = grey + (picture - grey) * np.float32(rng.uniform(0.5, 1.25))
     middle = picture.mean()
-    picture = middle + (picture - middle) * np.float32(rng.uniform(0.6, 1.15))
-    picture = blurred(picture, rng.uniform(0, 1.6) - 0.3)
+    picture = middle + (picture - middle) * np.float32(rng.uniform(0.75, 1.15))
+    picture = blurred(picture, rng.uniform(0, 1.4) - 0.4)
     image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
     if (w, h) != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     grain = rng.integers(0, 256, (2, height, width), np.uint8).astype(np.int16)  # alike in all three colours
-    levels = ((grain[0] - grain[1]) * np.float32(rng.uniform(0.5, 12) / 104)).astype(np.int16)
+    levels = ((grain[0] - grain[1]) * np.float32(rng.uniform(0.5, 9) / 104)).astype(np.int16)
     return Image.fromarray(np.clip(np.asarray(image) + levels[..., None], 0, 255).astype(np.uint8))
 
 

@@ -216,8 +216,8 @@ def marble(rng: Rng, u: Plane, v: Plane) -> tuple[Plane, Plane]:
 
 
 def two_colours(rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """Of four pairs the one that differs most in brightness."""
-    pairs = rng.uniform(0.04, 0.96, (4, 2, 3)).astype(np.float32)
+    """Of eight pairs the one that differs most in brightness."""
+    pairs = rng.uniform(0.04, 0.96, (8, 2, 3)).astype(np.float32)
     return tuple(pairs[np.abs(pairs[:, 0] - pairs[:, 1]).mean(axis=1).argmax()])  # type: ignore[return-value]
 
 
