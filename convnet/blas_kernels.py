@@ -215,7 +215,7 @@ def ingest(
     if shape.fold != 1:
         raise ValueError(f'ingest: cpu does not fold images, got fold={shape.fold}; use device "emu" or "cuda"')
     pixels, out = images.reshape(shape.valid, shape.H, shape.W, 3), y.reshape(shape.y)
-    means, factor = mean.reshape(3, shape.crop, shape.crop), np.float32(shape.scale)
+    means, factor = mean.reshape(3, shape.crop, shape.crop), np.array(shape.scale, np.float32)[:, None, None]
     cuts = pieces(shape.crop, 8)
 
     def task(index: int) -> None:

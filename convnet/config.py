@@ -55,6 +55,21 @@ class Config:
 
     data: str = _option("shapes", "data", "shapes, an image folder, or a CIFAR-10 archive or folder", str)
     augment: bool = _option(True, "data", "no random crops, flips and colour noise", bool, "--no-augment", fixed=True)
+    noise: float = _option(
+        0.1, "data", "colour noise, in standard deviations of the training images' colours", float, "--noise", low=0
+    )
+    normalisation: str = _option(
+        "mean-image",
+        "data",
+        "subtract the mean image, or bring every channel to mean 0 and standard deviation 1",
+        str,
+        "--normalisation",
+        choices=("mean-image", "mean-std"),
+        fixed=True,
+    )
+    cache: str = _option(
+        "none", "data", "where images stay once they are decoded", str, "--cache", choices=("none", "memory")
+    )
     workers: int = _option(2, "data", "threads that prepare images ahead of the device", int, "-j", "--workers", low=0)
     model: str = _option("alexnet-tiny", "network", "network to train", str, "--model", fixed=True)
     crop: int = _option(None, "network", "side of the input images", int, "--crop", low=1, fixed=True)

@@ -113,7 +113,10 @@ def ingest_inputs(n, crop):
     return images, windows.astype(np.int32), noise, random.uniform(90, 150, (3, crop, crop)).astype(np.float32)
 
 
-def ingest(machine, precision, inputs, crop, scale, fold=1):
+SCALE = (1 / 64, 1 / 58.4, 1 / 57.1)
+
+
+def ingest(machine, precision, inputs, crop, scale=SCALE, fold=1):
     """y of all images, those that do not exist too."""
     n, H, W, _ = inputs[0].shape
     shape = machine.padded(IngestShape(n, n, H, W, crop, 1, scale, fold))
@@ -125,15 +128,14 @@ def ingest(machine, precision, inputs, crop, scale, fold=1):
 @pytest.mark.parametrize(("n", "crop"), [(1, 7), (3, 7), (8, 37), (65, 7)])
 def test_ingest(machine, precision, within, n, crop):
     """Crop, flip, mean, noise, scale and layout; images from ``valid`` on become zero."""
-    scale = 1 / 64
     inputs = images, windows, noise, mean = ingest_inputs(n, crop)
-    everything = ingest(machine, precision, inputs, crop, scale)
-    expected = reference.ingest(images, windows, noise, mean, crop, scale)
-    limit = reference.held_limit(4 * reference.UNIT * (255 + 150 + 60) * scale, expected, precision)
+    everything = ingest(machine, precision, inputs, crop)
+    expected = reference.ingest(images, windows, noise, mean, crop, SCALE)
+    limit = reference.held_limit(4 * reference.UNIT * (255 + 150 + 60) * max(SCALE), expected, precision)
     within("ingest", reference.ratio(everything[:n], expected, limit))
     assert (everything[n:] == 0).all()
 
-    def noticed(wrong_windows=windows, wrong_noise=noise, wrong_mean=mean, wrong_scale=scale):
+    def noticed(wrong_windows=windows, wrong_noise=noise, wrong_mean=mean, wrong_scale=SCALE):
         wrong = reference.ingest(images, wrong_windows, wrong_noise, wrong_mean, crop, wrong_scale)
         return reference.ratio(everything[:n], wrong, limit) > 1
 
@@ -144,7 +146,8 @@ def test_ingest(machine, precision, within, n, crop):
     assert noticed(wrong_noise=noise * 0)
     assert noticed(wrong_noise=noise[:, ::-1])
     assert noticed(wrong_mean=mean[:, :, ::-1])
-    assert noticed(wrong_scale=scale * (1.01 if precision == "bf16" else 1.001))
+    assert noticed(wrong_scale=np.array(SCALE) * (1.01 if precision == "bf16" else 1.001))
+    assert noticed(wrong_scale=SCALE[::-1])
 
 
 @pytest.mark.parametrize(("n", "crop", "fold"), [(3, 12, 4), (2, 9, 9), (8, 36, 2), (65, 6, 3), (1, 72, 4)])
@@ -152,8 +155,8 @@ def test_ingest(machine, precision, within, n, crop):
 def test_folded_ingest(machine, precision, n, crop, fold):
     """The pixels of the plain one, bit by bit, every one in its place."""
     inputs = ingest_inputs(n, crop)
-    plain = ingest(machine, precision, inputs, crop, 1 / 64)
-    folded = ingest(machine, precision, inputs, crop, 1 / 64, fold)
+    plain = ingest(machine, precision, inputs, crop)
+    folded = ingest(machine, precision, inputs, crop, fold=fold)
     expected, mirrored = np.full(folded.shape, np.nan), np.full(folded.shape, np.nan)
     for c, i, j in np.ndindex(3, crop, crop):
         expected[:, (c * fold + i % fold) * fold + j % fold, i // fold, j // fold] = plain[:, c, i, j]
@@ -165,7 +168,7 @@ def test_folded_ingest(machine, precision, n, crop, fold):
 def test_a_fold_divides_the_crop(machine):
     if machine.device.name != "cpu":
         with pytest.raises(ValueError, match="fold must divide crop, got fold=2 crop=7"):
-            ingest(machine, "fp32", ingest_inputs(1, 7), 7, 1.0, 2)
+            ingest(machine, "fp32", ingest_inputs(1, 7), 7, fold=2)
 
 
 def test_relu_lets_nan_through(device):

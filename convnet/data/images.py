@@ -1,4 +1,4 @@
-"""One image file, or the bytes of one, as a square of pixels: the only place where foreign image data is decoded."""
+"""One image file, or the bytes of one, as a square of pixels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from convnet.data.dataset import U8
+from convnet.data.jpeg import MAX_PIXELS, BadImage
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_BYTES = 50 * 10**6
-MAX_PIXELS = 64 * 10**6
 
 # EXIF orientation -> what brings the image upright.
 _UPRIGHT = {
@@ -25,10 +25,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class BadImage(Exception):
-    """The file is no image that can be used; the message says why, without the file's name."""
 
 
 def load_square(path: str | Path, size: int) -> U8:
