@@ -130,7 +130,7 @@ class Loader:
                 began = time.perf_counter()
                 if self._pool is None:
                     self._decode(indices, memory)
-                for task in tasks:
+                for task in reversed(tasks):  # the last one first: the others are then done, and it wakes up once only
                     task.result()
                 waited = time.perf_counter() - began
                 windows, tints = self._augmentation(np.arange(position, position + len(indices)), epoch, noise)
