@@ -1,8 +1,8 @@
 """Layers at work: each owns its buffers on one device and runs its kernels forward and backward.
 
 ``forward(train)`` fills ``y`` from ``x``. ``backward(dy)`` takes the gradient of the loss with respect to ``y``, which
-it may overwrite, leaves the parameters' gradients in ``gradients`` and returns the gradient with respect to ``x`` (None
-where nobody needs it).
+it may overwrite, computes the gradients of the parameters unless the layer is ``frozen``, and returns the gradient with
+respect to ``x`` where a layer ``below`` needs it, else None.
 """
 
 from __future__ import annotations
@@ -80,16 +80,17 @@ class LayerOnDevice(ABC):
     x: Array
     y: Array = field(init=False)
     parameters: list[Parameter] = field(init=False, default_factory=list)
+    frozen: bool = field(init=False, default=False)
 
     @abstractmethod
     def forward(self, train: bool) -> None: ...
 
     @abstractmethod
-    def backward(self, dy: Array) -> Array | None: ...
+    def backward(self, dy: Array, below: bool) -> Array | None: ...
 
     def update(self, lr: float, momentum: float, weight_decay: float, rates: Mapping[str, float]) -> None:
-        """The step of all parameters, their copies included."""
-        for p in self.parameters:
+        """The step of all parameters, their copies included. A frozen layer stays as it is, its velocity too."""
+        for p in () if self.frozen else self.parameters:
             rate, decay = lr * rates.get(p.name, 1.0), weight_decay if p.decays else 0.0
             ops.sgd(self.stream, p.value, p.velocity, p.gradient, p.copy, rate, momentum, decay)
 
@@ -123,7 +124,7 @@ class ConvLayer(LayerOnDevice):
     """
 
     shape: ConvShape
-    first: bool  # nobody needs the gradient with respect to the images
+    first: bool  # nobody ever needs the gradient with respect to the images
 
     def __post_init__(self) -> None:
         self.folds = self.x.shape != self.shape.x
@@ -147,13 +148,14 @@ class ConvLayer(LayerOnDevice):
         operands = self.x, self.filters, self.bias.value
         ops.conv_forward(self.stream, self.product, self.precision, *operands, self.y, relu=True)
 
-    def backward(self, dy: Array) -> Array | None:
+    def backward(self, dy: Array, below: bool) -> Array | None:
         problem = self.stream, self.product, self.precision
         ops.relu_backward(self.stream, self.precision, dy, self.y, dy)
-        ops.conv_backward_filter(*problem, dy, self.x, self.dfilters, self.bias.gradient, self.side.workspace)
-        if self.folds:
-            ops.unfold_gradient(self.stream, self.shape, self.dfilters, self.weight.gradient)
-        if self.first:
+        if not self.frozen:
+            ops.conv_backward_filter(*problem, dy, self.x, self.dfilters, self.bias.gradient, self.side.workspace)
+            if self.folds:
+                ops.unfold_gradient(self.stream, self.shape, self.dfilters, self.weight.gradient)
+        if not below:
             return None
         dx = self.side.gradient(self.shape.x)
         ops.conv_backward_data(*problem, dy, self.filters, dx)
@@ -197,11 +199,14 @@ class LinearLayer(LayerOnDevice):
         workspace = self.side.workspace
         ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, self.relu, workspace)
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, below: bool) -> Array | None:
         problem, workspace = (self.stream, self.shape, self.precision), self.side.workspace
         if self.relu:
             ops.relu_backward(self.stream, self.precision, dy, self.y, dy)
-        ops.linear_backward_filter(*problem, dy, self.x, self.weight.gradient, self.bias.gradient, workspace)
+        if not self.frozen:
+            ops.linear_backward_filter(*problem, dy, self.x, self.weight.gradient, self.bias.gradient, workspace)
+        if not below:
+            return None
         dx = self.side.gradient(self.shape.x)
         ops.linear_backward_data(*problem, dy, self.matrix, dx, workspace)
         return dx
@@ -222,7 +227,7 @@ class PoolLayer(LayerOnDevice):
         argmax = self.argmax if train else None
         ops.max_pool_forward(self.stream, self.shape, self.precision, self.x, self.y, argmax)
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, below: bool) -> Array:
         dx = self.side.gradient(self.shape.x)
         ops.max_pool_backward(self.stream, self.shape, self.precision, dy, self.argmax, dx)
         return dx
@@ -241,7 +246,7 @@ class LrnLayer(LayerOnDevice):
     def forward(self, train: bool) -> None:
         ops.lrn_forward(self.stream, self.shape, self.precision, self.x, self.y)
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, below: bool) -> Array:
         dx = self.side.gradient(self.shape.x)
         ops.lrn_backward(self.stream, self.shape, self.precision, dy, self.x, dx)
         return dx
@@ -264,7 +269,8 @@ class DropoutLayer(LayerOnDevice):
         if not train:
             ops.scale(self.stream, self.precision, self.x, 1.0 - self.p, self.y)
             return
-        blocks, features, lanes = self.x.shape
+        blocks, lanes = self.x.shape[0], self.x.shape[-1]
+        features = self.x.size // (blocks * lanes)
         shape = DropoutShape(
             blocks * lanes,
             features,
@@ -276,9 +282,10 @@ class DropoutLayer(LayerOnDevice):
             self.step,
             self.index,
         )
-        ops.dropout_forward(self.stream, shape, self.precision, self.x, self.y, self.mask)
+        arrays = (array.view(shape.x) for array in (self.x, self.y, self.mask))
+        ops.dropout_forward(self.stream, shape, self.precision, *arrays)
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, below: bool) -> Array:
         ops.dropout_backward(self.stream, self.precision, dy, self.mask, dy)
         return dy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
@@ -34,6 +34,10 @@ class Trained:
     @property
     def spec(self) -> NetworkSpec:
         return network(self.config.model, num_classes=len(self.classes), **self.config.network_options())
+
+    def settings(self) -> dict[str, Any]:
+        """The options that a network which starts from this one takes over unless told otherwise."""
+        return {"model": self.config.model, **self.config.network_options()}
 
     def open_network(self, device: str = "auto", batch_size: int = 128, precision: str | None = None) -> Network:
         """The network with its weights, ready for stored images; in the run's precision unless another is given."""
