@@ -9,7 +9,7 @@ import reference
 import convnet
 from convnet import host
 from convnet.precision import PRECISIONS
-from convnet.spec import Pool
+from convnet.spec import Pool, network
 
 TINY = "alexnet-tiny"
 JOINS = ["conv3", "fc6", "fc7", "fc8"]
@@ -374,6 +374,11 @@ def test_misuse_is_refused():
 def test_impossible_networks_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         convnet.Network(**{"model": TINY, "devices": "cpu", "batch_size": 2, **options})
+
+
+def test_unknown_activations_are_refused():
+    with pytest.raises(ValueError, match='layer conv1: activation must be relu or tanh, got "gelu"'):
+        network(TINY, activation="gelu")
 
 
 def test_towers_must_divide_among_devices():

@@ -1,4 +1,4 @@
-"""ReLU, add, scale, SGD and ingest on every device. All but ingest are exact to the bit."""
+"""ReLU, tanh, add, scale, SGD and ingest on every device. All but tanh forward and ingest are exact to the bit."""
 
 from __future__ import annotations
 
@@ -38,6 +38,44 @@ def test_relu_keeps_the_shape(device):
     assert functional.relu_backward(x, y, device=device).shape == x.shape
 
 
+UNITS = {"fp32": 2.0**-20, "tf32": 2.0**-20, "bf16": 2.0**-7}  # enough for tests to notice
+
+
+def tanh_limit(expected, precision):
+    """tanhf and NumPy's tanh are within 2 units in the last place of the rounded result, which is half a unit off."""
+    return reference.held_limit(
+        2.5 * np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64), expected, precision
+    )
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_tanh(device, precision, within, count):
+    """Forward in units of the last place, from tiny to saturated values; backward from y alone, to the bit."""
+    random = np.random.default_rng(count)
+    x = random.choice([-1.0, 1.0], count) * np.exp(random.uniform(-20, 3, count))
+    x, dy = reference.held(x.astype(np.float32), precision), values(count, 2, precision)
+    options = {"device": device, "precision": precision}
+    y = functional.tanh(x, **options)
+    expected = np.tanh(x.astype(np.float64))
+    limit = tanh_limit(expected, precision)
+    within(f"tanh {precision}", reference.ratio(y, expected, limit))
+    np.testing.assert_array_equal(np.signbit(y), np.signbit(x))
+    if count > 5:
+        assert reference.ratio(y, np.tanh(x * (1 + UNITS[precision])), limit) > 1
+    slope = np.float32(1) - y * y
+    np.testing.assert_array_equal(functional.tanh_backward(dy, y, **options), reference.held(dy * slope, precision))
+
+
+def test_tanh_at_the_ends(device):
+    x = np.array([[np.nan, np.inf, -np.inf, 0.0, -0.0, 20.0]], np.float32)
+    y = functional.tanh(x, device=device)
+    np.testing.assert_array_equal(y, [[np.nan, 1, -1, 0, 0, 1]])
+    assert (np.signbit(y[0, 2:5]) == [True, False, True]).all()
+    np.testing.assert_array_equal(
+        functional.tanh_backward(np.ones_like(y), y, device=device), [[np.nan, 0, 0, 1, 1, 0]]
+    )
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_in_place(machine, precision, count):
     x, dy = values(count, 0, precision), values(count, 2, precision)
@@ -46,6 +84,14 @@ def test_in_place(machine, precision, count):
     np.testing.assert_array_equal(to_float32(array.download()), np.where(x > 0, x, 0))
     ops.relu_backward(machine.stream, precision, gradient, array, gradient)
     np.testing.assert_array_equal(to_float32(gradient.download()), np.where(x > 0, dy, 0))
+    array, gradient = machine.put_rounded(x, precision), machine.put_rounded(dy, precision)
+    y, dx = machine.activations((count,), precision), machine.activations((count,), precision)
+    ops.tanh_forward(machine.stream, precision, array, y)
+    ops.tanh_forward(machine.stream, precision, array, array)
+    np.testing.assert_array_equal(to_float32(array.download()), to_float32(y.download()))
+    ops.tanh_backward(machine.stream, precision, gradient, y, dx)
+    ops.tanh_backward(machine.stream, precision, gradient, y, gradient)
+    np.testing.assert_array_equal(to_float32(gradient.download()), to_float32(dx.download()))
 
 
 @pytest.mark.parametrize("count", COUNTS)
