@@ -281,7 +281,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 def test_there_is_a_configuration_for_every_comparison():
     names = {path.stem for path in CONFIGS}
     assert names == {
-        "alexnet-2012", "alexnet-paper", "no-lrn", "no-overlap", "one-tower", "no-dropout", "no-joins"
+        "alexnet-2012", "alexnet-paper", "no-lrn", "no-overlap", "one-tower", "tanh", "no-dropout", "no-joins"
     }  # fmt: skip
 
 
