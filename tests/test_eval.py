@@ -180,3 +180,11 @@ def test_a_predictions_file_that_cannot_be_written_is_noticed_before_the_work(ru
         name = {"--save-predictions": "p.npy", "--confusion": "none/c.csv"}[option]
         assert call(main, runs[0], option, str(tmp_path / name)) == 2
     assert "p.npy: this is a folder" in capsys.readouterr().err
+
+
+def test_the_example_in_the_help_lacks_but_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call(main, "--help")
+    example = capsys.readouterr().out.split("example:\n")[1].split()
+    assert call(main, *example[1:]) == 4
+    assert "runs/first: there is no such checkpoint" in capsys.readouterr().err
