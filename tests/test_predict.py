@@ -131,7 +131,8 @@ def test_unusable_files_are_warnings_and_exit_code_3(run, pictures, capsys):
     assert [image["labels"][0]["probability"] for image in result["images"]] == pytest.approx(expected, rel=1e-4)
 
 
-def test_names_from_standard_input(run, pictures):
+def test_names_from_standard_input(run, pictures, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
     strange = os.fsencode(pictures) + b"/\xff.jpg"  # a name need not be text
     os.rename(pictures / "b.jpg", strange)
     listed = b"\n".join([os.fsencode(pictures / "z.png"), strange, os.fsencode(pictures / "none.jpg")])
