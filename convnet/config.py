@@ -18,7 +18,7 @@ from typing import Any
 
 from .precision import PRECISIONS
 from .schedule import stages_of
-from .spec import TrainDefaults
+from .spec import ACTIVATIONS, TrainDefaults
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,10 +55,28 @@ class Config:
 
     data: str = _option("shapes", "data", "shapes, an image folder, or a CIFAR-10 archive or folder", str)
     augment: bool = _option(True, "data", "no random crops, flips and colour noise", bool, "--no-augment", fixed=True)
+    noise: float = _option(
+        0.1, "data", "colour noise, in standard deviations of the training images' colours", float, "--noise", low=0
+    )
+    normalisation: str = _option(
+        "mean-image",
+        "data",
+        "subtract the mean image, or bring every channel to mean 0 and standard deviation 1",
+        str,
+        "--normalisation",
+        choices=("mean-image", "mean-std"),
+        fixed=True,
+    )
+    cache: str = _option(
+        "none", "data", "where images stay once they are decoded", str, "--cache", choices=("none", "memory")
+    )
     workers: int = _option(2, "data", "threads that prepare images ahead of the device", int, "-j", "--workers", low=0)
     model: str = _option("alexnet-tiny", "network", "network to train", str, "--model", fixed=True)
     crop: int = _option(None, "network", "side of the input images", int, "--crop", low=1, fixed=True)
     width: float = _option(1.0, "network", "factor on the numbers of maps", float, "--width", above=0, fixed=True)
+    activation: str = _option(
+        "relu", "network", "behind all but the last layer", str, "--activation", choices=ACTIVATIONS, fixed=True
+    )
     dropout: float | None = _option(
         None, "network", "probability of dropping, 0 for none", float, "--dropout", low=0, below=1, fixed=True
     )
@@ -137,7 +155,7 @@ class Config:
 
     def network_options(self) -> dict[str, Any]:
         """What of this changes the network: keywords of ``spec.network``."""
-        names = ("crop", "width", "dropout", "towers", "lrn", "overlap", "joins")
+        names = ("crop", "width", "activation", "dropout", "towers", "lrn", "overlap", "joins")
         return {name: getattr(self, name) for name in names}
 
     def resolved(self, defaults: TrainDefaults, crop: int) -> Config:

@@ -117,13 +117,14 @@ class LayerOnDevice(ABC):
 
 @dataclass
 class ConvLayer(LayerOnDevice):
-    """Convolution with bias and ReLU.
+    """Convolution with bias and activation.
 
     Where its input lies folded, products are those of ``shape.folded``, which have more terms for the tensor cores to
     work on at a time; the parameters keep their shape, and only what the products read and write is folded.
     """
 
     shape: ConvShape
+    activation: str | None
     first: bool  # nobody ever needs the gradient with respect to the images
 
     def __post_init__(self) -> None:
@@ -146,11 +147,12 @@ class ConvLayer(LayerOnDevice):
 
     def forward(self, train: bool) -> None:
         operands = self.x, self.filters, self.bias.value
-        ops.conv_forward(self.stream, self.product, self.precision, *operands, self.y, relu=True)
+        ops.conv_forward(self.stream, self.product, self.precision, *operands, self.y, self.activation == "relu")
+        activate(self)
 
     def backward(self, dy: Array, below: bool) -> Array | None:
         problem = self.stream, self.product, self.precision
-        ops.relu_backward(self.stream, self.precision, dy, self.y, dy)
+        activate_backward(self, dy)
         if not self.frozen:
             ops.conv_backward_filter(*problem, dy, self.x, self.dfilters, self.bias.gradient, self.side.workspace)
             if self.folds:
@@ -176,10 +178,10 @@ class ConvLayer(LayerOnDevice):
 
 @dataclass
 class LinearLayer(LayerOnDevice):
-    """Fully-connected layer with bias, and ReLU where ``relu``."""
+    """Fully-connected layer with bias and activation."""
 
     shape: LinearShape
-    relu: bool
+    activation: str | None
 
     def __post_init__(self) -> None:
         self.x = self.x.view(self.shape.x)  # maps are flattened in the order channel, row, column
@@ -196,13 +198,13 @@ class LinearLayer(LayerOnDevice):
 
     def forward(self, train: bool) -> None:
         operands = self.x, self.matrix, self.bias.value
-        workspace = self.side.workspace
-        ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, self.relu, workspace)
+        relu, workspace = self.activation == "relu", self.side.workspace
+        ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, relu, workspace)
+        activate(self)
 
     def backward(self, dy: Array, below: bool) -> Array | None:
         problem, workspace = (self.stream, self.shape, self.precision), self.side.workspace
-        if self.relu:
-            ops.relu_backward(self.stream, self.precision, dy, self.y, dy)
+        activate_backward(self, dy)
         if not self.frozen:
             ops.linear_backward_filter(*problem, dy, self.x, self.weight.gradient, self.bias.gradient, workspace)
         if not below:
@@ -210,6 +212,20 @@ class LinearLayer(LayerOnDevice):
         dx = self.side.gradient(self.shape.x)
         ops.linear_backward_data(*problem, dy, self.matrix, dx, workspace)
         return dx
+
+
+def activate(layer: ConvLayer | LinearLayer) -> None:
+    """What of the activation is not part of the product, in place."""
+    if layer.activation == "tanh":
+        ops.tanh_forward(layer.stream, layer.precision, layer.y, layer.y)
+
+
+def activate_backward(layer: ConvLayer | LinearLayer, dy: Array) -> None:
+    """Makes ``dy`` the gradient with respect to what the activation was applied to."""
+    if layer.activation == "relu":
+        ops.relu_backward(layer.stream, layer.precision, dy, layer.y, dy)
+    elif layer.activation == "tanh":
+        ops.tanh_backward(layer.stream, layer.precision, dy, layer.y, dy)
 
 
 @dataclass
@@ -332,9 +348,10 @@ def build(placed: spec.Placed, side: Side, x: Array, N: int, lanes: int, towers:
     """
     layer, name, share = placed.layer, placed.layer.name, side.count
     if isinstance(layer, spec.Conv):
-        return ConvLayer(name, side, x, conv_shape(placed, share, N, lanes), first=placed.index == 0)
+        shape = conv_shape(placed, share, N, lanes)
+        return ConvLayer(name, side, x, shape, layer.activation, first=placed.index == 0)
     if isinstance(layer, spec.Linear):
-        return LinearLayer(name, side, x, linear_shape(placed, share, N, lanes), layer.relu)
+        return LinearLayer(name, side, x, linear_shape(placed, share, N, lanes), layer.activation)
     if isinstance(layer, spec.Pool):
         C = placed.C // share
         pool = PoolShape.of(N, C, placed.H, placed.W, layer.size, layer.stride, ceil_mode=True, lanes=lanes)

@@ -90,7 +90,7 @@ class Network:
         self._means = [side.device.empty((3, crop, crop)) for side in self._sides]
         self._windows = [side.device.empty((N, 3), np.int32) for side in self._sides]
         self._noise = [side.device.empty((N, 3)) for side in self._sides]
-        self.set_mean(np.zeros((3, crop, crop), np.float32))
+        self.set_input(np.zeros((3, crop, crop), np.float32))
         activations = self._inputs
         part = 0
         for placed in self._placed:
@@ -269,12 +269,21 @@ class Network:
                 on_side.update(lr, momentum, weight_decay, rates or {})
         self.steps_done += 1
 
-    def set_mean(self, mean: Values) -> None:
-        """The mean image, float32 (3, crop, crop) in 0..255, that is subtracted from stored images."""
+    def set_input(self, mean: Values, scale: float | Sequence[float] | None = None) -> None:
+        """What stored images go through on their way in: (pixel - mean + noise) * scale.
+
+        ``mean`` is float32 (3, crop, crop) in 0..255; ``scale`` a number, or one for each channel, by default the
+        network's ``input_scale``.
+        """
         self._check_open()
         shape = (3, self.spec.crop, self.spec.crop)
         if mean.shape != shape or mean.dtype != np.float32:
             raise ValueError(f"mean must be float32 of shape {shape}, got {mean.dtype} of shape {mean.shape}")
+        factors = np.asarray(self.spec.input_scale if scale is None else scale, np.float64)
+        if factors.shape not in ((), (3,)) or not np.isfinite(factors).all():
+            raise ValueError(f"scale must be a finite number, or one for each of the 3 channels, got {scale}")
+        red, green, blue = np.broadcast_to(factors, 3).tolist()
+        self._scale = (red, green, blue)
         for side, buffer in zip(self._sides, self._means, strict=True):
             side.stream.upload(buffer, np.ascontiguousarray(mean))
 
@@ -306,7 +315,7 @@ class Network:
         if self._ingested != size:
             self._images = [side.device.empty((self._N, *size, 3), np.uint8) for side in self._sides]
             self._ingested = (int(size[0]), int(size[1]))
-        shape = IngestShape(self._N, n, size[0], size[1], crop, self._lanes, self.spec.input_scale, self._fold)
+        shape = IngestShape(self._N, n, size[0], size[1], crop, self._lanes, self._scale, self._fold)
         for i, side in enumerate(self._sides):
             stored = self._images[i].view(images.shape)
             places, tints = self._windows[i].view((n, 3)), self._noise[i].view((n, 3))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .data import BadImage, load_square
-from .data.dataset import U8
+from .data.dataset import U8, placed
 from .data.images import SUFFIXES
 
 
@@ -59,9 +59,9 @@ class ImageFiles:
     def name(self, index: int) -> str:
         return self._files[index]
 
-    def image(self, index: int) -> U8:
+    def image(self, index: int, out: U8 | None = None) -> U8:
         try:
-            return load_square(self._files[index], self.size)
+            return placed(load_square(self._files[index], self.size), out)
         except (BadImage, ValueError) as error:  # ValueError: a null character in the name
             self.bad[index] = str(error)
-            return np.zeros((self.size, self.size, 3), np.uint8)
+            return placed(np.zeros((self.size, self.size, 3), np.uint8), out)

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field, replace
 
 from .shapes import output_size
 
+ACTIVATIONS = ("relu", "tanh")
+
 
 @dataclass(frozen=True)
 class Conv:
-    """Convolution with bias and ReLU. ``std`` None means sqrt(2 / fan-in) (He et al. 2015)."""
+    """Convolution with bias and activation: "relu" or "tanh". ``std`` None means sqrt(2 / fan-in) (He et al. 2015)."""
 
     name: str
     filters: int
@@ -30,6 +32,7 @@ class Conv:
     ceil_mode: bool = False
     std: float | None = 0.01
     bias: float = 0.0
+    activation: str = "relu"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Linear:
 
     name: str
     features: int
-    relu: bool = True
+    activation: str | None = "relu"
     split: bool = True
     std: float | None = 0.01
     bias: float = 0.0
@@ -166,6 +169,8 @@ def placed_layers(spec: NetworkSpec) -> Iterator[Placed]:
             elif isinstance(layer, Linear):
                 gathers, K, P, Q = split, layer.features, 1, 1
                 split = layer.split and spec.towers > 1
+            if isinstance(layer, (Conv, Linear)) and layer.activation not in (*ACTIVATIONS, None):
+                raise ValueError(f'activation must be {" or ".join(ACTIVATIONS)}, got "{layer.activation}"')
             if (split and K % spec.towers) or (C % groups):
                 raise ValueError(f"{K} outputs of {C} inputs cannot be cut into {spec.towers} towers")
         except ValueError as error:
@@ -202,7 +207,7 @@ def _alexnet() -> NetworkSpec:
             Dropout("drop6"),
             Linear("fc7", 4096, bias=1.0),
             Dropout("drop7"),
-            Linear("fc8", 1000, relu=False, split=False),
+            Linear("fc8", 1000, activation=None, split=False),
         ),
         defaults=PAPER,
     )
@@ -247,7 +252,7 @@ def _alexnet_tiny() -> NetworkSpec:
             Dropout("drop6"),
             Linear("fc7", 256, std=None),
             Dropout("drop7"),
-            Linear("fc8", 10, relu=False, split=False),
+            Linear("fc8", 10, activation=None, split=False),
         ),
         defaults=TrainDefaults(batch_size=64, epochs=6, lr=0.01, patience=1),
         input_scale=1 / 64,
@@ -268,6 +273,7 @@ def network(
     num_classes: int | None = None,
     crop: int | None = None,
     width: float = 1.0,
+    activation: str = "relu",
     dropout: float | None = None,
     towers: int | None = None,
     lrn: bool = True,
@@ -277,10 +283,10 @@ def network(
     """A network by name, changed where asked.
 
     ``width`` multiplies the number of filters and features (rounded to multiples of 8 per tower, at least 8);
-    ``dropout`` is the probability of dropping, 0 removes the layers. The paper's comparisons: ``towers`` 1 makes one
-    tower of half the maps, ``lrn`` False leaves the normalisation out, ``overlap`` False makes pooling windows as large
-    as their stride, ``joins`` False keeps the towers apart up to the last layer. Raises ``ValueError`` for unknown
-    names and impossible values.
+    ``activation`` is what follows every layer of weights but the last: "relu" or "tanh"; ``dropout`` is the probability
+    of dropping, 0 removes the layers. The paper's comparisons: ``towers`` 1 makes one tower of half the maps, ``lrn``
+    False leaves the normalisation out, ``overlap`` False makes pooling windows as large as their stride, ``joins``
+    False keeps the towers apart up to the last layer. Raises ``ValueError`` for unknown names and impossible values.
     """
     if name not in NETWORKS:
         close = difflib.get_close_matches(name, NETWORKS, 1)
@@ -305,9 +311,9 @@ def network(
     layers: list[Layer] = []
     for layer in spec.layers:
         if isinstance(layer, Conv):
-            layers.append(replace(layer, filters=scaled(layer.filters)))
+            layers.append(replace(layer, filters=scaled(layer.filters), activation=activation))
         elif isinstance(layer, Linear) and layer.split:
-            layers.append(replace(layer, features=scaled(layer.features)))
+            layers.append(replace(layer, features=scaled(layer.features), activation=activation))
         elif isinstance(layer, Linear):
             layers.append(replace(layer, features=num_classes or layer.features))
         elif isinstance(layer, Dropout):
@@ -361,7 +367,16 @@ def _without_joins(spec: NetworkSpec) -> NetworkSpec:
         if isinstance(layer, Conv) and placed.index:
             layers.append(replace(layer, joins=False))
         elif isinstance(layer, Linear) and layer.split:
-            layers.append(Conv(layer.name, layer.features, placed.H, std=layer.std, bias=layer.bias))
+            layers.append(
+                Conv(
+                    layer.name,
+                    layer.features,
+                    placed.H,
+                    std=layer.std,
+                    bias=layer.bias,
+                    activation=layer.activation or "relu",
+                )
+            )
         else:
             layers.append(layer)
     return replace(spec, layers=tuple(layers))

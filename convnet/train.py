@@ -14,7 +14,7 @@ import numpy as np
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .config import Config, merged, read_toml, to_toml
-from .data import DataSet, Loader, Statistics, open_dataset, statistics
+from .data import DataSet, Loader, Statistics, cached, normalisation, open_dataset, statistics
 from .info import versions
 from .metrics import Console, Meter, Speed, losses_and_ranks, percent
 from .run import (
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 RECORD_STEPS = 10  # a train record is the mean over so many steps
 FIGURE_SECONDS = 60  # figures are drawn after an evaluation when the last ones are older than this
+HINT_STEPS, HINT_SHARE = (
+    100,
+    0.3,
+)  # when more than this share of so many steps went by waiting for data, a hint is given
 FAILED_SAVES = 3  # in a row, until a run gives up
 STOPPED = 75  # EX_TEMPFAIL: batch systems start such a job again
 
@@ -70,6 +74,8 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
         check_dataset(saved, dataset)
     elif resume:
         console.say(f"there is no checkpoint in {path} yet: this is a new run")
+    if config.cache == "memory":
+        dataset = cached(dataset)
 
     from .model import Network
 
@@ -92,7 +98,7 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
                 f"{', '.join(new) or 'none'}; frozen: {config.freeze or 'none'}"
             )
         _check_layers(network, config)
-        found = saved_statistics(saved) if saved else statistics(dataset, spec.crop)
+        found = saved_statistics(saved) if saved else statistics(dataset, spec.crop, config.workers)
         with RunFolder(path or default_folder(config)) as folder:
             console.log = folder.log
             try:
@@ -157,7 +163,7 @@ class Trainer:
         self.failed_saves = 0
         self.speed = Speed()
         self.drawn = time.monotonic()
-        network.set_mean(found.mean)
+        network.set_input(*normalisation(found, config.normalisation))
         if saved:
             self._restore(saved)
         folder.rewind(self.step, evaluated=self.position < self.images)
@@ -253,7 +259,10 @@ class Trainer:
     def _batches(self, loader: Loader) -> Iterator[Batch]:
         """What is left of the epoch: nothing when only its evaluation is outstanding."""
         self.speed.restart()
-        return iter(loader.epoch(self.epoch, self.position) if self.position < self.images else ())
+        if self.position == self.images:
+            return iter(())
+        noise = self.schedule.stage(self.epoch).noise
+        return loader.epoch(self.epoch, self.position, self.config.noise if noise is None else noise)
 
     def _set_rates(self) -> None:
         """What this epoch's stage and the options say of single layers."""
@@ -278,6 +287,8 @@ class Trainer:
         self.written = False
         self.speed.add(len(batch.labels), batch.wait_seconds)
         self._show(rate)
+        if self.speed.steps == HINT_STEPS and self.speed.all_waiting > HINT_SHARE:
+            self._hint()
         if self.step % RECORD_STEPS == 0 or self.position == self.images:
             self._record(rate)
 
@@ -301,9 +312,16 @@ class Trainer:
         batches = -(-self.position // self.batch_size), -(-self.images // self.batch_size)
         self.console.progress(*batches, f"epoch {self.epoch + 1}/{self.epochs}", text)
 
+    def _hint(self) -> None:
+        ways = [f"more threads (-j {2 * max(self.config.workers, 1)})"]
+        ways += ["--cache memory"] if self.config.cache == "none" else []
+        ways += ["convnet-prepare, for folders of photographs"] if Path(self.config.data).is_dir() else []
+        waited = f"{100 * self.speed.all_waiting:.0f} % of the time went by waiting for images"
+        self.console.say(f"{waited}; what can help: {'; '.join(ways)}")
+
     def _record(self, rate: float) -> None:
-        speed = round(self.speed.rate, 1)
-        self._append({**self._place("train"), **self.running.means(), "lr": rate, "images_per_second": speed})
+        speed = {"images_per_second": round(self.speed.rate, 1), "data_share": round(self.speed.waiting, 3)}
+        self._append({**self._place("train"), **self.running.means(), "lr": rate, **speed})
         self.running = Meter()
         self.speed.recorded()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config
-from .data import DataError, DataSet, Statistics, open_dataset
+from .data import DataError, DataSet, Statistics, normalisation, open_dataset
 from .run import holds_run, saved_statistics
 from .spec import NetworkSpec, network
 
@@ -37,7 +37,8 @@ class Trained:
 
     def settings(self) -> dict[str, Any]:
         """The options that a network which starts from this one takes over unless told otherwise."""
-        return {"model": self.config.model, **self.config.network_options()}
+        names = ("model", "normalisation")
+        return {**{name: getattr(self.config, name) for name in names}, **self.config.network_options()}
 
     def open_network(self, device: str = "auto", batch_size: int = 128, precision: str | None = None) -> Network:
         """The network with its weights, ready for stored images; in the run's precision unless another is given."""
@@ -47,7 +48,7 @@ class Trained:
         try:
             checkpoint.check_network(self.checkpoint, opened.weights())
             opened.load_weights(self.checkpoint.part("weights"))
-            opened.set_mean(self.statistics.mean)
+            opened.set_input(*normalisation(self.statistics, self.config.normalisation))
         except BaseException:
             opened.close()
             raise
