@@ -167,9 +167,7 @@ def _index(root: Path, part: str, raw: bytes, classes: int) -> Index:
     if index.dtype != INDEX or index.ndim != 1 or not len(index):
         raise ValueError(f"{part}.npy: expected an index of at least one image, found {index.dtype} {index.shape}")
     if not 0 <= index["label"].min() <= index["label"].max() < classes:
-        raise ValueError(
-            f"{part}.npy: labels from {index['label'].min()} to {index['label'].max()}, 0 to {classes - 1}"
-        )
+        raise ValueError(f"{part}.npy: expected labels from 0 to {classes - 1}, found others")
     last = int(index["shard"].max())
     if last >= len(index):
         raise ValueError(f"{part}.npy: file number {last}, but only {len(index)} images")
