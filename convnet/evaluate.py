@@ -10,6 +10,7 @@ import numpy as np
 
 from .data import Loader, Split, Statistics, view_windows
 from .metrics import losses_and_ranks
+from .spec import NetworkSpec
 
 if TYPE_CHECKING:
     from .model import Network
@@ -76,7 +77,7 @@ def feature_batches(
     network: Network, split: Split, layer: str = "fc7", *, workers: int = 2, progress: Progress | None = None
 ) -> Iterator[Values]:
     """What ``features`` returns, batch by batch."""
-    check_layer(network, layer)
+    check_layer(network.spec, layer)
     windows = view_windows(split.size, network.spec.crop, 1)
     for images in image_batches(network, split, workers, progress):
         network.evaluate_batch(images, np.tile(windows, (len(images), 1)))
@@ -97,9 +98,9 @@ def features(
     return np.concatenate(found)
 
 
-def check_layer(network: Network, layer: str) -> None:
+def check_layer(spec: NetworkSpec, layer: str) -> None:
     """Raises ``ValueError`` unless the network has a layer of this name: before any image is read."""
-    names = [known.name for known in network.spec.layers]
+    names = [known.name for known in spec.layers]
     if layer not in names:
         raise ValueError(f'no layer is called "{layer}"; there are {", ".join(names)}')
 

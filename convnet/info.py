@@ -14,7 +14,7 @@ import numpy as np
 from .layout import rounded, to_float32
 
 LIBRARIES = ("numpy", "pillow", "safetensors", "tqdm", "matplotlib", "threadpoolctl")
-OPTIONAL = ("pycuda", "torch", "onnx", "onnxruntime")
+OPTIONAL = ("pycuda", "simplejpeg", "torch", "onnx", "onnxruntime")
 
 
 def versions() -> dict[str, str]:
@@ -93,6 +93,7 @@ def report() -> dict[str, Any]:
     """Everything there is to say, as JSON types."""
     from . import device
     from .backend import device_names
+    from .data.jpeg import decoder
 
     names = device_names()
     return {
@@ -102,6 +103,7 @@ def report() -> dict[str, Any]:
         "cuda_kernels": _kernels("_gpu"),
         "cuda": {"unavailable": device.unavailable()} if device.unavailable() else device.describe(),
         "devices": {name: self_test(name) for name in names},
+        "jpeg_decoder": decoder(),
     }
 
 
@@ -125,6 +127,7 @@ def as_text(found: dict[str, Any]) -> str:
     section("cuda", found["cuda"])
     section("cuda kernels", found["cuda_kernels"])
     section("emulator", found["emulator"])
+    section("jpeg decoder", found["jpeg_decoder"])
     section("versions", found["versions"])
     section("system", found["system"])
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,11 +24,11 @@ def nearest(queries: Values, features: Values | Iterable[Values], k: int) -> tup
     if k < 1:
         raise ValueError(f"nearest: k must be at least 1, got {k}")
     blocks = _cut(features) if isinstance(features, np.ndarray) else features
-    points = queries.reshape(len(queries), -1).astype(np.float64)
+    points = _flat(queries)
     indices, squares = np.empty((len(points), 0), np.int64), np.empty((len(points), 0))
     seen = 0
     for block in blocks:
-        rows = block.reshape(len(block), -1).astype(np.float64)
+        rows = _flat(block)
         if rows.shape[1] != points.shape[1]:
             raise ValueError(f"nearest: rows must have the queries' {points.shape[1]} entries, got {rows.shape[1]}")
         # Differences, not the sum of squares less the product: that would cancel, and depend on the block.
@@ -42,3 +43,7 @@ def nearest(queries: Values, features: Values | Iterable[Values], k: int) -> tup
 
 def _cut(features: Values) -> Iterable[Values]:
     return (features[start : start + ROWS] for start in range(0, len(features), ROWS))
+
+
+def _flat(values: Values) -> Values:
+    return values.reshape(len(values), math.prod(values.shape[1:])).astype(np.float64)

@@ -47,8 +47,8 @@ class Chosen:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def image(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        return self.split.image(int(self.indices[index]))
+    def image(self, index: int, out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return self.split.image(int(self.indices[index]), out)
 
     def name(self, index: int) -> str:
         return self.split.name(int(self.indices[index]))

@@ -41,8 +41,10 @@ FOUNDATION = {
 }
 LAZY = {"backend": {"device", "host"}, "device": {"_gpu"}, "host": {"_emu", "blas_kernels"}}
 DATA_MAY_IMPORT = {"data", "rng"}
+DATA_DEPENDENCIES = {"numpy", "PIL", "simplejpeg", "tqdm"}
 # tomli on Python 3.10, where the standard library has no tomllib
-DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib", "pycuda"}
+DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib"}
+DEPENDENCIES |= {"pycuda", "simplejpeg"}  # optional
 HEADER_ENTRIES = ["What", "Tensors", "Work", "Shared", "Barriers", "Needs", "Cost"]
 
 
@@ -102,7 +104,7 @@ def data_stands_alone(path: str, tree: ast.AST) -> Iterator[str]:
         if target is not None and target not in DATA_MAY_IMPORT:
             yield f"imports {target}"
         package = name.split(".")[0]
-        if target is None and package not in {"numpy", "PIL", "convnet", "tqdm"} | sys.stdlib_module_names:
+        if target is None and package not in {"convnet"} | DATA_DEPENDENCIES | sys.stdlib_module_names:
             yield f"imports {package}"
 
 
