@@ -73,7 +73,7 @@ class RowsFile:
 
     def append(self, values: Values, lines: Iterable[Sequence[Any]]) -> None:
         """Rows (n, ...), all of one shape, and what FILE.csv says of each."""
-        if len(self._lines) == 1:
+        if self._file.tell() == 0:
             self._row = values.shape[1:]
             self._write_header()
         self._lines += [(number, *line) for number, line in enumerate(lines, len(self._lines) - 1)]

@@ -24,7 +24,7 @@ def image_files(names: Iterable[str], stdin: Iterable[str], bad: Callable[[str, 
     for name in names:
         if name == "-":
             listed = (line.rstrip("\r\n") for line in stdin)
-            yield from image_files((line for line in listed if line and line != "-"), (), bad)
+            yield from image_files((line for line in listed if line), (), bad)
         elif Path(name).is_dir():
             if not (found := sorted(_below(name))):
                 bad(name, "a folder without .jpg, .jpeg or .png files")

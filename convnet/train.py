@@ -408,7 +408,8 @@ class Trainer:
 
         self.drawn = time.monotonic()
         try:
-            figures.save_curves(self.folder.path / "curves.png", self.folder.metrics.records(), self.folder.path.name)
+            name = self.folder.path.name
+            figures.save_curves(self.folder.path / "curves.png", {name: self.folder.metrics.records()}, name)
             filters = self.network.weights()["conv1.weight"]
             figures.save_filters(self.folder.path / "filters.png", filters, self.network.spec.towers)
         except OSError as error:

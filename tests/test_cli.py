@@ -30,10 +30,9 @@ def command(name, *arguments, **options):
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
-        text=True,
         env=environment,
         timeout=300,
-        **options,
+        **{"text": True, **options},
     )
 
 
@@ -119,7 +118,7 @@ def test_a_mistake_in_a_process_of_its_own():
     assert (found.returncode, found.stdout, found.stderr.count("\n")) == (2, "", 1)
 
 
-@pytest.mark.parametrize("name", ["train", "info"])
+@pytest.mark.parametrize("name", ["train", "eval", "predict", "info"])
 def test_help_and_version(name, capsys):
     assert call(importlib.import_module(f"convnet.cli.{name}").main, "--help") == 0
     text = capsys.readouterr().out

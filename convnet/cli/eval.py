@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group.add_argument("--confusion", metavar="FILE.csv", help="images per true class (row) and predicted class")
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", help="auto, cpu, emu[:i] or cuda:i[,cuda:j] (default: auto)")
-    group.add_argument("--precision", choices=PRECISIONS, help="(default: the run's)")
+    group.add_argument("--precision", choices=PRECISIONS, help="(default: the run's; fp32 works everywhere)")
     group.add_argument("-b", "--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
     group.add_argument("-j", "--workers", type=int, default=2, metavar="N", help="threads that decode (default: 2)")
     parser.add_argument("-q", "--quiet", action="store_true", help="results, warnings and errors only")

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..evaluate import Progress
     from ..metrics import Console
     from ..model import Network
-    from ..trained import Trained
 
     Found = Iterator[tuple[str, list[tuple[Any, ...]]]]  # a file's name, and its lines
 
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     form.add_argument("--csv", action="store_true", help="a table instead of text, one line per image and class")
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", help="auto, cpu, emu[:i] or cuda:i[,cuda:j] (default: auto)")
-    group.add_argument("--precision", choices=PRECISIONS, help="(default: the run's)")
+    group.add_argument("--precision", choices=PRECISIONS, help="(default: the run's; fp32 works everywhere)")
     group.add_argument("-b", "--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
     group.add_argument("-j", "--workers", type=int, default=2, metavar="N", help="threads that decode (default: 2)")
     parser.add_argument("-q", "--quiet", action="store_true", help="results, warnings and errors only")
@@ -104,9 +103,10 @@ class Prediction:
     def __init__(self, chosen: argparse.Namespace, console: Console) -> None:
         self.chosen, self.console = chosen, console
         self.unusable: list[dict[str, str]] = []
+        self.classes: list[str] = []  # of the data set, where there is one
 
     def run(self) -> int:
-        from ..data import DataError
+        from ..data import DataError, open_dataset
         from ..evaluate import check_layer
         from ..outputs import output_file
         from ..predict import ImageFiles, image_files
@@ -124,27 +124,30 @@ class Prediction:
         split: Split = ImageFiles(
             list(image_files(chosen.images, sys.stdin or (), self._skip)), trained.spec.image_size
         )
-        dataset = trained.open_dataset(chosen.data) if chosen.data or (chosen.neighbours and not chosen.among) else None
-        known = (dataset.train if chosen.split == "train" else dataset.valid) if dataset else None
-        if output and known:
+        known: Split | None = None
+        if chosen.data or (chosen.neighbours and not chosen.among):  # of whatever classes: they are only shown
+            path, seed = chosen.data or trained.config.data, trained.config.seed
+            dataset = open_dataset(path, size=trained.spec.image_size, seed=seed)
+            known, self.classes = dataset.train if chosen.split == "train" else dataset.valid, dataset.classes
+        if output and known is not None:
             split = known
         if not len(split):
             raise DataError("no images to look at; name JPEG or PNG files, or folders that have some")
         most = max(len(split), len(known) if known else 0)
         with trained.open_network(chosen.device, min(chosen.batch_size, most), chosen.precision) as network:
             if output:
-                self._extract(trained, network, split, layer, output)
+                self._extract(network, split, layer, output)
             elif chosen.neighbours:
-                found = self._neighbours(trained, network, split, layer, known)
+                found = self._neighbours(network, split, layer, known)
                 self._show({"layer": layer}, "neighbours", ("name", "label", "distance"), found)
             else:
-                found = self._labels(trained, network, split)
+                found = self._labels(network, split, trained.classes)
                 self._show({"views": chosen.views}, "labels", ("label", "probability"), found)
         return DATA if self.unusable else DONE
 
     # ---- what is found: for each usable file its name and lines
 
-    def _labels(self, trained: Trained, network: Network, split: Split) -> Found:
+    def _labels(self, network: Network, split: Split, classes: list[str]) -> Found:
         from ..evaluate import probability_batches, top
 
         chosen, position = self.chosen, 0
@@ -153,34 +156,34 @@ class Prediction:
             best = top(batch, chosen.top)
             for row in self._usable(split, position, len(batch)):
                 p = batch[row]
-                yield split.name(position + row), [(trained.classes[k], _short(p[k])) for k in best[row]]
+                yield split.name(position + row), [(classes[k], _short(p[k])) for k in best[row]]
             position += len(batch)
 
-    def _neighbours(self, trained: Trained, network: Network, split: Split, layer: str, known: Split | None) -> Found:
+    def _neighbours(self, network: Network, split: Split, layer: str, known: Split | None) -> Found:
         from ..evaluate import feature_batches, features
         from ..outputs import read_rows
         from ..retrieval import nearest
 
         chosen = self.chosen
+        saved, lines = read_rows(Path(chosen.among)) if chosen.among else (None, [])
         queries = features(network, split, layer, workers=chosen.workers)
         usable = self._usable(split, 0, len(queries))
         if not usable:
             return
-        if known is None:
-            among, lines = read_rows(Path(chosen.among))
-            rows, distances = nearest(queries[usable], among, chosen.neighbours)
-        else:
+        if known is not None:
             progress = self._progress(layer, network, known)
             batches = feature_batches(network, known, layer, workers=chosen.workers, progress=progress)
             rows, distances = nearest(queries[usable], batches, chosen.neighbours)
+        elif saved is not None:
+            rows, distances = nearest(queries[usable], saved, chosen.neighbours)
         for index, row, distance in zip(usable, rows.tolist(), distances.tolist(), strict=True):
             if known is not None:
-                who = [(known.name(k), trained.classes[known.labels[k]]) for k in row]
+                who = [(known.name(k), self.classes[known.labels[k]]) for k in row]
             else:
                 who = [(lines[k]["name"], lines[k].get("label", "")) for k in row]
             yield split.name(index), [(*one, _short(d)) for one, d in zip(who, distance, strict=True)]
 
-    def _extract(self, trained: Trained, network: Network, split: Split, layer: str, output: Path) -> None:
+    def _extract(self, network: Network, split: Split, layer: str, output: Path) -> None:
         from ..evaluate import feature_batches
         from ..outputs import RowsFile
 
@@ -190,7 +193,7 @@ class Prediction:
             for batch in feature_batches(network, split, layer, workers=chosen.workers, progress=progress):
                 usable = self._usable(split, position, len(batch))
                 numbers = [position + row for row in usable]
-                labels = [trained.classes[split.labels[k]] if chosen.data else "" for k in numbers]
+                labels = [self.classes[split.labels[k]] if self.classes else "" for k in numbers]
                 file.append(batch[usable], zip(map(split.name, numbers), labels, strict=True))
                 position += len(batch)
         self.console.clear()
@@ -217,16 +220,19 @@ class Prediction:
             print(json.dumps(whole, indent=2), flush=True)
             return
         if self.chosen.csv:
-            print(csv_text([("file", "rank", *columns)]), end="")
+            print(csv_text([("file", "rank", *columns)]), end="", flush=True)
         for name, lines in found:
             self.console.clear()
             if self.chosen.csv:
-                print(csv_text([(name, rank, *line) for rank, line in enumerate(lines, 1)]), end="")
+                print(csv_text([(name, rank, *line) for rank, line in enumerate(lines, 1)]), end="", flush=True)
             elif kind == "labels":
-                print("\n".join([name, *(f"  {100 * p:6.2f} %  {label}" for label, p in lines)]))
+                print("\n".join([name, *(f"  {100 * p:6.2f} %  {label}" for label, p in lines)]), flush=True)
             else:
-                width = max(len(label) for _, label, _ in lines)
-                print("\n".join([name, *(f"  {d:9.4f}  {label:{width}}  {other}" for other, label, d in lines)]))
+                width = max((len(label) for _, label, _ in lines), default=0)
+                print(
+                    "\n".join([name, *(f"  {d:9.4f}  {label:{width}}  {other}" for other, label, d in lines)]),
+                    flush=True,
+                )
 
     def _progress(self, what: str, network: Network, split: Split) -> Progress | None:
         """None where all is one batch."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from convnet.data.dataset import U8
 from convnet.data.jpeg import MAX_PIXELS, BadImage, decode_rgb
@@ -70,6 +70,8 @@ def upright(raw: bytes) -> Image.Image:
             return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
     except (BadImage, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # its text has an address in memory
+        raise BadImage("not a readable JPEG or PNG image (it does not begin like one)") from error
     except Exception as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
         raise BadImage(f"not a readable JPEG or PNG image ({' '.join(str(error).split())})") from error
 
@@ -91,6 +93,12 @@ def scaled(image: Image.Image, size: int, *, square: bool = True) -> Image.Image
     whole = image.resize((wide, high), Image.Resampling.BILINEAR)
     left, top = (wide - size) // 2, (high - size) // 2
     return whole.crop((left, top, left + size, top + size)) if square else whole
+
+
+def centre(pixels: U8, size: int) -> U8:
+    """The centre square of an image whose shorter side is ``size``: what ``scaled`` would have cut out."""
+    top, left = ((extent - size) // 2 for extent in pixels.shape[:2])
+    return pixels[top : top + size, left : left + size]
 
 
 def _orientation(image: Image.Image) -> int:
