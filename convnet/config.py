@@ -18,7 +18,7 @@ from typing import Any
 
 from .precision import PRECISIONS
 from .schedule import stages_of
-from .spec import TrainDefaults
+from .spec import ACTIVATIONS, TrainDefaults
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -74,6 +74,9 @@ class Config:
     model: str = _option("alexnet-tiny", "network", "network to train", str, "--model", fixed=True)
     crop: int = _option(None, "network", "side of the input images", int, "--crop", low=1, fixed=True)
     width: float = _option(1.0, "network", "factor on the numbers of maps", float, "--width", above=0, fixed=True)
+    activation: str = _option(
+        "relu", "network", "behind all but the last layer", str, "--activation", choices=ACTIVATIONS, fixed=True
+    )
     dropout: float | None = _option(
         None, "network", "probability of dropping, 0 for none", float, "--dropout", low=0, below=1, fixed=True
     )
@@ -152,7 +155,7 @@ class Config:
 
     def network_options(self) -> dict[str, Any]:
         """What of this changes the network: keywords of ``spec.network``."""
-        names = ("crop", "width", "dropout", "towers", "lrn", "overlap", "joins")
+        names = ("crop", "width", "activation", "dropout", "towers", "lrn", "overlap", "joins")
         return {name: getattr(self, name) for name in names}
 
     def resolved(self, defaults: TrainDefaults, crop: int) -> Config:

@@ -140,11 +140,12 @@ class MetricsFile:
 class Console:
     """Lines on standard output, one moving line on a terminal, warnings on standard error; all lines go to the log too.
 
-    ``broken`` tells that nobody reads standard output any more.
+    ``aside`` sends the lines to standard error as well, where standard output is for results. ``broken`` tells that
+    nobody reads standard output any more.
     """
 
-    def __init__(self, quiet: bool = False, verbose: bool = False):
-        self.quiet, self.verbose, self.broken = quiet, verbose, False
+    def __init__(self, quiet: bool = False, verbose: bool = False, aside: bool = False):
+        self.quiet, self.verbose, self.aside, self.broken = quiet, verbose, aside, False
         self.log: IO[str] | None = None
         self.bar: tqdm[Any] | None = None
         self.last_line = -float("inf")
@@ -152,7 +153,7 @@ class Console:
     def say(self, text: str) -> None:
         self.note(text)
         if not self.quiet:
-            self._write(text, sys.stdout)
+            self._write(text, sys.stderr if self.aside else sys.stdout)
 
     def warn(self, text: str) -> None:
         self.note(f"warning: {text}")

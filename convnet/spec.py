@@ -367,7 +367,16 @@ def _without_joins(spec: NetworkSpec) -> NetworkSpec:
         if isinstance(layer, Conv) and placed.index:
             layers.append(replace(layer, joins=False))
         elif isinstance(layer, Linear) and layer.split:
-            layers.append(Conv(layer.name, layer.features, placed.H, std=layer.std, bias=layer.bias))
+            layers.append(
+                Conv(
+                    layer.name,
+                    layer.features,
+                    placed.H,
+                    std=layer.std,
+                    bias=layer.bias,
+                    activation=layer.activation or "relu",
+                )
+            )
         else:
             layers.append(layer)
     return replace(spec, layers=tuple(layers))

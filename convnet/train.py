@@ -265,7 +265,8 @@ class Trainer:
         self.speed.restart()
         if self.position == self.images:
             return iter(())
-        return loader.epoch(self.epoch, self.position, self.config.noise)
+        noise = self.schedule.stage(self.epoch).noise
+        return loader.epoch(self.epoch, self.position, self.config.noise if noise is None else noise)
 
     def _set_rates(self) -> None:
         """What this epoch's stage and the options say of single layers."""
@@ -322,7 +323,7 @@ class Trainer:
     def _hint(self) -> None:
         ways = [f"more threads (-j {2 * max(self.config.workers, 1)})"]
         ways += ["--cache memory"] if self.config.cache == "none" else []
-        ways += ["convnet-prepare, for folders of photographs"] if Path(self.config.data).is_dir() else []
+        ways += ["convnet-prepare"] if (Path(self.config.data) / "train").is_dir() else []
         waited = f"{100 * self.speed.all_waiting:.0f} % of the time went by waiting for images"
         self.console.say(f"{waited}; what can help: {'; '.join(ways)}")
 
@@ -415,7 +416,8 @@ class Trainer:
 
         self.drawn = time.monotonic()
         try:
-            figures.save_curves(self.folder.path / "curves.png", self.folder.metrics.records(), self.folder.path.name)
+            name = self.folder.path.name
+            figures.save_curves(self.folder.path / "curves.png", {name: self.folder.metrics.records()}, name)
             filters = self.network.weights()["conv1.weight"]
             figures.save_filters(self.folder.path / "filters.png", filters, self.network.spec.towers)
         except OSError as error:

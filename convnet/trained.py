@@ -37,7 +37,8 @@ class Trained:
 
     def settings(self) -> dict[str, Any]:
         """The options that a network which starts from this one takes over unless told otherwise."""
-        return {"model": self.config.model, **self.config.network_options()}
+        names = ("model", "normalisation")
+        return {**{name: getattr(self.config, name) for name in names}, **self.config.network_options()}
 
     def open_network(self, device: str = "auto", batch_size: int = 128, precision: str | None = None) -> Network:
         """The network with its weights, ready for stored images; in the run's precision unless another is given."""
@@ -53,9 +54,11 @@ class Trained:
             raise
         return opened
 
-    def open_dataset(self, data: str | None = None) -> DataSet:
-        """The data the run was trained on, or ``data``, which must have the same classes. Raises ``DataError``."""
-        dataset = open_dataset(data or self.config.data, size=self.spec.image_size, seed=self.config.seed)
+    def open_dataset(self, data: str | None = None, seed: int | None = None) -> DataSet:
+        """The data the run was trained on, or ``data``, which must have the same classes; drawn images are those of
+        the run's seed unless another is given. Raises ``DataError``."""
+        seed = self.config.seed if seed is None else seed
+        dataset = open_dataset(data or self.config.data, size=self.spec.image_size, seed=seed)
         if dataset.classes != self.classes:
             differ = sorted(set(dataset.classes) ^ set(self.classes))[:3] or "another order"
             raise DataError(

@@ -104,6 +104,7 @@ def test_out_of_memory_names_the_numbers(machine: Callable[..., Machine]) -> Non
     with pytest.raises(convnet.DeviceError, match=numbers):
         gpu.empty((10_000_000,))
     assert kept.nbytes == gpu.allocated
+    assert gpu.free() == 30_000_000
 
 
 def test_a_gpu_that_the_kernels_were_not_built_for(machine: Callable[..., Machine]) -> None:

@@ -281,7 +281,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 def test_there_is_a_configuration_for_every_comparison():
     names = {path.stem for path in CONFIGS}
     assert names == {
-        "alexnet-2012", "alexnet-paper", "no-lrn", "no-overlap", "one-tower", "no-dropout", "no-joins"
+        "alexnet-2012", "alexnet-paper", "no-lrn", "no-overlap", "one-tower", "tanh", "no-dropout", "no-joins"
     }  # fmt: skip
 
 
@@ -309,3 +309,16 @@ def test_every_configuration_trains(path, tmp_path):
         "lr_schedule",
     } & said.keys()
     assert {name: kept[name] for name in same} == {name: said[name] for name in same}
+
+
+def test_a_stage_sets_the_colour_noise(tmp_path):
+    file = tmp_path / "stages.toml"
+    runs = {"stage": "[[stages]]\nepoch = 0\nlr = 0.01\nnoise = 0.0", "option": "noise = 0.0", "default": ""}
+    weights = {}
+    for name, text in runs.items():
+        file.write_text(text)
+        arguments = [*SMALL, "--config", str(file), "--lr-schedule", "stages" if name == "stage" else "constant"]
+        assert here(shared_images(), *arguments, "--steps", "2", "-o", str(tmp_path / name)) == 0
+        weights[name] = tensors(tmp_path / name, 2)["conv1.weight"]
+    np.testing.assert_array_equal(weights["stage"], weights["option"])
+    assert (weights["stage"] != weights["default"]).any()

@@ -17,6 +17,7 @@ from convnet.data.jpeg import BadImage, decode_rgb
 from convnet.data.loader import Batch, Loader
 from convnet.data.shapes import open_shapes
 from convnet.data.statistics import normalisation, sampled_statistics, statistics
+from convnet.data.store import open_store
 from convnet.data.views import view_windows
 
 __all__ = [
@@ -41,7 +42,8 @@ __all__ = [
 def open_dataset(path: str | Path, *, size: int, seed: int) -> DataSet:
     """The data set at ``path``, its images as uint8 (size, size, 3).
 
-    ``path`` is ``"shapes"`` (a folder of that name is ``"./shapes"``), an image folder, or CIFAR-10 as published.
+    ``path`` is ``"shapes"`` (a folder of that name is ``"./shapes"``), an image folder, a folder made by
+    ``convnet-prepare``, or CIFAR-10 as published.
     ``seed`` matters to drawn images only. Raises ``DataError`` naming the path and what would be accepted; problems of
     layout are found here, not in mid-epoch.
     """
@@ -57,6 +59,10 @@ def open_dataset(path: str | Path, *, size: int, seed: int) -> DataSet:
             raise DataError(f"there is no {os.fspath(path)!r}; {ACCEPTED}")
         if is_cifar_folder(root):
             return open_cifar(root, size=size)
+        if (root / "store.json").exists():
+            return open_store(root, size=size)
+        if (root / "unfinished.json").exists():
+            raise DataError(f"{os.fspath(path)!r} is not prepared completely; run its convnet-prepare command again")
         if (root / "train").is_dir() or (root / "val").is_dir():
             return open_folder(root, size=size)
     except (OSError, ValueError) as error:  # no permission, a name too long, a null character

@@ -15,8 +15,8 @@ F32 = NDArray[np.float32]
 
 LAYOUT = "train/CLASS/ and val/CLASS/ with .jpg, .jpeg or .png files"
 ACCEPTED = (
-    f"accepted are 'shapes' (drawn images), a folder with {LAYOUT}, and a CIFAR-10 archive or folder (binary or Python "
-    "version)"
+    f"accepted are 'shapes' (drawn images), a folder with {LAYOUT}, a folder made by convnet-prepare, and a CIFAR-10 "
+    "archive or folder (binary or Python version)"
 )
 
 

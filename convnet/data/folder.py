@@ -70,8 +70,14 @@ class FolderSplit:
                 )
 
 
-def open_folder(root: Path, *, size: int) -> DataSet:
-    """The image folder at ``root``. Raises ``DataError`` for a missing split, a class only in val, an empty class."""
+Listed = list[list[tuple[str, int]]]  # of every class, its files' names and lengths
+
+
+def scan_folder(root: Path) -> tuple[list[str], Listed, Listed]:
+    """The classes of an image folder, and the files of its training and of its validation images.
+
+    Raises ``DataError`` for a missing split, a class only in val, an empty class.
+    """
     for part in ("train", "val"):
         if not (root / part).is_dir():
             raise DataError(f"{str(root)!r} has no folder {part!r}; an image folder has {LAYOUT}")
@@ -85,15 +91,19 @@ def open_folder(root: Path, *, size: int) -> DataSet:
         )
     if not valid:
         raise DataError(f"{str(root / 'val')!r} has no class folders; an image folder has {LAYOUT}")
+    return classes, [train[name] for name in classes], [valid.get(name, []) for name in classes]
 
+
+def open_folder(root: Path, *, size: int) -> DataSet:
+    """The image folder at ``root``. Raises ``DataError`` as ``scan_folder`` does."""
+    classes, train, valid = scan_folder(root)
     digest = hashlib.sha256()
     splits = []
     for part, files in (("train", train), ("val", valid)):
-        ordered = [files.get(name, []) for name in classes]
         for label, name in enumerate(classes):
-            for file, length in ordered[label]:
+            for file, length in files[label]:
                 digest.update(os.fsencode(f"{part}/{name}/{file}\0{length}\0{label}\0"))
-        splits.append(FolderSplit(root / part, classes, ordered, size=size))
+        splits.append(FolderSplit(root / part, classes, files, size=size))
     counts = f"{len(splits[0]):,} training and {len(splits[1]):,} validation images"
     return DataSet(
         name=f"image folder: {len(classes)} classes, {counts}",

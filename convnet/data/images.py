@@ -1,16 +1,17 @@
-"""One image file, or the bytes of one, as a square of pixels."""
+"""One image file, or the bytes of one, upright, in RGB, as a square of pixels."""
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from convnet.data.dataset import U8
-from convnet.data.jpeg import MAX_PIXELS, BadImage
+from convnet.data.jpeg import MAX_PIXELS, BadImage, decode_rgb
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_BYTES = 50 * 10**6
@@ -28,15 +29,7 @@ _UPRIGHT = {
 
 
 def load_square(path: str | Path, size: int) -> U8:
-    """The image file at ``path`` as uint8 (size, size, 3), red green blue.
-
-    The centre square of the image, scaled so that the shorter side becomes ``size`` (bilinear, with antialiasing when
-    it shrinks). JPEG and PNG only. Written rules for what is not plain RGB:
-
-    - EXIF orientation is applied; of an animation the first frame counts;
-    - grey, palette and CMYK become RGB as Pillow converts them; 16-bit grey keeps its upper eight bits;
-    - transparency is laid over white;
-    - a JPEG of at least four times ``size`` is decoded at a half, quarter or eighth, still at least twice ``size``.
+    """The image file at ``path`` as uint8 (size, size, 3), red green blue: ``upright``, then ``scaled``.
 
     Raises ``BadImage`` for a file that is missing, unreadable, damaged, above 50 MB or above 64 megapixels; the two
     limits are checked before anything is decoded.
@@ -54,30 +47,58 @@ def decode_square(file: BinaryIO, size: int) -> U8:
     file.seek(0)
     if length > MAX_BYTES:
         raise BadImage(f"{length:,} bytes; the limit is {MAX_BYTES:,}")
+    return np.array(scaled(upright(file.read()), size))
+
+
+def upright(raw: bytes) -> Image.Image:
+    """The JPEG or PNG image ``raw``, whole and in RGB. Written rules for what is not plain RGB:
+
+    - EXIF orientation is applied; of an animation the first frame counts;
+    - grey, palette and CMYK become RGB as Pillow converts them; 16-bit grey keeps its upper eight bits;
+    - transparency is laid over white.
+
+    Raises ``BadImage``.
+    """
     try:
-        with Image.open(file, formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"{width} x {height} pixels; the limit is {MAX_PIXELS:,} pixels")
-            return _square(image, size)
+            orientation = _orientation(image)
+            rgb = _rgb(image) if image.format == "PNG" else Image.fromarray(decode_rgb(raw))
+            rgb.load()  # Pillow decodes PNG when the pixels are needed
+            return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
     except (BadImage, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # its text has an address in memory
+        raise BadImage("not a readable JPEG or PNG image (it does not begin like one)") from error
     except Exception as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
         raise BadImage(f"not a readable JPEG or PNG image ({' '.join(str(error).split())})") from error
 
 
-def _square(image: Image.Image, size: int) -> U8:
-    if min(image.size) >= 4 * size:
-        image.draft(None, (2 * size, 2 * size))  # never smaller than asked for; nothing happens for PNG
-    orientation = _orientation(image)
-    rgb = _rgb(image)
-    width, height = rgb.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    square = rgb.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    if orientation in _UPRIGHT:  # turning the small square is turning the large image
-        square = square.transpose(_UPRIGHT[orientation])
-    return np.array(square)
+def scaled(image: Image.Image, size: int, *, square: bool = True) -> Image.Image:
+    """The shorter side brought to ``size`` (bilinear, with antialiasing when it shrinks), then the centre square.
+
+    The longer side becomes round(longer * size / shorter), and the square begins at half of what it has too many,
+    rounded down. Without ``square`` nothing is cut off. One ``resize`` with ``box`` would take three quarters of the
+    time, but Pillow rounds the box to float32, and the order of its two passes depends on the version and the sizes:
+    some pixels would not be those of a plain ``resize`` and ``crop``.
+    Raises ``BadImage`` where an extreme strip would become larger than 64 megapixels.
+    """
+    width, height = image.size
+    shorter = min(width, height)
+    wide, high = round(width * size / shorter), round(height * size / shorter)
+    if wide * high > MAX_PIXELS:
+        raise BadImage(f"{width} x {height} pixels, too long a strip: {wide} x {high} at the size of {size}")
+    whole = image.resize((wide, high), Image.Resampling.BILINEAR)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return whole.crop((left, top, left + size, top + size)) if square else whole
+
+
+def centre(pixels: U8, size: int) -> U8:
+    """The centre square of an image whose shorter side is ``size``: what ``scaled`` would have cut out."""
+    top, left = ((extent - size) // 2 for extent in pixels.shape[:2])
+    return pixels[top : top + size, left : left + size]
 
 
 def _orientation(image: Image.Image) -> int:

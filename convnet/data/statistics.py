@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,12 @@ def sampled_statistics(split: Split, crop: int, limit: int = LIMIT, workers: int
             total += some[0]
             products += some[1]
 
-    pixels_seen = count * crop * crop
+    return from_sums(total, products, count)
+
+
+def from_sums(total: NDArray[Any], products: NDArray[Any], count: int) -> Statistics:
+    """Statistics of ``count`` images from the sum of them, (size, size, 3), and of the products of their colours."""
+    pixels_seen = total[..., 0].size * count
     mean = total / count
     colour = total.sum(axis=(0, 1)) / pixels_seen
     covariance = products / pixels_seen - np.outer(colour, colour)
