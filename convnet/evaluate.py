@@ -26,7 +26,8 @@ _NO_NOISE = Statistics(np.zeros((3, 1, 1), np.float32), *(np.zeros(s, np.float32
 
 
 def image_batches(network: Network, split: Split, workers: int = 2, progress: Progress | None = None) -> Iterator[Any]:
-    """The images of ``split`` in their order, uint8 (n, size, size, 3) with n of ``network.batch_size`` or fewer."""
+    """The images of ``split`` in their order, uint8 (n, size, size, 3) with n of ``network.batch_size`` or fewer;
+    each is valid until the next one is asked for."""
     loader = Loader(
         split,
         batch_size=network.batch_size,

@@ -315,7 +315,7 @@ class Trainer:
     def _hint(self) -> None:
         ways = [f"more threads (-j {2 * max(self.config.workers, 1)})"]
         ways += ["--cache memory"] if self.config.cache == "none" else []
-        ways += ["convnet-prepare, for folders of photographs"] if Path(self.config.data).is_dir() else []
+        ways += ["convnet-prepare"] if (Path(self.config.data) / "train").is_dir() else []
         waited = f"{100 * self.speed.all_waiting:.0f} % of the time went by waiting for images"
         self.console.say(f"{waited}; what can help: {'; '.join(ways)}")
 

@@ -17,6 +17,7 @@ from convnet import config, info
 from convnet.cli import info as info_command
 from convnet.cli import train as train_command
 from convnet.config import Config
+from convnet.data import jpeg
 from convnet.shapes import ConvShape, LinearShape
 
 ROOT = str(Path(convnet.__file__).parents[1])
@@ -191,11 +192,13 @@ def test_info_reports_as_json_and_text(capsys):
     assert code == (0 if all(result == "ok" for result in found["devices"].values()) else 6)
     assert found["versions"]["convnet"] == convnet.__version__
     assert {"emulator", "cuda", "cuda_kernels", "system"} <= set(found)
+    assert found["jpeg_decoder"] == jpeg.decoder()
     assert call(info_command.main) == code
     text = capsys.readouterr().out
     for name in found["devices"]:
         assert name in text
     assert found["versions"]["numpy"] in text
+    assert f"jpeg decoder  {jpeg.decoder()}\n" in text
 
 
 def test_the_self_test_notices_a_wrong_device(monkeypatch, capsys):

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from data_files import write_folder
+from data_files import write_cifar, write_folder
 
 from convnet.data import Batch, Loader, Statistics, open_dataset, sampled_statistics
 from convnet.data.loader import AHEAD, CHUNK
@@ -148,6 +148,20 @@ def test_a_folder_gives_the_same_batches_for_any_number_of_workers(tmp_path):
     assert equal(runs[0], runs[1])
     assert equal(runs[0], runs[2])
     assert not equal(runs[0][:6], runs[0][6:])
+
+
+@pytest.mark.parametrize("kind", ["shapes", "folder", "CIFAR"])
+def test_every_split_writes_where_it_is_told(tmp_path, kind):
+    path = {
+        "shapes": lambda: "shapes",
+        "folder": lambda: write_folder(tmp_path / "photos"),
+        "CIFAR": lambda: write_cifar(tmp_path / "cifar.tar.gz", "bin"),
+    }[kind]()
+    room = np.full((3, 24, 24, 3), 7, np.uint8)
+    for split in (open_dataset(path, size=24, seed=0).train, open_dataset(path, size=24, seed=0).valid):
+        assert split.image(4, room[1]).ctypes.data == room[1].ctypes.data
+        np.testing.assert_array_equal(room[1], split.image(4))
+        assert (room[::2] == 7).all()
 
 
 def test_windows_flips_and_noise_follow_their_distributions():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from data_files import write_cifar
 from runs import TINY, final, here, records, shared_images, straight_run, training
 
 import convnet
@@ -106,8 +107,8 @@ def test_noise_is_an_option(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "ways"), [
-    (("-j", "3"), "more threads (-j 6); --cache memory; convnet-prepare, for folders of photographs"),
-    (("--cache", "memory"), "more threads (-j 4); convnet-prepare, for folders of photographs"),
+    (("-j", "3"), "more threads (-j 6); --cache memory; convnet-prepare"),
+    (("--cache", "memory"), "more threads (-j 4); convnet-prepare"),
 ])  # fmt: skip
 def test_a_run_that_waits_for_images_says_once_what_can_help(images, tmp_path, monkeypatch, capsys, options, ways):
     monkeypatch.setattr(train, "HINT_STEPS", 3)
@@ -116,6 +117,14 @@ def test_a_run_that_waits_for_images_says_once_what_can_help(images, tmp_path, m
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "waiting for images" in line]
     assert line.endswith(f"of the time went by waiting for images; what can help: {ways}")
     assert line in (tmp_path / "run/log.txt").read_text()
+
+
+def test_only_an_image_folder_can_be_prepared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "HINT_STEPS", 1)
+    monkeypatch.setattr(train, "HINT_SHARE", -1)
+    archive = write_cifar(tmp_path / "cifar.tar.gz", "bin")
+    assert main([str(archive), *TINY, "--steps", "1", "-o", str(tmp_path / "run")]) == 0
+    assert "what can help: more threads (-j 4); --cache memory\n" in capsys.readouterr().out
 
 
 def test_a_run_that_does_not_wait_says_nothing(images, tmp_path, monkeypatch, capsys):
