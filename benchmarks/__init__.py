@@ -1,4 +1,5 @@
-"""Timings: ``python -m benchmarks.ops`` for layers and passes, ``python -m benchmarks.step`` for training steps."""
+"""Timings: ``python -m benchmarks.ops`` for layers and passes, ``python -m benchmarks.step`` for training steps,
+``python -m benchmarks.data`` for the way of images into the network."""
 
 import os
 import sys

@@ -281,7 +281,7 @@ def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:
         _sampled(bench, f"{layer.name} backward filter", dweight, shape.N,
                  lambda c, f: (x[:, c] * dy[:, f], 0.0)), shape,
     )  # fmt: skip
-    if layer.relu:
+    if layer.activation == "relu":
         yield _relu_backward(bench, layer.name, shape.y)
 
 

@@ -64,7 +64,7 @@ def compare(net: Network, turns: int, with_torch: bool = True) -> dict[str, Any]
     windows, tints = np.zeros((n, 3), np.int32), np.zeros((n, 3), np.float32)
     last_layer = net.spec.layers[-1].name
     mean = np.full((3, crop, crop), 127.5, np.float32)
-    net.set_mean(mean)
+    net.set_input(mean)
 
     def ours(number: int) -> None:
         net.train_batch(stored[number % BATCHES], labels[number % BATCHES], windows, tints)

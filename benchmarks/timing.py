@@ -1,4 +1,4 @@
-"""What both benchmarks share: clocks, medians and their noise, a description of the machine, and the JSON files."""
+"""What the benchmarks share: clocks, medians and their noise, a description of the machine, and the JSON files."""
 
 from __future__ import annotations
 

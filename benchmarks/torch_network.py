@@ -64,7 +64,8 @@ class TorchNetwork:
                     x = self._overhang(x, layer)
                 groups = 1 if layer.joins or not split else self.spec.towers
                 weight, bias = self.parameters[f"{layer.name}.weight"], self.parameters[f"{layer.name}.bias"]
-                x = F.relu(F.conv2d(x, weight, bias, layer.stride, layer.padding, groups=groups), inplace=True)
+                x = F.conv2d(x, weight, bias, layer.stride, layer.padding, groups=groups)
+                x = self._activate(x, layer.activation)
                 split = True
             elif isinstance(layer, Lrn):
                 x = self._lrn(x, layer)
@@ -73,10 +74,16 @@ class TorchNetwork:
             elif isinstance(layer, Linear):
                 weight, bias = self.parameters[f"{layer.name}.weight"], self.parameters[f"{layer.name}.bias"]
                 x = F.linear(x.flatten(1), weight, bias)
-                x = F.relu(x, inplace=True) if layer.relu else x
+                x = self._activate(x, layer.activation)
             elif isinstance(layer, Dropout):
                 x = F.dropout(x, layer.p) * (1 - layer.p) if train else x * (1 - layer.p)
         return x
+
+    @staticmethod
+    def _activate(x: torch.Tensor, activation: str | None) -> torch.Tensor:
+        if activation == "relu":
+            return F.relu(x, inplace=True)
+        return x.tanh_() if activation == "tanh" else x
 
     def _lrn(self, x: torch.Tensor, layer: Lrn) -> torch.Tensor:
         alpha = layer.alpha * layer.size  # PyTorch divides it by the size

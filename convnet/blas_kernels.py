@@ -36,7 +36,8 @@ __all__ = [
     "conv_backward_filter_workspace", "conv_forward", "conv_variant", "dropout_backward", "dropout_forward",
     "fold_weight", "force_variant", "ingest", "linear_backward_data", "linear_backward_filter", "linear_forward",
     "linear_variant", "linear_workspace", "lrn_backward", "lrn_forward", "max_pool_backward", "max_pool_forward",
-    "relu_backward", "relu_forward", "scale", "sgd", "softmax_cross_entropy", "unfold_gradient", "variants",
+    "relu_backward", "relu_forward", "scale", "sgd", "softmax_cross_entropy", "tanh_backward", "tanh_forward",
+    "unfold_gradient", "variants",
 ]  # fmt: skip
 
 
@@ -69,6 +70,28 @@ def relu_backward(count: int, precision: str, dy: F32, y: F32, dx: F32, stream: 
         positive = scratch("chosen", (cut.stop - cut.start,), np.bool_)
         np.greater(output[cut], 0, out=positive)
         np.copyto(target[cut], keep(gradient[cut], positive))
+
+    run(len(cuts), task)
+
+
+def tanh_forward(count: int, precision: str, x: F32, y: F32, stream: int) -> None:
+    fp32_only(precision)
+    source, target = _flat(count, x, y)
+    cuts = pieces(count, blas_common.BLOCK)
+    run(len(cuts), lambda index: np.tanh(source[cuts[index]], out=target[cuts[index]]))
+
+
+def tanh_backward(count: int, precision: str, dy: F32, y: F32, dx: F32, stream: int) -> None:
+    fp32_only(precision)
+    gradient, output, target = _flat(count, dy, y, dx)
+    cuts = pieces(count, blas_common.BLOCK)
+
+    def task(index: int) -> None:
+        cut = cuts[index]
+        slope = scratch("slope", (cut.stop - cut.start,))
+        np.multiply(output[cut], output[cut], out=slope)
+        np.subtract(np.float32(1), slope, out=slope)
+        np.multiply(gradient[cut], slope, out=target[cut])
 
     run(len(cuts), task)
 
@@ -215,7 +238,7 @@ def ingest(
     if shape.fold != 1:
         raise ValueError(f'ingest: cpu does not fold images, got fold={shape.fold}; use device "emu" or "cuda"')
     pixels, out = images.reshape(shape.valid, shape.H, shape.W, 3), y.reshape(shape.y)
-    means, factor = mean.reshape(3, shape.crop, shape.crop), np.float32(shape.scale)
+    means, factor = mean.reshape(3, shape.crop, shape.crop), np.array(shape.scale, np.float32)[:, None, None]
     cuts = pieces(shape.crop, 8)
 
     def task(index: int) -> None:

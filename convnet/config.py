@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from .precision import PRECISIONS
-from .spec import TrainDefaults
+from .schedule import stages_of
+from .spec import ACTIVATIONS, TrainDefaults
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +28,10 @@ else:
 
 @dataclass(frozen=True)
 class Option:
-    """How one field of ``Config`` looks to the user. ``fixed``: a resumed run cannot change it."""
+    """How one field of ``Config`` looks to the user.
+
+    ``fixed``: a resumed run cannot change it. ``unset``: what no value means. A list has no flag, it comes from TOML.
+    """
 
     group: str
     help: str
@@ -38,6 +42,7 @@ class Option:
     below: float = math.inf
     choices: tuple[str, ...] = ()
     fixed: bool = False
+    unset: str = "the network's"
 
 
 def _option(default: Any, group: str, text: str, kind: type, *flags: str, **rules: Any) -> Any:
@@ -50,10 +55,39 @@ class Config:
 
     data: str = _option("shapes", "data", "shapes, an image folder, or a CIFAR-10 archive or folder", str)
     augment: bool = _option(True, "data", "no random crops, flips and colour noise", bool, "--no-augment", fixed=True)
+    noise: float = _option(
+        0.1, "data", "colour noise, in standard deviations of the training images' colours", float, "--noise", low=0
+    )
+    normalisation: str = _option(
+        "mean-image",
+        "data",
+        "subtract the mean image, or bring every channel to mean 0 and standard deviation 1",
+        str,
+        "--normalisation",
+        choices=("mean-image", "mean-std"),
+        fixed=True,
+    )
+    cache: str = _option(
+        "none", "data", "where images stay once they are decoded", str, "--cache", choices=("none", "memory")
+    )
     workers: int = _option(2, "data", "threads that prepare images ahead of the device", int, "-j", "--workers", low=0)
     model: str = _option("alexnet-tiny", "network", "network to train", str, "--model", fixed=True)
     crop: int = _option(None, "network", "side of the input images", int, "--crop", low=1, fixed=True)
     width: float = _option(1.0, "network", "factor on the numbers of maps", float, "--width", above=0, fixed=True)
+    activation: str = _option(
+        "relu", "network", "behind all but the last layer", str, "--activation", choices=ACTIVATIONS, fixed=True
+    )
+    dropout: float | None = _option(
+        None, "network", "probability of dropping, 0 for none", float, "--dropout", low=0, below=1, fixed=True
+    )
+    towers: int | None = _option(
+        None, "network", "1 for one tower, of half the maps", int, "--towers", low=1, below=3, fixed=True
+    )
+    lrn: bool = _option(True, "network", "no response normalisation", bool, "--no-lrn", fixed=True)
+    overlap: bool = _option(
+        True, "network", "pooling windows as large as their stride", bool, "--no-overlap", fixed=True
+    )
+    joins: bool = _option(True, "network", "towers that meet in the last layer only", bool, "--no-joins", fixed=True)
     device: str = _option("auto", "device", "auto, cpu, emu[:i] or cuda:i[,cuda:j]", str, "--device")
     precision: str = _option(
         "fp32",
@@ -69,7 +103,7 @@ class Config:
     )
     epochs: int = _option(None, "training", "passes over the training images", int, "--epochs", low=1)
     steps: int | None = _option(
-        None, "training", "stop after so many steps, wherever in an epoch", int, "--steps", low=1
+        None, "training", "stop after so many steps, wherever in an epoch", int, "--steps", low=1, unset="no limit"
     )
     lr: float = _option(None, "training", "learning rate at the start", float, "--lr", above=0)
     momentum: float = _option(None, "training", "momentum", float, "--momentum", low=0, below=1)
@@ -77,12 +111,29 @@ class Config:
     lr_schedule: str = _option(
         None,
         "training",
-        "when the rate is divided by 10: when the error stops falling, after 1/4, 1/2, 3/4 of the epochs, or never",
+        "divides the rate by 10 when the error stops falling, thrice, then ends the run (plateau), or after 1/4, 1/2, "
+        "3/4 of the epochs (step); lowers it along half a cosine (cosine); follows a --config file's stages (stages)",
         str,
         "--lr-schedule",
-        choices=("plateau", "step", "constant"),
+        choices=("plateau", "step", "constant", "cosine", "stages"),
     )
+    warmup: float = _option(0.0, "training", "epochs over which the rate rises to --lr", float, "--warmup", low=0)
+    stages: list[dict[str, Any]] | None = _option(None, "training", "rates from given epochs on", list, unset="none")  # noqa: RUF009
     patience: int = _option(None, "training", "plateau: evaluations without a lower error", int, "--patience", low=1)
+    init_from: str | None = _option(
+        None,
+        "fine-tuning",
+        "run folder or checkpoint to start from; layers whose shape differs are new, and so is the last one where the "
+        "classes differ. The network is that run's unless options change it",
+        str,
+        "--init-from",
+        fixed=True,
+        unset="none",
+    )
+    freeze: str | None = _option(
+        None, "fine-tuning", "layers that do not learn, as conv1,conv2", str, "--freeze", unset="none"
+    )
+    head_lr: float = _option(1.0, "fine-tuning", "factor on the rate of new layers", float, "--head-lr", above=0)
     seed: int = _option(0, "training", "decides every random number", int, "--seed", low=0, below=2**64, fixed=True)
     eval_every: int = _option(1, "run folder", "epochs between evaluations", int, "--eval-every", low=1)
     save_every: int = _option(
@@ -98,10 +149,14 @@ class Config:
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
             _check(name, option, getattr(self, name))
+        stages_of(self.stages or [])
+        if self.lr_schedule == "stages" and not self.stages:
+            raise ValueError("--lr-schedule stages needs [[stages]] in a --config file")
 
     def network_options(self) -> dict[str, Any]:
         """What of this changes the network: keywords of ``spec.network``."""
-        return {"crop": self.crop, "width": self.width}
+        names = ("crop", "width", "activation", "dropout", "towers", "lrn", "overlap", "joins")
+        return {name: getattr(self, name) for name in names}
 
     def resolved(self, defaults: TrainDefaults, crop: int) -> Config:
         """This configuration with the network's values where nothing was said."""
@@ -109,10 +164,10 @@ class Config:
             "crop": crop,
             "batch_size": defaults.batch_size,
             "epochs": defaults.epochs,
-            "lr": defaults.lr,
+            "lr": self.stages[0]["lr"] if self.stages else defaults.lr,
             "momentum": defaults.momentum,
             "weight_decay": defaults.weight_decay,
-            "lr_schedule": defaults.schedule,
+            "lr_schedule": "stages" if self.stages else defaults.schedule,
             "patience": defaults.patience,
         }
         return replace(self, **{name: value for name, value in network.items() if getattr(self, name) is None})
@@ -142,7 +197,7 @@ def _check(name: str, option: Option, value: Any) -> None:
         raise ValueError(f"{spelled(name)} must be {' and '.join(bounds)}, got {value}")
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
+_KINDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false", list: "tables"}
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -164,16 +219,25 @@ def read_toml(path: str) -> dict[str, Any]:
 
 def to_toml(config: Config) -> str:
     """The text of a TOML file that ``read_toml`` turns into the same configuration."""
-    lines = []
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, str):
-            # JSON strings are TOML strings but for the one control character that JSON leaves alone
-            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        else:
-            text = str(value).lower() if isinstance(value, bool) else repr(value)
-        if value is not None:
-            lines.append(f"{name} = {text}\n")
-    return "".join(lines)
+    values = dataclasses.asdict(config)
+    tables = values.pop("stages") or []
+    text = _lines(values)
+    for table in tables:
+        text += f"\n[[stages]]\n{_lines(table)}"
+    return text
+
+
+def _lines(values: dict[str, Any]) -> str:
+    return "".join(f"{name} = {_value(value)}\n" for name, value in values.items() if value is not None)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_value(name)} = {_value(entry)}" for name, entry in value.items()) + " }"
+    if isinstance(value, str):
+        # JSON strings are TOML strings but for the one control character that JSON leaves alone
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def merged(flags: dict[str, Any], file: dict[str, Any], saved: dict[str, Any]) -> Config:
@@ -181,6 +245,8 @@ def merged(flags: dict[str, Any], file: dict[str, Any], saved: dict[str, Any]) -
     values = {**{name: value for name, value in saved.items() if name in OPTIONS}, **file, **flags}
     if isinstance(data := values.get("data"), str) and data != "shapes":
         values["data"] = os.path.abspath(Path(data).expanduser())
+    if isinstance(start := values.get("init_from"), str):
+        values["init_from"] = os.path.abspath(Path(start).expanduser())
     return Config(**values)
 
 

@@ -231,6 +231,27 @@ def relu_backward(dy: Values, y: Values, *, device: str = "cpu", precision: str 
     return call.get(dx)
 
 
+def tanh(x: Values, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """The hyperbolic tangent within 2.5 units in the last place, any shape."""
+    op = "tanh"
+    floats(op, "x", x)
+    call = Call(op, device, precision)
+    y = call.empty(x.shape)
+    ops.tanh_forward(call.stream, precision, call.put_rounded(x), y)
+    return call.get(y)
+
+
+def tanh_backward(dy: Values, y: Values, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """dy (1 - y^2) from the output ``y``; any shape."""
+    op = "tanh_backward"
+    floats(op, "y", y)
+    floats(op, "dy", dy, y.shape)
+    call = Call(op, device, precision)
+    dx = call.empty(y.shape)
+    ops.tanh_backward(call.stream, precision, call.put_rounded(dy), call.put_rounded(y), dx)
+    return call.get(dx)
+
+
 def dropout(
     x: Values, p: float, *, seed: int, step: int, layer: int, device: str = "cpu", precision: str = "fp32"
 ) -> tuple[Values, Values]:

@@ -1,8 +1,8 @@
 """Layers at work: each owns its buffers on one device and runs its kernels forward and backward.
 
 ``forward(train)`` fills ``y`` from ``x``. ``backward(dy)`` takes the gradient of the loss with respect to ``y``, which
-it may overwrite, leaves the parameters' gradients in ``gradients`` and returns the gradient with respect to ``x`` (None
-where nobody needs it).
+it may overwrite, computes the gradients of the parameters unless the layer is ``frozen``, and returns the gradient with
+respect to ``x`` where a layer ``below`` needs it, else None.
 """
 
 from __future__ import annotations
@@ -80,16 +80,17 @@ class LayerOnDevice(ABC):
     x: Array
     y: Array = field(init=False)
     parameters: list[Parameter] = field(init=False, default_factory=list)
+    frozen: bool = field(init=False, default=False)
 
     @abstractmethod
     def forward(self, train: bool) -> None: ...
 
     @abstractmethod
-    def backward(self, dy: Array) -> Array | None: ...
+    def backward(self, dy: Array, below: bool) -> Array | None: ...
 
     def update(self, lr: float, momentum: float, weight_decay: float, rates: Mapping[str, float]) -> None:
-        """The step of all parameters, their copies included."""
-        for p in self.parameters:
+        """The step of all parameters, their copies included. A frozen layer stays as it is, its velocity too."""
+        for p in () if self.frozen else self.parameters:
             rate, decay = lr * rates.get(p.name, 1.0), weight_decay if p.decays else 0.0
             ops.sgd(self.stream, p.value, p.velocity, p.gradient, p.copy, rate, momentum, decay)
 
@@ -116,14 +117,15 @@ class LayerOnDevice(ABC):
 
 @dataclass
 class ConvLayer(LayerOnDevice):
-    """Convolution with bias and ReLU.
+    """Convolution with bias and activation.
 
     Where its input lies folded, products are those of ``shape.folded``, which have more terms for the tensor cores to
     work on at a time; the parameters keep their shape, and only what the products read and write is folded.
     """
 
     shape: ConvShape
-    first: bool  # nobody needs the gradient with respect to the images
+    activation: str | None
+    first: bool  # nobody ever needs the gradient with respect to the images
 
     def __post_init__(self) -> None:
         self.folds = self.x.shape != self.shape.x
@@ -145,15 +147,17 @@ class ConvLayer(LayerOnDevice):
 
     def forward(self, train: bool) -> None:
         operands = self.x, self.filters, self.bias.value
-        ops.conv_forward(self.stream, self.product, self.precision, *operands, self.y, relu=True)
+        ops.conv_forward(self.stream, self.product, self.precision, *operands, self.y, self.activation == "relu")
+        activate(self)
 
-    def backward(self, dy: Array) -> Array | None:
+    def backward(self, dy: Array, below: bool) -> Array | None:
         problem = self.stream, self.product, self.precision
-        ops.relu_backward(self.stream, self.precision, dy, self.y, dy)
-        ops.conv_backward_filter(*problem, dy, self.x, self.dfilters, self.bias.gradient, self.side.workspace)
-        if self.folds:
-            ops.unfold_gradient(self.stream, self.shape, self.dfilters, self.weight.gradient)
-        if self.first:
+        activate_backward(self, dy)
+        if not self.frozen:
+            ops.conv_backward_filter(*problem, dy, self.x, self.dfilters, self.bias.gradient, self.side.workspace)
+            if self.folds:
+                ops.unfold_gradient(self.stream, self.shape, self.dfilters, self.weight.gradient)
+        if not below:
             return None
         dx = self.side.gradient(self.shape.x)
         ops.conv_backward_data(*problem, dy, self.filters, dx)
@@ -174,10 +178,10 @@ class ConvLayer(LayerOnDevice):
 
 @dataclass
 class LinearLayer(LayerOnDevice):
-    """Fully-connected layer with bias, and ReLU where ``relu``."""
+    """Fully-connected layer with bias and activation."""
 
     shape: LinearShape
-    relu: bool
+    activation: str | None
 
     def __post_init__(self) -> None:
         self.x = self.x.view(self.shape.x)  # maps are flattened in the order channel, row, column
@@ -194,17 +198,34 @@ class LinearLayer(LayerOnDevice):
 
     def forward(self, train: bool) -> None:
         operands = self.x, self.matrix, self.bias.value
-        workspace = self.side.workspace
-        ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, self.relu, workspace)
+        relu, workspace = self.activation == "relu", self.side.workspace
+        ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, relu, workspace)
+        activate(self)
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, below: bool) -> Array | None:
         problem, workspace = (self.stream, self.shape, self.precision), self.side.workspace
-        if self.relu:
-            ops.relu_backward(self.stream, self.precision, dy, self.y, dy)
-        ops.linear_backward_filter(*problem, dy, self.x, self.weight.gradient, self.bias.gradient, workspace)
+        activate_backward(self, dy)
+        if not self.frozen:
+            ops.linear_backward_filter(*problem, dy, self.x, self.weight.gradient, self.bias.gradient, workspace)
+        if not below:
+            return None
         dx = self.side.gradient(self.shape.x)
         ops.linear_backward_data(*problem, dy, self.matrix, dx, workspace)
         return dx
+
+
+def activate(layer: ConvLayer | LinearLayer) -> None:
+    """What of the activation is not part of the product, in place."""
+    if layer.activation == "tanh":
+        ops.tanh_forward(layer.stream, layer.precision, layer.y, layer.y)
+
+
+def activate_backward(layer: ConvLayer | LinearLayer, dy: Array) -> None:
+    """Makes ``dy`` the gradient with respect to what the activation was applied to."""
+    if layer.activation == "relu":
+        ops.relu_backward(layer.stream, layer.precision, dy, layer.y, dy)
+    elif layer.activation == "tanh":
+        ops.tanh_backward(layer.stream, layer.precision, dy, layer.y, dy)
 
 
 @dataclass
@@ -222,7 +243,7 @@ class PoolLayer(LayerOnDevice):
         argmax = self.argmax if train else None
         ops.max_pool_forward(self.stream, self.shape, self.precision, self.x, self.y, argmax)
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, below: bool) -> Array:
         dx = self.side.gradient(self.shape.x)
         ops.max_pool_backward(self.stream, self.shape, self.precision, dy, self.argmax, dx)
         return dx
@@ -241,7 +262,7 @@ class LrnLayer(LayerOnDevice):
     def forward(self, train: bool) -> None:
         ops.lrn_forward(self.stream, self.shape, self.precision, self.x, self.y)
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, below: bool) -> Array:
         dx = self.side.gradient(self.shape.x)
         ops.lrn_backward(self.stream, self.shape, self.precision, dy, self.x, dx)
         return dx
@@ -264,7 +285,8 @@ class DropoutLayer(LayerOnDevice):
         if not train:
             ops.scale(self.stream, self.precision, self.x, 1.0 - self.p, self.y)
             return
-        blocks, features, lanes = self.x.shape
+        blocks, lanes = self.x.shape[0], self.x.shape[-1]
+        features = self.x.size // (blocks * lanes)
         shape = DropoutShape(
             blocks * lanes,
             features,
@@ -276,9 +298,10 @@ class DropoutLayer(LayerOnDevice):
             self.step,
             self.index,
         )
-        ops.dropout_forward(self.stream, shape, self.precision, self.x, self.y, self.mask)
+        arrays = (array.view(shape.x) for array in (self.x, self.y, self.mask))
+        ops.dropout_forward(self.stream, shape, self.precision, *arrays)
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, below: bool) -> Array:
         ops.dropout_backward(self.stream, self.precision, dy, self.mask, dy)
         return dy
 
@@ -325,9 +348,10 @@ def build(placed: spec.Placed, side: Side, x: Array, N: int, lanes: int, towers:
     """
     layer, name, share = placed.layer, placed.layer.name, side.count
     if isinstance(layer, spec.Conv):
-        return ConvLayer(name, side, x, conv_shape(placed, share, N, lanes), first=placed.index == 0)
+        shape = conv_shape(placed, share, N, lanes)
+        return ConvLayer(name, side, x, shape, layer.activation, first=placed.index == 0)
     if isinstance(layer, spec.Linear):
-        return LinearLayer(name, side, x, linear_shape(placed, share, N, lanes), layer.relu)
+        return LinearLayer(name, side, x, linear_shape(placed, share, N, lanes), layer.activation)
     if isinstance(layer, spec.Pool):
         C = placed.C // share
         pool = PoolShape.of(N, C, placed.H, placed.W, layer.size, layer.stride, ceil_mode=True, lanes=lanes)

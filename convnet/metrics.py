@@ -61,8 +61,8 @@ class Speed:
     """Images per second and waiting for data since the last record, over the time spent in training steps alone."""
 
     def __init__(self) -> None:
-        self.images = self.all_images = 0
-        self.busy = self.waited = self.all_busy = 0.0
+        self.images = self.all_images = self.steps = 0
+        self.busy = self.waited = self.all_busy = self.all_waited = 0.0
         self.mark = time.monotonic()
 
     def restart(self) -> None:
@@ -74,7 +74,8 @@ class Speed:
         now = time.monotonic()
         self.images, self.all_images = self.images + images, self.all_images + images
         self.busy, self.all_busy = self.busy + now - self.mark, self.all_busy + now - self.mark
-        self.waited, self.mark = self.waited + waited, now
+        self.waited, self.all_waited = self.waited + waited, self.all_waited + waited
+        self.steps, self.mark = self.steps + 1, now
 
     def recorded(self) -> None:
         self.images, self.busy, self.waited = 0, 0.0, 0.0
@@ -87,6 +88,11 @@ class Speed:
     def waiting(self) -> float:
         """The share of the time, 0..1."""
         return min(1.0, self.waited / max(self.busy, 1e-9))
+
+    @property
+    def all_waiting(self) -> float:
+        """The same since the start."""
+        return min(1.0, self.all_waited / max(self.all_busy, 1e-9))
 
     def eta(self, images: int) -> str:
         """How long so many more images take at the speed of the run so far."""
@@ -134,11 +140,12 @@ class MetricsFile:
 class Console:
     """Lines on standard output, one moving line on a terminal, warnings on standard error; all lines go to the log too.
 
-    ``broken`` tells that nobody reads standard output any more.
+    ``aside`` sends the lines to standard error as well, where standard output is for results. ``broken`` tells that
+    nobody reads standard output any more.
     """
 
-    def __init__(self, quiet: bool = False, verbose: bool = False):
-        self.quiet, self.verbose, self.broken = quiet, verbose, False
+    def __init__(self, quiet: bool = False, verbose: bool = False, aside: bool = False):
+        self.quiet, self.verbose, self.aside, self.broken = quiet, verbose, aside, False
         self.log: IO[str] | None = None
         self.bar: tqdm[Any] | None = None
         self.last_line = -float("inf")
@@ -146,7 +153,7 @@ class Console:
     def say(self, text: str) -> None:
         self.note(text)
         if not self.quiet:
-            self._write(text, sys.stdout)
+            self._write(text, sys.stderr if self.aside else sys.stdout)
 
     def warn(self, text: str) -> None:
         self.note(f"warning: {text}")

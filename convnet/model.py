@@ -8,7 +8,7 @@ crosses between devices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -32,7 +32,7 @@ class Network:
     ``devices`` is "auto" (a GPU per tower, two at most; without any the CPU), "cpu", "emu[:i]" or "cuda[:i]", or a
     comma-separated list of emulators or GPUs that share the towers. ``batch_size`` is the largest number of images in
     one call. ``precision`` is "fp32" anywhere, and "tf32" or "bf16" on emulators and GPUs; what users see is float32
-    always. Further keywords (``crop``, ``width``, ``dropout``) change the network, see ``convnet.spec.network``.
+    always. Further keywords (``crop``, ``width``, ``dropout``, ...) change the network: see ``convnet.spec.network``.
     Weights are drawn from ``seed``. All memory is allocated here, but for a buffer of stored images that comes with the
     first ``train_batch`` or ``evaluate_batch``; ``close`` gives it back.
 
@@ -47,17 +47,16 @@ class Network:
         precision: str = "fp32",
         num_classes: int | None = None,
         seed: int = 0,
-        *,
-        crop: int | None = None,
-        width: float = 1.0,
-        dropout: float | None = None,
+        **changes: Any,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must lie in 0 .. 2^64 - 1, got {seed}")
         if isinstance(model, str):
-            model = network(model, num_classes=num_classes, crop=crop, width=width, dropout=dropout)
+            model = network(model, num_classes=num_classes, **changes)
+        elif num_classes is not None or changes:
+            raise ValueError("a NetworkSpec is taken as it is: change it by convnet.spec.network(...)")
         self.spec = model
         self.batch_size, self.precision, self.seed = batch_size, precision, seed
         self.steps_done = 0
@@ -91,7 +90,7 @@ class Network:
         self._means = [side.device.empty((3, crop, crop)) for side in self._sides]
         self._windows = [side.device.empty((N, 3), np.int32) for side in self._sides]
         self._noise = [side.device.empty((N, 3)) for side in self._sides]
-        self.set_mean(np.zeros((3, crop, crop), np.float32))
+        self.set_input(np.zeros((3, crop, crop), np.float32))
         activations = self._inputs
         part = 0
         for placed in self._placed:
@@ -192,8 +191,9 @@ class Network:
                 on_side.copy_weights()
 
     def gradients(self) -> dict[str, Values]:
-        """Gradients of the mean loss from the last ``backward``; keys and shapes as in ``weights``."""
-        return self._collect("gradient")
+        """Gradients of the mean loss from the last ``backward``; keys and shapes as in ``weights``, without those of
+        frozen layers."""
+        return {n: g for n, g in self._collect("gradient").items() if n.partition(".")[0] not in self.frozen}
 
     def velocity(self) -> dict[str, Values]:
         """The momentum terms; keys and shapes as in ``weights``."""
@@ -202,6 +202,31 @@ class Network:
     def load_velocity(self, velocity: Mapping[str, Values]) -> None:
         """Replaces all momentum terms, as ``load_weights`` does weights."""
         self._distribute("velocity", velocity)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that have weights, in order."""
+        return [layer[0].name for layer in self._layers if layer[0].parameters]
+
+    @property
+    def frozen(self) -> list[str]:
+        """The layers that do not learn."""
+        return [layer[0].name for layer in self._layers if layer[0].parameters and layer[0].frozen]
+
+    def freeze(self, names: Iterable[str]) -> None:
+        """These layers, and no others, keep their weights from now on: no work is done for their gradients, nor for
+        anything below the lowest layer that learns. Raises ``ValueError`` for unknown names and when nothing is left.
+        """
+        self._check_open()
+        wanted = set(names)
+        if unknown := sorted(wanted - set(self.layers)):
+            names = ", ".join(self.layers)
+            raise ValueError(f'freeze: no layer with weights is called "{unknown[0]}"; there are {names}')
+        if wanted == set(self.layers):
+            raise ValueError("freeze: all layers are frozen; leave at least one to learn")
+        for layer in self._layers:
+            for on_side in layer:
+                on_side.frozen = on_side.name in wanted
 
     # ---- running
 
@@ -244,12 +269,21 @@ class Network:
                 on_side.update(lr, momentum, weight_decay, rates or {})
         self.steps_done += 1
 
-    def set_mean(self, mean: Values) -> None:
-        """The mean image, float32 (3, crop, crop) in 0..255, that is subtracted from stored images."""
+    def set_input(self, mean: Values, scale: float | Sequence[float] | None = None) -> None:
+        """What stored images go through on their way in: (pixel - mean + noise) * scale.
+
+        ``mean`` is float32 (3, crop, crop) in 0..255; ``scale`` a number, or one for each channel, by default the
+        network's ``input_scale``.
+        """
         self._check_open()
         shape = (3, self.spec.crop, self.spec.crop)
         if mean.shape != shape or mean.dtype != np.float32:
             raise ValueError(f"mean must be float32 of shape {shape}, got {mean.dtype} of shape {mean.shape}")
+        factors = np.asarray(self.spec.input_scale if scale is None else scale, np.float64)
+        if factors.shape not in ((), (3,)) or not np.isfinite(factors).all():
+            raise ValueError(f"scale must be a finite number, or one for each of the 3 channels, got {scale}")
+        red, green, blue = np.broadcast_to(factors, 3).tolist()
+        self._scale = (red, green, blue)
         for side, buffer in zip(self._sides, self._means, strict=True):
             side.stream.upload(buffer, np.ascontiguousarray(mean))
 
@@ -281,7 +315,7 @@ class Network:
         if self._ingested != size:
             self._images = [side.device.empty((self._N, *size, 3), np.uint8) for side in self._sides]
             self._ingested = (int(size[0]), int(size[1]))
-        shape = IngestShape(self._N, n, size[0], size[1], crop, self._lanes, self.spec.input_scale, self._fold)
+        shape = IngestShape(self._N, n, size[0], size[1], crop, self._lanes, self._scale, self._fold)
         for i, side in enumerate(self._sides):
             stored = self._images[i].view(images.shape)
             places, tints = self._windows[i].view((n, 3)), self._noise[i].view((n, 3))
@@ -324,11 +358,13 @@ class Network:
             first.stream, shape, self.precision, last.y, self._labels, self._losses, self._ranks, None, dlogits
         )
         gradients: list[Array] = [dlogits]
+        lowest = min(placed.index for placed, layer in zip(self._placed, self._layers, strict=True) if _learns(layer))
         for placed, layer in zip(reversed(self._placed), reversed(self._layers), strict=True):
-            below = [on_side.backward(dy) for on_side, dy in zip(layer, gradients, strict=True)]
-            if placed.index == 0:
+            below = placed.index > lowest
+            passed = [on_side.backward(dy, below) for on_side, dy in zip(layer, gradients, strict=True)]
+            if not below:
                 break
-            gradients = [dx for dx in below if dx is not None]
+            gradients = [dx for dx in passed if dx is not None]
             outputs = [on_side.y for on_side in self._layers[placed.index - 1]]
             if placed.index in self._gathered:
                 gradients = self._exchange.reduce(placed.layer.name, gradients, outputs[0].shape)
@@ -365,3 +401,7 @@ class Network:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _learns(layer: list[LayerOnDevice]) -> bool:
+    return bool(layer[0].parameters) and not layer[0].frozen

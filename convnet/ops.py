@@ -229,6 +229,21 @@ def relu_backward(stream: Stream, precision: str, dy: Array, y: Array, dx: Array
     stream.launch(stream.device.kernels.relu_backward, y.size, precision, dy, y, dx)
 
 
+def tanh_forward(stream: Stream, precision: str, x: Array, y: Array) -> None:
+    """y = tanh(x)."""
+    dtype = activation_dtype(precision)
+    _check("tanh", stream, ("x", x, y.size, dtype), ("y", y, x.size, dtype))
+    stream.launch(stream.device.kernels.tanh_forward, x.size, precision, x, y)
+
+
+def tanh_backward(stream: Stream, precision: str, dy: Array, y: Array, dx: Array) -> None:
+    """dx = dy (1 - y^2)."""
+    dtype = activation_dtype(precision)
+    operands = (("dy", dy, y.size, dtype), ("y", y, y.size, dtype), ("dx", dx, y.size, dtype))
+    _check("tanh_backward", stream, *operands)
+    stream.launch(stream.device.kernels.tanh_backward, y.size, precision, dy, y, dx)
+
+
 def add(stream: Stream, precision: str, a: Array, b: Array, y: Array) -> None:
     """y = a + b."""
     dtype = activation_dtype(precision)

@@ -1,36 +1,114 @@
-"""The learning rate over a run: constant, or divided by 10 three times."""
+"""What changes over a run: the learning rate, layers' own rates, and the strength of the colour noise."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 DROPS = 3
 
 
+@dataclass(frozen=True)
+class Stage:
+    """From the beginning of ``epoch``, counted from 0, until the next stage: the rates themselves, not factors.
+
+    ``bias_lr`` is that of all biases, ``lr`` where it is None. ``layers`` gives single layers a rate of their own,
+    for weights and bias alike; 0 means that the layer is frozen. ``noise`` None leaves the colour noise as it is.
+    """
+
+    epoch: int
+    lr: float
+    bias_lr: float | None = None
+    noise: float | None = None
+    layers: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def frozen(self) -> list[str]:
+        return [name for name, rate in self.layers.items() if rate == 0]
+
+    def factor(self, parameter: str) -> float:
+        """What ``lr`` is multiplied by for a parameter such as "conv1.bias"."""
+        layer, _, kind = parameter.partition(".")
+        own = self.bias_lr if kind == "bias" and self.bias_lr is not None else self.lr
+        return self.layers.get(layer, own) / self.lr
+
+
+def stages_of(tables: Sequence[dict[str, Any]]) -> tuple[Stage, ...]:
+    """Stages from tables as TOML and JSON have them. Raises ``ValueError`` for what they cannot be."""
+    names = {f.name for f in dataclasses.fields(Stage)}
+    found: list[Stage] = []
+    for number, table in enumerate(tables, 1):
+        where = f"stages: the {number}. stage"
+        if not isinstance(table, dict) or not {"epoch", "lr"} <= table.keys() <= names:
+            raise ValueError(f"{where} needs epoch and lr and may have bias_lr, noise and layers, got {table!r}")
+        layers = table.get("layers") or {}
+        if not isinstance(layers, dict):
+            raise ValueError(f"{where}: layers must be a table of names and rates, got {layers!r}")
+        rates = {"lr": table["lr"], "bias_lr": table.get("bias_lr"), "noise": table.get("noise"), **layers}
+        for name, value in rates.items():
+            number_ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if value is not None and (not number_ok or value < 0 or (name == "lr" and value == 0)):
+                least = "more than 0" if name == "lr" else "at least 0"
+                raise ValueError(f"{where}: {name} must be a number of {least}, got {value!r}")
+        expected = found[-1].epoch + 1 if found else 0
+        epoch = table["epoch"]
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < expected or (not found and epoch):
+            rule = f"must be a whole number of at least {expected}" if found else "must be 0"
+            raise ValueError(f"{where}: epoch {rule}, got {epoch!r}")
+        found.append(Stage(**{**table, "layers": dict(layers)}))
+    return tuple(found)
+
+
 @dataclass
 class Schedule:
-    """``kind`` says when the rate drops.
+    """``kind`` says how the rate changes.
 
-    - ``plateau``: when the validation error was no lower than its minimum for ``patience`` evaluations; what the
-      paper's authors did by hand.
-    - ``step``: after 1/4, 1/2 and 3/4 of the epochs, the switching points of the 2012 program's four-step schedule.
+    - ``plateau``: divided by 10 when the validation error was no lower than its minimum for ``patience`` evaluations,
+      three times; the run ends when it stops falling once more. What the paper's authors did by hand.
+    - ``step``: divided by 10 after 1/4, 1/2 and 3/4 of the epochs, the switching points of the 2012 program's
+      four-step schedule.
+    - ``cosine``: half a cosine from ``base`` down to 0 over all epochs (Loshchilov and Hutter 2017).
+    - ``stages``: as ``stages`` say, such as a recorded run.
     - ``constant``: never.
+
+    Over the first ``warmup`` epochs of ``steps`` steps the rate rises linearly to what it would be.
     """
 
     kind: str
     base: float
     epochs: int
     patience: int
+    warmup: float = 0.0
+    steps: int = 1
+    stages: tuple[Stage, ...] = ()
     lowest: float | None = None
     waited: int = 0
     drops: int = 0
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate in an epoch, counted from 0."""
-        drops = {"plateau": self.drops, "step": (DROPS + 1) * epoch // self.epochs, "constant": 0}[self.kind]
-        return self.base / float(10 ** min(drops, DROPS))
+    def rate(self, epoch: int, step: int = 0) -> float:
+        """The learning rate of a step of an epoch, both counted from 0."""
+        progress = epoch + step / self.steps
+        if self.kind == "cosine":
+            rate = self.base * 0.5 * (1 + math.cos(math.pi * min(1.0, progress / self.epochs)))
+        elif self.kind == "stages":
+            rate = self.stage(epoch).lr
+        else:
+            drops = {"plateau": self.drops, "step": (DROPS + 1) * epoch // self.epochs, "constant": 0}[self.kind]
+            rate = self.base / float(10 ** min(drops, DROPS))
+        rising = self.warmup * self.steps
+        return rate * min(1.0, (epoch * self.steps + step + 1) / rising) if rising else rate
+
+    def stage(self, epoch: int) -> Stage:
+        """The stage that an epoch belongs to; without stages one that changes nothing."""
+        return next((s for s in reversed(self.stages) if s.epoch <= epoch), Stage(0, self.base))
+
+    @property
+    def finished(self) -> bool:
+        """The plateau schedule has nothing more to try."""
+        return self.kind == "plateau" and self.drops == DROPS and self.waited >= self.patience
 
     def evaluated(self, error: float) -> bool:
         """Takes note of a validation error; True when the rate drops now because of it."""
@@ -45,8 +123,7 @@ class Schedule:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; kind, rate and patience may change when a run is resumed."""
-        kept = ("lowest", "waited", "drops")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name in kept}
+        return {"lowest": self.lowest, "waited": self.waited, "drops": self.drops}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.lowest, self.waited, self.drops = state["lowest"], int(state["waited"]), int(state["drops"])

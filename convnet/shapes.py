@@ -258,7 +258,7 @@ class IngestShape:
     W: int
     crop: int
     lanes: int
-    scale: float
+    scale: tuple[float, float, float]  # of the channels
     fold: int = 1
 
     @property

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field, replace
 
 from .shapes import output_size
 
+ACTIVATIONS = ("relu", "tanh")
+
 
 @dataclass(frozen=True)
 class Conv:
-    """Convolution with bias and ReLU. ``std`` None means sqrt(2 / fan-in) (He et al. 2015)."""
+    """Convolution with bias and activation: "relu" or "tanh". ``std`` None means sqrt(2 / fan-in) (He et al. 2015)."""
 
     name: str
     filters: int
@@ -30,6 +32,7 @@ class Conv:
     ceil_mode: bool = False
     std: float | None = 0.01
     bias: float = 0.0
+    activation: str = "relu"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Linear:
 
     name: str
     features: int
-    relu: bool = True
+    activation: str | None = "relu"
     split: bool = True
     std: float | None = 0.01
     bias: float = 0.0
@@ -166,6 +169,8 @@ def placed_layers(spec: NetworkSpec) -> Iterator[Placed]:
             elif isinstance(layer, Linear):
                 gathers, K, P, Q = split, layer.features, 1, 1
                 split = layer.split and spec.towers > 1
+            if isinstance(layer, (Conv, Linear)) and layer.activation not in (*ACTIVATIONS, None):
+                raise ValueError(f'activation must be {" or ".join(ACTIVATIONS)}, got "{layer.activation}"')
             if (split and K % spec.towers) or (C % groups):
                 raise ValueError(f"{K} outputs of {C} inputs cannot be cut into {spec.towers} towers")
         except ValueError as error:
@@ -202,19 +207,24 @@ def _alexnet() -> NetworkSpec:
             Dropout("drop6"),
             Linear("fc7", 4096, bias=1.0),
             Dropout("drop7"),
-            Linear("fc8", 1000, relu=False, split=False),
+            Linear("fc8", 1000, activation=None, split=False),
         ),
         defaults=PAPER,
     )
 
 
+def _alexnet_6conv() -> NetworkSpec:
+    """The paper's network for pre-training on more classes: a sixth convolution over the last pooling layer. Its size
+    is that of the 2012 program's net 146, both towers read by each.
+    """
+    spec = _alexnet()
+    behind = [layer.name for layer in spec.layers].index("pool5") + 1
+    sixth = Conv("conv6", 256, 3, padding=1, joins=True, bias=1.0)
+    return replace(spec, name="alexnet-6conv", layers=(*spec.layers[:behind], sixth, *spec.layers[behind:]))
+
+
 def _alexnet_1gpu() -> NetworkSpec:
-    """The paper's comparison network on one GPU: half of the maps, fc6 and fc7 as wide as the two towers together."""
-    filters = {"conv1": 48, "conv2": 128, "conv3": 192, "conv4": 192, "conv5": 256}
-    layers = tuple(
-        replace(layer, filters=filters[layer.name]) if isinstance(layer, Conv) else layer for layer in _alexnet().layers
-    )
-    return NetworkSpec("alexnet-1gpu", crop=224, towers=1, layers=layers, defaults=PAPER)
+    return replace(_with_one_tower(_alexnet()), name="alexnet-1gpu")
 
 
 def _alexnet_tiny() -> NetworkSpec:
@@ -242,7 +252,7 @@ def _alexnet_tiny() -> NetworkSpec:
             Dropout("drop6"),
             Linear("fc7", 256, std=None),
             Dropout("drop7"),
-            Linear("fc8", 10, relu=False, split=False),
+            Linear("fc8", 10, activation=None, split=False),
         ),
         defaults=TrainDefaults(batch_size=64, epochs=6, lr=0.01, patience=1),
         input_scale=1 / 64,
@@ -252,6 +262,7 @@ def _alexnet_tiny() -> NetworkSpec:
 NETWORKS: dict[str, Callable[[], NetworkSpec]] = {
     "alexnet": _alexnet,
     "alexnet-tiny": _alexnet_tiny,
+    "alexnet-6conv": _alexnet_6conv,
     "alexnet-1gpu": _alexnet_1gpu,
 }
 
@@ -262,13 +273,20 @@ def network(
     num_classes: int | None = None,
     crop: int | None = None,
     width: float = 1.0,
+    activation: str = "relu",
     dropout: float | None = None,
+    towers: int | None = None,
+    lrn: bool = True,
+    overlap: bool = True,
+    joins: bool = True,
 ) -> NetworkSpec:
     """A network by name, changed where asked.
 
     ``width`` multiplies the number of filters and features (rounded to multiples of 8 per tower, at least 8);
-    ``dropout`` is the probability of dropping, 0 removes the layers. Raises ``ValueError`` for unknown names and
-    impossible values.
+    ``activation`` is what follows every layer of weights but the last: "relu" or "tanh"; ``dropout`` is the probability
+    of dropping, 0 removes the layers. The paper's comparisons: ``towers`` 1 makes one tower of half the maps, ``lrn``
+    False leaves the normalisation out, ``overlap`` False makes pooling windows as large as their stride, ``joins``
+    False keeps the towers apart up to the last layer. Raises ``ValueError`` for unknown names and impossible values.
     """
     if name not in NETWORKS:
         close = difflib.get_close_matches(name, NETWORKS, 1)
@@ -281,6 +299,10 @@ def network(
         raise ValueError(f"width must lie in (0, 16], got {width}")
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    if towers not in (None, 1, spec.towers):
+        raise ValueError(f'"{name}" has {spec.towers} towers and can be had with 1, got towers={towers}')
+    if towers == 1 < spec.towers:
+        spec = _with_one_tower(spec)
     step = 8 * spec.towers
 
     def scaled(size: int) -> int:
@@ -289,9 +311,9 @@ def network(
     layers: list[Layer] = []
     for layer in spec.layers:
         if isinstance(layer, Conv):
-            layers.append(replace(layer, filters=scaled(layer.filters)))
+            layers.append(replace(layer, filters=scaled(layer.filters), activation=activation))
         elif isinstance(layer, Linear) and layer.split:
-            layers.append(replace(layer, features=scaled(layer.features)))
+            layers.append(replace(layer, features=scaled(layer.features), activation=activation))
         elif isinstance(layer, Linear):
             layers.append(replace(layer, features=num_classes or layer.features))
         elif isinstance(layer, Dropout):
@@ -300,5 +322,61 @@ def network(
         else:
             layers.append(layer)
     changed = replace(spec, crop=crop or spec.crop, layers=tuple(layers))
+    if not lrn:
+        changed = replace(changed, layers=tuple(layer for layer in changed.layers if not isinstance(layer, Lrn)))
+    if not overlap:
+        changed = _without_overlap(changed)
     list(placed_layers(changed))  # raises where a layer does not fit
-    return changed
+    return changed if joins or spec.towers == 1 else _without_joins(changed)
+
+
+def _with_one_tower(spec: NetworkSpec) -> NetworkSpec:
+    """The paper's comparison on one GPU: half of the maps, but as many in the last convolution, and all features."""
+    last = max(index for index, layer in enumerate(spec.layers) if isinstance(layer, Conv))
+    layers = (
+        replace(layer, filters=layer.filters // spec.towers) if isinstance(layer, Conv) and index != last else layer
+        for index, layer in enumerate(spec.layers)
+    )
+    return replace(spec, towers=1, layers=tuple(layers))
+
+
+def _without_overlap(spec: NetworkSpec) -> NetworkSpec:
+    """Pooling windows side by side. As in the 2012 program's net 147, the convolutions in front of the later ones have
+    one pixel less of padding, so that the sizes behind them stay: 55 -> 28 -> 26 -> 13 -> 11 -> 6 for ``alexnet``.
+    """
+    layers = list(spec.layers)
+    before = 0  # the last convolution
+    for index, layer in enumerate(layers):
+        if isinstance(layer, Conv):
+            before = index
+        elif isinstance(layer, Pool):
+            layers[index] = replace(layer, size=layer.stride)
+            conv = layers[before]
+            if before and isinstance(conv, Conv):
+                layers[before] = replace(conv, padding=conv.padding - 1)
+    return replace(spec, layers=tuple(layers))
+
+
+def _without_joins(spec: NetworkSpec) -> NetworkSpec:
+    """Towers that meet in the last layer only. What is fully connected within a tower is a convolution in two groups
+    whose filters are as large as its input.
+    """
+    layers: list[Layer] = []
+    for placed in placed_layers(spec):
+        layer = placed.layer
+        if isinstance(layer, Conv) and placed.index:
+            layers.append(replace(layer, joins=False))
+        elif isinstance(layer, Linear) and layer.split:
+            layers.append(
+                Conv(
+                    layer.name,
+                    layer.features,
+                    placed.H,
+                    std=layer.std,
+                    bias=layer.bias,
+                    activation=layer.activation or "relu",
+                )
+            )
+        else:
+            layers.append(layer)
+    return replace(spec, layers=tuple(layers))

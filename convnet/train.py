@@ -14,7 +14,7 @@ import numpy as np
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .config import Config, merged, read_toml, to_toml
-from .data import DataSet, Loader, Statistics, open_dataset, statistics
+from .data import DataSet, Loader, Statistics, cached, normalisation, open_dataset, statistics
 from .info import versions
 from .metrics import Console, Meter, Speed, losses_and_ranks, percent
 from .run import (
@@ -26,8 +26,10 @@ from .run import (
     saved_options,
     saved_statistics,
 )
-from .schedule import Schedule
+from .schedule import Schedule, Stage, stages_of
 from .spec import network as network_spec
+from .trained import load_trained
+from .transfer import transfer
 
 if TYPE_CHECKING:
     from .data import Batch
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 
 RECORD_STEPS = 10  # a train record is the mean over so many steps
 FIGURE_SECONDS = 60  # figures are drawn after an evaluation when the last ones are older than this
+HINT_STEPS, HINT_SHARE = (
+    100,
+    0.3,
+)  # when more than this share of so many steps went by waiting for data, a hint is given
 FAILED_SAVES = 3  # in a row, until a run gives up
 STOPPED = 75  # EX_TEMPFAIL: batch systems start such a job again
 
@@ -56,6 +62,10 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
     else:
         inherited = {}
     config = merged(flags, file, inherited)
+    source = None
+    if config.init_from and not saved:
+        source = load_trained(config.init_from, console.warn)
+        config = merged(flags, file, {**source.settings(), **inherited})
     spec = network_spec(config.model, **config.network_options())
     config = config.resolved(spec.defaults, spec.crop)
     dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed)
@@ -64,6 +74,8 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
         check_dataset(saved, dataset)
     elif resume:
         console.say(f"there is no checkpoint in {path} yet: this is a new run")
+    if config.cache == "memory":
+        dataset = cached(dataset)
 
     from .model import Network
 
@@ -78,11 +90,19 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
     ) as network:
         if saved:
             checkpoint.check_network(saved, network.weights())
-        found = saved_statistics(saved) if saved else statistics(dataset, spec.crop)
+        new = transfer(source, network, dataset.classes) if source else []
+        if source:
+            loaded = [name for name in network.layers if name not in new]
+            console.say(
+                f"from {source.path}, step {source.checkpoint.state['step']}: {', '.join(loaded)}; new: "
+                f"{', '.join(new) or 'none'}; frozen: {config.freeze or 'none'}"
+            )
+        _check_layers(network, config)
+        found = saved_statistics(saved) if saved else statistics(dataset, spec.crop, config.workers)
         with RunFolder(path or default_folder(config)) as folder:
             console.log = folder.log
             try:
-                trainer = Trainer(network, dataset, found, config, folder, console, saved)
+                trainer = Trainer(network, dataset, found, config, folder, console, saved, new)
                 return trainer.train()
             except Exception as error:
                 console.note(f"error: {error}")
@@ -90,6 +110,19 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
             finally:
                 console.clear()
                 console.log = None
+
+
+def _frozen(config: Config, stage: Stage) -> list[str]:
+    chosen = [name.strip() for name in (config.freeze or "").split(",")]
+    return [*filter(None, chosen), *stage.frozen]
+
+
+def _check_layers(network: Network, config: Config) -> None:
+    """Raises ``ValueError`` where an option names a layer that the network does not have, or freezes all."""
+    for stage in stages_of(config.stages or []) or [Stage(0, config.lr)]:
+        network.freeze(_frozen(config, stage))
+        if unknown := sorted(stage.layers.keys() - set(network.layers)):
+            raise ValueError(f"stages: no layer is called {unknown[0]!r}; there are {', '.join(network.layers)}")
 
 
 class Trainer:
@@ -104,6 +137,7 @@ class Trainer:
         folder: RunFolder,
         console: Console,
         saved: Checkpoint | None,
+        new_layers: list[str],
     ):
         self.network, self.dataset, self.statistics = network, dataset, found
         self.config, self.folder, self.console = config, folder, console
@@ -111,14 +145,25 @@ class Trainer:
         self.momentum, self.weight_decay = config.momentum, config.weight_decay
         self.images = len(dataset.train)
         self.step = self.epoch = self.position = 0  # position: images of this epoch already trained on
-        self.schedule = Schedule(config.lr_schedule, config.lr, config.epochs, config.patience)
+        self.steps = -(-self.images // self.batch_size)  # of an epoch
+        self.schedule = Schedule(
+            config.lr_schedule,
+            config.lr,
+            config.epochs,
+            config.patience,
+            config.warmup,
+            self.steps,
+            stages_of(config.stages or []),
+        )
+        self.new_layers = new_layers  # those that the network this one started from did not have
+        self.rates: dict[str, float] = {}  # factors on the learning rate, by parameter
         self.running = Meter()  # what no train record has shown yet
         self.best: dict[str, Any] = {"error": None, "step": None}
         self.written = False  # is the present state on disk?
         self.failed_saves = 0
         self.speed = Speed()
         self.drawn = time.monotonic()
-        network.set_mean(found.mean)
+        network.set_input(*normalisation(found, config.normalisation))
         if saved:
             self._restore(saved)
         folder.rewind(self.step, evaluated=self.position < self.images)
@@ -133,6 +178,7 @@ class Trainer:
         self.schedule.restore(state["schedule"])
         self.running = Meter(**state["running"])
         self.best = state["best"]
+        self.new_layers = state.get("new_layers", [])
         self.written = saved.path.resolve() == self.folder.checkpoint(self.step).resolve()
 
     def _state(self) -> dict[str, Any]:
@@ -144,6 +190,7 @@ class Trainer:
             "schedule": self.schedule.state(),
             "running": self.running.state(),
             "best": self.best,
+            "new_layers": self.new_layers,
             "config": dataclasses.asdict(self.config),
             "classes": self.dataset.classes,
             "dataset": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
@@ -160,9 +207,8 @@ class Trainer:
             f"network: {self.config.model}, {network.parameters:,} parameters, {len(self.dataset.classes)} classes, "
             f"{self.config.precision} on {', '.join(network.devices)}"
         )
-        steps = -(-self.images // self.batch_size)
         console.say(
-            f"training: {self.epochs} epochs of {steps} steps of {self.batch_size} images, in {self.folder.path}"
+            f"training: {self.epochs} epochs of {self.steps} steps of {self.batch_size} images, in {self.folder.path}"
         )
         if self.step:
             console.say(f"resumed at step {self.step}, in epoch {self.epoch + 1}")
@@ -183,7 +229,8 @@ class Trainer:
 
     def _loop(self, stop: StopRequest) -> str:
         with self._loader(self.dataset.train, self.config.augment) as loader:
-            while self.epoch < self.epochs:
+            while self.epoch < self.epochs and not self.schedule.finished:
+                self._set_rates()
                 for batch in self._batches(loader):
                     if self.config.steps and self.step >= self.config.steps:
                         return "done"
@@ -212,21 +259,36 @@ class Trainer:
     def _batches(self, loader: Loader) -> Iterator[Batch]:
         """What is left of the epoch: nothing when only its evaluation is outstanding."""
         self.speed.restart()
-        return iter(loader.epoch(self.epoch, self.position) if self.position < self.images else ())
+        if self.position == self.images:
+            return iter(())
+        noise = self.schedule.stage(self.epoch).noise
+        return loader.epoch(self.epoch, self.position, self.config.noise if noise is None else noise)
+
+    def _set_rates(self) -> None:
+        """What this epoch's stage and the options say of single layers."""
+        stage, head = self.schedule.stage(self.epoch), self.config.head_lr
+        self.network.freeze(_frozen(self.config, stage))
+        self.rates = {
+            name: stage.factor(name) * (head if name.partition(".")[0] in self.new_layers else 1.0)
+            for layer in self.network.layers
+            for name in (f"{layer}.weight", f"{layer}.bias")
+        }
 
     def _train_step(self, batch: Batch) -> None:
-        rate = self.schedule.rate(self.epoch)
+        rate = self.schedule.rate(self.epoch, self.position // self.batch_size)
         losses, ranks = self.network.train_batch(batch.images, batch.labels, batch.windows, batch.noise)
         if not np.isfinite(losses).all():
             first, last = batch.position, batch.position + len(batch.labels) - 1
             raise self._diverged(f"the loss is {losses.mean()} (images {first} to {last} of epoch {self.epoch + 1})")
-        self.network.step(lr=rate, momentum=self.momentum, weight_decay=self.weight_decay)
+        self.network.step(rate, self.momentum, self.weight_decay, self.rates)
         self.step += 1
         self.position = batch.position + len(batch.labels)
         self.running.add(losses, ranks)
         self.written = False
         self.speed.add(len(batch.labels), batch.wait_seconds)
         self._show(rate)
+        if self.speed.steps == HINT_STEPS and self.speed.all_waiting > HINT_SHARE:
+            self._hint()
         if self.step % RECORD_STEPS == 0 or self.position == self.images:
             self._record(rate)
 
@@ -245,14 +307,21 @@ class Trainer:
             left = min(left, (self.config.steps - self.step) * self.batch_size)
         text = (
             f"loss {means['loss']:.3f}  top-1 error {100 * means['top1_error']:.1f} %  {self.speed.rate:.0f} images/s  "
-            f"data {100 * self.speed.waiting:.0f} %  eta {self.speed.eta(left)}  lr {rate:g}"
+            f"data {100 * self.speed.waiting:.0f} %  eta {self.speed.eta(left)}  lr {rate:.3g}"
         )
         batches = -(-self.position // self.batch_size), -(-self.images // self.batch_size)
         self.console.progress(*batches, f"epoch {self.epoch + 1}/{self.epochs}", text)
 
+    def _hint(self) -> None:
+        ways = [f"more threads (-j {2 * max(self.config.workers, 1)})"]
+        ways += ["--cache memory"] if self.config.cache == "none" else []
+        ways += ["convnet-prepare, for folders of photographs"] if Path(self.config.data).is_dir() else []
+        waited = f"{100 * self.speed.all_waiting:.0f} % of the time went by waiting for images"
+        self.console.say(f"{waited}; what can help: {'; '.join(ways)}")
+
     def _record(self, rate: float) -> None:
-        speed = round(self.speed.rate, 1)
-        self._append({**self._place("train"), **self.running.means(), "lr": rate, "images_per_second": speed})
+        speed = {"images_per_second": round(self.speed.rate, 1), "data_share": round(self.speed.waiting, 3)}
+        self._append({**self._place("train"), **self.running.means(), "lr": rate, **speed})
         self.running = Meter()
         self.speed.recorded()
 
@@ -287,6 +356,8 @@ class Trainer:
                 self.best = {"error": error, "step": self.step}
             if self.schedule.evaluated(error) and ended < self.epochs:
                 self.console.say(f"learning rate divided by 10: {self.schedule.rate(ended):g}")
+            if self.schedule.finished:
+                self.console.say("the error has stopped falling at the lowest learning rate: the run ends here")
         self.epoch, self.position, self.written = ended, 0, False
         self._save()
         if time.monotonic() - self.drawn >= FIGURE_SECONDS:
@@ -362,8 +433,9 @@ class Trainer:
             return STOPPED
         say(f"run folder: {path}")
         say(f"  look at        {path}/curves.png and {path}/filters.png")
-        longer = f" --epochs {2 * self.epochs}" if self.epoch == self.epochs else ""
-        say(f"  train longer   convnet-train --resume auto -o {path}{longer}")
+        if not self.schedule.finished:
+            longer = f" --epochs {2 * self.epochs}" if self.epoch == self.epochs else ""
+            say(f"  train longer   convnet-train --resume auto -o {path}{longer}")
         if self.config.data == "shapes":
             say("  own images     convnet-train FOLDER, with FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg")
         return 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config
-from .data import DataError, DataSet, Statistics, open_dataset
+from .data import DataError, DataSet, Statistics, normalisation, open_dataset
 from .run import holds_run, saved_statistics
 from .spec import NetworkSpec, network
 
@@ -35,6 +35,11 @@ class Trained:
     def spec(self) -> NetworkSpec:
         return network(self.config.model, num_classes=len(self.classes), **self.config.network_options())
 
+    def settings(self) -> dict[str, Any]:
+        """The options that a network which starts from this one takes over unless told otherwise."""
+        names = ("model", "normalisation")
+        return {**{name: getattr(self.config, name) for name in names}, **self.config.network_options()}
+
     def open_network(self, device: str = "auto", batch_size: int = 128, precision: str | None = None) -> Network:
         """The network with its weights, ready for stored images; in the run's precision unless another is given."""
         from .model import Network
@@ -43,15 +48,17 @@ class Trained:
         try:
             checkpoint.check_network(self.checkpoint, opened.weights())
             opened.load_weights(self.checkpoint.part("weights"))
-            opened.set_mean(self.statistics.mean)
+            opened.set_input(*normalisation(self.statistics, self.config.normalisation))
         except BaseException:
             opened.close()
             raise
         return opened
 
-    def open_dataset(self, data: str | None = None) -> DataSet:
-        """The data the run was trained on, or ``data``, which must have the same classes. Raises ``DataError``."""
-        dataset = open_dataset(data or self.config.data, size=self.spec.image_size, seed=self.config.seed)
+    def open_dataset(self, data: str | None = None, seed: int | None = None) -> DataSet:
+        """The data the run was trained on, or ``data``, which must have the same classes; drawn images are those of
+        the run's seed unless another is given. Raises ``DataError``."""
+        seed = self.config.seed if seed is None else seed
+        dataset = open_dataset(data or self.config.data, size=self.spec.image_size, seed=seed)
         if dataset.classes != self.classes:
             differ = sorted(set(dataset.classes) ^ set(self.classes))[:3] or "another order"
             raise DataError(

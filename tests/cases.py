@@ -211,7 +211,7 @@ class LinearCase(Case):
 
 
 def _linear(id: str, N: int, placed) -> LinearCase:
-    return LinearCase(id, N, placed.C * placed.H * placed.W, placed.K, relu=placed.layer.relu)
+    return LinearCase(id, N, placed.C * placed.H * placed.W, placed.K, relu=placed.layer.activation == "relu")
 
 
 LINEAR_FULL = _from_network(Linear, "alexnet", "full", 2, _linear)

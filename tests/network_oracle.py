@@ -44,6 +44,11 @@ def run(
         disputed = max(disputed, ((own - chosen).abs().max() / own.abs().max()).item())
         return chosen
 
+    def activate(x, layer):
+        if layer.activation == "relu":
+            return choose(F.relu(x), x * torch.tensor(outputs[layer.name] > 0))
+        return torch.tanh(x) if layer.activation == "tanh" else x
+
     for layer in spec.layers:
         if isinstance(layer, Conv):
             groups = 1 if layer.joins or not split else spec.towers
@@ -52,7 +57,7 @@ def run(
                 x = F.pad(x, (0, over, 0, over))
             weight, bias = parameters[f"{layer.name}.weight"], parameters[f"{layer.name}.bias"]
             x = F.conv2d(x, weight, bias, layer.stride, layer.padding, groups=groups)
-            x = choose(F.relu(x), x * torch.tensor(outputs[layer.name] > 0))
+            x = activate(x, layer)
             split = True
         elif isinstance(layer, Lrn):
             alpha = layer.alpha * layer.size  # PyTorch divides it by the size
@@ -66,8 +71,7 @@ def run(
         elif isinstance(layer, Linear):
             weight, bias = parameters[f"{layer.name}.weight"], parameters[f"{layer.name}.bias"]
             x = F.linear(x.flatten(1), weight, bias)
-            if layer.relu:
-                x = choose(F.relu(x), x * torch.tensor(outputs[layer.name] > 0))
+            x = activate(x, layer)
         else:
             assert isinstance(layer, Dropout)
             x = x * (1 - layer.p) if masks is None else x * torch.tensor(masks[layer.name])
@@ -121,6 +125,7 @@ def rounding(placed, n: int, precision: str = "fp32") -> dict[str, float]:
     On tensor cores the operands' rounding outweighs that of the sums. Rounding to nearest has an error of 0.4 units on
     average, a product of two such operands of 0.6; those of a sum's terms are independent, hence the sum's error is
     0.6 units too, however many they are. 1 leaves room by a factor of 1.7, and for storing LRN's output in bfloat16.
+    In bfloat16 tanh costs one rounding more each way: of what it is applied to, and of the value its slope comes from.
     """
     sums = {}
     for p in placed:
@@ -129,6 +134,8 @@ def rounding(placed, n: int, precision: str = "fp32") -> dict[str, float]:
             per_output = p.macs // (p.K * outputs)
             per_input = max(p.macs // (p.C * p.H * p.W), 1)
             sums[p.layer.name] = (per_output, per_input, n * outputs) if precision == "fp32" else (1, 1, 1)
+            if precision == "bf16" and p.layer.activation == "tanh":
+                sums[p.layer.name] = (2, 2, 1)
         elif isinstance(p.layer, Lrn):
             # a power costs about ten roundings, that is sqrt(100)
             sums[p.layer.name] = (100, 100, 0) if precision == "fp32" else (1, 1, 0)

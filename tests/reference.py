@@ -241,7 +241,8 @@ def dropout_mask(N, features, p, seed, step, layer):
 
 
 def ingest(images, windows, noise, mean, crop, scale):
-    """(n, H, W, 3) bytes to (n, 3, crop, crop)."""
+    """(n, H, W, 3) bytes to (n, 3, crop, crop); ``scale`` is one number or three."""
+    scale = np.broadcast_to(np.float64(scale), 3)[:, None, None]
     y = np.zeros((len(images), 3, crop, crop))
     for n, (top, left, flip) in enumerate(windows):
         window = images[n, top : top + crop, left : left + crop].astype(np.float64)

@@ -25,7 +25,9 @@ COLOURS = ("blue", "green", "red")
 TINY = ["--device", "cpu", "-b", "8", "--epochs", "2", "--width", "0.25", "--crop", "32"]
 LAST_STEP = 10
 TRAIN = "import sys; from convnet.cli.train import main; sys.exit(main())"
-UNIMPORTANT = ("steps", "workers", "save_every", "keep")  # options that may differ where nothing else may
+UNIMPORTANT = ("steps", "workers", "cache", "save_every", "keep")  # options that may differ where nothing else may
+
+CLOCK = ("images_per_second", "data_share")  # of a train record
 
 
 def make_images(folder: Path, classes=COLOURS, seed: int = 0) -> Path:
@@ -94,7 +96,7 @@ def records(folder: Path) -> list[dict]:
 def training(folder: Path) -> list[dict]:
     """The records, without what depends on the clock or on interruptions."""
     kept = [record for record in records(folder) if record["event"] in ("train", "valid")]
-    return [{key: value for key, value in record.items() if key != "images_per_second"} for record in kept]
+    return [{key: value for key, value in record.items() if key not in CLOCK} for record in kept]
 
 
 def final(folder: Path, step: int = LAST_STEP) -> tuple[dict[str, bytes], dict]:

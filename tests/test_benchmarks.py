@@ -16,9 +16,9 @@ from convnet.shapes import ConvShape
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 benchmarks = pytest.importorskip("benchmarks", reason="the benchmarks come with a checkout only")
-cudnn, floors, ops, problems, step, timing = (
+cudnn, data, floors, ops, problems, step, timing = (
     __import__(f"benchmarks.{name}", fromlist=["_"])
-    for name in ("cudnn", "floors", "ops", "problems", "step", "timing")
+    for name in ("cudnn", "data", "floors", "ops", "problems", "step", "timing")
 )
 
 TINY = ["--model", "alexnet-tiny", "-b", "3", "--seconds", "0"]
@@ -207,3 +207,41 @@ def test_the_peer_has_a_precision():
 def test_noise_is_half_the_middle_half():
     assert timing.noise([4.0]) == 0
     assert timing.noise([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(1 / 3)
+
+
+SMALL = ["--images", "20", "--size", "64", "--turns", "1"]
+
+
+def test_the_way_of_images_into_the_network(tmp_path, capsys):
+    assert data.main([*SMALL, "-j", "1,3", "-o", str(tmp_path / "data.json")]) == 0
+    written = json.loads((tmp_path / "data.json").read_text())
+    assert (written["images"], written["size"], written["batch_size"]) == (20, 64, 20)
+    assert written["decoder"] in ("simplejpeg", "Pillow")
+    sides = ["decoder", "loader", "ingest", "pipeline"]
+    assert [(row["side"], row["workers"]) for row in written["rows"]] == [(side, j) for j in (1, 3) for side in sides]
+    for row in written["rows"]:
+        assert row["images_per_second"] > 0
+        assert row["per_core"] > 0
+        if row["side"] == "decoder":
+            assert row["images_per_second_ratio"] == row["per_core_ratio"] == 1
+    assert "the Loader on 3 threads" in capsys.readouterr().out
+
+
+def test_the_way_of_images_by_pillow(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data.jpeg, "simplejpeg", None)
+    assert data.main([*SMALL, "-j", "1", "-o", str(tmp_path / "data.json")]) == 0
+    assert "by Pillow" in capsys.readouterr().out
+
+
+def test_a_loader_that_mixes_images_up_is_not_timed(tmp_path, monkeypatch):
+    image = data.Jpegs.image
+    monkeypatch.setattr(data.Jpegs, "image", lambda split, index, out=None: image(split, index // 2, out))
+    with pytest.raises(RuntimeError, match="not timed"):
+        data.main([*SMALL, "-o", str(tmp_path / "data.json")])
+    assert not (tmp_path / "data.json").exists()
+
+
+@pytest.mark.parametrize("wrong", [["-j", "two"], ["-j", "0"], ["-j", ""], ["--turns", "0"], ["--size", "8"]])
+def test_impossible_settings_of_the_data_benchmark(wrong):
+    with pytest.raises(ValueError, match="-j must be numbers of at least 1"):
+        data.main([*SMALL, *wrong])

@@ -15,7 +15,7 @@ import pytest
 
 import convnet
 from convnet import blas_kernels
-from convnet.shapes import ConvShape, DropoutShape
+from convnet.shapes import ConvShape, DropoutShape, IngestShape
 
 
 def promised(stub: str) -> dict[str, list[str]]:
@@ -29,6 +29,7 @@ KERNELS = promised("_kernels.pyi")
 COMPILED = [(module, function) for module in ("_emu", "_gpu") for function in [*KERNELS, *promised(f"{module}.pyi")]]
 SHAPE = ConvShape.of(8, 3, 8, 8, 4, 3, 3, lanes=8)
 DROPOUT = DropoutShape(8, 4, 8, 0, 4, 0.5, 1, 0, 0)
+INGEST = IngestShape(8, 8, 8, 8, 8, 8, (1.0, 1.0, 1.0))
 
 
 def module(name: str):
@@ -141,7 +142,15 @@ def test_bytes_need_no_alignment_and_labels_need_four(emu):
     with pytest.raises(ValueError, match="dropout_backward: dx is required"):
         emu.dropout_backward(4, "fp32", 16, 1, 0, 0)  # a mask at address 1 is fine
     with pytest.raises(ValueError, match="ingest: windows must be aligned to 4 bytes, got address 2"):
-        emu.ingest(convnet.shapes.IngestShape(8, 8, 8, 8, 8, 8, 1.0), "fp32", 1, 2, 16, 16, 16, 0)
+        emu.ingest(INGEST, "fp32", 1, 2, 16, 16, 16, 0)
+
+
+@pytest.mark.parametrize(("scale", "got"), [(1.0, "1.0"), ((1.0, 2.0), r"\(1.0, 2.0\)"), (None, "None")])
+def test_a_scale_has_three_numbers(emu, scale, got):
+    with pytest.raises(TypeError, match=rf"ingest: shape\.scale must be three numbers, got {got}"):
+        emu.ingest(dataclasses.replace(INGEST, scale=scale), "fp32", 1, 4, 16, 16, 16, 0)
+    with pytest.raises(TypeError, match=r"ingest: shape\.scale must be a number, got str"):
+        emu.ingest(dataclasses.replace(INGEST, scale=(1.0, "2", 3.0)), "fp32", 1, 4, 16, 16, 16, 0)
 
 
 def test_numpy_integers_are_integers(emu):

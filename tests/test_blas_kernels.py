@@ -194,6 +194,6 @@ def test_scratch_is_kept_by_name_and_thread():
 
 
 def test_images_are_not_folded_on_the_cpu():
-    shape = IngestShape(2, 2, 4, 4, 4, 2, 1.0, fold=2)
+    shape = IngestShape(2, 2, 4, 4, 4, 2, (1.0, 1.0, 1.0), fold=2)
     with pytest.raises(ValueError, match="cpu does not fold images, got fold=2"):
         blas_kernels.ingest(shape, "fp32", *[np.zeros(1, np.float32)] * 5, 0)

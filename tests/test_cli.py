@@ -29,11 +29,13 @@ def command(name, *arguments, **options):
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
-        text=True,
         env=environment,
         timeout=300,
-        **options,
+        **{"text": True, **options},
     )
+
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 
 def call(function, *arguments):
@@ -59,7 +61,11 @@ MISTAKES = {
     "decay": (["--weight-decay", "inf"], 2, "--weight-decay must be at least 0"),
     "seed": (["--seed", str(2**64)], 2, "--seed must be at least 0"),
     "workers": (["-j", "-1"], 2, "--workers must be at least 0"),
-    "schedule": (["--lr-schedule", "cosine"], 2, "--lr-schedule must be one of plateau, step, constant, got 'cosine'"),
+    "schedule": (["--lr-schedule", "often"], 2, "--lr-schedule must be one of plateau, .*, stages, got 'often'"),
+    "no stages": (["--lr-schedule", "stages"], 2, r"--lr-schedule stages needs \[\[stages\]\] in a --config file"),
+    "frozen": (["--freeze", "conv1,conv9"], 2, 'no layer with weights is called "conv9"; there are conv1, .*fc8'),
+    "all frozen": (["--freeze", ",".join(LAYERS)], 2, "all layers are frozen; leave at least one"),
+    "start": (["--init-from", "nowhere"], 4, "nowhere: there is no such checkpoint"),
     "precision": (["--precision", "fp8"], 2, "--precision must be one of fp32, tf32, bf16"),
     "precision of the device": (["--precision", "bf16"], 2, 'cpu computes in fp32 only.*use device "emu" or "cuda"'),
     "width": (["--width", "0"], 2, "--width must be more than 0"),
@@ -111,7 +117,7 @@ def test_a_mistake_in_a_process_of_its_own():
     assert (found.returncode, found.stdout, found.stderr.count("\n")) == (2, "", 1)
 
 
-@pytest.mark.parametrize("name", ["train", "info"])
+@pytest.mark.parametrize("name", ["train", "eval", "predict", "info"])
 def test_help_and_version(name, capsys):
     assert call(importlib.import_module(f"convnet.cli.{name}").main, "--help") == 0
     text = capsys.readouterr().out
@@ -124,6 +130,8 @@ def test_help_shows_every_option_and_default(capsys):
     call(train_command.main, "--help")
     text = " ".join(capsys.readouterr().out.split())
     for name, option in config.OPTIONS.items():
+        if option.kind is list:
+            continue  # in TOML files only
         assert config.spelled(name) in text
         assert option.kind is bool or text.split(option.help)[-1].startswith(" (default: "), name
 

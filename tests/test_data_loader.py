@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -27,19 +27,30 @@ class Numbered:
         self.size, self.labels = size, np.arange(count, dtype=np.int32)
         self.asked, self.lock = [], threading.Lock()
         self.fails_at: int | None = None
+        self.held: int | None = None  # the one image that waits for the gate; None: all do
         self.gate = threading.Event()
         self.gate.set()
 
     def __len__(self):
         return len(self.labels)
 
-    def image(self, index):
-        assert self.gate.wait(60)
+    def image(self, index, out):
+        if self.held in (None, index):
+            assert self.gate.wait(60)
         with self.lock:
             self.asked.append(index)
         if index == self.fails_at:
             raise OSError(f"image {index} is gone")
-        return np.full((self.size, self.size, 3), index % 256, np.uint8)
+        out[:] = index % 256
+        return out
+
+    def wait_for(self, count):
+        """Until so many images have been asked for."""
+        for _ in range(60_000):
+            if len(self.asked) >= count:
+                return
+            threading.Event().wait(0.001)
+        raise AssertionError(f"{len(self.asked)} of {count} images have been asked for")
 
 
 def loader(split, *, batch_size=10, crop=6, seed=1, augment=True, workers=0, **more):
@@ -48,9 +59,14 @@ def loader(split, *, batch_size=10, crop=6, seed=1, augment=True, workers=0, **m
     )
 
 
-def epoch(split, number=0, start=0, **options) -> list[Batch]:
+def kept(batches) -> list[Batch]:
+    """All of them, with images of their own: those of a loader lie where the next batch will."""
+    return [replace(batch, images=batch.images.copy()) for batch in batches]
+
+
+def epoch(split, number=0, start=0, noise=0.1, **options) -> list[Batch]:
     with loader(split, **options) as batches:
-        return list(batches.epoch(number, start))
+        return kept(batches.epoch(number, start, noise))
 
 
 def equal(a: list[Batch], b: list[Batch]) -> bool:
@@ -98,6 +114,16 @@ def test_the_number_of_workers_changes_nothing(workers):
     assert equal(epoch(split, 3, workers=workers, batch_size=40), epoch(split, 3, workers=0, batch_size=40))
 
 
+def test_draws_of_an_epoch_are_those_of_one_image_at_a_time():
+    """What is drawn for an image depends on seed, epoch and place alone: not on workers, batches or where it began."""
+    split = Numbered(37)
+    whole = epoch(split, 4, workers=4, batch_size=16)
+    for place in range(37):
+        (one,) = epoch(split, 4, start=place, batch_size=1)[:1]
+        for name in ("labels", "windows", "noise"):
+            np.testing.assert_array_equal(getattr(one, name)[0], joined(whole, name)[place])
+
+
 @pytest.mark.parametrize("workers", [0, 3])
 def test_resume_inside_an_epoch(workers):
     split = Numbered(57)
@@ -118,7 +144,7 @@ def test_a_folder_gives_the_same_batches_for_any_number_of_workers(tmp_path):
         colours = sampled_statistics(split, 20, workers=workers)
         options = {"batch_size": 7, "crop": 20, "seed": 0, "augment": True, "workers": workers}
         with Loader(split, statistics=colours, **options) as batches:
-            runs.append([batch for number in range(2) for batch in batches.epoch(number)])
+            runs.append([batch for number in range(2) for batch in kept(batches.epoch(number))])
     assert equal(runs[0], runs[1])
     assert equal(runs[0], runs[2])
     assert not equal(runs[0][:6], runs[0][6:])
@@ -137,6 +163,19 @@ def test_windows_flips_and_noise_follow_their_distributions():
     np.testing.assert_allclose(along.std(axis=0), 1, atol=0.05)
     np.testing.assert_allclose(along.mean(axis=0), 0, atol=0.07)
     assert np.abs(np.corrcoef(along.T) - np.eye(3)).max() < 0.07
+
+
+def test_noise_is_scaled_and_can_be_changed_from_epoch_to_epoch():
+    split = Numbered(40)
+    paper = joined(epoch(split), "noise")
+    assert np.abs(paper).max() > 1
+    with loader(split) as batches:
+        np.testing.assert_allclose(joined(kept(batches.epoch(0, noise=0.3)), "noise"), 3 * paper, rtol=1e-6)
+        assert not joined(kept(batches.epoch(0, noise=0)), "noise").any()
+        again = kept(batches.epoch(0))
+    assert equal(again, epoch(split))
+    for name in ("labels", "windows"):  # and nothing else changes with it
+        np.testing.assert_array_equal(joined(epoch(split, noise=0), name), joined(again, name))
 
 
 def test_draws_differ_between_epochs_and_seeds():
@@ -245,15 +284,50 @@ def test_an_epoch_left_early_does_not_disturb_the_next():
         for batch in batches.epoch(0):
             if batch.position == 20:
                 break
-        assert equal(list(batches.epoch(1)), epoch(split, 1))
+        assert equal(kept(batches.epoch(1)), epoch(split, 1))
 
 
 def test_two_loaders_may_run_in_turns():
     split = Numbered(60)
     with loader(split, workers=2) as a, loader(split, workers=1, augment=False) as b:
-        pairs = list(zip(a.epoch(0), b.epoch(0), strict=True))
+        pairs = [kept(pair) for pair in zip(a.epoch(0), b.epoch(0), strict=True)]
     assert equal([pair[0] for pair in pairs], epoch(split))
     assert equal([pair[1] for pair in pairs], epoch(split, augment=False))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_epochs_of_a_loader_may_run_in_turns(workers):
+    split = Numbered(60)
+    with loader(split, workers=workers) as batches:
+        pairs = [kept(pair) for pair in zip(batches.epoch(0), batches.epoch(1), strict=True)]
+    for number in range(2):
+        assert equal([pair[number] for pair in pairs], epoch(split, number))
+
+
+@pytest.mark.parametrize(("workers", "blocks"), [(0, 1), (2, AHEAD)])
+def test_the_memory_of_batches_is_used_again(workers, blocks):
+    with loader(Numbered(300), workers=workers) as batches:
+        used = {batch.images.ctypes.data for number in range(2) for batch in batches.epoch(number)}
+    assert len(used) <= blocks
+
+
+def test_memory_that_workers_may_still_write_into_is_not_used_again():
+    """An epoch left early leaves a worker behind in the middle of a batch; its images must not reach the next epoch."""
+    split, order = Numbered(100), joined(epoch(Numbered(100)), "labels")
+    split.held = order[15]  # the worker at the second batch waits there
+    split.gate.clear()
+    with loader(split, workers=2) as batches:
+        first = batches.epoch(0)
+        next(first)
+        split.wait_for(10 + 5 + 10)
+        first.close()
+        second = batches.epoch(1)
+        found = kept([next(second)])
+        split.wait_for(25 + 30)  # the other worker has decoded all that is decoded ahead
+        split.gate.set()
+        split.wait_for(55 + 5)  # and the one left behind has come to the end of its batch
+        found += kept(second)
+    assert equal(found, epoch(Numbered(100), 1))
 
 
 def test_wrong_arguments():
@@ -269,5 +343,8 @@ def test_wrong_arguments():
         for start in (-1, 11):
             with pytest.raises(ValueError, match=f"start must be 0 to 10, got {start}"):
                 batches.epoch(0, start)
+        for noise in (-0.1, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=f"noise must be at least 0, got {noise}"):
+                batches.epoch(0, noise=noise)
     with pytest.raises(RuntimeError, match="closed"):
         batches.epoch(0)

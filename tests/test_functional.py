@@ -67,6 +67,7 @@ REFUSED = {
     "linear rank": (lambda: linear(X, ones(5, 4)), r"x must have shape \(N, C\)"),
     "linear precision": (lambda: linear(ones(3, 4), ones(5, 4), precision="tf32"), "use device"),
     "linear dy": (lambda: functional.linear_backward(ones(3, 4), ones(3, 4), ones(5, 4)), "dy must have shape"),
+    "tanh dtype": (lambda: functional.tanh(np.ones(3)), "tanh: x must be a float32"),
     "relu dtype": (lambda: functional.relu(np.ones(3)), "relu: x must be a float32"),
     "relu backward": (lambda: functional.relu_backward(ones(3), ones(4)), "dy must have shape"),
     "dropout p": (lambda: functional.dropout(ones(3, 4), 1.0, **DROP), r"p must lie in \[0, 1\)"),

@@ -96,4 +96,4 @@ def test_folding_needs_one_group_and_no_padding():
 
 def test_folded_input_is_what_ingest_writes():
     first = ConvShape.of(128, 3, 224, 224, 96, 11, 11, stride=4, ceil_mode=True, lanes=64)
-    assert IngestShape(128, 128, 256, 256, 224, 64, 1.0, 4).y == first.folded.x == (2, 48, 56, 56, 64)
+    assert IngestShape(128, 128, 256, 256, 224, 64, (1.0, 1.0, 1.0), 4).y == first.folded.x == (2, 48, 56, 56, 64)

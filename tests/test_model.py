@@ -130,6 +130,21 @@ def test_tiny_against_pytorch(device, within, dropout, dtype):
         compare(net, 5, within, dtype)
 
 
+def test_tanh_against_pytorch(device, within):
+    """The whole network with tanh in place of ReLU."""
+    spec = network("alexnet-tiny", activation="tanh")
+    assert {layer.activation for layer in spec.layers if isinstance(layer, (Conv, Linear))} == {"tanh", None}
+    with convnet.Network(spec, devices=device, batch_size=6, seed=7) as net:
+        compare(net, 5, within)
+
+
+def test_tanh_on_tensor_cores_against_pytorch(tensor_cores, within):
+    spec = network("alexnet-tiny", activation="tanh")
+    options = {"devices": tensor_cores.device, "precision": tensor_cores.precision}
+    with convnet.Network(spec, batch_size=6, seed=7, **options) as net:
+        compare(net, 5, within)
+
+
 @pytest.mark.parametrize(("batch_size", "n"), [(6, 5), (64, 61)])
 def test_tiny_on_tensor_cores_against_pytorch(tensor_cores, within, batch_size, n):
     """Against float64 without any rounding: the errors are those of rounded operands, not larger, and not smaller.

@@ -9,7 +9,7 @@ import reference
 import convnet
 from convnet import host
 from convnet.precision import PRECISIONS
-from convnet.spec import Pool
+from convnet.spec import Pool, network
 
 TINY = "alexnet-tiny"
 JOINS = ["conv3", "fc6", "fc7", "fc8"]
@@ -246,11 +246,11 @@ def test_stored_images(device):
         windows = np.array([[0, 4, 0], [7, 0, 1], [3, 2, 1]], np.int32)
         noise = random.integers(-9, 9, (3, 3)).astype(np.float32)
         mean = random.integers(80, 160, (3, crop, crop)).astype(np.float32)
-        labels = np.array([1, 9, 4])
-        net.set_mean(mean)
+        labels, scale = np.array([1, 9, 4]), (1 / 32, 1 / 64, 1 / 128)
+        net.set_input(mean, scale)
         losses, ranks = net.train_batch(images, labels, windows, noise)
         gradients = net.gradients()
-        x = reference.ingest(images, windows, noise, mean, crop, net.spec.input_scale).astype(np.float32)
+        x = reference.ingest(images, windows, noise, mean, crop, scale).astype(np.float32)
         logits = net.forward(x, train=True)
         loss = net.backward(labels)
         assert losses.shape == ranks.shape == (3,)
@@ -258,8 +258,20 @@ def test_stored_images(device):
         np.testing.assert_array_equal(ranks, [reference.rank(row, k) for row, k in zip(logits, labels, strict=True)])
         for name, gradient in net.gradients().items():
             np.testing.assert_array_equal(gradients[name], gradient, err_msg=name)
-        plain = reference.ingest(images, windows, noise * 0, mean, crop, net.spec.input_scale).astype(np.float32)
+        plain = reference.ingest(images, windows, noise * 0, mean, crop, scale).astype(np.float32)
         np.testing.assert_array_equal(net.evaluate_batch(images, windows), net.forward(plain))
+        for same in (None, net.spec.input_scale, [net.spec.input_scale] * 3):
+            net.set_input(mean, same)
+            plain = reference.ingest(images, windows, noise * 0, mean, crop, net.spec.input_scale).astype(np.float32)
+            np.testing.assert_array_equal(net.evaluate_batch(images, windows), net.forward(plain))
+
+
+@pytest.mark.parametrize("scale", [(1.0, 2.0), np.ones((3, 1)), float("nan"), (1.0, np.inf, 1.0)])
+def test_impossible_scales_are_refused(scale):
+    with convnet.Network(TINY, devices="cpu", batch_size=1, width=0.1) as net:
+        mean = np.zeros((3, net.spec.crop, net.spec.crop), np.float32)
+        with pytest.raises(ValueError, match="scale must be a finite number, or one for each of the 3 channels"):
+            net.set_input(mean, scale)
 
 
 @pytest.mark.parametrize("name", ["alexnet-1gpu", "alexnet-tiny"])
@@ -337,7 +349,7 @@ def test_misuse_is_refused():
         lambda: net.backward(labels),
         lambda: net.activation("conv1"),
         lambda: net.load_weights({}),
-        lambda: net.set_mean(np.zeros((3, 64, 64), np.float32)),
+        lambda: net.set_input(np.zeros((3, 64, 64), np.float32)),
     )
     for call in closed:
         with pytest.raises(RuntimeError, match="closed"):
@@ -362,6 +374,11 @@ def test_misuse_is_refused():
 def test_impossible_networks_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         convnet.Network(**{"model": TINY, "devices": "cpu", "batch_size": 2, **options})
+
+
+def test_unknown_activations_are_refused():
+    with pytest.raises(ValueError, match='layer conv1: activation must be relu or tanh, got "gelu"'):
+        network(TINY, activation="gelu")
 
 
 def test_towers_must_divide_among_devices():

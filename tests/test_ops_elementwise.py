@@ -1,4 +1,4 @@
-"""ReLU, add, scale, SGD and ingest on every device. All but ingest are exact to the bit."""
+"""ReLU, tanh, add, scale, SGD and ingest on every device. All but tanh forward and ingest are exact to the bit."""
 
 from __future__ import annotations
 
@@ -38,6 +38,44 @@ def test_relu_keeps_the_shape(device):
     assert functional.relu_backward(x, y, device=device).shape == x.shape
 
 
+UNITS = {"fp32": 2.0**-20, "tf32": 2.0**-20, "bf16": 2.0**-7}  # enough for tests to notice
+
+
+def tanh_limit(expected, precision):
+    """tanhf and NumPy's tanh are within 2 units in the last place of the rounded result, which is half a unit off."""
+    return reference.held_limit(
+        2.5 * np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64), expected, precision
+    )
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_tanh(device, precision, within, count):
+    """Forward in units of the last place, from tiny to saturated values; backward from y alone, to the bit."""
+    random = np.random.default_rng(count)
+    x = random.choice([-1.0, 1.0], count) * np.exp(random.uniform(-20, 3, count))
+    x, dy = reference.held(x.astype(np.float32), precision), values(count, 2, precision)
+    options = {"device": device, "precision": precision}
+    y = functional.tanh(x, **options)
+    expected = np.tanh(x.astype(np.float64))
+    limit = tanh_limit(expected, precision)
+    within(f"tanh {precision}", reference.ratio(y, expected, limit))
+    np.testing.assert_array_equal(np.signbit(y), np.signbit(x))
+    if count > 5:
+        assert reference.ratio(y, np.tanh(x * (1 + UNITS[precision])), limit) > 1
+    slope = np.float32(1) - y * y
+    np.testing.assert_array_equal(functional.tanh_backward(dy, y, **options), reference.held(dy * slope, precision))
+
+
+def test_tanh_at_the_ends(device):
+    x = np.array([[np.nan, np.inf, -np.inf, 0.0, -0.0, 20.0]], np.float32)
+    y = functional.tanh(x, device=device)
+    np.testing.assert_array_equal(y, [[np.nan, 1, -1, 0, 0, 1]])
+    assert (np.signbit(y[0, 2:5]) == [True, False, True]).all()
+    np.testing.assert_array_equal(
+        functional.tanh_backward(np.ones_like(y), y, device=device), [[np.nan, 0, 0, 1, 1, 0]]
+    )
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_in_place(machine, precision, count):
     x, dy = values(count, 0, precision), values(count, 2, precision)
@@ -46,6 +84,14 @@ def test_in_place(machine, precision, count):
     np.testing.assert_array_equal(to_float32(array.download()), np.where(x > 0, x, 0))
     ops.relu_backward(machine.stream, precision, gradient, array, gradient)
     np.testing.assert_array_equal(to_float32(gradient.download()), np.where(x > 0, dy, 0))
+    array, gradient = machine.put_rounded(x, precision), machine.put_rounded(dy, precision)
+    y, dx = machine.activations((count,), precision), machine.activations((count,), precision)
+    ops.tanh_forward(machine.stream, precision, array, y)
+    ops.tanh_forward(machine.stream, precision, array, array)
+    np.testing.assert_array_equal(to_float32(array.download()), to_float32(y.download()))
+    ops.tanh_backward(machine.stream, precision, gradient, y, dx)
+    ops.tanh_backward(machine.stream, precision, gradient, y, gradient)
+    np.testing.assert_array_equal(to_float32(gradient.download()), to_float32(dx.download()))
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -113,7 +159,10 @@ def ingest_inputs(n, crop):
     return images, windows.astype(np.int32), noise, random.uniform(90, 150, (3, crop, crop)).astype(np.float32)
 
 
-def ingest(machine, precision, inputs, crop, scale, fold=1):
+SCALE = (1 / 64, 1 / 58.4, 1 / 57.1)
+
+
+def ingest(machine, precision, inputs, crop, scale=SCALE, fold=1):
     """y of all images, those that do not exist too."""
     n, H, W, _ = inputs[0].shape
     shape = machine.padded(IngestShape(n, n, H, W, crop, 1, scale, fold))
@@ -125,15 +174,14 @@ def ingest(machine, precision, inputs, crop, scale, fold=1):
 @pytest.mark.parametrize(("n", "crop"), [(1, 7), (3, 7), (8, 37), (65, 7)])
 def test_ingest(machine, precision, within, n, crop):
     """Crop, flip, mean, noise, scale and layout; images from ``valid`` on become zero."""
-    scale = 1 / 64
     inputs = images, windows, noise, mean = ingest_inputs(n, crop)
-    everything = ingest(machine, precision, inputs, crop, scale)
-    expected = reference.ingest(images, windows, noise, mean, crop, scale)
-    limit = reference.held_limit(4 * reference.UNIT * (255 + 150 + 60) * scale, expected, precision)
+    everything = ingest(machine, precision, inputs, crop)
+    expected = reference.ingest(images, windows, noise, mean, crop, SCALE)
+    limit = reference.held_limit(4 * reference.UNIT * (255 + 150 + 60) * max(SCALE), expected, precision)
     within("ingest", reference.ratio(everything[:n], expected, limit))
     assert (everything[n:] == 0).all()
 
-    def noticed(wrong_windows=windows, wrong_noise=noise, wrong_mean=mean, wrong_scale=scale):
+    def noticed(wrong_windows=windows, wrong_noise=noise, wrong_mean=mean, wrong_scale=SCALE):
         wrong = reference.ingest(images, wrong_windows, wrong_noise, wrong_mean, crop, wrong_scale)
         return reference.ratio(everything[:n], wrong, limit) > 1
 
@@ -144,7 +192,8 @@ def test_ingest(machine, precision, within, n, crop):
     assert noticed(wrong_noise=noise * 0)
     assert noticed(wrong_noise=noise[:, ::-1])
     assert noticed(wrong_mean=mean[:, :, ::-1])
-    assert noticed(wrong_scale=scale * (1.01 if precision == "bf16" else 1.001))
+    assert noticed(wrong_scale=np.array(SCALE) * (1.01 if precision == "bf16" else 1.001))
+    assert noticed(wrong_scale=SCALE[::-1])
 
 
 @pytest.mark.parametrize(("n", "crop", "fold"), [(3, 12, 4), (2, 9, 9), (8, 36, 2), (65, 6, 3), (1, 72, 4)])
@@ -152,8 +201,8 @@ def test_ingest(machine, precision, within, n, crop):
 def test_folded_ingest(machine, precision, n, crop, fold):
     """The pixels of the plain one, bit by bit, every one in its place."""
     inputs = ingest_inputs(n, crop)
-    plain = ingest(machine, precision, inputs, crop, 1 / 64)
-    folded = ingest(machine, precision, inputs, crop, 1 / 64, fold)
+    plain = ingest(machine, precision, inputs, crop)
+    folded = ingest(machine, precision, inputs, crop, fold=fold)
     expected, mirrored = np.full(folded.shape, np.nan), np.full(folded.shape, np.nan)
     for c, i, j in np.ndindex(3, crop, crop):
         expected[:, (c * fold + i % fold) * fold + j % fold, i // fold, j // fold] = plain[:, c, i, j]
@@ -165,7 +214,7 @@ def test_folded_ingest(machine, precision, n, crop, fold):
 def test_a_fold_divides_the_crop(machine):
     if machine.device.name != "cpu":
         with pytest.raises(ValueError, match="fold must divide crop, got fold=2 crop=7"):
-            ingest(machine, "fp32", ingest_inputs(1, 7), 7, 1.0, 2)
+            ingest(machine, "fp32", ingest_inputs(1, 7), 7, fold=2)
 
 
 def test_relu_lets_nan_through(device):

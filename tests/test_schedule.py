@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
-from convnet.schedule import Schedule
+from convnet.schedule import Schedule, Stage, stages_of
 
 
 def plateau(patience=2):
@@ -54,3 +55,66 @@ def test_state_survives_json_at_any_point(cut):
     after += [second.evaluated(error) for error in errors[cut:]]
     assert after == before
     assert second == straight
+
+
+def test_plateau_ends_when_the_error_stops_falling_once_more():
+    schedule = plateau(patience=2)
+    ends = []
+    for _ in range(9):
+        schedule.evaluated(0.5)
+        ends.append(schedule.finished)
+    assert ends == [False] * 8 + [True]  # one minimum, three times two without, then two more
+    schedule.evaluated(0.4)
+    assert not schedule.finished  # a resumed run may find a way down again
+    assert not Schedule("constant", 0.01, 4, 1, waited=9, drops=3).finished
+
+
+def test_cosine_falls_from_the_rate_to_nothing():
+    schedule = Schedule("cosine", 0.02, 4, 1, steps=10)
+    assert schedule.rate(0) == 0.02
+    assert schedule.rate(2) == pytest.approx(0.01)
+    assert schedule.rate(1, 5) == pytest.approx(0.02 * (1 + math.cos(math.pi * 1.5 / 4)) / 2)
+    assert schedule.rate(3, 9) == pytest.approx(0.02 * math.sin(math.pi / 80) ** 2)
+    assert schedule.rate(4) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine", "plateau"])
+def test_warmup_rises_in_equal_steps(kind):
+    schedule, plain = (Schedule(kind, 1.0, 4, 1, warmup=w, steps=5) for w in (2.0, 0.0))
+    factors = [schedule.rate(e, s) / plain.rate(e, s) for e in range(3) for s in range(5)]
+    assert factors == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, *[1.0] * 5])
+
+
+def test_stages():
+    tables = [
+        {"epoch": 0, "lr": 0.01, "bias_lr": 0.02, "noise": 0.1},
+        {"epoch": 3, "lr": 0.001, "layers": {"conv1": 0.0001, "conv2": 0}},
+    ]
+    schedule = Schedule("stages", 0.01, 9, 1, stages=stages_of(tables))
+    assert [schedule.rate(epoch) for epoch in (0, 2, 3, 8)] == [0.01, 0.01, 0.001, 0.001]
+    first, second = schedule.stage(2), schedule.stage(3)
+    assert (first.factor("conv1.weight"), first.factor("conv1.bias"), first.noise, first.frozen) == (1, 2, 0.1, [])
+    assert [second.factor(f"{name}.bias") for name in ("conv1", "conv2", "fc8")] == pytest.approx([0.1, 0, 1])
+    assert second.frozen == ["conv2"]
+    assert Schedule("plateau", 0.01, 9, 1).stage(4) == Stage(0, 0.01)
+
+
+WRONG = {
+    "no epoch": ([{"lr": 1}], "the 1. stage needs epoch and lr"),
+    "unknown key": ([{"epoch": 0, "lr": 1, "momentum": 1}], "may have bias_lr, noise and layers"),
+    "not from the start": ([{"epoch": 1, "lr": 1}], "epoch must be 0, got 1"),
+    "order": ([{"epoch": 0, "lr": 1}, {"epoch": 5, "lr": 1}, {"epoch": 5, "lr": 1}], "the 3. stage.*at least 6, got 5"),
+    "no rate": ([{"epoch": 0, "lr": 0}], "lr must be a number of more than 0, got 0"),
+    "negative": ([{"epoch": 0, "lr": 1, "layers": {"conv1": -1}}], "conv1 must be a number of at least 0, got -1"),
+    "not finite": ([{"epoch": 0, "lr": 1, "noise": float("nan")}], "noise must be a number of at least 0, got nan"),
+    "true": ([{"epoch": True, "lr": 1}], "epoch must be 0, got True"),
+    "no table": ([3], "the 1. stage needs"),
+    "layers": ([{"epoch": 0, "lr": 1, "layers": [1]}], "layers must be a table"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_impossible_stages(mistake):
+    tables, text = WRONG[mistake]
+    with pytest.raises(ValueError, match=text):
+        stages_of(tables)

@@ -76,7 +76,7 @@ def test_the_records(straight):
     for record in found:
         keys = {
             "start": {"step", "epoch"},
-            "train": {"step", "epoch", "loss", "top1_error", "top5_error", "lr", "images_per_second"},
+            "train": {"step", "epoch", "loss", "top1_error", "top5_error", "lr", "images_per_second", "data_share"},
             "valid": {"step", "epoch", "loss", "top1_error", "top5_error", "views"},
             "end": {"step", "epoch", "status", "best_top1_error", "best_step", "seconds"},
         }[record["event"]]
@@ -89,7 +89,8 @@ def test_the_resolved_configuration(straight, images):
     found = config.read_toml(str(straight / "config.toml"))
     assert (found["data"], found["batch_size"], found["crop"], found["lr"]) == (images, 8, 32, 0.01)
     assert "steps" not in found
-    assert checkpoint.load(straight / "last").state["config"] == {**found, "steps": None}
+    unset = dict.fromkeys(("steps", "dropout", "towers", "stages", "init_from", "freeze"))
+    assert checkpoint.load(straight / "last").state["config"] == {**found, **unset}
 
 
 def test_the_figures_show_something(straight):
@@ -204,8 +205,8 @@ def test_the_plateau_schedule_is_resumed(images, tmp_path):
     assert here(*options, "-o", str(tmp_path / "cut"), "--steps", "17") == 0
     assert here("--resume", "auto", "-o", str(tmp_path / "cut")) == 0
     rates = {r["epoch"]: r["lr"] for r in training(tmp_path / "straight") if r["event"] == "train"}
-    assert list(rates.values()) == pytest.approx([1e-12, 1e-12, 1e-13, 1e-14, 1e-15, 1e-15], rel=1e-9)
-    assert final(tmp_path / "cut", 30) == final(tmp_path / "straight", 30)
+    assert list(rates.values()) == pytest.approx([1e-12, 1e-12, 1e-13, 1e-14, 1e-15], rel=1e-9)  # and the end
+    assert final(tmp_path / "cut", 25) == final(tmp_path / "straight", 25)
 
 
 def test_auto_starts_where_there_is_nothing_and_repeats_nothing_when_done(images, tmp_path, straight):

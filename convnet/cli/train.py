@@ -23,11 +23,13 @@ def _parser() -> Parser:
     for name, option in OPTIONS.items():
         group = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
         groups[option.group] = group
+        if option.kind is list:
+            continue
         if option.kind is bool:
             group.add_argument(*option.flags, dest=name, action="store_false", default=None, help=option.help)
             continue
         value, own = getattr(defaults, name), getattr(Config(), name) is not None
-        default = "no limit" if value is None else value if own else f"the network's; {Config.model}: {value}"
+        default = option.unset if value is None else value if own else f"the network's; {Config.model}: {value}"
         text = f"{option.help} (default: {default})"
         if not option.flags:
             group.add_argument(name, nargs="?", default=None, metavar=name.upper(), help=text)

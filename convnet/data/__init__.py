@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from convnet.data.cache import cached
 from convnet.data.cifar import is_cifar_folder, open_cifar
 from convnet.data.dataset import ACCEPTED, DataError, DataSet, Split, Statistics
 from convnet.data.folder import open_folder
@@ -15,7 +16,7 @@ from convnet.data.images import load_square
 from convnet.data.jpeg import BadImage, decode_rgb
 from convnet.data.loader import Batch, Loader
 from convnet.data.shapes import open_shapes
-from convnet.data.statistics import sampled_statistics, statistics
+from convnet.data.statistics import normalisation, sampled_statistics, statistics
 from convnet.data.store import open_store
 from convnet.data.views import view_windows
 
@@ -27,8 +28,10 @@ __all__ = [
     "Loader",
     "Split",
     "Statistics",
+    "cached",
     "decode_rgb",
     "load_square",
+    "normalisation",
     "open_dataset",
     "sampled_statistics",
     "statistics",

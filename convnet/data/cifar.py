@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from convnet.data.dataset import ACCEPTED, I32, U8, DataError, DataSet
+from convnet.data.dataset import ACCEPTED, I32, U8, DataError, DataSet, placed
 from convnet.data.pickles import read_plain
 
 CLASSES = 10
@@ -45,9 +45,9 @@ class CifarSplit:
     def name(self, index: int) -> str:
         return f"CIFAR-10 {self._part} {index}"
 
-    def image(self, index: int) -> U8:
+    def image(self, index: int, out: U8 | None = None) -> U8:
         image = Image.fromarray(self._images[index])
-        return np.array(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
+        return placed(np.array(image.resize((self.size, self.size), Image.Resampling.BILINEAR)), out)
 
 
 def is_cifar_folder(root: Path) -> bool:

@@ -32,13 +32,24 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> U8:
-        """Image ``index`` as uint8 (size, size, 3), red green blue: the same pixels on every call."""
+    def image(self, index: int, out: U8 | None = None) -> U8:
+        """Image ``index`` as uint8 (size, size, 3), red green blue: the same pixels on every call.
+
+        With ``out``, contiguous and of that shape, they are written there and ``out`` is returned.
+        """
         ...
 
     def name(self, index: int) -> str:
         """What a person may find image ``index`` by: the path of its file, or its number."""
         ...
+
+
+def placed(pixels: U8, out: U8 | None) -> U8:
+    """``pixels``, in ``out`` where that is given: how splits end that cannot decode straight into it."""
+    if out is None:
+        return pixels
+    out[:] = pixels
+    return out
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convnet.data.dataset import LAYOUT, U8, DataError, DataSet
+from convnet.data.dataset import LAYOUT, U8, DataError, DataSet, placed
 from convnet.data.images import SUFFIXES, load_square
 from convnet.data.jpeg import BadImage
 
@@ -44,7 +44,7 @@ class FolderSplit:
     def name(self, index: int) -> str:
         return os.path.join(self._root, self._classes[self.labels[index]], self._names[index])
 
-    def image(self, index: int) -> U8:
+    def image(self, index: int, out: U8 | None = None) -> U8:
         label = int(self.labels[index])
         start, end = self._starts[label], self._starts[label + 1]
         for candidate in chain(range(index, end), range(start, index)):
@@ -52,7 +52,7 @@ class FolderSplit:
             if path in self.bad:
                 continue
             try:
-                return load_square(path, self.size)
+                return placed(load_square(path, self.size), out)
             except BadImage as error:
                 self._report(path, str(error))
         raise DataError(f"class {self._classes[label]!r} in {str(self._root)!r} has no readable image")

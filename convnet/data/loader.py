@@ -1,12 +1,14 @@
 """Batches for training and evaluation: decoded in parallel ahead of the consumer, the same for any number of workers.
 
-Workers are threads: Pillow decodes and resizes outside the interpreter lock, and a thread can neither be lost
-silently nor needs a copy of the data set. Every random decision is a function of (seed, epoch, position in the epoch),
-made here and not in the workers, so that neither their number nor a resume changes a batch.
+Workers are threads: the decoders work outside the interpreter lock, and a thread can neither be lost silently nor needs
+a copy of the data set. They decode straight into the memory of a batch, which is used again and again: touching new
+memory would take as long as half the decoding. Every random decision is a function of (seed, epoch, position in the
+epoch), made here and not in the workers, so that neither their number nor a resume changes a batch.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,7 +23,9 @@ from convnet.data.dataset import F32, I32, U8, Split, Statistics
 
 AHEAD = 3  # batches decoded or being decoded before the consumer asks for them: this bounds the memory
 CHUNK = 16  # images per task: small enough that all workers share the next batch, large enough to hide the hand-over
-NOISE_SCALE = 0.1  # standard deviation of the colour noise along a principal component, in units of the component's own
+NOISE = (
+    0.1  # the paper's: standard deviation of the colour noise along a principal component, in units of the component's
+)
 
 I64 = NDArray[np.int64]
 
@@ -30,7 +34,7 @@ I64 = NDArray[np.int64]
 class Batch:
     """``n`` whole images and what to cut out of them; see ``Loader``."""
 
-    images: U8  # (n, size, size, 3)
+    images: U8  # (n, size, size, 3); theirs until the next batch of the epoch is asked for, then other images lie there
     labels: I32  # (n,)
     windows: I32  # (n, 3): top, left, flip (0 or 1)
     noise: F32  # (n, 3), to be added to red, green and blue, in levels of 0..255
@@ -43,8 +47,8 @@ class Loader:
 
     With ``shuffle`` the order is a permutation of the split made from (seed, epoch); else it is the order as stored.
     With ``augment`` every image gets a random crop window and flip, and colour noise along the principal components of
-    the training images (Krizhevsky, Sutskever and Hinton 2012, section 4.1: directions @ (deviations * 0.1 * z), z
-    normal); else the centre window, no flip and no noise. ``shuffle`` is as ``augment`` unless given.
+    the training images (Krizhevsky, Sutskever and Hinton 2012, section 4.1: directions @ (deviations * noise * z), z
+    normal, noise 0.1); else the centre window, no flip and no noise. ``shuffle`` is as ``augment`` unless given.
 
     ``workers`` threads decode up to ``AHEAD`` batches ahead; 0 decodes in the calling thread, when a batch is asked
     for. An exception of a worker is raised to the consumer. ``close``, or leaving the ``with`` block, ends the workers
@@ -71,7 +75,8 @@ class Loader:
             raise ValueError(f"Loader: crop must be 1 to the images' size of {split.size}, got {crop}")
         self._split, self._batch_size, self._crop, self._seed = split, batch_size, crop, seed
         self._augment, self._shuffle = augment, augment if shuffle is None else shuffle
-        self._colours = statistics.directions.astype(np.float64) * statistics.deviations * NOISE_SCALE
+        self._colours = statistics.directions.astype(np.float64) * statistics.deviations
+        self._free: list[U8] = []  # memory of batches that nobody reads or writes any more
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="convnet-data") if workers else None
         self._closed = False
 
@@ -87,14 +92,19 @@ class Loader:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of epoch ``number`` from image ``start`` of its order on; the last one may be short."""
+    def epoch(self, number: int, start: int = 0, noise: float = NOISE) -> Iterator[Batch]:
+        """The batches of epoch ``number`` from image ``start`` of its order on; the last one may be short.
+
+        ``noise`` scales the colour noise; 0 is none.
+        """
         count = len(self._split)
         if not 0 <= start <= count:
             raise ValueError(f"Loader.epoch: start must be 0 to {count}, got {start}")
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"Loader.epoch: noise must be at least 0, got {noise}")
         if self._closed:
             raise RuntimeError("Loader.epoch: the loader is closed")
-        return self._batches(number, self._order(number), start)
+        return self._batches(number, self._order(number), start, noise)
 
     def _order(self, epoch: int) -> I64:
         index = np.arange(len(self._split))
@@ -103,7 +113,7 @@ class Loader:
         high, low = rng.philox(index, epoch, 0, rng.SHUFFLE, self._seed)[:2].astype(np.uint64)
         return np.argsort(high << np.uint64(32) | low, kind="stable")
 
-    def _batches(self, epoch: int, order: I64, start: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, order: I64, start: int, noise: float) -> Iterator[Batch]:
         waiting: deque[tuple[int, U8, list[Future[None]]]] = deque()
         positions = iter(range(start, len(order), self._batch_size))
         try:
@@ -111,24 +121,28 @@ class Loader:
                 # Without workers the one batch is decoded right here, so nothing is gained by more.
                 while len(waiting) < (AHEAD if self._pool else 1) and (position := next(positions, None)) is not None:
                     indices = order[position : position + self._batch_size]
-                    images = np.empty((len(indices), self._split.size, self._split.size, 3), np.uint8)
-                    waiting.append((position, images, self._submit(indices, images)))
+                    memory = self._free.pop() if self._free else self._memory()
+                    waiting.append((position, memory, self._submit(indices, memory)))
                 if not waiting:
                     return
-                position, images, tasks = waiting.popleft()
+                position, memory, tasks = waiting.popleft()
                 indices = order[position : position + self._batch_size]
                 began = time.perf_counter()
                 if self._pool is None:
-                    self._decode(indices, images)
-                for task in tasks:
+                    self._decode(indices, memory)
+                for task in reversed(tasks):  # the last one first: the others are then done, and it wakes up once only
                     task.result()
                 waited = time.perf_counter() - began
-                windows, noise = self._augmentation(np.arange(position, position + len(indices)), epoch)
-                yield Batch(images, self._split.labels[indices], windows, noise, position, waited)
-        finally:  # also when the consumer leaves the loop, or a task failed
+                windows, tints = self._augmentation(np.arange(position, position + len(indices)), epoch, noise)
+                yield Batch(memory[: len(indices)], self._split.labels[indices], windows, tints, position, waited)
+                self._free.append(memory)
+        finally:  # also when the consumer leaves the loop, or a task failed; workers may still write into what waits
             for _, _, tasks in waiting:
                 for task in tasks:
                     task.cancel()
+
+    def _memory(self) -> U8:
+        return np.empty((min(self._batch_size, len(self._split)), self._split.size, self._split.size, 3), np.uint8)
 
     def _submit(self, indices: I64, images: U8) -> list[Future[None]]:
         if self._pool is None:
@@ -137,21 +151,23 @@ class Loader:
         return [self._pool.submit(self._decode, indices[k : k + CHUNK], images[k : k + CHUNK]) for k in chunks]
 
     def _decode(self, indices: I64, images: U8) -> None:
-        for row, index in enumerate(indices):
+        for row, index in enumerate(indices.tolist()):
             if self._closed:
                 raise RuntimeError("Loader: closed while a batch was being decoded")
-            images[row] = self._split.image(int(index))
+            self._split.image(index, images[row])
 
-    def _augmentation(self, positions: I64, epoch: int) -> tuple[I32, F32]:
+    def _augmentation(self, positions: I64, epoch: int, noise: float) -> tuple[I32, F32]:
         border = self._split.size - self._crop  # border + 1 places for the window on each axis
         windows = np.zeros((len(positions), 3), np.int32)
+        tints = np.zeros((len(positions), 3), np.float32)
         if not self._augment:
             windows[:, :2] = border // 2
-            return windows, np.zeros((len(positions), 3), np.float32)
+            return windows, tints
         words = rng.philox(positions, epoch, 0, rng.AUGMENT, self._seed).astype(np.uint64)
         places = np.array([border + 1, border + 1, 2], np.uint64)
         windows[:] = (words[:3].T * places) >> np.uint64(32)
-        z = rng.normal(rng.philox(positions, epoch, 0, rng.NOISE, self._seed))[:3]
-        # Not a matrix product: its rounding would depend on how many images a batch has.
-        noise = sum(self._colours[:, k] * z[k, :, None] for k in range(3))
-        return windows, np.asarray(noise, np.float32)
+        if noise:
+            z = rng.normal(rng.philox(positions, epoch, 0, rng.NOISE, self._seed))[:3]
+            # Not a matrix product: its rounding would depend on how many images a batch has.
+            tints[:] = sum(self._colours[:, k] * noise * z[k, :, None] for k in range(3))
+        return windows, tints

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnet import rng
-from convnet.data.dataset import U8, DataSet
+from convnet.data.cache import CachedSplit, cached_bytes
+from convnet.data.dataset import U8, DataSet, Split, placed
 
 TRAIN_IMAGES, VALID_IMAGES = 12_000, 1_000
 VERSION = 1  # part of the fingerprint; grows when the pixels change
@@ -111,9 +112,6 @@ class ShapesSplit:
         words = rng.philox(np.arange(count)[None, :], split, counters, rng.SHAPES, seed)
         self._u: F64 = rng.uniform(words).transpose(2, 1, 0).reshape(count, 32)
         self.labels = (self._u[:, 0] * len(SHAPES)).astype(np.int32)
-        cached = count * size * size * 3 <= CACHE_BYTES
-        self._cache: U8 | None = np.zeros((count, size, size, 3), np.uint8) if cached else None
-        self._drawn = np.zeros(count, bool)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,15 +119,7 @@ class ShapesSplit:
     def name(self, index: int) -> str:
         return f"shapes {'val' if self._split else 'train'} {index}"
 
-    def image(self, index: int) -> U8:
-        if self._cache is None:
-            return self._draw(index)
-        if not self._drawn[index]:  # two threads may draw the same image: they write the same bytes
-            self._cache[index] = self._draw(index)
-            self._drawn[index] = True
-        return np.array(self._cache[index])
-
-    def _draw(self, index: int) -> U8:
+    def image(self, index: int, out: U8 | None = None) -> U8:
         u, size = self._u[index], self.size
         axis = ((np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / size) - 1).astype(np.float32)
         x, y = axis[None, :], axis[:, None]
@@ -154,7 +144,7 @@ class ShapesSplit:
         planes += np.float32(_noise_scale(u)) * self._noise(index)
         planes += np.float32(0.5)
         image: U8 = np.ascontiguousarray(np.clip(planes, 0, 255).astype(np.uint8).transpose(1, 2, 0))
-        return image
+        return placed(image, out)
 
     def _noise(self, index: int) -> Plane:
         """Triangular noise (3, size, size), the sum of two random bytes about zero."""
@@ -201,10 +191,16 @@ def _wave(t: Plane) -> Plane:
     return np.float32(4) * np.abs(t - np.floor(t) - np.float32(0.5)) - np.float32(1)
 
 
+def _kept(split: Split) -> Split:
+    return CachedSplit(split) if cached_bytes(split) <= CACHE_BYTES else split
+
+
 def open_shapes(*, size: int, seed: int) -> DataSet:
     """The drawn shapes as a data set of ``size`` x ``size`` images."""
-    train = ShapesSplit(TRAIN_IMAGES, size=size, seed=seed, split=0)
-    valid = ShapesSplit(VALID_IMAGES, size=size, seed=seed, split=1)
+    train, valid = (
+        _kept(ShapesSplit(count, size=size, seed=seed, split=split))
+        for split, count in enumerate((TRAIN_IMAGES, VALID_IMAGES))
+    )
     return DataSet(
         name=f"drawn shapes: {len(SHAPES)} classes, {len(train):,} training and {len(valid):,} validation images",
         classes=list(SHAPES),

@@ -1,4 +1,4 @@
-"""Mean image and principal colour components of the training images."""
+"""Mean image and principal colour components of the training images, and what networks make of them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnet.data.dataset import DataSet, Split, Statistics
+from convnet.data.dataset import F32, DataSet, Split, Statistics
 
 LIMIT = 2_000  # images looked at: the mean of a pixel is then known to about one or two levels
-_BLOCK = 64  # images held at a time
+_BLOCK = 64  # images summed up by one task
 
 
-def statistics(dataset: DataSet, crop: int) -> Statistics:
+def normalisation(found: Statistics, kind: str) -> tuple[F32, tuple[float, float, float] | None]:
+    """What a network subtracts from pixels, float32 (3, size, size), and then multiplies red, green and blue by.
+
+    "mean-image" is the paper's: the mean image, and no factors but the network's own (None). "mean-std" brings every
+    channel to mean 0 and standard deviation 1; a channel that hardly varies counts as if it did by one level.
+    """
+    if kind == "mean-image":
+        return found.mean, None
+    if kind != "mean-std":
+        raise ValueError(f"normalisation must be mean-image or mean-std, got {kind}")
+    colour = found.mean.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)
+    red, green, blue = (1 / np.maximum(found.std.astype(np.float64), 1)).tolist()
+    return np.ascontiguousarray(np.broadcast_to(colour[:, None, None], found.mean.shape)), (red, green, blue)
+
+
+def statistics(dataset: DataSet, crop: int, workers: int = 1) -> Statistics:
     """Those that come with the data, their mean image cut to its centre; else those of some training images."""
     known = dataset.statistics
     if known is None:
-        return sampled_statistics(dataset.train, crop)
+        return sampled_statistics(dataset.train, crop, workers=workers)
     before = (known.mean.shape[1] - crop) // 2
     return replace(known, mean=np.ascontiguousarray(known.mean[:, before : before + crop, before : before + crop]))
 
 
 def sampled_statistics(split: Split, crop: int, limit: int = LIMIT, workers: int = 1) -> Statistics:
-    """Statistics of the centre crops of at most ``limit`` evenly spaced images, decoded by ``workers`` threads.
+    """Statistics of the centre crops of at most ``limit`` evenly spaced images, summed up by ``workers`` threads.
 
     All sums are sums of integers below 2^53 and therefore exact: neither threads nor BLAS change the result. Raises
     ``ValueError`` for a crop larger than the images, or no images.
@@ -39,15 +54,20 @@ def sampled_statistics(split: Split, crop: int, limit: int = LIMIT, workers: int
     before = (split.size - crop) // 2
     inside = slice(before, before + crop)
 
-    total = np.zeros((crop, crop, 3), np.int64)
-    products = np.zeros((3, 3))
+    def sums(block: list[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        total, products = np.zeros((crop, crop, 3), np.int64), np.zeros((3, 3))
+        for index in block:
+            centre = split.image(index)[inside, inside]
+            total += centre
+            pixels = centre.reshape(-1, 3).astype(np.float64)
+            products += pixels.T @ pixels
+        return total, products
+
+    total, products = np.zeros((crop, crop, 3), np.int64), np.zeros((3, 3))
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for k in range(0, count, _BLOCK):
-            for image in pool.map(split.image, indices[k : k + _BLOCK]):
-                centre = image[inside, inside]
-                total += centre
-                pixels = centre.reshape(-1, 3).astype(np.float64)
-                products += pixels.T @ pixels
+        for some in pool.map(sums, [indices[k : k + _BLOCK] for k in range(0, count, _BLOCK)]):
+            total += some[0]
+            products += some[1]
 
     return from_sums(total, products, count)
 

@@ -20,6 +20,15 @@ class Fields {
     return static_cast<std::int64_t>(to_unsigned(at(name), field(name), kLargestExtent));
   }
   float real(const char* name) const { return to_float(at(name), field(name)); }
+  // Three numbers, one for each channel.
+  std::array<float, 3> channels(const char* name) const {
+    const py::object value = field(name);
+    if (!py::isinstance<py::sequence>(value) || py::len(value) != 3)
+      throw py::type_error(message(describe(at(name)), " must be three numbers, got ",
+                                   py::repr(value).cast<std::string>()));
+    return {to_float(at(name), value[py::int_(0)]), to_float(at(name), value[py::int_(1)]),
+            to_float(at(name), value[py::int_(2)])};
+  }
   std::uint64_t u64(const char* name) const {
     return to_unsigned(at(name), field(name), std::numeric_limits<std::uint64_t>::max());
   }
@@ -148,8 +157,9 @@ SoftmaxShape to_shape(const Place& place, py::handle object) {
 template <>
 IngestShape to_shape(const Place& place, py::handle object) {
   const Fields f(place, object);
-  return {f.extent("N"),    f.extent("valid"), f.extent("H"),   f.extent("W"),
-          f.extent("crop"), f.extent("lanes"), f.real("scale"), f.extent("fold")};
+  const auto [red, green, blue] = f.channels("scale");
+  return {f.extent("N"),    f.extent("valid"), f.extent("H"),      f.extent("W"),
+          f.extent("crop"), f.extent("lanes"), {red, green, blue}, f.extent("fold")};
 }
 
 }  // namespace convnet::bindings

@@ -1,10 +1,10 @@
 // From stored images to the network's input.
 //
 // What       y(n, c, i, j) = (image(n, top + i, left + (flip ? crop - 1 - j : j), c) - mean(c, i,
-//            j) + noise(n, c)) * scale, each operation rounded on its own; zero for the images from
-//            `valid` on. Where fold = s > 1 it is written at (i/s, j/s) of channel c*s*s + i%s*s +
-//            j%s, so that a first layer of stride s becomes one of stride 1 with s*s times as many
-//            channels (fold.cu).
+//            j) + noise(n, c)) * scale(c), each operation rounded on its own; zero for the images
+//            from `valid` on. Where fold = s > 1 it is written at (i/s, j/s) of channel c*s*s +
+//            i%s*s + j%s, so that a first layer of stride s becomes one of stride 1 with s*s times
+//            as many channels (fold.cu).
 // Tensors    images uint8 [valid][H][W][3], windows int32 [valid][3], noise float32 [valid][3],
 //            mean float32 [3][crop][crop], y [N/L][3*s*s][crop/s][crop/s][L] by precision.
 // Work       one block of 256 threads per up to 64 neighbouring lanes, output row, and strip of 32
@@ -84,6 +84,8 @@ __global__ void __launch_bounds__(kThreads) ingest_kernel(IngestShape shape,
     const int place = k / quads, lane = (k - place * quads) * 4;
     const int c = place / (values / 3), j = place - c * (values / 3);
     const float m = mean[(int64_t{c} * crop + i) * crop + j0 + j];
+    // an index known at run time only would put the shape into local memory
+    const float factor = c == 0 ? shape.scale[0] : c == 1 ? shape.scale[1] : shape.scale[2];
     const int column = (j0 + j) / s, channel = (c * s + i % s) * s + (j0 + j - column * s);
     const int64_t pixel = (int64_t{channel} * folded + i / s) * folded + column;
     const uint32_t bytes = load4_bytes(&shared.strip[3 * j + c][lane]);
@@ -93,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) ingest_kernel(IngestShape shape,
 #pragma unroll
     for (int l = 0; l < 4; ++l)
       result[l] = lane + l < existing
-                      ? (static_cast<float>(bytes >> (8 * l) & 0xffu) - m + added[l]) * shape.scale
+                      ? (static_cast<float>(bytes >> (8 * l) & 0xffu) - m + added[l]) * factor
                       : 0.0f;
     store4(y + (block * 3 * crop * crop + pixel) * L + lane0 + lane,
            float4{result[0], result[1], result[2], result[3]});

@@ -75,7 +75,7 @@ struct IngestShape {
   int64_t N, valid;     // as in SoftmaxShape; lanes beyond `valid` are written as zero
   int64_t H, W;         // of the stored images
   int64_t crop, lanes;  // the window is crop x crop
-  float scale;          // y = (pixel - mean + noise) * scale
+  float scale[3];       // of the channels: y = (pixel - mean + noise) * scale
   // s: pixel (i, j) of channel c is written as pixel (i/s, j/s) of channel c*s*s + i%s*s + j%s;
   // 1: every pixel keeps its place
   int64_t fold;

@@ -110,8 +110,14 @@ void softmax() {
 }
 
 void ingest_images() {
-  const IngestShape shape{
-      .N = 8, .valid = 7, .H = 14, .W = 12, .crop = 10, .lanes = 8, .scale = 0.5f, .fold = 1};
+  const IngestShape shape{.N = 8,
+                          .valid = 7,
+                          .H = 14,
+                          .W = 12,
+                          .crop = 10,
+                          .lanes = 8,
+                          .scale = {0.5f, 0.25f, 2.0f},
+                          .fold = 1};
   const Array<uint8_t> images(7 * 14 * 12 * 3);
   for (int i = 0; i < 7 * 14 * 12 * 3; ++i) images[i] = static_cast<uint8_t>(i * 7919 % 251);
   const Array<int32_t> windows(7 * 3);

@@ -9,6 +9,7 @@
 //   load4_bytes / store4_bytes   four bytes, the first one lowest in the word; the address must be 4-byte aligned
 //   mul_rn / add_rn / sub_rn     one operation rounded to float32, never contracted into a fused multiply-add
 //   rsqrtf(x)                    1 / sqrt(x), on a GPU within 2 units in the last place
+//   tanhf(x)                     within 2 units in the last place of the rounded result
 //   warp_sum / warp_max      reduction over the 32 lanes of a warp (float, int), same in every lane; all 32 lanes must call it
 //   warp_shuffle_xor         the value (float, int) of lane (lane ^ mask); all 32 lanes must call it
 //   warp_uniform(int)        the value of lane 0; all 32 lanes must call it

@@ -1,0 +1,190 @@
+"""``convnet-eval``: one run, ensembles, weights, what it writes, and one line for every mistake."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from runs import TINY, here, make_images, records, shared_folder, shared_images, straight_run
+from test_cli import call
+
+from convnet import ensemble, evaluate
+from convnet.cli.eval import main
+from convnet.trained import load_trained
+
+BASIC = ["--device", "cpu", "-b", "5", "-j", "1"]  # 12 images: three batches, the last one short
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Two networks that see the same images at different sizes."""
+    other = shared_folder() / "eval" / "other"
+    assert here(shared_images(), *TINY, "--crop", "40", "--seed", "3", "--epochs", "1", "-o", str(other)) == 0
+    return [str(straight_run()), str(other)]
+
+
+def found(capsys, *arguments):
+    """The JSON object that the command prints, and nothing else."""
+    assert call(main, *BASIC, "--json", *arguments) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def direct(run, views=1):
+    trained = load_trained(run, pytest.fail)
+    split = trained.open_dataset(shared_images()).valid
+    with trained.open_network("cpu", 12) as network:
+        return evaluate.probabilities(network, split, views), split
+
+
+def rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_one_run_has_the_errors_of_its_last_validation(runs, capsys):
+    result = found(capsys, runs[0])
+    assert set(result) == {
+        *("top1_error", "top5_error", "loss", "n", "views", "runs", "split", "data"),
+        *("top1_standard_error", "top5_standard_error", "loss_standard_error"),
+    }
+    assert (result["n"], result["views"], result["runs"], result["split"]) == (12, 1, [runs[0]], "val")
+    step = load_trained(runs[0], pytest.fail).checkpoint.state["step"]
+    record = next(r for r in records(straight_run()) if r["event"] == "valid" and r["step"] == step)
+    assert [result[key] for key in ("top1_error", "top5_error")] == [record["top1_error"], record["top5_error"]]
+    assert result["loss"] == pytest.approx(record["loss"], rel=1e-5)
+    assert found(capsys, runs[0], "--split", "train")["n"] == 36
+
+
+def test_ensembles_of_different_crops_are_the_mean(runs, capsys, tmp_path):
+    saved = tmp_path / "p.npy"
+    result = found(capsys, *runs, "--views", "10", "--save-predictions", str(saved))
+    (a, split), (b, other) = direct(runs[0], 10), direct(runs[1], 10)
+    assert split.size != other.size
+    p = np.load(saved)
+    assert (p.dtype, p.shape) == (np.float32, (12, 3))
+    np.testing.assert_allclose(p, (a + b) / 2, rtol=1e-5)
+    expected = evaluate.scores(p, split.labels).as_json()
+    assert {key: result[key] for key in expected} == expected
+    assert (result["views"], result["weights"]) == (10, [0.5, 0.5])
+    for member, run, own in zip(result["members"], runs, (a, b), strict=True):
+        assert member["run"] == run
+        assert member["loss"] == pytest.approx(evaluate.scores(own, split.labels).loss, rel=1e-5)
+    header, *lines = rows(tmp_path / "p.csv")
+    assert header == ["row", "name", "label", "predicted", "probability"]
+    classes = ["blue", "green", "red"]
+    for i, (row, name, label, predicted, probability) in enumerate(lines):
+        assert (row, name, label) == (str(i), split.name(i), classes[split.labels[i]])
+        assert predicted == classes[p[i].argmax()]
+        assert float(probability) == pytest.approx(p[i].max(), rel=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "p.npy"]
+
+
+def test_weights_are_divided_by_their_sum(runs, capsys, tmp_path):
+    result = found(capsys, *runs, "--weights", "3,1", "--save-predictions", str(tmp_path / "p.npy"))
+    a, b = direct(runs[0])[0], direct(runs[1])[0]
+    assert result["weights"] == [0.75, 0.25]
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), 0.75 * a + 0.25 * b, rtol=1e-5)
+    assert result["mean"]["loss"] == pytest.approx(
+        evaluate.scores((a + b) / 2, direct(runs[0])[1].labels).loss, rel=1e-5
+    )
+
+
+def test_fitted_weights_are_reported_on_the_images_they_were_not_fitted_on(runs, capsys, tmp_path):
+    saved, table = tmp_path / "p.npy", tmp_path / "c.csv"
+    result = found(capsys, *runs, "--fit-weights", "--save-predictions", str(saved), "--confusion", str(table))
+    (a, split), b = direct(runs[0]), direct(runs[1])[0]
+    weights = ensemble.fit_weights([a[0::2], b[0::2]], split.labels[0::2])
+    np.testing.assert_allclose(result["weights"], weights, atol=1e-3)
+    assert (result["n"], result["fitted_on"], result["mean"]["n"]) == (6, 6, 6)
+    p = np.load(saved)
+    np.testing.assert_allclose(p, result["weights"][0] * a[1::2] + result["weights"][1] * b[1::2], rtol=1e-4)
+    assert result["loss"] == evaluate.scores(p, split.labels[1::2]).loss
+    labels = split.labels[1::2]
+    assert result["members"][1]["loss"] == pytest.approx(evaluate.scores(b[1::2], labels).loss, rel=1e-5)
+    assert result["mean"]["loss"] == pytest.approx(evaluate.scores((a + b)[1::2] / 2, labels).loss, rel=1e-5)
+    assert [line[1] for line in rows(tmp_path / "p.csv")[1:]] == [split.name(i) for i in range(1, 12, 2)]
+    assert sum(int(count) for line in rows(table)[1:] for count in line[1:]) == 6
+
+
+def test_text_and_confusion(runs, capsys, tmp_path):
+    assert call(main, *BASIC, *runs, "--weights", "1,0", "--confusion", str(tmp_path / "c.csv")) == 0
+    text = capsys.readouterr().out
+    assert "data: image folder: 3 classes, 36 training and 12 validation images\n" in text
+    assert "\n12 validation images, 1 view each\n" in text
+    percent = r"\d+\.\d\d % \(\+- \d+\.\d\d %\)"
+    for name in (*map(re.escape, runs), "mean", "weighted"):
+        assert re.search(rf"^{name} +{percent} +{percent} +\d\.\d{{4}} \(\+- \d\.\d{{4}}\)$", text, re.MULTILINE), name
+    assert "\nweights 1.000, 0.000\n" in text
+    header, *lines = rows(tmp_path / "c.csv")
+    assert header == ["", "blue", "green", "red"]
+    p, split = direct(runs[0])
+    counts = evaluate.confusion(p, split.labels)
+    assert lines == [[name, *map(str, row)] for name, row in zip(header[1:], counts.tolist(), strict=True)]
+    pairs = evaluate.most_confused(counts, header[1:])
+    assert re.findall(r"^  (\w+) taken for (\w+): (\d+) of (\d+)$", text, re.MULTILINE) == [
+        (true, taken, str(wrong), str(of)) for true, taken, wrong, of in pairs
+    ]
+    call(main, *BASIC, "-q", runs[0])
+    assert capsys.readouterr().out.startswith("12 validation images")
+
+
+MISTAKES = {
+    "views": (["RUN", "--views", "5"], 2, r"--views: invalid choice"),
+    "no run": (["nowhere"], 4, "nowhere: there is no such checkpoint"),
+    "suffix": (["RUN", "--save-predictions", "p.csv"], 2, r"--save-predictions p.csv: .* must end in .npy"),
+    "table suffix": (["RUN", "--confusion", "c.txt"], 2, r"--confusion c.txt: .* must end in .csv"),
+    "no folder": (["RUN", "--save-predictions", "no/p.npy"], 2, r"no/p.npy: cannot be written: No such file"),
+    "same file": (["RUN", "--save-predictions", "p.npy", "--confusion", "p.csv"], 2, "writes a file of this name"),
+    "weights of one": (["RUN", "--weights", "1"], 2, "are for an ensemble; name two runs"),
+    "fit one": (["RUN", "--fit-weights"], 2, "are for an ensemble; name two runs"),
+    "both": (["RUN", "RUN", "--weights", "1,1", "--fit-weights"], 2, "exclude each other"),
+    "too few weights": (["RUN", "RUN", "--weights", "1"], 2, "--weights must be 2 numbers"),
+    "no weights": (["RUN", "RUN", "--weights", "0,0"], 2, "not all 0, such as 0.5,0.5; got '0,0'"),
+    "words": (["RUN", "RUN", "--weights", "a,b"], 2, "--weights must be 2 numbers"),
+    "nan": (["RUN", "RUN", "--weights", "nan,1"], 2, "--weights must be 2 numbers"),
+    "negative": (["RUN", "RUN", "--weights=-1,2"], 2, "none negative"),
+    "batch": (["RUN", "-b", "0"], 2, "batch_size must be at least 1, got 0"),
+    "data": (["RUN", "--data", "nowhere"], 3, "there is no 'nowhere'"),
+    "other classes": (["RUN", "--data", "shapes"], 3, "knows 3 classes and the data has 10"),
+    "precision": (["RUN", "--precision", "bf16"], 2, "cpu computes in fp32 only"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(mistake, runs, tmp_path, monkeypatch, capsys):
+    arguments, code, text = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    given = [runs[0] if argument == "RUN" else argument for argument in arguments]
+    assert call(main, "--device", "cpu", "-q", *given) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert re.search(rf"^convnet-eval: error: .*{text}", error), error
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_must_know_the_same_classes_and_see_the_same_images(runs, tmp_path, capsys):
+    images = str(make_images(tmp_path / "images", classes=("blue", "green", "yellow")))
+    assert here(images, *TINY, "--steps", "1", "-o", str(tmp_path / "run")) == 0
+    capsys.readouterr()
+    assert call(main, *BASIC, runs[0], str(tmp_path / "run")) == 3
+    assert re.search(r"know different classes \(\['red', 'yellow'\]\); an ensemble needs", capsys.readouterr().err)
+
+
+def test_a_predictions_file_that_cannot_be_written_is_noticed_before_the_work(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("convnet.trained.load_trained", lambda *_: pytest.fail("work was begun"))
+    (tmp_path / "p.npy").mkdir()
+    for option in ("--save-predictions", "--confusion"):
+        name = {"--save-predictions": "p.npy", "--confusion": "none/c.csv"}[option]
+        assert call(main, runs[0], option, str(tmp_path / name)) == 2
+    assert "p.npy: this is a folder" in capsys.readouterr().err
+
+
+def test_the_example_in_the_help_lacks_but_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call(main, "--help")
+    example = capsys.readouterr().out.split("example:\n")[1].split()
+    assert call(main, *example[1:]) == 4
+    assert "runs/first: there is no such checkpoint" in capsys.readouterr().err
