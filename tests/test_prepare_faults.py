@@ -226,8 +226,12 @@ def test_workers_end_with_their_parent(source, tmp_path):
     wait_for(lambda: len(children(process.pid)) >= 3 and list((tmp_path / "store").glob("*.bin.tmp")))
     workers = children(process.pid)
     process.kill()  # it alone
-    process.communicate()
-    wait_for(lambda: not any(alive(pid) for pid in workers), 20)
+    try:
+        wait_for(lambda: not any(alive(pid) for pid in workers), 20)
+    finally:
+        for pid in filter(alive, workers):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
 
 
 def test_a_lost_worker_is_one_sentence(source, tmp_path, undisturbed, small):
