@@ -115,7 +115,7 @@ def save_curves(path: Path, runs: Mapping[str, Records], title: str) -> None:
             _key(shortened(name, 40), RUN_COLOURS[k % len(RUN_COLOURS)], "-", width=3) for k, name in enumerate(runs)
         ]
     if len(entries) <= 6:
-        loss.legend(handles=entries, loc="upper right")
+        loss.legend(handles=entries, loc="best")
     else:  # below the title, where they hide no line
         figure.legend(handles=entries, loc="outside lower center", ncols=2)
     loss.set_ylabel("loss (nats)")

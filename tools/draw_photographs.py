@@ -45,13 +45,13 @@ DRAWN = 208  # longest side in pixels before enlarging
 LEVEL = {"waves", "grass", "sand ripples"}  # seen from a person's height, never turned on their side
 SETS = {
     "first": [
-        *("brick wall", "checked ball", "leaves", "marbled star", "striped cross", "pebbles", "spotted ball", "waves"),
-        *("checked star", "wooden planks", "marbled ball", "striped star", "sand ripples", "spotted cross"),
-        *("striped ball", "checked cross", "spotted star", "marbled cross", "cloudy sky", "furrowed field"),
+        *("brick wall", "checked ball", "leaves", "marbled star", "woven cloth", "pebbles", "spotted ball", "waves"),
+        *("checked star", "wooden planks", "marbled ball", "striped star", "sand ripples", "stone wall", "tree bark"),
+        *("striped ball", "grass", "spotted star", "cloudy sky", "furrowed field"),
     ],
     "second": [
-        *("stone wall", "striped heart", "grass", "spotted ring", "tree bark", "marbled heart", "woven cloth"),
-        *("checked ring", "wooden heart", "wooden ring"),
+        *("striped heart", "checked cross", "spotted ring", "marbled heart", "striped cross", "wooden ring"),
+        *("spotted cross", "checked ring", "wooden heart", "marbled cross"),
     ],
 }
 
