@@ -53,7 +53,7 @@ def _option(default: Any, group: str, text: str, kind: type, *flags: str, **rule
 class Config:
     """Fields that the network decides are None until ``resolved`` has filled them in."""
 
-    data: str = _option("shapes", "data", "shapes, an image folder, or a CIFAR-10 archive or folder", str)
+    data: str = _option("shapes", "data", "shapes, an image folder, a prepared one, or CIFAR-10", str)
     augment: bool = _option(True, "data", "no random crops, flips and colour noise", bool, "--no-augment", fixed=True)
     noise: float = _option(
         0.1, "data", "colour noise, in standard deviations of the training images' colours", float, "--noise", low=0

@@ -15,7 +15,8 @@ def _parser() -> Parser:
     parser = Parser(
         "convnet-train",
         "Trains a network on labelled images; without arguments a small one on drawn shapes, in minutes on two cores.\n"
-        "DATA: shapes (generated), a folder train/CLASS/*.jpg + val/CLASS/*.jpg, or a CIFAR-10 archive or folder.",
+        "DATA: shapes (generated), a folder train/CLASS/*.jpg + val/CLASS/*.jpg, a folder made by convnet-prepare,\n"
+        "or a CIFAR-10 archive or folder.",
         "convnet-train shapes --model alexnet-tiny --epochs 6 --device cpu -o runs/first",
     )
     defaults = Config().resolved(network(Config.model).defaults, network(Config.model).crop)
