@@ -32,7 +32,7 @@ class Journal:
         for name, label, image in zip(names, labels, packed.images, strict=True):
             name = printable(name)
             if isinstance(image, str):
-                self.bad.append([name, image])
+                self.bad.append([name, printable(image)])
                 continue
             file.write(image)
             self.length += len(image)

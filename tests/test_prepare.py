@@ -15,7 +15,7 @@ from PIL import Image
 from preparing import contents, here, run
 
 from convnet import prepare
-from convnet.data import jpeg, open_dataset
+from convnet.data import DataError, jpeg, open_dataset
 from convnet.data.packing import Sums, Task, pack
 from convnet.data.sources import open_source
 from convnet.data.statistics import from_sums
@@ -248,6 +248,16 @@ def test_a_file_that_vanishes_or_shrinks_is_a_bad_image(tmp_path):
     assert "cut short" in reasons[0]
     assert "No such file" in reasons[1]
     assert "1,000,000,000 bytes; the limit is" in reasons[2]
+
+
+def test_a_source_that_is_gone_does_not_make_its_images_bad(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(saved(picture(40, 40)))
+    good, gone = (str(path), 0, path.stat().st_size), (str(tmp_path / "none"), 0, 9)
+    packed = pack(Task([gone] * 15 + [good] + [gone] * 15, 32, 95, False, True))
+    assert sum(isinstance(image, str) for image in packed.images) == 30
+    with pytest.raises(DataError, match=r"16 images in a row cannot be read, the last one in '.*none' \(No such file"):
+        pack(Task([good] + [gone] * 16, 32, 95, False, True))
 
 
 @pytest.mark.parametrize(("part", "what"), [("train/class1", "class 'class1' has no"), ("val", "no usable validation")])

@@ -12,7 +12,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         "convnet-prepare",
         "Packs images for training: decoded, brought to one size, shuffled, checked, in a few large files with index,\n"
-        "mean image and colour statistics. Stopped or killed, the same command goes on where it was.\n"
+        "mean image and colour statistics. Stopped (exit code 75 where finished parts are kept, else 130 or 143) or\n"
+        "killed, the same command goes on where it was.\n"
         "SRC: a folder train/CLASS/*.jpg + val/CLASS/*.jpg; a folder with ILSVRC2012_img_train.tar,\n"
         "ILSVRC2012_img_val.tar, ILSVRC2012_validation_ground_truth.txt and synsets.txt (line k: the WordNet id of\n"
         "class number k); or a CIFAR-10 archive or folder. DST: a new or empty folder, which convnet-train takes.",

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnet.data.dataset import U8
+from convnet.data.dataset import U8, DataError
 from convnet.data.images import centre, scaled, upright
 from convnet.data.jpeg import BadImage, decode_rgb
 from convnet.data.sources import Place, read_place
+
+LOST = 16  # so many unreadable files in a row are a source that is gone
 
 U32 = NDArray[np.uint32]
 
@@ -42,18 +44,31 @@ class Packed:
 
 
 def pack(task: Task) -> Packed:
-    """Decodes, scales, encodes, and decodes again: what is stored can be read, and is what the sums are of."""
+    """Decodes, scales, encodes, and decodes again: what is stored can be read, and is what the sums are of.
+
+    Raises ``DataError`` where one file after another cannot even be read: then it is not the images that are bad.
+    """
     sums = Sums(task.size)
     images: list[bytes | str] = []
+    unread = 0
     for image in task.images:
+        unread += 1
         try:
-            source = Image.fromarray(image) if isinstance(image, np.ndarray) else upright(read_place(image))
+            read = image if isinstance(image, np.ndarray) else read_place(image)
+            unread = 0
+            source = Image.fromarray(read) if isinstance(read, np.ndarray) else upright(read)
             file = io.BytesIO()
             scaled(source, task.size, square=not task.keep_aspect).save(file, "JPEG", quality=task.quality)
             raw = file.getvalue()
             pixels = decode_rgb(raw)
         except (BadImage, OSError) as error:  # OSError: Pillow's encoder, for a side of more than 65,500
-            images.append(" ".join(str(error).split()))
+            reason = " ".join(str(error).split())
+            images.append(reason)
+            if unread == LOST:
+                raise DataError(
+                    f"{LOST} images in a row cannot be read, the last one in {image[0]!r} ({reason}); is the source "
+                    "still there? Finished shards are kept: repair this and run the same command again"
+                ) from error
             continue
         images.append(raw)
         if task.sums:
