@@ -43,6 +43,7 @@ class Option:
     choices: tuple[str, ...] = ()
     fixed: bool = False
     unset: str = "the network's"
+    metavar: str = ""
 
 
 def _option(default: Any, group: str, text: str, kind: type, *flags: str, **rules: Any) -> Any:
@@ -53,7 +54,9 @@ def _option(default: Any, group: str, text: str, kind: type, *flags: str, **rule
 class Config:
     """Fields that the network decides are None until ``resolved`` has filled them in."""
 
-    data: str = _option("shapes", "data", "shapes, an image folder, or a CIFAR-10 archive or folder", str)
+    data: str = _option(
+        "shapes", "data", "shapes, an image folder, a prepared store, or a CIFAR-10 archive or folder", str
+    )
     augment: bool = _option(True, "data", "no random crops, flips and colour noise", bool, "--no-augment", fixed=True)
     noise: float = _option(
         0.1, "data", "colour noise, in standard deviations of the training images' colours", float, "--noise", low=0
@@ -129,9 +132,10 @@ class Config:
         "--init-from",
         fixed=True,
         unset="none",
+        metavar="RUN",
     )
     freeze: str | None = _option(
-        None, "fine-tuning", "layers that do not learn, as conv1,conv2", str, "--freeze", unset="none"
+        None, "fine-tuning", "layers that do not learn, as conv1,conv2", str, "--freeze", unset="none", metavar="LAYERS"
     )
     head_lr: float = _option(1.0, "fine-tuning", "factor on the rate of new layers", float, "--head-lr", above=0)
     seed: int = _option(0, "training", "decides every random number", int, "--seed", low=0, below=2**64, fixed=True)

@@ -54,12 +54,12 @@ def in_order(tasks: Iterator[Task], workers: int, stop: list[int]) -> Generator[
             if stop[0]:
                 raise Stopped
             yield waiting.popleft().result()
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, MemoryError) as error:
         if stop[0]:
             raise Stopped from error
         raise RuntimeError(
-            "a worker process was lost, perhaps for want of memory; finished shards are kept: run the same command "
-            "again, with a smaller -j if it happens again"
+            "a worker process was lost or ran out of memory; finished shards are kept: run the same command again, "
+            "with a smaller -j if it happens again"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -97,7 +97,7 @@ def run(source_path: Path, target: Path, options: Options, workers: int, console
                     kept = f"{len(finished)} of {len(shards)} shards are finished; " if finished else ""
                     console.warn(f"stopped; {kept}the same command goes on where this one stopped")
                     return STOPPED if finished else 128 + stop[0]
-            _finish(target, source, options, shards, console)
+                _finish(target, source, options, shards, console)
     except OSError as error:
         raise DataError(
             f"cannot write {str(error.filename or target)!r}: {error.strerror or error}; finished shards are kept: "

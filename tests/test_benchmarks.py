@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+from runs import ENVIRONMENT
 
 from convnet import Network, backend, spec
+from convnet.data import open_dataset
 from convnet.shapes import ConvShape
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 benchmarks = pytest.importorskip("benchmarks", reason="the benchmarks come with a checkout only")
-cudnn, data, floors, ops, problems, step, timing = (
+cudnn, data, floors, ops, prepare, problems, step, timing = (
     __import__(f"benchmarks.{name}", fromlist=["_"])
-    for name in ("cudnn", "data", "floors", "ops", "problems", "step", "timing")
+    for name in ("cudnn", "data", "floors", "ops", "prepare", "problems", "step", "timing")
 )
 
 TINY = ["--model", "alexnet-tiny", "-b", "3", "--seconds", "0"]
@@ -245,3 +247,28 @@ def test_a_loader_that_mixes_images_up_is_not_timed(tmp_path, monkeypatch):
 def test_impossible_settings_of_the_data_benchmark(wrong):
     with pytest.raises(ValueError, match="-j must be numbers of at least 1"):
         data.main([*SMALL, *wrong])
+
+
+def test_preparing_beside_pillow(tmp_path, monkeypatch, capsys):
+    """All sides do the whole work: the loops write what the store holds."""
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    source = prepare.draw(tmp_path / "source", 100)
+    results = prepare.compare(source, tmp_path, workers=2, turns=1)
+    assert (results["images"], results["workers"]) == (100, 2)
+    assert set(results["images_per_second"]) == {"pillow", "pillow_all", "prepare"}
+    assert all(value > 0 for value in results["processor_milliseconds_per_image"].values())
+    folders = [folder for folder in tmp_path.iterdir() if folder.name != "source"]
+    loops = [folder for folder in folders if not (folder / "store.json").exists()]
+    assert sorted(len(list(folder.iterdir())) for folder in loops) == [50] * 4 + [100] * 2
+    assert "x one Pillow process" in prepare.report(results)
+    store = next(folder for folder in folders if folder not in loops)
+    whole = next(folder for folder in loops if len(list(folder.iterdir())) == 100)
+    images = {path.read_bytes() for path in whole.iterdir()}
+    split = open_dataset(store, size=256, seed=0).train
+    assert {split.read(k) for k in range(len(split))} <= images
+
+
+@pytest.mark.parametrize("wrong", [["-j", "0"], ["--images", "99"], ["--turns", "0"]])
+def test_impossible_settings_of_the_prepare_benchmark(wrong, capsys):
+    assert prepare.main(wrong) == 2
+    assert "are needed" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 
@@ -12,7 +13,8 @@ from runs import TINY, here, make_images, records, shared_folder, shared_images,
 from test_cli import call
 
 from convnet import ensemble, evaluate
-from convnet.cli.eval import main
+from convnet.cli.eval import _open_data, main
+from convnet.data import DataError
 from convnet.trained import load_trained
 
 BASIC = ["--device", "cpu", "-b", "5", "-j", "1"]  # 12 images: three batches, the last one short
@@ -188,3 +190,19 @@ def test_the_example_in_the_help_lacks_but_the_run(tmp_path, monkeypatch, capsys
     example = capsys.readouterr().out.split("example:\n")[1].split()
     assert call(main, *example[1:]) == 4
     assert "runs/first: there is no such checkpoint" in capsys.readouterr().err
+
+
+def test_labels_that_differ_between_sizes_are_an_error(runs):
+    """As when the data is changed while the command runs."""
+    first, other = (load_trained(run, pytest.fail) for run in runs)
+
+    class Changed(type(other)):
+        def open_dataset(self, *arguments):
+            dataset = super().open_dataset(*arguments)
+            dataset.valid.labels = dataset.valid.labels[::-1]
+            return dataset
+
+    changed = Changed(*(getattr(other, field.name) for field in dataclasses.fields(other)))
+    assert len(_open_data([first, other], None, "val")) == 2
+    with pytest.raises(DataError, match=r"other labels for .*other than for .*run; the data has changed"):
+        _open_data([first, changed], None, "val")

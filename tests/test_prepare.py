@@ -97,6 +97,17 @@ def test_four_workers_write_the_same_bytes_as_one(source, tmp_path):
     assert contents(tmp_path / "j1") == contents(tmp_path / "j4")
 
 
+def test_pillow_alone_writes_the_same_images(source, tmp_path, store, monkeypatch):
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
+    assert here(source, tmp_path / "pillow", "--size", SIZE, "-j", 1) == 0
+    found, expected = contents(tmp_path / "pillow"), contents(store)
+    told = [json.loads(files.pop("store.json")) for files in (found, expected)]
+    assert found == expected
+    assert told[0].pop("decoder") == "Pillow"
+    assert told[1].pop("decoder") in ("simplejpeg", "Pillow")
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize("aspect", [[], ["--keep-aspect"]])
 def test_statistics_are_numpys_over_the_decoded_store(source, tmp_path, small, aspect):
     assert here(source, tmp_path / "store", "--size", SIZE, "-j", 1, *aspect) == 0

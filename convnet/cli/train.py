@@ -15,7 +15,8 @@ def _parser() -> Parser:
     parser = Parser(
         "convnet-train",
         "Trains a network on labelled images; without arguments a small one on drawn shapes, in minutes on two cores.\n"
-        "DATA: shapes (generated), a folder train/CLASS/*.jpg + val/CLASS/*.jpg, or a CIFAR-10 archive or folder.",
+        "DATA: shapes (generated), a folder train/CLASS/*.jpg + val/CLASS/*.jpg, what convnet-prepare made, or a\n"
+        "CIFAR-10 archive or folder.",
         "convnet-train shapes --model alexnet-tiny --epochs 6 --device cpu -o runs/first",
     )
     defaults = Config().resolved(network(Config.model).defaults, network(Config.model).crop)
@@ -34,9 +35,9 @@ def _parser() -> Parser:
         if not option.flags:
             group.add_argument(name, nargs="?", default=None, metavar=name.upper(), help=text)
             continue
-        metavar = (
-            "{" + ",".join(option.choices) + "}" if option.choices else {int: "N", float: "X", str: "NAME"}[option.kind]
-        )
+        metavar = option.metavar or {int: "N", float: "X", str: "NAME"}[option.kind]
+        if option.choices:
+            metavar = "{" + ",".join(option.choices) + "}"
         group.add_argument(*option.flags, dest=name, type=option.kind, default=None, metavar=metavar, help=text)
     group = groups["run folder"]
     group.add_argument("-o", "--output", metavar="DIR", help="the run folder (default: runs/NETWORK-DATA-TIME)")

@@ -47,8 +47,10 @@ class StoreSplit:
     """The images of one part of a store, as uint8 (size, size, 3); they are resized where they are stored otherwise."""
 
     def __init__(self, root: Path, part: str, index: Index, names: list[str], stored: int, square: bool, size: int):
-        self.size, self._root, self._part, self._index, self._names = size, root, part, index, names
+        self.size, self._part, self._index, self._names = size, part, index, names
         self._stored, self._square = stored, square
+        shards = np.unique(index["shard"]).tolist()
+        self._files = {shard: os.path.join(root, shard_name(part, shard)) for shard in shards}  # slow to make per image
         self.labels: I32 = index["label"].astype(np.int32)
 
     def __len__(self) -> int:
@@ -62,7 +64,7 @@ class StoreSplit:
         shard, offset, length, _, crc32 = self._index[index].item()
         try:
             # Opened for each image: a large store has more files than a process may have open.
-            file = os.open(self._root / shard_name(self._part, shard), os.O_RDONLY)
+            file = os.open(self._files[shard], os.O_RDONLY)
             try:
                 raw = os.pread(file, length, offset)
             finally:
@@ -95,8 +97,8 @@ class StoreSplit:
         return out
 
     def _damaged(self, index: int, reason: str) -> DataError:
-        path = self._root / shard_name(self._part, int(self._index[index]["shard"]))
-        return DataError(f"{str(path)!r}: image {index} of {self._part!r} is damaged ({reason}); prepare it anew")
+        path = self._files[int(self._index[index]["shard"])]
+        return DataError(f"{path!r}: image {index} of {self._part!r} is damaged ({reason}); prepare it anew")
 
 
 def open_store(root: Path, *, size: int) -> DataSet:
