@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -31,6 +33,13 @@ def texts(path) -> list[str]:
 def pixels(path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def colours(path) -> list[int]:
+    """Of the images in an SVG file, in order, the strongest channel: the label of the images of these tests."""
+    coded = re.findall(r"data:image/png;base64,([^\"]+)", path.read_text())
+    found = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")) for text in coded]
+    return [int(image.mean(axis=(0, 1)).argmax()) for image in found]
 
 
 def opened():
@@ -136,6 +145,7 @@ def test_predictions_are_the_networks(tmp_path):
         for c in evaluate.top(shares[image][None], 5)[0]:
             expected += [COLOURS[c], figures._share(float(shares[image, c]))]
     assert sorted(texts(tmp_path / "p.svg")[:-1]) == sorted(expected)
+    assert colours(tmp_path / "p.svg") == [dataset.valid.labels[image] for image in order]
     widths = bar_widths(tmp_path / "p.svg")
     best = np.array([evaluate.top(shares[image][None], 5)[0] for image in order])
     for k in range(8):
@@ -201,6 +211,8 @@ def test_neighbours_are_the_nearest_in_fc7(tmp_path):
             expected.append(("" if right else "✗ ") + COLOURS[dataset.train.labels[i]])
     found = [text for text in texts(tmp_path / "n.svg") if text.split()[-1] in COLOURS]
     assert sorted(found) == sorted(expected)
+    shown = [*dataset.valid.labels[asked], *dataset.train.labels[nearest].ravel()]  # column of queries, rows of others
+    assert colours(tmp_path / "n.svg") == [int(label) for label in shown]
 
 
 def test_neighbours_of_another_class_are_marked(tmp_path):
@@ -224,6 +236,13 @@ def test_confusion_counts(tmp_path):
     figures.save_confusion(tmp_path / "d.svg", np.array([[71, 0, 0], [72, 73, 0], [0, 0, 74]]), classes, [])
     found = texts(tmp_path / "d.svg")
     assert [found.count(n) for n in ("71", "72", "73", "74")] == [1, 1, 1, 1]
+    places = {
+        text.text: [round(float(place)) for place in re.findall(r"-?[\d.]+", text.get("transform"))[-2:]]
+        for text in ElementTree.parse(tmp_path / "d.svg").iter(f"{SVG}text")
+    }
+    assert places["72"][0] == places["71"][0]  # taken for an ant
+    assert places["72"][1] == places["73"][1]  # and is a bee
+    assert places["74"][1] > places["73"][1] > places["71"][1]
 
 
 def test_confusion_of_many_classes_lists_pairs(tmp_path):
