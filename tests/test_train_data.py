@@ -8,7 +8,7 @@ from data_files import write_cifar
 from runs import TINY, final, here, records, shared_images, straight_run, training
 
 import convnet
-from convnet import train
+from convnet import trainer
 from convnet.cli.train import main
 from convnet.data import Loader, cache, normalisation, sampled_statistics
 from convnet.metrics import losses_and_ranks
@@ -124,8 +124,8 @@ def test_noise_is_an_option(images, tmp_path, monkeypatch):
     (("--cache", "memory"), "more threads (-j 4); convnet-prepare"),
 ])  # fmt: skip
 def test_a_run_that_waits_for_images_says_once_what_can_help(images, tmp_path, monkeypatch, capsys, options, ways):
-    monkeypatch.setattr(train, "HINT_STEPS", 3)
-    monkeypatch.setattr(train, "HINT_SHARE", -1)
+    monkeypatch.setattr(trainer, "HINT_STEPS", 3)
+    monkeypatch.setattr(trainer, "HINT_SHARE", -1)
     assert main([images, *TINY, "-o", str(tmp_path / "run"), *options]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "waiting for images" in line]
     assert line.endswith(f"of the time went by waiting for images; what can help: {ways}")
@@ -133,16 +133,16 @@ def test_a_run_that_waits_for_images_says_once_what_can_help(images, tmp_path, m
 
 
 def test_only_an_image_folder_can_be_prepared(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "HINT_STEPS", 1)
-    monkeypatch.setattr(train, "HINT_SHARE", -1)
+    monkeypatch.setattr(trainer, "HINT_STEPS", 1)
+    monkeypatch.setattr(trainer, "HINT_SHARE", -1)
     archive = write_cifar(tmp_path / "cifar.tar.gz", "bin")
     assert main([str(archive), *TINY, "--steps", "1", "-o", str(tmp_path / "run")]) == 0
     assert "what can help: more threads (-j 4); --cache memory\n" in capsys.readouterr().out
 
 
 def test_a_run_that_does_not_wait_says_nothing(images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "HINT_STEPS", 3)
-    monkeypatch.setattr(train, "HINT_SHARE", 1)
+    monkeypatch.setattr(trainer, "HINT_STEPS", 3)
+    monkeypatch.setattr(trainer, "HINT_SHARE", 1)
     assert main([images, *TINY, "-o", str(tmp_path / "run")]) == 0
     assert "waiting for images" not in capsys.readouterr().out
     shares = [record["data_share"] for record in records(tmp_path / "run") if record["event"] == "train"]

@@ -43,7 +43,7 @@ def _exit_code(error: Exception) -> int:
     from ..backend import DeviceError
     from ..checkpoint import CheckpointError
     from ..data import DataError
-    from ..train import Diverged
+    from ..trainer import Diverged
 
     codes: dict[type[Exception], int] = {
         ValueError: USAGE,

@@ -23,9 +23,8 @@ from convnet.data.dataset import F32, I32, U8, Split, Statistics
 
 AHEAD = 3  # batches decoded or being decoded before the consumer asks for them: this bounds the memory
 CHUNK = 16  # images per task: small enough that all workers share the next batch, large enough to hide the hand-over
-NOISE = (
-    0.1  # the paper's: standard deviation of the colour noise along a principal component, in units of the component's
-)
+# The paper's: standard deviation of the colour noise along a principal component, in units of the component's own.
+NOISE = 0.1
 
 I64 = NDArray[np.int64]
 
