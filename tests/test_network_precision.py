@@ -76,7 +76,7 @@ def test_folding_changes_nothing(device, monkeypatch):
             monkeypatch.setattr("convnet.model.input_fold", lambda spec, precision: 1)
         with convnet.Network(TINY, devices=device, batch_size=4, precision="bf16") as net:
             images, labels = images_of(net, 4)
-            assert net._inputs[0].shape == (1, 3 * fold**2, 64 // fold, 64 // fold, 8)
+            assert net._intake.inputs[0].shape == (1, 3 * fold**2, 64 // fold, 64 // fold, 8)
             net.forward(images, train=True)
             conv1 = net.activation("conv1")
             net.backward(labels)
