@@ -1,3 +1,15 @@
 """The kernels on CUDA devices; they run in the context that is current. Failures of CUDA are ``RuntimeError``."""
 
 from ._kernels import *
+
+class Graph:
+    """What was queued between ``begin_capture`` and ``end_capture``, ready to run as often as wanted."""
+
+    def launch(self, stream: int) -> None:
+        """Queues all of it on ``stream``."""
+
+def begin_capture(stream: int) -> None:
+    """Work that is queued on ``stream``, and on streams that wait for its events, is captured instead of done."""
+
+def end_capture(stream: int) -> Graph:
+    """Ends what ``begin_capture`` began on the same stream, on all streams; raises what went wrong in between."""

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, Device, DeviceError, Event, Stream
+from .backend import Array, Device, DeviceError, Event, Fetch, Graph, Stream
 
 log = logging.getLogger(__name__)
 
 # pycuda's pool rounds sizes up by as much as a quarter: good for small arrays that come and go, wasteful for large ones
 POOLED_BYTES = 1 << 20
+# Uploads pass through page-locked memory in pieces of at most so many bytes; a stream that has so much of it waits for
+# earlier uploads before it takes more
+PIECE_BYTES, STAGED_BYTES = 1 << 25, 1 << 28
 
 
 def _load_driver_library() -> None:
@@ -106,8 +111,14 @@ def _built_for(index: int) -> bool:
 
 
 class CudaEvent(Event):
-    def __init__(self, event: Any):
-        self.event = event
+    """``spare`` is where pycuda's event goes when nobody needs this mark any more: the next one is set with it."""
+
+    def __init__(self, event: Any, spare: list[Any]):
+        self.event, self._spare = event, spare
+
+    def __del__(self) -> None:
+        if self.graph is None:
+            self._spare.append(self.event)
 
     def elapsed_since(self, earlier: CudaEvent) -> float:
         """Milliseconds of device time between two events, when both have happened."""
@@ -130,10 +141,63 @@ class CudaArray(Array):
     def download(self) -> np.ndarray[Any, Any]:
         values = np.empty(self.shape, self.dtype)
         if values.nbytes:
+            self.device.synchronize()
             with self.device.current():
-                self.device.context.synchronize()
                 self.device.driver.memcpy_dtoh(values, self.handle)
         return values
+
+
+class CudaFetch(Fetch):
+    def __init__(self, stream: CudaStream, source: Array, staged: Staged):
+        self._stream, self._source, self._staged = stream, source, staged
+        self._values: np.ndarray[Any, Any] | None = None
+
+    def get(self) -> np.ndarray[Any, Any]:
+        if self._values is None:
+            with self._stream.device.current():
+                self._staged.event.synchronize()
+            source = self._source
+            self._values = self._staged.memory[: source.nbytes].view(source.dtype).reshape(source.shape).copy()
+            self._stream.give_back(self._staged)
+        return self._values
+
+
+class CudaGraph(Graph):
+    """``kept``: what captured work was given, so that its memory lives as long as the graph."""
+
+    def __init__(self, origin: CudaStream, streams: list[Stream]):
+        super().__init__(streams)
+        self.origin = origin
+        self.kept: list[Any] = []
+        self._executable: Any = None
+        with self.origin.device.current():
+            self.origin.device.kernels.begin_capture(self.origin.stream.handle)
+
+    def _end(self, failed: bool) -> None:
+        end = self.origin.device.kernels.end_capture
+        with self.origin.device.current():
+            if failed:
+                self.kept.clear()
+                with suppress(RuntimeError):  # CUDA's own complaint about a capture that we break off
+                    end(self.origin.stream.handle)
+            else:
+                self._executable = end(self.origin.stream.handle)
+
+    def _replay(self) -> None:
+        with self.origin.device.current():
+            self._executable.launch(self.origin.stream.handle)
+
+    def __del__(self) -> None:
+        if self._executable is not None:
+            with self.origin.device.current():
+                self._executable = None
+
+
+class Staged:
+    """A piece of page-locked memory and the event that ends its use."""
+
+    def __init__(self, memory: Any, event: Any):
+        self.memory, self.event = memory, event
 
 
 class CudaStream(Stream):
@@ -141,18 +205,43 @@ class CudaStream(Stream):
         self.device: CudaDevice = device
         with device.current():
             self.stream = device.driver.Stream()
-        # page-locked memory of uploads under way, with the event that ends each
-        self._uploads: deque[tuple[Any, Any]] = deque()
+        self._spare_events: list[Any] = []
+        # by size; in the order of their use, the longest ago first
+        self._staged: defaultdict[int, deque[Staged]] = defaultdict(deque)
+        self._staged_bytes = 0
+
+    def _begin_capture(self, streams: list[Stream]) -> CudaGraph:
+        devices = {stream.device for stream in streams}
+        for one in devices:
+            for other in devices - {one}:
+                assert isinstance(one, CudaDevice) and isinstance(other, CudaDevice)
+                if not one.reaches(other):
+                    raise DeviceError(
+                        f"{one.name} cannot reach the memory of {other.name}: their exchanges go through the host, "
+                        "which no graph can hold; queue every step in the ordinary way"
+                    )
+        return CudaGraph(self, streams)
+
+    def _keep(self, *arrays: Any) -> None:
+        """Captured work needs its memory at every launch."""
+        if isinstance(self.graph, CudaGraph):
+            self.graph.kept.append(arrays)
+        else:
+            self.device.check_not_capturing("a stream that is not part of the capture cannot be used")
 
     def launch(self, kernel: Callable[..., None], *arguments: Any) -> None:
+        if self.device.graph is not None:
+            self._keep(*arguments)
         with self.device.current():
             kernel(*(a.handle if isinstance(a, Array) else a for a in arguments), self.stream.handle)
 
     def copy(self, target: Array, source: Array) -> None:
         assert isinstance(target, CudaArray) and isinstance(source, CudaArray) and target.nbytes == source.nbytes
+        if self.device.graph is not None:
+            self._keep(target, source)
         if source.device is self.device or self.device.reaches(source.device):
             # One address space for all devices: the driver finds out whose memory it is. (memcpy_peer_async would
-            # be the obvious call, but mishandles its contexts.)
+            # be the obvious call, but mishandles its contexts, and cannot be captured.)
             with self.device.current():
                 self.device.driver.memcpy_dtod_async(target.handle, source.handle, target.nbytes, self.stream)
         else:
@@ -161,35 +250,62 @@ class CudaStream(Stream):
 
     def upload(self, target: Array, values: np.ndarray[Any, Any]) -> None:
         assert target.shape == values.shape and target.dtype == values.dtype
-        if not values.nbytes:
-            return
-        driver = self.device.driver
+        self.device.check_not_capturing("nothing can be uploaded")
         with self.device.current():
-            while self._uploads and self._uploads[0][1].query():
-                self._uploads.popleft()
-            staged = self.device.pinned.allocate(values.shape, values.dtype)
-            np.copyto(staged, values)
-            driver.memcpy_htod_async(target.handle, staged, self.stream)
-            self._uploads.append((staged, self._event()))
+            whole = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+            for first in range(0, values.nbytes, PIECE_BYTES):
+                piece = whole[first : first + PIECE_BYTES]
+                staged = self._take(piece.size)
+                part = staged.memory[: piece.size]
+                np.copyto(part, piece)
+                self.device.driver.memcpy_htod_async(target.handle + first, part, self.stream)
+                staged.event.record(self.stream)
+                self.give_back(staged)
 
-    def _event(self) -> Any:
-        event = self.device.driver.Event()
-        event.record(self.stream)
-        return event
+    def fetch(self, source: Array) -> CudaFetch:
+        self.device.check_not_capturing("nothing can be fetched")
+        with self.device.current():
+            staged = self._take(source.nbytes)
+            self.device.driver.memcpy_dtoh_async(staged.memory[: source.nbytes], source.handle, self.stream)
+            staged.event.record(self.stream)
+        return CudaFetch(self, source, staged)
+
+    def _take(self, nbytes: int) -> Staged:
+        """Page-locked memory that nothing uses any more."""
+        size = 1 << max(nbytes - 1, 255).bit_length()  # few sizes, so that the next use finds some
+        free = self._staged[size]
+        if free and (free[0].event.query() or self._staged_bytes + size > STAGED_BYTES):
+            free[0].event.synchronize()
+            return free.popleft()
+        self._staged_bytes += size
+        self.device.allocations += 1
+        driver = self.device.driver
+        return Staged(driver.pagelocked_empty(size, np.uint8), driver.Event(driver.event_flags.DISABLE_TIMING))
+
+    def give_back(self, staged: Staged) -> None:
+        """Its last use may still be under way: see its event."""
+        self._staged[staged.memory.size].append(staged)
 
     def record(self) -> CudaEvent:
+        if self.graph is None:
+            self.device.check_not_capturing("a stream that is not part of the capture cannot be used")
         with self.device.current():
-            return CudaEvent(self._event())
+            event = self._spare_events.pop() if self._spare_events else self.device.driver.Event()
+            event.record(self.stream)
+        marked = CudaEvent(event, self._spare_events)
+        marked.graph = self.graph
+        return marked
 
     def wait(self, event: Event) -> None:
         assert isinstance(event, CudaEvent)
+        self.check_event(event)
         with self.device.current():
             self.stream.wait_for_event(event.event)
 
     def synchronize(self) -> None:
+        self.device.check_not_capturing("nobody can wait for work")
         with self.device.current():
             self.stream.synchronize()
-        self._uploads.clear()
 
 
 class CudaDevice(Device):
@@ -216,25 +332,18 @@ class CudaDevice(Device):
         self._allocated = 0
         with self.current():
             self._pool = pycuda.tools.DeviceMemoryPool()
-            self.pinned = pycuda.tools.PageLockedMemoryPool()
 
-    @contextmanager
-    def current(self) -> Iterator[None]:
+    def current(self) -> Current:
         """Makes this device's context current, for pycuda and the kernels alike; driver errors come out as
         ``DeviceError``.
         """
-        self.context.push()
-        try:
-            yield
-        except self.driver.Error as error:
-            raise DeviceError(f"{self.name}: {error}") from error
-        finally:
-            self.driver.Context.pop()
+        return Current(self)
 
     def lanes(self, N: int) -> int:
         return 64 if N >= 64 else -(-N // 8) * 8
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> CudaArray:
+        self.check_not_capturing("nothing can be allocated")
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         with self.current():
             try:
@@ -256,6 +365,7 @@ class CudaDevice(Device):
         return CudaStream(self)
 
     def synchronize(self) -> None:
+        self.check_not_capturing("nobody can wait for work")
         with self.current():
             self.context.synchronize()
 
@@ -279,7 +389,32 @@ class CudaDevice(Device):
         with self.current():
             self.context.synchronize()
             self._pool.free_held()
-            self.pinned.free_held()
+
+
+class Current:
+    """What ``CudaDevice.current`` gives to a with statement. Inside another one of the same device it does nothing:
+    switching takes longer than most of what is done under it.
+    """
+
+    _thread = threading.local()  # .device: whose context is current now by our doing
+
+    def __init__(self, device: CudaDevice):
+        self.device = device
+
+    def __enter__(self) -> None:
+        self.outer: CudaDevice | None = getattr(self._thread, "device", None)
+        if self.outer is not self.device:
+            self.device.context.push()
+            self._thread.device = self.device
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.outer is not self.device:
+            self._thread.device = self.outer
+            self.device.driver.Context.pop()
+        if isinstance(error, self.device.driver.Error):
+            raise DeviceError(f"{self.device.name}: {error}") from error
 
 
 class _Allocation:
@@ -288,6 +423,7 @@ class _Allocation:
     def __init__(self, device: CudaDevice, memory: Any, nbytes: int):
         self.device, self.memory, self.nbytes = device, memory, nbytes
         device._allocated += nbytes
+        device.allocations += 1
 
     def __del__(self) -> None:
         self.device._allocated -= self.nbytes

@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, Device, DeviceError, Event, Stream
+from .backend import Array, Device, DeviceError, Event, Fetch, Graph, Stream
 from .precision import PRECISIONS
 
 GUARD_BYTES = 256
@@ -74,62 +74,111 @@ class HostArray(Array):
         return self.values.copy()
 
 
+class HostFetch(Fetch):
+    def __init__(self, values: np.ndarray[Any, Any], event: HostEvent):
+        self.values, self.event = values, event
+
+    def get(self) -> np.ndarray[Any, Any]:
+        run_queues(until=self.event)
+        return self.values
+
+
+class HostGraph(Graph):
+    """A list of what was queued, in the order of the calls."""
+
+    def __init__(self, streams: Sequence[Stream]):
+        super().__init__(streams)
+        self.work: list[tuple[HostStream, Work]] = []
+
+    def _replay(self) -> None:
+        renewed: dict[HostEvent, HostEvent] = {}  # every launch has events of its own
+        for stream, work in self.work:
+            if isinstance(work, HostEvent):
+                renewed[work] = HostEvent()
+                stream.submit(renewed[work])
+            elif isinstance(work, Wait):
+                stream.submit(Wait(renewed[work.event]))
+            else:
+                stream.submit(work)
+
+    def _end(self, failed: bool) -> None:
+        pass  # a list needs no end
+
+
+class Wait:
+    def __init__(self, event: HostEvent):
+        self.event = event
+
+
+Work = Callable[[], None] | HostEvent | Wait
+
+
 class HostStream(Stream):
     device: HostDevice
 
     def __init__(self, device: HostDevice):
         self.device = device
-        self.queue: deque[Callable[[], None] | HostEvent | _Wait] = deque()
+        self.queue: deque[Work] = deque()
 
-    def _submit(self, work: Callable[[], None] | HostEvent) -> None:
-        if self.device.deferred:
+    def submit(self, work: Work) -> None:
+        """Puts work where it belongs now: into the graph that captures it, into the queue, or into action."""
+        if self.graph is None:
+            self.device.check_not_capturing("a stream that is not part of the capture cannot be used")
+        if isinstance(self.graph, HostGraph):
+            self.graph.work.append((self, work))
+        elif self.device.deferred:
             self.queue.append(work)
-        elif callable(work):
-            work()
         else:
-            work.done = True
+            run(work)
+
+    def _begin_capture(self, streams: list[Stream]) -> HostGraph:
+        return HostGraph(streams)
 
     def launch(self, kernel: Callable[..., None], *arguments: Any) -> None:
         arrays = [a for a in arguments if isinstance(a, HostArray)]
         handles = [a.handle if isinstance(a, HostArray) else a for a in arguments]
 
-        def run() -> None:
+        def work() -> None:
             kernel(*handles, 0)
             for array in arrays:
                 self.device.check_guards(array)
 
-        self._submit(run)
+        self.submit(work)
 
     def copy(self, target: Array, source: Array) -> None:
         assert isinstance(target, HostArray)
         assert isinstance(source, HostArray)
         assert target.nbytes == source.nbytes
-        self._submit(lambda: np.copyto(target.values.reshape(-1), source.values.reshape(-1)))
+        self.submit(lambda: np.copyto(target.values.reshape(-1), source.values.reshape(-1)))
 
     def upload(self, target: Array, values: np.ndarray[Any, Any]) -> None:
         assert isinstance(target, HostArray)
         assert target.shape == values.shape
         assert target.dtype == values.dtype
+        self.device.check_not_capturing("nothing can be uploaded")
         kept = values.copy() if self.device.deferred else values
-        self._submit(lambda: np.copyto(target.values, kept))
+        self.submit(lambda: np.copyto(target.values, kept))
+
+    def fetch(self, source: Array) -> HostFetch:
+        assert isinstance(source, HostArray)
+        self.device.check_not_capturing("nothing can be fetched")
+        values = np.empty_like(source.values)
+        self.submit(lambda: np.copyto(values, source.values))
+        return HostFetch(values, self.record())
 
     def record(self) -> HostEvent:
         event = HostEvent()
-        self._submit(event)
+        event.graph = self.graph
+        self.submit(event)
         return event
 
     def wait(self, event: Event) -> None:
         assert isinstance(event, HostEvent)
-        if self.device.deferred:
-            self.queue.append(_Wait(event))
+        self.check_event(event)
+        self.submit(Wait(event))
 
     def synchronize(self) -> None:
-        run_queues()
-
-
-class _Wait:
-    def __init__(self, event: HostEvent):
-        self.event = event
+        self.device.synchronize()
 
 
 _open_devices: weakref.WeakSet[HostDevice] = weakref.WeakSet()
@@ -141,22 +190,28 @@ def seed_order(seed: int) -> None:
     _order.seed(seed)
 
 
-def run_queues() -> None:
-    """Runs all put-off work of all host devices: whatever is not held by an event, in a seeded order."""
+def run(work: Work) -> None:
+    """Does what comes next in a queue; a wait is over when it comes here."""
+    if isinstance(work, HostEvent):
+        work.done = True
+    elif callable(work):
+        work()
+
+
+def run_queues(until: HostEvent | None = None) -> None:
+    """Runs put-off work of all host devices, whatever is not held by an event, in a seeded order: all of it, or no more
+    than it takes to reach ``until``.
+    """
     streams = [s for device in _open_devices for s in device.streams if s.queue]
     streams.sort(key=lambda s: (s.device.name, s.device.streams.index(s)))
-    while streams:
-        ready = [s for s in streams if not (isinstance(s.queue[0], _Wait) and not s.queue[0].event.done)]
+    while streams and not (until and until.done):
+        ready = [s for s in streams if not (isinstance(first := s.queue[0], Wait) and not first.event.done)]
         if not ready:
             for stream in streams:
                 stream.queue.clear()
             raise DeviceError("every stream waits for an event that nothing records: the streams wait for each other")
         stream = _order.choice(ready)
-        work = stream.queue.popleft()
-        if isinstance(work, HostEvent):
-            work.done = True
-        elif callable(work):
-            work()
+        run(stream.queue.popleft())
         if not stream.queue:
             streams.remove(stream)
 
@@ -179,6 +234,7 @@ class HostDevice(Device):
         return 64 if N >= 64 else -(-N // 8) * 8
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> HostArray:
+        self.check_not_capturing("nothing can be allocated")
         wanted = np.dtype(dtype)
         nbytes = int(np.prod(shape, dtype=np.int64)) * wanted.itemsize
         try:
@@ -187,6 +243,7 @@ class HostDevice(Device):
         except MemoryError as error:
             raise DeviceError(f"{self.name}: no memory for {nbytes / 1e6:.0f} MB; use a smaller batch") from error
         self._allocated += nbytes
+        self.allocations += 1
         weakref.finalize(memory if guarded is None else guarded.memory, self._forget, nbytes)
         return HostArray(self, memory.view(wanted).reshape(shape), guarded)
 
@@ -209,6 +266,7 @@ class HostDevice(Device):
         return stream
 
     def synchronize(self) -> None:
+        self.check_not_capturing("nobody can wait for work")
         run_queues()
 
     @property

@@ -2,14 +2,17 @@
 tests.
 
 Device memory is host memory, kernels are the emulator's. It is strict where a real driver is: memory is allocated,
-copied and computed on only while the owning device's context is current, contexts are popped as often as pushed, and a
-freed or unknown address is an error.
+copied and computed on only while the owning device's context is current, contexts are popped as often as pushed, a
+freed or unknown address is an error, and so is whatever CUDA forbids while a stream is captured. What was captured runs
+in a random order that respects the captured order alone.
 """
 
 from __future__ import annotations
 
 import ctypes
+import random
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,15 @@ class OutOfMemory(Error):
     pass
 
 
+UNSUPPORTED = "operation not permitted when stream is capturing"
+INVALIDATED = "operation failed due to a previous error during capture"
+MERGE = "operation would result in a merge of separate capture sequences"
+UNJOINED = "capturing stream has unjoined work"
+UNMATCHED = "capture was not initiated in this stream"
+ISOLATION = "dependency created on uncaptured work in another stream"
+CAPTURED_EVENT = "operation not permitted on an event last recorded in a capturing stream"
+
+
 class Machine:
     """``peers``: whether the GPUs reach each other's memory; ``capacity``: bytes per GPU."""
 
@@ -34,8 +46,11 @@ class Machine:
         self.stack: list[Context] = []
         self.memory: dict[int, tuple[int, Context, Any]] = {}  # address -> bytes, owner, buffer
         self.enabled: set[tuple[int, int]] = set()
-        self.streams: dict[int, Context] = {}
+        self.streams: dict[int, Any] = {}
+        self.pinned: list[np.ndarray[Any, Any]] = []
         self.copies = {"direct": 0, "to_host": 0}
+        self.pushes = 0
+        self.order = random.Random(0)
 
     def current(self) -> Context:
         if not self.stack:
@@ -48,6 +63,15 @@ class Machine:
                 return context
         raise Error(f"invalid address {address:#x}")
 
+    def capturing(self, context: Context) -> list[Capture]:
+        return [s.capture for s in self.streams.values() if s.context is context and s.capture]
+
+    def not_while_capturing(self) -> None:
+        """For calls that CUDA forbids while anything of the current context is captured: they spoil the capture."""
+        for capture in self.capturing(self.current()):
+            capture.spoilt = True
+            raise Error(UNSUPPORTED)
+
     def held(self, context: Context) -> int:
         return sum(nbytes for nbytes, owner, _ in self.memory.values() if owner is context)
 
@@ -59,15 +83,61 @@ class Context:
         self.machine, self.index = machine, index
 
     def push(self) -> None:
+        self.machine.pushes += 1
         self.machine.stack.append(self)
 
     def synchronize(self) -> None:
         assert self.machine.current() is self
+        self.machine.not_while_capturing()
+
+
+class Capture:
+    """Nodes, each with the nodes that it follows, and for every stream the nodes that its next one will follow."""
+
+    def __init__(self, origin: Any):
+        self.nodes: list[tuple[Callable[[], None], frozenset[int]]] = []
+        self.tails: dict[Any, frozenset[int]] = {origin: frozenset()}
+        self.origin, self.spoilt = origin, False
+
+    def add(self, stream: Any, work: Callable[[], None]) -> None:
+        self.nodes.append((work, self.tails[stream]))
+        self.tails[stream] = frozenset({len(self.nodes) - 1})
+
+    def before(self, tail: frozenset[int]) -> set[int]:
+        """All nodes that are done when those of ``tail`` are."""
+        found, todo = set(tail), list(tail)
+        while todo:
+            new = self.nodes[todo.pop()][1] - found
+            found |= new
+            todo += new
+        return found
+
+
+class Graph:
+    """What ``_gpu.end_capture`` gives."""
+
+    def __init__(self, machine: Machine, capture: Capture):
+        self.machine, self.nodes, self.launches = machine, capture.nodes, 0
+
+    def launch(self, stream: int) -> None:
+        on = self.machine.streams[stream]
+        assert on.context is self.machine.current()
+        if on.capture:
+            on.capture.spoilt = True
+            raise RuntimeError(f"launching a graph: {UNSUPPORTED} (CUDA error 900)")
+        self.launches += 1
+        done: set[int] = set()
+        while len(done) < len(self.nodes):
+            ready = [i for i, (_, follows) in enumerate(self.nodes) if i not in done and follows <= done]
+            chosen = self.machine.order.choice(ready)
+            self.nodes[chosen][0]()
+            done.add(chosen)
 
 
 class Allocation:
     def __init__(self, machine: Machine, nbytes: int):
         context = machine.current()
+        machine.not_while_capturing()
         if machine.held(context) + nbytes > machine.capacity:
             raise OutOfMemory("out of memory")
         self.machine = machine
@@ -122,35 +192,93 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
         def __init__(self) -> None:
             self.context = machine.current()
             self.handle = 1000 + len(machine.streams)
-            machine.streams[self.handle] = self.context
+            self.capture: Capture | None = None
+            machine.streams[self.handle] = self
+
+        def submit(self, work: Callable[[], None]) -> None:
+            if self.capture is None:
+                work()
+            elif self.capture.spoilt:
+                raise Error(INVALIDATED)
+            else:
+                self.capture.add(self, work)
 
         def synchronize(self) -> None:
             assert machine.current() is self.context
+            if self.capture:
+                self.capture.spoilt = True
+                raise Error(UNSUPPORTED)
 
         def wait_for_event(self, event: Event) -> None:
             assert machine.current() is self.context
             assert event.recorded
+            theirs = event.capture
+            if theirs is None:
+                if self.capture:
+                    self.capture.spoilt = True
+                    raise Error(ISOLATION)
+                return
+            if theirs.origin.capture is not theirs:  # that capture has ended
+                raise Error(CAPTURED_EVENT)
+            if self.capture not in (None, theirs):
+                raise Error(MERGE)
+            self.capture = theirs
+            theirs.tails[self] = theirs.tails.get(self, frozenset()) | event.tail
 
     class Event:
-        def __init__(self) -> None:
-            self.context, self.recorded = machine.current(), False
+        made: list[int] = []  # their flags  # noqa: RUF012
+
+        def __init__(self, flags: int = 0) -> None:
+            self.made.append(flags)
+            self.context, self.recorded, self.flags = machine.current(), False, flags
+            self.capture: Capture | None = None
+            self.tail: frozenset[int] = frozenset()
 
         def record(self, stream: Stream) -> None:
             assert machine.current() is stream.context is self.context
-            self.recorded = True
+            self.recorded, self.capture = True, stream.capture
+            if stream.capture:
+                self.tail = stream.capture.tails[stream]
+
+        def not_captured(self) -> None:
+            if self.capture:
+                self.capture.spoilt = True
+                raise Error(CAPTURED_EVENT)
 
         def query(self) -> bool:
+            self.not_captured()
             return self.recorded
 
+        def synchronize(self) -> None:
+            self.not_captured()
+            assert self.recorded
+
         def time_since(self, other: Event) -> float:
+            self.not_captured()
+            assert self.flags == other.flags == 0, "an event without a time"
             return 1.0
+
+    def check_pinned(host: np.ndarray[Any, Any], stream: Stream) -> None:
+        """An asynchronous copy is one only with page-locked memory, and cannot be captured without it."""
+        if stream.capture:
+            stream.capture.spoilt = True
+            raise Error(UNSUPPORTED)
+        address = host.ctypes.data
+        assert any(p.ctypes.data <= address < p.ctypes.data + p.nbytes for p in machine.pinned), "pageable memory"
 
     def memcpy_htod_async(target: int, source: np.ndarray[Any, Any], stream: Stream) -> None:
         assert machine.current() is stream.context is machine.owner(target)
+        check_pinned(source, stream)
         ctypes.memmove(target, source.ctypes.data, source.nbytes)
+
+    def memcpy_dtoh_async(target: np.ndarray[Any, Any], source: int, stream: Stream) -> None:
+        assert machine.current() is stream.context is machine.owner(source)
+        check_pinned(target, stream)
+        ctypes.memmove(target.ctypes.data, source, target.nbytes)
 
     def memcpy_dtoh(target: np.ndarray[Any, Any], source: int) -> None:
         assert machine.current() is machine.owner(source)
+        machine.not_while_capturing()
         machine.copies["to_host"] += 1
         ctypes.memmove(target.ctypes.data, source, target.nbytes)
 
@@ -160,7 +288,19 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
         if there is not here and (here.index, there.index) not in machine.enabled:
             raise Error("peer access is not enabled")
         machine.copies["direct"] += 1
-        ctypes.memmove(target, source, nbytes)
+
+        def work() -> None:
+            assert machine.owner(source) is there
+            assert machine.owner(target) is here
+            ctypes.memmove(target, source, nbytes)
+
+        stream.submit(work)
+
+    def pagelocked_empty(shape: int, dtype: Any) -> np.ndarray[Any, Any]:
+        machine.current()
+        machine.not_while_capturing()
+        machine.pinned.append(np.empty(shape, dtype))
+        return machine.pinned[-1]
 
     class DeviceMemoryPool:
         def allocate(self, nbytes: int) -> Allocation:
@@ -169,23 +309,42 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
         def free_held(self) -> None:
             machine.current()
 
-    class PageLockedMemoryPool:
-        def allocate(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-            machine.current()
-            return np.empty(shape, dtype)
-
-        def free_held(self) -> None:
-            machine.current()
-
     def on_current(kernel: Any) -> Any:
         def run(*arguments: Any) -> None:
-            assert machine.streams[arguments[-1]] is machine.current(), "the stream belongs to another context"
-            for address in arguments:
-                if isinstance(address, int) and address > 1 << 32:
-                    assert machine.owner(address) is machine.current(), "memory of another device"
-            kernel(*arguments[:-1], 0)
+            stream = machine.streams[arguments[-1]]
+            assert stream.context is machine.current(), "the stream belongs to another context"
+            addresses = [a for a in arguments if isinstance(a, int) and a > 1 << 32]
+
+            def work() -> None:
+                for address in addresses:
+                    assert machine.owner(address) is stream.context, "memory of another device"
+                kernel(*arguments[:-1], 0)
+
+            for address in addresses:
+                assert machine.owner(address) is stream.context, "memory of another device"
+            stream.submit(work)
 
         return run
+
+    def begin_capture(stream: int) -> None:
+        origin = machine.streams[stream]
+        assert origin.context is machine.current()
+        if origin.capture:
+            raise RuntimeError(f"capturing a graph: {UNSUPPORTED} (CUDA error 900)")
+        origin.capture = Capture(origin)
+
+    def end_capture(stream: int) -> Graph:
+        origin = machine.streams[stream]
+        capture = origin.capture
+        if capture is None or capture.origin is not origin:
+            raise RuntimeError(f"capturing a graph: {UNMATCHED} (CUDA error 903)")
+        for member in capture.tails:
+            member.capture = None
+        if capture.spoilt:
+            raise RuntimeError(f"capturing a graph: {INVALIDATED} (CUDA error 901)")
+        if len(capture.before(capture.tails[origin])) < len(capture.nodes):
+            raise RuntimeError(f"capturing a graph: {UNJOINED} (CUDA error 904)")
+        return Graph(machine, capture)
 
     gpu = types.ModuleType("convnet._gpu")
     for name in dir(kernels):
@@ -194,6 +353,7 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
             setattr(gpu, name, function)
         elif callable(function) and not name.startswith("_"):
             setattr(gpu, name, on_current(function))
+    gpu.begin_capture, gpu.end_capture = begin_capture, end_capture  # type: ignore[attr-defined]
     gpu.build_info = lambda: {"architectures": "80,90a", "cuda": "13.0"}  # type: ignore[attr-defined]
     for name, value in {
         "Error": Error,
@@ -205,14 +365,17 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
         "Event": Event,
         "mem_alloc": lambda nbytes: Allocation(machine, nbytes),
         "mem_get_info": lambda: (machine.capacity - machine.held(machine.current()), machine.capacity),
+        "pagelocked_empty": pagelocked_empty,
+        "event_flags": types.SimpleNamespace(DISABLE_TIMING=2),
         "get_driver_version": lambda: 13000,
         "memcpy_htod_async": memcpy_htod_async,
+        "memcpy_dtoh_async": memcpy_dtoh_async,
         "memcpy_dtoh": memcpy_dtoh,
         "memcpy_dtod_async": memcpy_dtod_async,
     }.items():
         setattr(driver, name, value)
     tools = types.ModuleType("pycuda.tools")
-    tools.DeviceMemoryPool, tools.PageLockedMemoryPool = DeviceMemoryPool, PageLockedMemoryPool  # type: ignore[attr-defined]
+    tools.DeviceMemoryPool = DeviceMemoryPool  # type: ignore[attr-defined]
     pycuda = types.ModuleType("pycuda")
     pycuda.driver, pycuda.tools = driver, tools  # type: ignore[attr-defined]
     return {"pycuda": pycuda, "pycuda.driver": driver, "pycuda.tools": tools, "convnet._gpu": gpu}

@@ -144,6 +144,244 @@ def test_the_stand_in_is_strict(machine: Callable[..., Machine]) -> None:
     assert not fake.stack
 
 
+# ---- graphs
+
+
+@pytest.fixture
+def pair(machine: Callable[..., Machine]) -> tuple[Machine, list[Any], Any]:
+    """Two GPUs, a stream on each, and a function that makes an array of ones on a stream's device."""
+    fake = machine()
+    streams = [gpu.stream() for gpu in backend.open_devices("cuda:0,cuda:1")]
+
+    def ones(stream: Any, count: int = 4) -> Any:
+        array = stream.device.empty((count,))
+        stream.upload(array, np.ones(count, np.float32))
+        return array
+
+    return fake, streams, ones
+
+
+def double(stream: Any, x: Any) -> None:
+    stream.launch(stream.device.kernels.add, x.size, "fp32", x, x, x)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_one_graph_over_two_gpus(pair: Any, wait: bool) -> None:
+    """Both use the other's result: a graph that lacks a wait runs in the wrong order sooner or later."""
+    fake, (first, second), ones = pair
+    x, y, copy_of_x, copy_of_y = ones(first), ones(second), ones(second), ones(first)
+    with first.capture([second]) as graph:
+        double(first, x)
+        double(second, y)
+        done = [first.record(), second.record()]
+        first.wait(done[1])
+        if wait:
+            second.wait(done[0])
+        first.copy(copy_of_y, y)
+        second.copy(copy_of_x, x)
+    np.testing.assert_array_equal(x.download(), 1)  # nothing has run
+    found = set()
+    for seed in range(20):
+        fake.order.seed(seed)
+        for array, stream in ((x, first), (y, second)):
+            stream.upload(array, np.ones(4, np.float32))
+        graph.launch()
+        graph.launch()
+        found.add((copy_of_x.download()[0].item(), copy_of_y.download()[0].item()))
+    assert found == ({(4.0, 4.0)} if wait else {(2.0, 4.0), (4.0, 4.0)})
+    assert not fake.stack
+
+
+def test_a_graph_keeps_its_memory(pair: Any) -> None:
+    fake, (first, second), ones = pair
+    x, y = ones(first), ones(second)
+    with first.capture([second]) as graph:
+        double(first, x)
+        second.wait(first.record())
+        second.copy(y, x)
+    del x
+    gc.collect()
+    graph.launch()
+    np.testing.assert_array_equal(y.download(), 2)
+    del graph
+    gc.collect()
+    assert len(fake.memory) == 1
+
+
+FORBIDDEN = {
+    "upload": lambda stream, x, outside: stream.upload(x, np.zeros(4, np.float32)),
+    "fetch": lambda stream, x, outside: stream.fetch(x),
+    "download": lambda stream, x, outside: x.download(),
+    "synchronize": lambda stream, x, outside: stream.synchronize(),
+    "synchronize the device": lambda stream, x, outside: x.device.synchronize(),
+    "allocate": lambda stream, x, outside: x.device.empty((4,)),
+    "use another stream": lambda stream, x, outside: double(x.device.stream(), x),
+    "copy on another stream": lambda stream, x, outside: x.device.stream().copy(x, x),
+    "record on another stream": lambda stream, x, outside: x.device.stream().record(),
+    "wait for an event from outside": lambda stream, x, outside: stream.wait(outside),
+    "capture": lambda stream, x, outside: stream.capture().__enter__(),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_what_cannot_be_captured(pair: Any, what: str) -> None:
+    """It raises without spoiling anything: the streams are usable, and so is the next capture."""
+    _, (first, second), ones = pair
+    x = ones(first)
+    outside = first.record()
+
+    def capture() -> None:
+        with first.capture([second]):
+            double(first, x)
+            FORBIDDEN[what](first, x, outside)
+
+    with pytest.raises(RuntimeError, match="captured"):
+        capture()
+    with first.capture([second]) as graph:
+        double(first, x)
+    graph.launch()
+    double(first, x)
+    np.testing.assert_array_equal(x.download(), 4)
+
+
+def test_a_kernel_that_fails_ends_the_capture(pair: Any) -> None:
+    _, (first, second), ones = pair
+    x = ones(first)
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("add: no such shape")
+
+    def capture() -> None:
+        with first.capture([second]):
+            first.launch(refuse, x)
+
+    with pytest.raises(ValueError, match="no such shape"):
+        capture()
+    double(first, x)
+    np.testing.assert_array_equal(x.download(), 2)
+
+
+def test_exchanges_through_the_host_cannot_be_captured(machine: Callable[..., Machine]) -> None:
+    machine(peers=False)
+    first, second = (gpu.stream() for gpu in backend.open_devices("cuda:0,cuda:1"))
+    with pytest.raises(convnet.DeviceError, match="queue every step in the ordinary way"):
+        first.capture([second]).__enter__()
+    with first.capture():
+        pass
+
+
+def test_the_stand_in_is_strict_about_captures(pair: Any) -> None:
+    """What CUDA says to a device layer that forbids nothing itself."""
+    _, (first, second), ones = pair
+    driver, kernels = sys.modules["pycuda.driver"], first.device.kernels
+    x, y = ones(first), ones(second)
+
+    def spoilt(act: Callable[[Any], object]) -> None:
+        """``act`` on a stream under capture fails, and so does the capture."""
+        with first.device.current():
+            kernels.begin_capture(first.stream.handle)
+            with pytest.raises(Exception, match=r"not permitted|uncaptured work"):
+                act(first.stream)
+            with pytest.raises(RuntimeError, match="previous error"):
+                kernels.end_capture(first.stream.handle)
+
+    with first.device.current():
+        before, inside = driver.Event(), driver.Event()
+        before.record(first.stream)
+    spoilt(lambda stream: stream.synchronize())
+    spoilt(lambda stream: first.device.context.synchronize())
+    spoilt(lambda stream: driver.mem_alloc(4))
+    spoilt(lambda stream: driver.pagelocked_empty(4, np.uint8))
+    spoilt(lambda stream: driver.memcpy_htod_async(x.handle, np.zeros(4, np.float32), stream))
+    spoilt(lambda stream: driver.memcpy_dtoh(np.zeros(4, np.float32), x.handle))
+    spoilt(lambda stream: stream.wait_for_event(before))
+    spoilt(lambda stream: inside.record(stream) or inside.query())
+    spoilt(lambda stream: inside.record(stream) or inside.synchronize())
+    with first.device.current():
+        kernels.begin_capture(first.stream.handle)
+        inside.record(first.stream)
+        with second.device.current():
+            second.stream.wait_for_event(inside)
+            kernels.add(4, "fp32", y.handle, y.handle, y.handle, second.stream.handle)
+        with pytest.raises(RuntimeError, match="unjoined"):
+            kernels.end_capture(first.stream.handle)
+        with pytest.raises(RuntimeError, match="not initiated"):
+            kernels.end_capture(first.stream.handle)
+        with pytest.raises(Exception, match="last recorded in a capturing stream"):
+            first.stream.wait_for_event(inside)
+
+
+# ---- what steps cost the host
+
+
+def test_steps_allocate_nothing_after_the_first(pair: Any) -> None:
+    fake, (first, second), ones = pair
+    x, y, control = ones(first), ones(second), first.device.empty((8,), np.uint32)
+    with first.capture([second]) as graph:
+        double(first, x)
+        second.wait(first.record())
+        second.copy(y, x)
+    events = sys.modules["pycuda.driver"].Event.made  # type: ignore[attr-defined]
+
+    def step(number: int) -> Any:
+        first.upload(control, np.full(8, number, np.uint32))
+        graph.launch()
+        return second.fetch(y)
+
+    step(0).get()
+    before = first.device.allocations, second.device.allocations, len(fake.memory), len(fake.pinned), len(events)
+    for number in range(1, 30):
+        assert step(number).get()[0] == 2.0 ** (number + 1)
+    after = first.device.allocations, second.device.allocations, len(fake.memory), len(fake.pinned), len(events)
+    assert after == before
+    np.testing.assert_array_equal(control.download(), 29)
+
+
+def test_uploads_that_are_under_way_keep_their_memory(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next upload takes other memory, until there is much of it: then it waits for the first."""
+    fake, (stream, _), _ = pair
+    monkeypatch.setattr(device, "STAGED_BYTES", 3 * 4096)
+    monkeypatch.setattr(sys.modules["pycuda.driver"].Event, "query", lambda self: False)  # type: ignore[attr-defined]
+    x = stream.device.empty((1000,))
+    before = stream.device.allocations
+    for _ in range(10):
+        stream.upload(x, np.zeros(1000, np.float32))
+    assert stream.device.allocations == before + 3
+    assert len(fake.pinned) == 3
+
+
+def test_large_uploads_go_in_pieces(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, (stream, _), _ = pair
+    monkeypatch.setattr(device, "PIECE_BYTES", 4096)
+    values = np.arange(12_345, dtype=np.float32).reshape(3, 5, -1)[:, ::-1]
+    x = stream.device.empty(values.shape)
+    stream.upload(x, values)
+    np.testing.assert_array_equal(x.download(), values)
+    assert max(memory.nbytes for memory in fake.pinned) == 4096
+
+
+def test_contexts_are_switched_only_where_they_change(pair: Any) -> None:
+    fake, (first, second), ones = pair
+    x = ones(first)
+    before = fake.pushes
+    with first.device.current():
+        double(first, x)
+        first.upload(x, np.ones(4, np.float32))
+        assert fake.pushes == before + 1
+        second.record()
+        assert fake.pushes == before + 2
+        double(first, x)
+        assert fake.pushes == before + 2
+    assert not fake.stack
+
+
+def test_driver_errors_say_which_device(pair: Any) -> None:
+    fake, (_, second), _ = pair
+    with pytest.raises(convnet.DeviceError, match="cuda:1: invalid address"), second.device.current():
+        fake.owner(5)
+    assert not fake.stack
+
+
 @pytest.mark.skipif(device.unavailable() is None, reason="this machine has a usable GPU")
 def test_without_a_gpu_the_reason_and_the_remedy_are_told() -> None:
     with pytest.raises(convnet.DeviceError, match=r"pip install|nvidia-smi|no GPU|no NVIDIA driver"):

@@ -13,7 +13,10 @@ from convnet.backend import DeviceError, open_device, open_devices
 from convnet.host import HostDevice
 
 
-def floats(address: int, first: int, count: int):
+def floats(address: int | np.ndarray, first: int, count: int):
+    """The floats that a kernel is given: by their address, or as they are on "cpu"."""
+    if isinstance(address, np.ndarray):
+        return address.reshape(-1)[first : first + count]
     return np.ctypeslib.as_array((ctypes.c_float * count).from_address(address + 4 * first))
 
 
@@ -222,3 +225,189 @@ def test_wrong_lists(names):
 def test_a_device_that_is_not_there():
     with pytest.raises(DeviceError):
         open_device("cuda:99")
+
+
+# ---- graphs
+
+
+@pytest.fixture(params=["cpu", "emu"])
+def one(request):
+    device = HostDevice(request.param, 0, SimpleNamespace())
+    yield device
+    device.close()
+
+
+def test_captured_work_runs_at_every_launch_and_only_then(one):
+    stream = one.stream()
+    x, y = zeros(stream), zeros(stream)
+    with stream.capture() as graph:
+        stream.launch(add_one, x, 4)
+        stream.copy(y, x)
+    np.testing.assert_array_equal(x.download(), np.zeros(4))
+    for _ in range(2):
+        graph.launch()
+        stream.upload(x, x.download() * 10)
+    graph.launch()
+    np.testing.assert_array_equal(y.download(), np.full(4, 111.0))
+    np.testing.assert_array_equal(x.download(), np.full(4, 111.0))
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_missing_wait_in_a_graph_is_caught(pair, wait):
+    """Two devices that need each other's results, in both directions: right in all orders, or seen to be wrong."""
+
+    def run():
+        first, second = pair[0].stream(), pair[1].stream()
+        x, y, copy_of_x, copy_of_y = zeros(first), zeros(second), zeros(second), zeros(first)
+        with first.capture([second]) as graph:
+            first.launch(add_one, x, 4)
+            second.launch(add_one, y, 4)
+            done = [first.record(), second.record()]
+            first.wait(done[1])
+            if wait:
+                second.wait(done[0])
+            first.copy(copy_of_y, y)
+            second.copy(copy_of_x, x)
+            read = [first.record(), second.record()]  # nobody changes what the other still copies
+            first.wait(read[1])
+            second.wait(read[0])
+        for _ in range(3):
+            graph.launch()
+        return copy_of_x.download()[0].item(), copy_of_y.download()[0].item()
+
+    assert results_over_seeds(run) == ({(3.0, 3.0)} if wait else {(2.0, 3.0), (3.0, 3.0)})
+
+
+def test_a_launch_comes_behind_what_was_queued_and_in_front_of_what_comes(pair):
+    """On all of its streams, not only the first; and so do launches among themselves."""
+    streams = [pair[0].stream(), pair[0].stream(), pair[1].stream()]
+    order: list[str] = []
+
+    def note(stream, what: str) -> None:
+        stream.launch(lambda text, _: order.append(text), what)
+
+    with streams[0].capture(streams[1:]) as graph:
+        for stream in streams:
+            note(stream, "graph")
+
+    def run():
+        order.clear()
+        for stream in streams:
+            note(stream, "before")
+        graph.launch()
+        for stream in streams:
+            note(stream, "between")
+        graph.launch()
+        for stream in streams:
+            note(stream, "after")
+        pair[0].synchronize()
+        return tuple(order)
+
+    expected = [word for word in ("before", "graph", "between", "graph", "after") for _ in streams]
+    assert results_over_seeds(run) == {tuple(expected)}
+
+
+def test_every_launch_has_its_own_events(pair):
+    """An event of the first launch does not let the second go on."""
+    producer, consumer = pair[0].stream(), pair[0].stream()
+    x, seen = zeros(producer), []
+    with producer.capture([consumer]) as graph:
+        producer.launch(add_one, x, 4)
+        consumer.wait(producer.record())
+        consumer.launch(lambda address, _: seen.append(floats(address, 0, 1).item()), x)
+
+    def run():
+        producer.upload(x, np.zeros(4, np.float32))
+        seen.clear()
+        graph.launch()
+        graph.launch()
+        producer.synchronize()
+        return tuple(seen)
+
+    assert results_over_seeds(run) == {(1.0, 2.0)}
+
+
+FORBIDDEN = {
+    "upload": lambda stream, x, outside: stream.upload(x, np.zeros(4, np.float32)),
+    "fetch": lambda stream, x, outside: stream.fetch(x),
+    "download": lambda stream, x, outside: x.download(),
+    "synchronize": lambda stream, x, outside: stream.synchronize(),
+    "synchronize the device": lambda stream, x, outside: x.device.synchronize(),
+    "allocate": lambda stream, x, outside: x.device.empty((4,)),
+    "use another stream": lambda stream, x, outside: x.device.stream().launch(add_one, x, 4),
+    "record on another stream": lambda stream, x, outside: x.device.stream().record(),
+    "wait for an event from outside": lambda stream, x, outside: stream.wait(outside),
+    "capture": lambda stream, x, outside: stream.capture().__enter__(),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_what_cannot_be_captured(one, what):
+    stream = one.stream()
+    x = zeros(stream)
+    outside = stream.record()
+    begun = []
+
+    def capture() -> None:
+        with stream.capture() as graph:
+            begun.append(graph)
+            stream.launch(add_one, x, 4)
+            FORBIDDEN[what](stream, x, outside)
+
+    with pytest.raises(RuntimeError, match="captured"):
+        capture()
+    np.testing.assert_array_equal(x.download(), np.zeros(4))  # everything is as before
+    with pytest.raises(RuntimeError, match="its capture has not ended, or failed"):
+        begun[0].launch()
+    with stream.capture() as graph:
+        stream.launch(add_one, x, 4)
+    graph.launch()
+    np.testing.assert_array_equal(x.download(), np.ones(4))
+
+
+def test_captures_do_not_mix(one):
+    stream = one.stream()
+    with stream.capture() as first:
+        inside = stream.record()
+        with pytest.raises(RuntimeError, match="has not ended"):
+            first.launch()
+    with pytest.raises(RuntimeError, match="same capture alone"):
+        stream.wait(inside)
+    with stream.capture():
+        with pytest.raises(RuntimeError, match="same capture alone"):
+            stream.wait(inside)
+        with pytest.raises(RuntimeError, match="a graph cannot be launched while work is captured"):
+            first.launch()
+
+
+# ---- fetching and counting
+
+
+def test_fetched_values_are_those_of_that_moment(one):
+    stream = one.stream()
+    x = zeros(stream)
+    stream.launch(add_one, x, 4)
+    fetched = stream.fetch(x)
+    stream.launch(add_one, x, 4)
+    for _ in range(2):
+        np.testing.assert_array_equal(fetched.get(), np.ones(4))
+    np.testing.assert_array_equal(x.download(), np.full(4, 2.0))
+
+
+def test_fetching_waits_for_nothing_behind_it(pair):
+    stream = pair[0].stream()
+    x = zeros(stream)
+    fetched = stream.fetch(x)
+    stream.launch(add_one, x, 4)
+    np.testing.assert_array_equal(fetched.get(), np.zeros(4))
+    np.testing.assert_array_equal(x.values, np.zeros(4))
+
+
+def test_allocations_are_counted_for_ever(one):
+    x, y = one.empty((3,)), one.empty((5,))
+    assert one.allocations == 2
+    view = x.view((2,))
+    del x, y
+    one.empty((1,))
+    assert one.allocations == 3
+    assert view.size == 2

@@ -12,5 +12,7 @@ PYBIND11_MODULE(CONVNET_MODULE, m) {
   register_info(m);
 #ifdef CONVNET_EMU
   register_emulator(m);
+#else
+  register_graph(m);
 #endif
 }

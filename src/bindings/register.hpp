@@ -14,6 +14,8 @@ void register_info(pybind11::module_& m);
 
 #ifdef CONVNET_EMU
 void register_emulator(pybind11::module_& m);
+#else
+void register_graph(pybind11::module_& m);
 #endif
 
 }  // namespace convnet::bindings

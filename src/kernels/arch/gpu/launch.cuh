@@ -3,20 +3,13 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
-#include <stdexcept>
 
-#include "../../check.hpp"
 #include "../../shapes.hpp"
+#include "error.hpp"
 
 namespace convnet {
 
 using Dim3 = dim3;
-
-inline void cuda_check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess)
-    throw std::runtime_error(
-        message(what, ": ", cudaGetErrorString(status), " (CUDA error ", int(status), ")"));
-}
 
 // Of the current device, as two decimal digits: 80, 90, ...
 inline int architecture() {
