@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -117,8 +117,7 @@ class CudaEvent(Event):
         self.event, self._spare = event, spare
 
     def __del__(self) -> None:
-        if self.graph is None:
-            self._spare.append(self.event)
+        self._spare.append(self.event)
 
     def elapsed_since(self, earlier: CudaEvent) -> float:
         """Milliseconds of device time between two events, when both have happened."""
@@ -233,7 +232,7 @@ class CudaStream(Stream):
         if self.device.graph is not None:
             self._keep(*arguments)
         with self.device.current():
-            kernel(*(a.handle if isinstance(a, Array) else a for a in arguments), self.stream.handle)
+            kernel(*[a.handle if type(a) is CudaArray else a for a in arguments], self.stream.handle)
 
     def copy(self, target: Array, source: Array) -> None:
         assert isinstance(target, CudaArray) and isinstance(source, CudaArray) and target.nbytes == source.nbytes
@@ -333,11 +332,11 @@ class CudaDevice(Device):
         with self.current():
             self._pool = pycuda.tools.DeviceMemoryPool()
 
-    def current(self) -> Current:
+    def current(self) -> AbstractContextManager[None]:
         """Makes this device's context current, for pycuda and the kernels alike; driver errors come out as
-        ``DeviceError``.
+        ``DeviceError``. Inside another such statement it does nothing: a switch takes as long as queueing a kernel.
         """
-        return Current(self)
+        return _unchanged if _thread.device is self else _Switched(self)
 
     def lanes(self, N: int) -> int:
         return 64 if N >= 64 else -(-N // 8) * 8
@@ -391,30 +390,33 @@ class CudaDevice(Device):
             self._pool.free_held()
 
 
-class Current:
-    """What ``CudaDevice.current`` gives to a with statement. Inside another one of the same device it does nothing:
-    switching takes longer than most of what is done under it.
-    """
+class _Thread(threading.local):
+    device: CudaDevice | None = None  # whose context is current by our doing
 
-    _thread = threading.local()  # .device: whose context is current now by our doing
+
+_thread = _Thread()
+
+
+class _Switched:
+    """The context of ``device`` is current within; then again what was before."""
 
     def __init__(self, device: CudaDevice):
-        self.device = device
+        self._device, self._outer = device, _thread.device
 
     def __enter__(self) -> None:
-        self.outer: CudaDevice | None = getattr(self._thread, "device", None)
-        if self.outer is not self.device:
-            self.device.context.push()
-            self._thread.device = self.device
+        self._device.context.push()
+        _thread.device = self._device
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.outer is not self.device:
-            self._thread.device = self.outer
-            self.device.driver.Context.pop()
-        if isinstance(error, self.device.driver.Error):
-            raise DeviceError(f"{self.device.name}: {error}") from error
+        _thread.device = self._outer
+        self._device.driver.Context.pop()
+        if isinstance(error, self._device.driver.Error):
+            raise DeviceError(f"{self._device.name}: {error}") from error
+
+
+_unchanged = nullcontext()
 
 
 class _Allocation:

@@ -76,6 +76,9 @@ def test_gpu_module_needs_no_driver():
     except OSError:
         with pytest.raises(RuntimeError, match=r"driver.*CUDA error"):
             gpu.relu_forward(4, "fp32", 256, 256, 0)
+        for capture in (gpu.begin_capture, gpu.end_capture):
+            with pytest.raises(RuntimeError, match=r"capturing a graph: .*driver.*CUDA error"):
+                capture(256)
     else:
         pytest.skip("this machine has a driver")
 

@@ -337,6 +337,17 @@ def test_steps_allocate_nothing_after_the_first(pair: Any) -> None:
     np.testing.assert_array_equal(control.download(), 29)
 
 
+def test_fetches_do_not_share_memory(pair: Any) -> None:
+    _, (stream, _), ones = pair
+    x = ones(stream)
+    for expected in (1, 4):
+        fetches = [stream.fetch(x)]
+        double(stream, x)
+        fetches.append(stream.fetch(x))
+        double(stream, x)
+        assert [fetch.get()[0] for fetch in fetches] == [expected, 2 * expected]
+
+
 def test_uploads_that_are_under_way_keep_their_memory(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next upload takes other memory, until there is much of it: then it waits for the first."""
     fake, (stream, _), _ = pair
