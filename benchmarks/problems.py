@@ -240,7 +240,7 @@ def _conv(bench: Bench, layer: ConvLayer) -> Iterator[Problem]:
         dx = bench.activation(shape.x)
         yield Problem(
             layer.name, "backward data", flops, outer + filters,
-            lambda: ops.conv_backward_data(*problem, gradient, layer.filters, dx),
+            lambda: ops.conv_backward_data(*problem, gradient, layer.filters, dx, None),
             _sampled(bench, f"{layer.name} backward data", dx, k * shape.R * shape.S, backward_data), layer.shape,
         )  # fmt: skip
     dweight, dbias = bench.poisoned(shape.weight), bench.poisoned((shape.K,))

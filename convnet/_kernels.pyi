@@ -19,7 +19,7 @@ def conv_forward(
     shape: ConvShape, precision: str, x: Handle, weight: Handle, bias: Handle | None, y: Handle, relu: bool, stream: int
 ) -> None: ...
 def conv_backward_data(
-    shape: ConvShape, precision: str, dy: Handle, weight: Handle, dx: Handle, stream: int
+    shape: ConvShape, precision: str, dy: Handle, weight: Handle, dx: Handle, mask: Handle | None, stream: int
 ) -> None: ...
 def conv_backward_filter(
     shape: ConvShape,

@@ -42,6 +42,13 @@ def zeros(count: int) -> F32:
     return zeros
 
 
+def copy_where_positive(gradient: F32, output: F32, target: F32) -> None:
+    """target = ``gradient`` where the ``output`` of a ReLU is positive, else 0."""
+    positive = scratch("chosen", gradient.shape, np.bool_)
+    np.greater(output, 0, out=positive)
+    np.copyto(target, keep(gradient, positive))
+
+
 def keep(values: F32, chosen: np.ndarray[Any, Any]) -> F32:
     """``values`` where ``chosen`` (bool scratch, destroyed), else 0, also for infinities: by masking the bits."""
     mask = scratch("mask", values.shape, np.int32)

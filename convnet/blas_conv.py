@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .blas_common import F32, fp32_only, inside, pieces, pixels_of, zeros
+from .blas_common import F32, copy_where_positive, fp32_only, inside, pieces, pixels_of, zeros
 from .parallel import run, scratch
 from .shapes import ConvShape, LinearShape
 
@@ -111,12 +111,15 @@ def _add_bias_and_clip(out: F32, bias: F32 | None, relu: bool) -> None:
         np.maximum(out, zeros(out.shape[1]), out=out)
 
 
-def conv_backward_data(shape: ConvShape, precision: str, dy: F32, weight: F32, dx: F32, stream: int) -> None:
+def conv_backward_data(
+    shape: ConvShape, precision: str, dy: F32, weight: F32, dx: F32, mask: F32 | None, stream: int
+) -> None:
     fp32_only(precision)
     # The filters times dy give what every output sends to its pixels; a second step adds that up, tap by tap.
     # Unfolding dy instead would move K/C as much memory, and with a stride multiply zeros.
     g, stride = shape.groups, shape.stride
     dys, dxs = _grouped(dy.reshape(shape.y), g), _grouped(dx.reshape(shape.x), g)
+    masks = None if mask is None else _grouped(mask.reshape(shape.x), g)
     matrices = weight.reshape(g, shape.C // g, -1, shape.K // g)
     cuts = pieces(shape.C // g, max(1, shape.C // TASKS))
     height = max(shape.pad_top + shape.H, (shape.P - 1) * stride + shape.R)
@@ -138,9 +141,12 @@ def conv_backward_data(shape: ConvShape, precision: str, dy: F32, weight: F32, d
                 for s in range(shape.S):
                     pixels = image[:, rows, q0 * stride + s : (q1 - 1) * stride + s + 1 : stride]
                     np.add(pixels, sent[:, r, s], out=pixels)
-        dxs[block, group, cuts[piece]] = image[
-            :, shape.pad_top : shape.pad_top + shape.H, shape.pad_left : shape.pad_left + shape.W
-        ]
+        sums = image[:, shape.pad_top : shape.pad_top + shape.H, shape.pad_left : shape.pad_left + shape.W]
+        target = dxs[block, group, cuts[piece]]
+        if masks is None:
+            np.copyto(target, sums)
+        else:
+            copy_where_positive(sums, masks[block, group, cuts[piece]], target)
 
     run(len(dys) * g * len(cuts), task)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import blas_common, rng
-from .blas_common import F32, I32, U8, fp32_only, keep, pieces, zeros
+from .blas_common import F32, I32, U8, copy_where_positive, fp32_only, pieces, zeros
 from .blas_conv import (
     conv_backward_data,
     conv_backward_filter,
@@ -68,9 +68,7 @@ def relu_backward(count: int, precision: str, dy: F32, y: F32, dx: F32, stream: 
 
     def task(index: int) -> None:
         cut = cuts[index]
-        positive = scratch("chosen", (cut.stop - cut.start,), np.bool_)
-        np.greater(output[cut], 0, out=positive)
-        np.copyto(target[cut], keep(gradient[cut], positive))
+        copy_where_positive(gradient[cut], output[cut], target[cut])
 
     run(len(cuts), task)
 

@@ -74,7 +74,7 @@ def conv2d_backward(
     d, w = call.put_images(dy), call.put_weight(pack_weight(weight, shape.groups))
     dx, dw, db = call.empty(shape.x), call.device.empty(shape.weight), call.device.empty((shape.K,))
     workspace = call.workspace(call.device.kernels.conv_backward_filter_workspace(shape, precision))
-    ops.conv_backward_data(call.stream, shape, precision, d, w, dx)
+    ops.conv_backward_data(call.stream, shape, precision, d, w, dx, None)
     ops.conv_backward_filter(call.stream, shape, precision, d, call.put_images(x), dw, db, workspace)
     return call.images(dx), unpack_weight(dw.download()), db.download()
 

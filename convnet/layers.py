@@ -160,7 +160,7 @@ class ConvLayer(LayerOnDevice):
         if not below:
             return None
         dx = self.side.gradient(self.shape.x)
-        ops.conv_backward_data(*problem, dy, self.filters, dx)
+        ops.conv_backward_data(*problem, dy, self.filters, dx, None)
         return dx
 
     def update(self, lr: float, momentum: float, weight_decay: float, rates: Mapping[str, float]) -> None:

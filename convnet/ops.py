@@ -77,8 +77,10 @@ def conv_forward(
     stream.launch(stream.device.kernels.conv_forward, shape, precision, x, weight, bias, y, relu)
 
 
-def conv_backward_data(stream: Stream, shape: ConvShape, precision: str, dy: Array, weight: Array, dx: Array) -> None:
-    """dx from dy."""
+def conv_backward_data(
+    stream: Stream, shape: ConvShape, precision: str, dy: Array, weight: Array, dx: Array, mask: Array | None
+) -> None:
+    """dx from dy; with ``mask``, the layer's input x, 0 where x is not positive."""
     dtype = activation_dtype(precision)
     _check(
         "conv2d_backward",
@@ -86,8 +88,9 @@ def conv_backward_data(stream: Stream, shape: ConvShape, precision: str, dy: Arr
         ("dy", dy, shape.y, dtype),
         _weight(shape, precision, weight),
         ("dx", dx, shape.x, dtype),
+        ("mask", mask, shape.x, dtype),
     )
-    stream.launch(stream.device.kernels.conv_backward_data, shape, precision, dy, weight, dx)
+    stream.launch(stream.device.kernels.conv_backward_data, shape, precision, dy, weight, dx, mask)
 
 
 def conv_backward_filter(

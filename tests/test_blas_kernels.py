@@ -39,7 +39,7 @@ def run_all(shapes=(CONV, DENSE)) -> list[np.ndarray]:
         x, weight, dy = integers(shape.x), integers(shape.weight), integers(shape.y)
         y, dx, dweight, dbias = (poisoned(s) for s in (shape.y, shape.x, shape.weight, (shape.K,)))
         blas_kernels.conv_forward(shape, "fp32", x, weight, integers((shape.K,)), y, True, 0)
-        blas_kernels.conv_backward_data(shape, "fp32", dy, weight, dx, 0)
+        blas_kernels.conv_backward_data(shape, "fp32", dy, weight, dx, x, 0)
         blas_kernels.conv_backward_filter(shape, "fp32", dy, x, dweight, dbias, None, 0)
         results += [y, dx, dweight, dbias]
     x, dy = integers(POOL.x), integers(POOL.y)

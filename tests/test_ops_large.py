@@ -41,7 +41,7 @@ def test_convolution(big):
     ops.conv_forward(machine.stream, shape, "fp32", images, w, None, y)
     np.testing.assert_array_equal(last(y, 1)[0].download(), (x * weight.reshape(C, 1)).sum(axis=0))
     machine.stream.upload(last(y, 1)[0], x[0])
-    ops.conv_backward_data(machine.stream, shape, "fp32", y, w, images)
+    ops.conv_backward_data(machine.stream, shape, "fp32", y, w, images, None)
     for channel, pixel in enumerate(last(images, C)):
         np.testing.assert_array_equal(pixel.download(), x[0] * weight[0, channel].item())
 

@@ -4,9 +4,11 @@ would have chosen."""
 from __future__ import annotations
 
 import cases
+import fused
 import numpy as np
 import pytest
 import reference
+from conftest import Machine
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -82,9 +84,20 @@ def check(op: str, case, precision: str) -> None:
     expected = right_backward(dy, x, weight, **place)
     if op.endswith("data"):
         np.testing.assert_array_equal(dx, reference.held(expected[0], precision))
+        check_mask(case, precision, dy, weight, x, expected[0])
     else:
         np.testing.assert_array_equal(dweight, expected[1])
         np.testing.assert_array_equal(dbias, expected[2])
+
+
+def check_mask(case, precision: str, dy, weight, x, expected) -> None:
+    machine = Machine("emu")
+    if isinstance(case, cases.ConvCase):
+        dx, _ = fused.conv_backward_data(machine, precision, case, dy, weight, x)
+        np.testing.assert_array_equal(
+            machine.images(dx, case.N), reference.held(np.where(x > 0, expected, 0), precision)
+        )
+    machine.device.close()
 
 
 @pytest.mark.parametrize("row", VARIANTS, ids=lambda row: f"{row['op']}-{row['name']}")

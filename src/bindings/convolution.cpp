@@ -12,7 +12,7 @@ void register_convolution(py::module_& m) {
   bind(m, "conv_forward", &conv_forward,
        {"shape", "precision", "x", "weight", optional("bias"), "y", "relu", "stream"});
   bind(m, "conv_backward_data", &conv_backward_data,
-       {"shape", "precision", "dy", "weight", "dx", "stream"});
+       {"shape", "precision", "dy", "weight", "dx", optional("mask"), "stream"});
   bind(m, "conv_backward_filter", &conv_backward_filter,
        {"shape", "precision", "dy", "x", "dweight", optional("dbias"), optional("workspace"),
         "stream"});

@@ -1,12 +1,13 @@
 // Convolution, gradient with respect to the input.
 //
 // What       dx[n,c,h,w] = sum over k, r, s of weight[k,c,r,s] dy[n,k,p,q] over the windows with
-//            p*stride - pad + r = h and q*stride - pad + s = w; 0 where no window reads the pixel.
-//            An implicit GEMM: GEMM-M = channels of a group, GEMM-N = (block, h, w, lane),
-//            reduction over (r, s, k), filters innermost. (On Hopper, in bf16:
-//            tile/wgmma_maps.cuh.)
+//            p*stride - pad + r = h and q*stride - pad + s = w; 0 where no window reads the pixel,
+//            and, with a mask, where mask[n,c,h,w] > 0 does not hold: the mask is x, the output of
+//            a ReLU, and dx is then the gradient in front of it. An implicit GEMM: GEMM-M =
+//            channels of a group, GEMM-N = (block, h, w, lane), reduction over (r, s, k), filters
+//            innermost. (On Hopper, in bf16: tile/wgmma_maps.cuh.)
 // Tensors    dy [N/L][K][P][Q][L], weight [g][C/g][R][S][K/g] (bf16: rows padded to K8),
-//            dx [N/L][C][H][W][L]; all by precision, sums float32.
+//            dx, mask [N/L][C][H][W][L]; all by precision, sums float32.
 // Work       one launch per phase, the pixels of one (h mod stride, w mod stride): they share their
 //            taps first_tap, first_tap + stride, ..., so that each phase is a dense correlation and
 //            no tap is tried in vain. One block per output tile: blockIdx = (pixels of the phase,
@@ -18,11 +19,12 @@
 // Needs      as conv_forward. K/g not a multiple of a unit (8 in fp32, 16 in tf32 and bf16) leaves
 //            reduction rows of each tap empty.
 // Cost       2 N K P Q C/g R S FLOP, the bound: FFMA issue in fp32, tensor cores else. Reads as
-//            conv_forward.
+//            conv_forward, and the mask, once.
 #include "conv_backward_data.hpp"
 
 #include "arch/arch.cuh"
 #include "tile/conv_problem.cuh"
+#include "tile/epilogue.cuh"
 #include "tile/loaders.cuh"
 #include "tile/simt.cuh"
 #include "tile/tensor_core.cuh"
@@ -161,10 +163,11 @@ __device__ __forceinline__ void store_output(const ConvProblem& problem,
                                              const Phase& phase,
                                              const Sums& sums,
                                              Element* dx,
+                                             const Element* mask,
                                              int first_channel,
                                              int64_t first_column) {
   const int first = first_channel + sums.row(0), channels = problem.C - first;
-  dx += (int64_t{blockIdx.z} * problem.C + first) * problem.x_channel;
+  const int64_t first_offset = (int64_t{blockIdx.z} * problem.C + first) * problem.x_channel;
   Pixel pixel =
       pixel_of(first_column + sums.column(0), phase.row.pixels, phase.column.pixels, problem.lanes);
 #pragma unroll
@@ -175,13 +178,15 @@ __device__ __forceinline__ void store_output(const ConvProblem& problem,
     if (first_column + sums.column(j) >= problem.columns) continue;
     const int h = phase.row.offset + pixel.row * problem.stride;
     const int w = phase.column.offset + pixel.column * problem.stride;
-    Element* target =
-        dx + pixel.block * problem.x_block + (h * problem.W + w) * problem.lanes + pixel.lane;
+    const int64_t pixel_offset = first_offset + pixel.block * problem.x_block +
+                                 (h * problem.W + w) * problem.lanes + pixel.lane;
 #pragma unroll
     for (int i = 0; i < Sums::kRows; ++i) {
       const int channel = sums.row(i) - sums.row(0);
-      if (channel < channels)
-        store4(target + int64_t{channel} * problem.x_channel, sums.quad(i, j));
+      if (channel >= channels) continue;
+      const int64_t offset = pixel_offset + int64_t{channel} * problem.x_channel;
+      const float4 v = sums.quad(i, j);
+      store4(dx + offset, mask ? where_positive(v, load4(mask + offset)) : v);
     }
   }
 }
@@ -192,7 +197,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                               const Phase phase,
                               const typename T::Arithmetic::Element* dy,
                               const typename T::Arithmetic::Element* weight,
-                              typename T::Arithmetic::Element* dx) {
+                              typename T::Arithmetic::Element* dx,
+                              const typename T::Arithmetic::Element* mask) {
   auto& ring = shared_storage<Ring<Operands<T>>>();
   const int first_channel = blockIdx.y * T::kM;
   const int64_t first_column = int64_t{blockIdx.x} * T::kN;
@@ -200,13 +206,14 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
   Operands<T> operands(problem, phase, dy, weight, first_channel, first_column);
   multiply(sums, ring, operands, operands.units);
   sums.finish();
-  store_output(problem, phase, sums, dx, first_channel, first_column);
+  store_output(problem, phase, sums, dx, mask, first_channel, first_column);
 }
 
 struct Arguments {
   const void* dy;
   const void* weight;
   void* dx;
+  const void* mask;  // null: none
   Stream stream;
 };
 
@@ -223,7 +230,8 @@ void run(const ConvShape& shape, const Arguments& arguments) {
                                   ceil_div(problem.C, T::kM), problem.groups);
       launch(conv_backward_data_kernel<T>, grid, Dim3(T::kThreads), sizeof(Ring<Operands<T>>),
              arguments.stream, problem, phase, static_cast<const Element*>(arguments.dy),
-             static_cast<const Element*>(arguments.weight), static_cast<Element*>(arguments.dx));
+             static_cast<const Element*>(arguments.weight), static_cast<Element*>(arguments.dx),
+             static_cast<const Element*>(arguments.mask));
     }
 }
 
@@ -234,7 +242,7 @@ void run_wgmma(const ConvShape& s, const Arguments& a) {
   MapsCall call{};
   call.in = image_activation(a.dy, s.K, s.P, s.Q, blocks);
   call.out = image_activation(a.dx, s.C, s.H, s.W, blocks);
-  call.weight = a.weight;
+  call.weight = a.weight, call.mask = a.mask;
   call.R = s.R, call.S = s.S, call.stride = 1, call.groups = s.groups, call.parts = 1;
   call.pad_top = s.R - 1 - s.pad_top, call.pad_left = s.S - 1 - s.pad_left;
   launch_maps<T>("conv_backward_data", call, a.stream);
@@ -303,10 +311,11 @@ void conv_backward_data(const ConvShape& shape,
                         const void* dy,
                         const void* weight,
                         void* dx,
+                        const void* mask,
                         Stream stream) {
   check("conv_backward_data", shape);
   choose("conv_backward_data", kVariants, shape, precision)
-      .run(shape, Arguments{dy, weight, dx, stream});
+      .run(shape, Arguments{dy, weight, dx, mask, stream});
 }
 
 std::string conv_backward_data_variant(const ConvShape& shape, Precision precision) {

@@ -114,6 +114,7 @@ void forward(const Problem& t, int parts) {
                       image_activation(y.data, t.groups * t.K, t.P, t.Q, t.blocks),
                       weight.data,
                       parts > 1 ? nullptr : bias.data(),
+                      nullptr,
                       parts > 1 ? partial.data() : nullptr,
                       t.R,
                       t.S,
@@ -141,20 +142,23 @@ void forward(const Problem& t, int parts) {
 }
 
 template <class T>
-void backward_data(const Problem& t) {
+void backward_data(const Problem& t, bool masked = false) {
   Random random{2};
   Tensor dy = random_tensor(t.y_count(), random), weight = random_weight(t, random),
-         dx(t.x_count());
+         dx(t.x_count()), mask = random_tensor(t.x_count(), random);
   std::vector<float> expected(t.x_count());
   t.for_each([&](int b, int g, int c, int k, int r, int s, int p, int q, int h, int w) {
     for (int n = 0; n < kL; ++n)
       expected[t.x(b, g, c, h, w) + n] += to_float(dy.data[t.y(b, g, k, p, q) + n]) *
                                           to_float(weight.data[t.weight(g, c, r, s, k)]);
   });
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    if (masked && to_float(mask.data[i]) <= 0) expected[i] = 0;
   const MapsCall call{image_activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks),
                       image_activation(dx.data, t.groups * t.C, t.H, t.W, t.blocks),
                       weight.data,
                       nullptr,
+                      masked ? mask.data : nullptr,
                       nullptr,
                       t.R,
                       t.S,
@@ -222,6 +226,7 @@ const std::map<std::string, std::function<void()>> kScenarios{
     {"forward-parts", [] { forward<MapsTile<64, 4, 16, true>>(kPadded, 2); }},
     {"forward-odd", [] { forward<MapsTile<64, 3, 16, true>>(kPadded, 1); }},
     {"backward-data", [] { backward_data<MapsTile<48, 4, 32, false>>(kPadded); }},
+    {"backward-data-masked", [] { backward_data<MapsTile<48, 3, 32, false>>(kPadded, true); }},
     {"backward-filter", [] { backward_filter<FilterTile<2, 3, 16>>(kPadded, 3); }},
     {"backward-filter-strided", [] { backward_filter<FilterTile<2, 3, 16>>(kStrided, 1); }},
 };

@@ -10,6 +10,20 @@ __device__ __forceinline__ float4 rectified(float4 v) {
                 v.w <= 0.0f ? 0.0f : v.w};
 }
 
+// v where x > 0, else 0: how a gradient passes a ReLU whose output is x. 0 where x is NaN, as in
+// relu.cu.
+__device__ __forceinline__ float4 where_positive(float4 v, float4 x) {
+  return float4{x.x > 0.0f ? v.x : 0.0f, x.y > 0.0f ? v.y : 0.0f, x.z > 0.0f ? v.z : 0.0f,
+                x.w > 0.0f ? v.w : 0.0f};
+}
+
+// The same for a pair of bfloat16 (pack_bf16).
+__device__ __forceinline__ uint32_t where_positive(uint32_t pair, uint32_t x) {
+  const bool low = to_float(bf16{static_cast<uint16_t>(x)}) > 0.0f;
+  const bool high = to_float(bf16{static_cast<uint16_t>(x >> 16)}) > 0.0f;
+  return (low ? pair & 0xffffu : 0u) | (high ? pair & 0xffff0000u : 0u);
+}
+
 __device__ __forceinline__ float4 add(float4 v, float b) {
   return float4{v.x + b, v.y + b, v.z + b, v.w + b};
 }

@@ -3,8 +3,9 @@
 // What       out[n,m,p,q] = sum over rows r and columns s of taps and input maps c of
 //            weight(m, c, r, s) in[n,c,p*stride-pad+r,q*stride-pad+s]; then bias and ReLU where asked.
 //            Forward: in = x, m = filter. Backward data (stride 1): in = dy, m = channel, c = filter,
-//            with flipped taps and pad = R - 1 - pad. A linear layer is an image of one row whose
-//            columns are its blocks of 64 images, under a filter of 1 x 1.
+//            with flipped taps and pad = R - 1 - pad, and 0 where a mask, if there is one, is not
+//            positive. A linear layer is an image of one row whose columns are its blocks of 64
+//            images, under a filter of 1 x 1.
 // GEMM       GEMM-M = 64 image lanes of one pixel, one wgmma row block per pixel; GEMM-N = kMaps maps;
 //            reduction over (r, chunk of kDepth input maps, s, 16 maps), in this order whatever the
 //            tile: sums depend on nothing else. Every pixel being a product of its own, a tap that
@@ -18,15 +19,19 @@
 //              weights  forward [kMaps / 64][S][kDepth][64 maps]; backward [S][kMaps][kDepth]
 //            Both arrive in the 128-byte swizzle (backward weights in the one of their kDepth * 2
 //            bytes), every pixel and tap at a multiple of 1024 (or the pattern's) bytes.
+//            A mask comes behind a tile's last stage in stages of its own, each one pixel of
+//            either consumer warpgroup, [kMaps][64 lanes] as the epilogue writes it: it has arrived
+//            when the products are done.
 // Operands   A = strip, lanes contiguous: M-major. B = weights: forward N-major, backward K-major.
 // Epilogue   sums + bias, ReLU, to bfloat16; stmatrix.trans turns [lane][map] fragments into
 //            [map][lanes] rows in shared memory, a tensor store writes rows of 128 bytes, clipped
-//            to the maps of the group. With several parts: float32 partial sums instead, straight
-//            to memory in sectors of 32 bytes.
+//            to the maps of the group. ldmatrix.trans does the reverse with a mask. With several
+//            parts: float32 partial sums instead, straight to memory in sectors of 32 bytes.
 // Schedule   one block per multiprocessor takes every gridDim.x-th tile; rows from the middle
 //            outwards, the short ones last. The producer runs ahead into the next tile while the
 //            consumers still store.
 #pragma once
+#include "epilogue.cuh"
 #include "variants.cuh"
 #include "wgmma_ring.cuh"
 #include "wgmma_tensors.cuh"
@@ -42,7 +47,7 @@ struct MapsProblem {
   int parts, chunks_per_part;  // of kDepth input maps
   // Elements of `out` from a part, block, map, row and column to the next.
   int64_t part_stride, block_stride, map_stride, row_stride, column_stride;
-  bool relu;
+  bool relu, masked;
   RingShape ring;
 
   __host__ __device__ int64_t tiles() const {
@@ -84,7 +89,8 @@ struct MapsTile {
   static RingShape ring(int64_t stride, int64_t S) {
     const int64_t strip = ((kPixels - 1) * stride + S) * kPixelBytes;
     const int64_t weights = (kForward ? kSpans : 1) * S * kTapBytes;
-    return ring_shape(round_up(strip + weights, kAtom), kOutputBytes);
+    const int64_t masks = kForward ? 0 : kConsumers * kBufferBytes;
+    return ring_shape(round_up(std::max(strip + weights, masks), kAtom), kOutputBytes);
   }
   static std::size_t shared_bytes(const RingShape& ring) { return ring.bytes() + kOutputBytes; }
   // Filters so wide that no two stages or no box fit are left to another variant, as are input maps of
@@ -131,6 +137,7 @@ template <class T>
 __device__ __forceinline__ void produce(const MapsProblem& p,
                                         const TensorMap& in,
                                         const TensorMap& weight,
+                                        const TensorMap& mask,
                                         StageRing ring) {
   const int strip_bytes = T::strip_bytes(p.stride, p.S);
   const int bytes = strip_bytes + T::weight_bytes(p.S);
@@ -154,6 +161,17 @@ __device__ __forceinline__ void produce(const MapsProblem& p,
         }
         ring.next();
       }
+    if constexpr (!T::kForward) {
+      for (int column = place.column; p.masked && column < place.column_end;
+           column += T::kConsumers) {
+        const int pixels = min(T::kConsumers, place.column_end - column);
+        unsigned char* stage = ring.begin(pixels * T::kBufferBytes);
+        for (int i = 0; i < pixels; ++i)
+          tma_load(stage + i * T::kBufferBytes, mask, ring.full(), 0, place.map,
+                   place.row * p.out_columns + column + i, place.group, place.block);
+        ring.next();
+      }
+    }
   }
 }
 
@@ -170,21 +188,23 @@ struct MapsOutput {
 
   __device__ __forceinline__ void store(const float (&sum)[T::kMaps / 2],
                                         const MapsPlace<T>& place,
-                                        int column) {
+                                        int column,
+                                        const unsigned char* mask) {
     if (partial)
       store_partial(sum, place, column);
     else
-      store_rounded(sum, place, column);
+      store_rounded(sum, place, column, mask);
   }
 
-  // Bias, ReLU, and neighbouring maps in pairs, for the kChunk maps from number `begin` on: all of them
-  // before any is stored, so that the loads of the biases are under way together.
+  // Bias and ReLU (of a forward pass), and neighbouring maps in pairs, for the kChunk maps from number
+  // `begin` on: all of them before any is stored, so that the loads of the biases are under way
+  // together.
   __device__ __forceinline__ void round_pairs(const float (&sum)[T::kMaps / 2],
                                               const MapsPlace<T>& place,
                                               int begin,
                                               uint32_t (&pairs)[T::kChunk / 16][4]) const {
     const int first = place.map + begin + threadIdx.x % 4 * 2, last = p.out_maps - 1;
-    const float* b = bias ? bias + place.group * p.out_maps : nullptr;
+    const float* b = T::kForward && bias ? bias + place.group * p.out_maps : nullptr;
 #pragma unroll
     for (int j = 0; j < T::kChunk / 8; ++j) {
       // of maps that do not exist, and are not stored, any bias will do
@@ -194,8 +214,9 @@ struct MapsOutput {
       for (int half = 0; half < 2; ++half) {
         const float* pair = &sum[begin / 2 + 4 * j + 2 * half];
         float v0 = pair[0] + b0, v1 = pair[1] + b1;
-        if (p.relu && v0 <= 0.0f) v0 = 0.0f;  // NaN stays NaN
-        if (p.relu && v1 <= 0.0f) v1 = 0.0f;
+        const bool relu = T::kForward && p.relu;
+        if (relu && v0 <= 0.0f) v0 = 0.0f;  // NaN stays NaN
+        if (relu && v1 <= 0.0f) v1 = 0.0f;
         pairs[j / 2][j % 2 * 2 + half] = pack_bf16(v0, v1);
       }
     }
@@ -203,7 +224,8 @@ struct MapsOutput {
 
   __device__ __forceinline__ void store_rounded(const float (&sum)[T::kMaps / 2],
                                                 const MapsPlace<T>& place,
-                                                int column) {
+                                                int column,
+                                                const unsigned char* mask) {
     const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
     unsigned char* buffer = buffers + stored % T::kBuffers * T::kBufferBytes;
     if (thread == 0) bulk_wait_read<T::kBuffers - 1>();
@@ -218,7 +240,15 @@ struct MapsOutput {
         // eight maps; row = map, 16 bytes = eight lanes, swizzled as the tensor store expects it.
         const int row = begin + 16 * j + lane / 16 * 8 + lane % 8,
                   sixteen = 2 * warp + lane / 8 % 2;
-        store_matrices_transposed(buffer + row * kSpan + (sixteen ^ row % 8) * 16, pairs[j]);
+        const int offset = row * kSpan + (sixteen ^ row % 8) * 16;
+        if (mask) {
+          uint32_t x[1][4];
+          const void* const rows[1] = {mask + offset};
+          load_matrices_transposed(x, rows);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) pairs[j][e] = where_positive(pairs[j][e], x[0][e]);
+        }
+        store_matrices_transposed(buffer + offset, pairs[j]);
       }
     }
     fence_async_proxy();
@@ -372,7 +402,13 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
 #pragma unroll
     for (int j = 0; j < T::kPixelsEach; ++j) {
       const int column = place.column + j * T::kConsumers + warpgroup;
-      if (column < place.column_end) output.store(sum[j], place, column);
+      const bool masked = !T::kForward && p.masked && column - warpgroup < place.column_end;
+      const unsigned char* mask = masked ? ring.await() + warpgroup * T::kBufferBytes : nullptr;
+      if (column < place.column_end) output.store(sum[j], place, column, mask);
+      if (masked) {
+        ring.next();
+        ring.release(1);
+      }
     }
   }
   if (threadIdx.x % kWarpgroup == 0) bulk_wait<0>();
@@ -383,6 +419,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     wgmma_maps_kernel(const __grid_constant__ TensorMap in,
                       const __grid_constant__ TensorMap weight,
                       const __grid_constant__ TensorMap out,
+                      const __grid_constant__ TensorMap mask,
                       const __grid_constant__ MapsProblem p,
                       const float* bias,
                       float* partial) {
@@ -397,7 +434,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     if (threadIdx.x / 32 % 4 == 0 && elect_one()) {
       prefetch(in);
       prefetch(weight);
-      produce<T>(p, in, weight, ring);
+      produce<T>(p, in, weight, mask, ring);
     }
   } else {
     become_consumer<T::kConsumers>();
@@ -414,7 +451,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 struct MapsCall {
   Activation in, out;
   const void* weight;
-  const float* bias;  // or null
+  const float* bias;  // or null; for a forward tile, as is relu
+  const void* mask;   // like `out`, or null; for a backward tile
   float* partial;     // [parts] times `out` in float32; null where there is one part
   int64_t R, S, stride, pad_top, pad_left, groups;
   int64_t parts;  // an even_parts of the chunks of input maps
@@ -446,12 +484,14 @@ void launch_maps(const char* op, const MapsCall& call, Stream stream) {
   p.block_stride = out.block_stride / 2, p.map_stride = out.map_stride / 2;
   p.row_stride = out.row_stride / 2, p.column_stride = out.column_stride / 2;
   p.part_stride = out.maps * out.columns * out.rows * out.blocks * 64;
-  p.relu = call.relu;
+  p.relu = call.relu, p.masked = call.mask != nullptr;
   p.ring = T::ring(call.stride, call.S);
   require(p.tiles() < int64_t{1} << 31, op, ": the output has too many tiles for one launch, got ",
           p.tiles(), "; run the batch in parts");
   require(out.columns * (p.column_tiles + 1) < int64_t{1} << 31, op,
           ": a row must have fewer than 2^15 columns, got ", out.columns);
+  Activation mask = out;  // without one, a copy that nobody reads
+  if (call.mask) mask.data = call.mask;
   const int filters = T::kForward ? p.out_maps : p.in_maps;
   const int channels = T::kForward ? p.in_maps : p.out_maps;
   launch(wgmma_maps_kernel<T>, Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))),
@@ -460,7 +500,8 @@ void launch_maps(const char* op, const MapsCall& call, Stream stream) {
          weight_map(call.weight, call.groups, channels, call.R, call.S, filters,
                     T::kForward ? 64 : T::kDepth, T::kForward ? T::kDepth : T::kMaps,
                     T::kWeightSwizzle),
-         store_map("output", out, call.groups, T::kMaps), p, call.bias, call.partial);
+         store_map("output", out, call.groups, T::kMaps),
+         store_map("mask", mask, call.groups, T::kMaps), p, call.bias, call.partial);
 }
 
 }  // namespace convnet

@@ -1,0 +1,29 @@
+"""Products that do what follows them on the way to memory, beside the same done by kernels of its own."""
+
+from __future__ import annotations
+
+import cases
+import numpy as np
+
+from convnet import ops
+from convnet.layout import pack_weight, weight_copy
+
+
+def put_weight(machine, packed, precision):
+    return machine.put(weight_copy(packed) if precision == "bf16" else packed)
+
+
+def conv_backward_data(machine, precision, case: cases.ConvCase, dy, weight, x):
+    """dx twice: from the product with x as its mask, and from the product and ``relu_backward``."""
+    shape, stream = machine.padded(case.shape(N=case.N)), machine.stream
+    x, dy = (machine.put_images(values, precision) for values in (x, dy))
+    weight = put_weight(machine, pack_weight(weight, case.groups), precision)
+    fused, parts = (machine.activations(shape.x, precision) for _ in range(2))
+    ops.conv_backward_data(stream, shape, precision, dy, weight, fused, x)
+    ops.conv_backward_data(stream, shape, precision, dy, weight, parts, None)
+    ops.relu_backward(stream, precision, parts, x, parts)
+    return fused, parts
+
+
+def assert_same_bits(actual, expected):
+    np.testing.assert_array_equal(actual.download().view(np.uint8), expected.download().view(np.uint8))
