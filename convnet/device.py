@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, Device, DeviceError, Event, Fetch, Graph, Stream
+from .backend import Array, Device, DeviceError, Event, Fetch, Graph, Stream, handle
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class CudaStream(Stream):
         if self.device.graph is not None:
             self._keep(*arguments)
         with self.device.current():
-            kernel(*[a.handle if type(a) is CudaArray else a for a in arguments], self.stream.handle)
+            kernel(*map(handle, arguments), self.stream.handle)
 
     def copy(self, target: Array, source: Array) -> None:
         assert isinstance(target, CudaArray) and isinstance(source, CudaArray) and target.nbytes == source.nbytes

@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, Device, DeviceError, Event, Fetch, Graph, Stream
+from .backend import Array, Device, DeviceError, Event, Fetch, Graph, Stream, handle
 from .precision import PRECISIONS
 
 GUARD_BYTES = 256
@@ -135,8 +135,8 @@ class HostStream(Stream):
         return HostGraph(streams)
 
     def launch(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        arrays = [a for a in arguments if isinstance(a, HostArray)]
-        handles = [a.handle if isinstance(a, HostArray) else a for a in arguments]
+        arrays = list(_arrays(arguments))
+        handles = [handle(a) for a in arguments]
 
         def work() -> None:
             kernel(*handles, 0)
@@ -179,6 +179,15 @@ class HostStream(Stream):
 
     def synchronize(self) -> None:
         self.device.synchronize()
+
+
+def _arrays(arguments: tuple[Any, ...]) -> Iterator[HostArray]:
+    """The arrays among them, also those in tuples."""
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _arrays(argument)
+        elif isinstance(argument, HostArray):
+            yield argument
 
 
 _open_devices: weakref.WeakSet[HostDevice] = weakref.WeakSet()
