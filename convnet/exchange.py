@@ -19,8 +19,10 @@ class Exchange:
     def __init__(self, sides: list[Side], part: int):
         self.sides = sides
         self.log: list[tuple[str, str, int]] = []
-        # the gradients that all sides computed for this side's part wait here to be summed
-        self._staged = [[side.activations((part,)) for _ in sides] if part else [] for side in sides]
+        # the gradients that all sides computed for this side's part wait here to be summed, into the last of these
+        self._staged = [
+            [side.device.empty((part,), side.dtype) for _ in range(len(sides) + 1)] if part else [] for side in sides
+        ]
 
     def gather(self, layer: str, parts: list[Array], wholes: list[Array]) -> None:
         """Copies the ``parts`` of all sides (N/L, C/sides, ...) into ``wholes`` (N/L, C, ...), one per reading side."""
@@ -60,11 +62,10 @@ class Exchange:
         self.log.append((layer, "backward", nbytes))
         return [self._sum(side, parts) for side, parts in zip(self.sides, staged, strict=True)]
 
-    @staticmethod
-    def _sum(side: Side, parts: list[Array]) -> Array:
+    def _sum(self, side: Side, parts: list[Array]) -> Array:
         if len(parts) == 1:
             return parts[0]
-        total = side.gradient(parts[0].shape)
+        total = self._staged[side.index][-1].view(parts[0].shape)
         ops.add(side.stream, side.precision, parts[0], parts[1], total)
         for part in parts[2:]:
             ops.add(side.stream, side.precision, total, part, total)

@@ -1,6 +1,7 @@
 """From stored images to the input of a network: what is uploaded with a batch, and images that stay on the devices.
 
-Every device takes in whole batches: each has its own copy of all of this, images that stay included.
+Every device takes in whole batches: each has its own copy of all of this, images that stay included. Batches come in on
+streams of their own, into one of two slots, so that the next one can arrive while the network works on this one.
 """
 
 from __future__ import annotations
@@ -11,27 +12,75 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import Array, DeviceError
+from .backend import Array, DeviceError, Event
 from .layers import Side
 from .shapes import IngestShape
 
 Values = np.ndarray[Any, Any]
 
 
+class Slot:
+    """Where a batch lies from its upload until the network has used it: lists have an array per side."""
+
+    def __init__(self, sides: list[Side], N: int, images: tuple[int, ...]):
+        self.inputs = [side.device.empty(images, side.dtype) for side in sides]
+        self.windows = [side.device.empty((N, 3), np.int32) for side in sides]
+        self.noise = [side.device.empty((N, 3)) for side in sides]
+        self.index = [side.device.empty((N,), np.int32) for side in sides]
+        self.labels = sides[0].device.empty((N,), np.int32)
+        self.images: list[Array] = []  # as many as a batch has, once there was one
+        self.used: list[Event | None] = [None] * len(sides)  # the network has read what was here
+
+
 class Intake:
-    """For batches of at most N images on ``sides``; ``inputs`` are what the first layer reads, one per side."""
+    """For batches of at most N images on ``sides``."""
 
     def __init__(self, sides: list[Side], N: int, lanes: int, crop: int, fold: int):
         self._sides, self._N, self._lanes, self._crop, self._fold = sides, N, lanes, crop, fold
         self._scale = (1.0, 1.0, 1.0)
-        images = (N // lanes, 3 * fold**2, crop // fold, crop // fold, lanes)
-        self.inputs = [side.activations(images) for side in sides]
+        self._streams = [side.device.stream() for side in sides]
         self._means = [side.device.empty((3, crop, crop)) for side in sides]
-        self._windows = [side.device.empty((N, 3), np.int32) for side in sides]
-        self._noise = [side.device.empty((N, 3)) for side in sides]
-        self._images: list[Array] = []  # as many as a batch has, once there was one
         self._kept: list[tuple[Array, Array, Array]] = []  # luma, cb and cr of all images that stay, on every side
-        self._index: list[Array] = []
+        self._batch = (N // lanes, 3 * fold**2, crop // fold, crop // fold, lanes)
+        self.slots = [Slot(sides, N, self._batch)]
+        self._last = 0
+
+    def next_slot(self) -> int:
+        """The slot that the last batch is not in; the second one comes with the first call."""
+        if len(self.slots) == 1:
+            self.slots.append(Slot(self._sides, self._N, self._batch))
+            if self.slots[0].images:
+                _, H, W, _ = self.slots[0].images[0].shape
+                self._make_room(H, W, 1)
+        self._last ^= 1
+        return self._last
+
+    def take(self, slot: int) -> list[Array]:
+        """The batch in a slot, as inputs of the first layer: later work of all sides starts when it is there."""
+        for side, stream in zip(self._sides, self._streams, strict=True):
+            side.stream.wait(stream.record())
+        return self.slots[slot].inputs
+
+    def give_back(self, slot: int) -> None:
+        """The work queued so far is the last that reads this batch."""
+        self.slots[slot].used = [side.stream.record() for side in self._sides]
+
+    def _upload(self, i: int, slot: int, target: Array, values: Values) -> None:
+        used = self.slots[slot].used[i]
+        if used is not None:
+            self._streams[i].wait(used)
+        self._streams[i].upload(target, np.ascontiguousarray(values, target.dtype))
+
+    def values(self, x: Values) -> None:
+        """Fills the inputs of slot 0 as they are."""
+        for i, target in enumerate(self.slots[0].inputs):
+            self._upload(i, 0, target, x)
+
+    def labels(self, labels: Values, slot: int = 0) -> None:
+        """Labels of a batch of ``len(labels)`` images; those beyond are 0."""
+        padded = np.zeros(self._N, np.int32)
+        padded[: len(labels)] = labels
+        self._upload(0, slot, self.slots[slot].labels, padded)
 
     def set_input(self, mean: Values, scale: float | Sequence[float]) -> None:
         """See ``Network.set_input``."""
@@ -43,25 +92,26 @@ class Intake:
             raise ValueError(f"scale must be a finite number, or one for each of the 3 channels, got {scale}")
         red, green, blue = np.broadcast_to(factors, 3).tolist()
         self._scale = (red, green, blue)
-        for side, buffer in zip(self._sides, self._means, strict=True):
-            side.stream.upload(buffer, np.ascontiguousarray(mean))
+        for stream, buffer in zip(self._streams, self._means, strict=True):
+            stream.upload(buffer, np.ascontiguousarray(mean))
 
-    def images(self, images: Values, windows: Values, noise: Values) -> None:
-        """Fills ``inputs`` from uint8 (n, H, W, 3)."""
+    def images(self, images: Values, windows: Values, noise: Values, slot: int = 0) -> None:
+        """Fills the inputs of a slot from uint8 (n, H, W, 3)."""
         n, H, W, _ = images.shape
         shape = self._shape(n, H, W, windows, noise)
-        self._make_room(H, W)
-        for i, side in enumerate(self._sides):
-            stored = self._images[i].view(images.shape)
-            side.stream.upload(stored, np.ascontiguousarray(images))
-            places, tints = self._upload(i, windows, noise)
-            ops.ingest(side.stream, shape, side.precision, stored, places, tints, self._means[i], self.inputs[i])
+        self._make_room(H, W, slot)
+        batch = self.slots[slot]
+        for i, (side, stream) in enumerate(zip(self._sides, self._streams, strict=True)):
+            stored = batch.images[i].view(images.shape)
+            self._upload(i, slot, stored, images)
+            places, tints = self._augmented(i, slot, windows, noise)
+            ops.ingest(stream, shape, side.precision, stored, places, tints, self._means[i], batch.inputs[i])
 
     def keep(self, count: int, size: int) -> None:
         """Makes room for ``count`` images of ``size`` x ``size`` on every device."""
         half = (size + 1) // 2
         wanted = count * (size * size + 2 * half * half) + self._N * size * size * 3
-        self._kept, self._index = [], []
+        self._kept = []
         for side in self._sides:
             free = side.device.free()
             if free is not None and wanted > free:
@@ -78,8 +128,7 @@ class Intake:
             )
             for side in self._sides
         ]
-        self._index = [side.device.empty((self._N,), np.int32) for side in self._sides]
-        self._make_room(size, size)  # what validation needs is not to be missing in the middle of a run
+        self._make_room(size, size, 0)  # what validation needs is not to be missing in the middle of a run
 
     def store(self, first: int, planes: tuple[Values, Values, Values]) -> None:
         """Puts images in their places from ``first`` on."""
@@ -92,28 +141,30 @@ class Intake:
                     f"store_images: planes must be uint8 of shape (n, {array.shape[1]}, {array.shape[2]}) with images "
                     f"{first} to {first + count - 1} of {array.shape[0]}, got {plane.dtype} of shape {plane.shape}"
                 )
-        for side, kept in zip(self._sides, self._kept, strict=True):
+        for stream, kept in zip(self._streams, self._kept, strict=True):
             for array, plane in zip(kept, planes, strict=True):
                 rows, columns = array.shape[1:]
-                side.stream.upload(array.view(plane.shape, first * rows * columns), np.ascontiguousarray(plane))
+                stream.upload(array.view(plane.shape, first * rows * columns), np.ascontiguousarray(plane))
 
-    def kept(self, indices: Values, windows: Values, noise: Values) -> None:
-        """Fills ``inputs`` from images that stay on the devices."""
+    def kept(self, indices: Values, windows: Values, noise: Values, slot: int = 0) -> None:
+        """Fills the inputs of a slot from images that stay on the devices."""
         if not self._kept:
             raise RuntimeError("train_batch_kept needs keep_images before it")
         n, (count, H, W) = len(indices), self._kept[0][0].shape
         if not 1 <= n <= self._N or indices.min() < 0 or indices.max() >= count:
             raise ValueError(f"indices must be 1 to {self._N} numbers in 0..{count - 1}, got {indices}")
         shape = self._shape(n, H, W, windows, noise)
-        for i, side in enumerate(self._sides):
-            index = self._index[i].view((n,))
-            side.stream.upload(index, np.ascontiguousarray(indices, np.int32))
-            operands = (*self._kept[i], index, *self._upload(i, windows, noise), self._means[i], self.inputs[i])
-            ops.ingest_planar(side.stream, shape, side.precision, *operands)
+        batch = self.slots[slot]
+        for i, (side, stream) in enumerate(zip(self._sides, self._streams, strict=True)):
+            index = batch.index[i].view((n,))
+            self._upload(i, slot, index, indices)
+            operands = (*self._kept[i], index, *self._augmented(i, slot, windows, noise), self._means[i])
+            ops.ingest_planar(stream, shape, side.precision, *operands, batch.inputs[i])
 
-    def _make_room(self, H: int, W: int) -> None:
-        if not self._images or self._images[0].shape[1:] != (H, W, 3):
-            self._images = [side.device.empty((self._N, H, W, 3), np.uint8) for side in self._sides]
+    def _make_room(self, H: int, W: int, slot: int) -> None:
+        batch = self.slots[slot]
+        if not batch.images or batch.images[0].shape[1:] != (H, W, 3):
+            batch.images = [side.device.empty((self._N, H, W, 3), np.uint8) for side in self._sides]
 
     def _shape(self, n: int, H: int, W: int, windows: Values, noise: Values) -> IngestShape:
         crop = self._crop
@@ -124,8 +175,9 @@ class Intake:
             raise ValueError(f"every {crop}x{crop} window must lie inside its image of {H}x{W}")
         return IngestShape(self._N, n, H, W, crop, self._lanes, self._scale, self._fold)
 
-    def _upload(self, i: int, windows: Values, noise: Values) -> tuple[Array, Array]:
-        places, tints = (array[i].view((len(windows), 3)) for array in (self._windows, self._noise))
-        self._sides[i].stream.upload(places, np.ascontiguousarray(windows, np.int32))
-        self._sides[i].stream.upload(tints, np.ascontiguousarray(noise, np.float32))
+    def _augmented(self, i: int, slot: int, windows: Values, noise: Values) -> tuple[Array, Array]:
+        batch = self.slots[slot]
+        places, tints = (array[i].view((len(windows), 3)) for array in (batch.windows, batch.noise))
+        self._upload(i, slot, places, windows)
+        self._upload(i, slot, tints, noise)
         return places, tints

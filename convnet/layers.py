@@ -1,8 +1,11 @@
-"""Layers at work: each owns its buffers on one device and runs its kernels forward and backward.
+"""Layers at work: each owns its tensors on one device and queues its kernels forward and backward.
 
 ``forward(train)`` fills ``y`` from ``x``. ``backward(dy)`` takes the gradient of the loss with respect to ``y``, which
 it may overwrite, computes the gradients of the parameters unless the layer is ``frozen``, and returns the gradient with
 respect to ``x`` where a layer ``below`` needs it, else None.
+
+Where layers are fused, one of these stands for several layers of the specification, and the derivative of a ReLU is
+applied by whoever writes the gradient with respect to its output: see ``Fusion``.
 """
 
 from __future__ import annotations
@@ -10,93 +13,117 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from . import ops, spec
+from . import ops
 from .backend import Array, Device, Stream
 from .control import WORDS, control_words
+from .plan import Plan
 from .precision import BF16, activation_dtype
 from .shapes import ConvShape, DropoutShape, LinearShape, LrnShape, PoolShape
 
 
 class Side:
-    """What the layers of one device share: stream, precision, control block, scratch memory, and the two buffers that
-    gradients travel through.
-
-    A layer's backward reads dy from one of the two and writes dx into the other, so that two buffers of the largest
-    activation's size serve the whole network.
+    """What the layers of one device share: stream, precision, control block, scratch memory, and the plan of where
+    activations and gradients lie.
     """
 
-    def __init__(self, device: Device, precision: str, index: int, count: int):
+    def __init__(self, device: Device, precision: str, index: int, count: int, shared: bool):
         device.check_precision(precision)
         self.device, self.precision, self.index, self.count = device, precision, index, count
         self.stream: Stream = device.stream()
         self.control: Array = device.empty((WORDS,), np.uint32)
         self.stream.upload(self.control, control_words())
         self.workspace: Array | None = None
-        self._gradients: list[Array] = []
-        self._current = 0
-        self._wanted = {"workspace": 0, "gradient": 0}
+        self.plan = Plan(shared)
+        self._workspace_bytes = 0
 
-    def activations(self, shape: tuple[int, ...]) -> Array:
-        """Memory for activations or their gradients."""
-        return self.device.empty(shape, activation_dtype(self.precision))
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """What activations and their gradients are made of."""
+        return np.dtype(activation_dtype(self.precision))
 
-    def needs(self, *, workspace: int = 0, gradient: int = 0) -> None:
-        """Notes bytes of workspace and elements of gradient that some layer will use."""
-        self._wanted["workspace"] = max(self._wanted["workspace"], workspace)
-        self._wanted["gradient"] = max(self._wanted["gradient"], gradient)
+    def needs_workspace(self, nbytes: int) -> None:
+        """Notes scratch memory that some layer will use."""
+        self._workspace_bytes = max(self._workspace_bytes, nbytes)
 
     def allocate(self) -> None:
         """Allocates what was noted, once all layers exist."""
-        if self._wanted["workspace"]:
-            self.workspace = self.device.empty((-(-self._wanted["workspace"] // 4),))
-        self._gradients = [self.activations((self._wanted["gradient"],)) for _ in range(2)]
-
-    def gradient(self, shape: tuple[int, ...]) -> Array:
-        """The gradient buffer that the last call did not return."""
-        self._current ^= 1
-        return self._gradients[self._current].view(shape)
+        if self._workspace_bytes:
+            self.workspace = self.device.empty((-(-self._workspace_bytes // 4),))
+        self.plan.grant(self.device)
 
 
-@dataclass
 class Parameter:
     """A weight or bias with its gradient and velocity, all float32. ``decays``: takes part in weight decay. ``copy``:
     of a weight in bfloat16, where products read that.
     """
 
-    name: str
-    value: Array
-    gradient: Array
-    velocity: Array
-    decays: bool
-    copy: Array | None = None
+    def __init__(self, name: str, device: Device, shape: tuple[int, ...], decays: bool):
+        self.name, self.decays = name, decays
+        self.value, self.velocity = device.empty(shape), device.empty(shape)
+        self.copy: Array | None = None
+        self._gradient: Array | None = None
+
+    @property
+    def gradient(self) -> Array:
+        """Memory for it comes with the first use: fused updates of linear layers never have any."""
+        if self._gradient is None:
+            self._gradient = self.value.device.empty(self.value.shape)
+        return self._gradient
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How a layer fits between its neighbours. ``index`` counts what stands in the network after fusing, ``count``
+    of them; they are also the moments of ``plan.py``: forward at ``index``, the loss at ``count``, backward at
+    2 ``count`` - ``index``.
+
+    ``masks``: x is the output of a ReLU, and this layer's backward applies its derivative. ``masked``: whoever reads
+    y does that for this layer.
+    """
+
+    index: int
+    count: int
+    masks: bool
+    masked: bool
+
+    @property
+    def backward(self) -> int:
+        return 2 * self.count - self.index
 
 
 @dataclass
 class LayerOnDevice(ABC):
-    """One layer's share on one device."""
+    """One layer's share on one device. ``x`` is set once all layers have their memory."""
 
     name: str
     side: Side
-    x: Array
+    fusion: Fusion
+    x: Array = field(init=False)
     y: Array = field(init=False)
-    parameters: list[Parameter] = field(init=False, default_factory=list)
+    dx: Array = field(init=False)
+    shape_in: tuple[int, ...] = field(init=False)
+    shape_out: tuple[int, ...] = field(init=False)
+    parameters: list[Parameter] = field(init=False, default_factory=list)  # the weight first
     frozen: bool = field(init=False, default=False)
+    steps_backward: ClassVar[bool] = False  # does ``backward`` update the weight, when it is given rates?
 
     @abstractmethod
     def forward(self, train: bool) -> None: ...
 
     @abstractmethod
-    def backward(self, dy: Array, below: bool) -> Array | None: ...
+    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array | None:
+        """With ``rates``, parameters whose gradients would be much traffic are updated at once: see ``LinearLayer``."""
 
-    def update(self, rates: Mapping[str, float]) -> None:
-        """The step of all parameters, their copies included, as the control block says. A frozen layer stays as it is,
-        its velocity too."""
-        for p in () if self.frozen else self.parameters:
-            tensors = p.value, p.velocity, p.gradient, p.copy
-            ops.sgd(self.stream, *tensors, self.side.control, rates.get(p.name, 1.0), p.decays)
+    def updates(self, rates: Mapping[str, float], taken: bool) -> list[ops.Update]:
+        """The step of all parameters, their copies included; with ``taken``, of those that ``backward`` left."""
+        parameters = self.parameters[1:] if taken and self.steps_backward else self.parameters
+        return [
+            ops.Update(p.value, p.velocity, p.gradient, p.copy, rates.get(p.name, 1.0), p.decays) for p in parameters
+        ]
 
     def copy_weights(self) -> None:
         """Makes the copies anew, after the weights were replaced."""
@@ -112,11 +139,29 @@ class LayerOnDevice(ABC):
     def precision(self) -> str:
         return self.side.precision
 
+    @property
+    def mask(self) -> Array | None:
+        """What backward data masks its result by."""
+        return self.x if self.fusion.masks else None
+
     def _parameter(self, kind: str, shape: tuple[int, ...]) -> Parameter:
-        value, gradient, velocity = (self.side.device.empty(shape) for _ in range(3))
-        parameter = Parameter(f"{self.name}.{kind}", value, gradient, velocity, decays=kind == "weight")
+        parameter = Parameter(f"{self.name}.{kind}", self.side.device, shape, decays=kind == "weight")
         self.parameters.append(parameter)
         return parameter
+
+    def _want_output(self, shape: tuple[int, ...], read_backward: bool = False) -> None:
+        """``y`` lives until the layer above has gone backward, or this one where it reads its own output then."""
+        self.shape_out = shape
+        last = self.fusion.backward - (0 if read_backward else 1)
+        self.side.plan.want(self, "y", shape, self.side.dtype, self.fusion.index, last)
+
+    def _want_gradient(self, shape: tuple[int, ...]) -> None:
+        """``dx`` lives until the layer below has gone backward."""
+        self.side.plan.want(self, "dx", shape, self.side.dtype, self.fusion.backward, self.fusion.backward + 1)
+
+    def _want_bytes(self, name: str, shape: tuple[int, ...]) -> None:
+        """One byte per element, from forward to backward."""
+        self.side.plan.want(self, name, shape, np.uint8, self.fusion.index, self.fusion.backward)
 
 
 @dataclass
@@ -129,12 +174,15 @@ class ConvLayer(LayerOnDevice):
 
     shape: ConvShape
     activation: str | None
+    folds: bool
     first: bool  # nobody ever needs the gradient with respect to the images
 
     def __post_init__(self) -> None:
-        self.folds = self.x.shape != self.shape.x
         self.product = self.shape.folded if self.folds else self.shape
-        self.y = self.side.activations(self.shape.y)
+        self.shape_in = self.product.x
+        self._want_output(self.shape.y, read_backward=self.activation == "tanh" or not self.fusion.masked)
+        if not self.first:
+            self._want_gradient(self.shape.x)
         self.weight = self._parameter("weight", self.shape.weight)
         self.bias = self._parameter("bias", (self.shape.K,))
         self.filters, self.dfilters = self.weight.value, self.weight.gradient  # what products read and write
@@ -144,17 +192,15 @@ class ConvLayer(LayerOnDevice):
             self.dfilters = self.side.device.empty(self.product.weight)
         elif self.precision == "bf16":
             self.weight.copy = self.filters
-        self.side.needs(
-            workspace=self.side.device.kernels.conv_backward_filter_workspace(self.product, self.precision),
-            gradient=max(self.y.size, 0 if self.first else self.x.size),
-        )
+        kernels = self.side.device.kernels
+        self.side.needs_workspace(kernels.conv_backward_filter_workspace(self.product, self.precision))
 
     def forward(self, train: bool) -> None:
         operands = self.x, self.filters, self.bias.value
         ops.conv_forward(self.stream, self.product, self.precision, *operands, self.y, self.activation == "relu")
         activate(self)
 
-    def backward(self, dy: Array, below: bool) -> Array | None:
+    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array | None:
         problem = self.stream, self.product, self.precision
         activate_backward(self, dy)
         if not self.frozen:
@@ -163,59 +209,65 @@ class ConvLayer(LayerOnDevice):
                 ops.unfold_gradient(self.stream, self.shape, self.dfilters, self.weight.gradient)
         if not below:
             return None
-        dx = self.side.gradient(self.shape.x)
-        ops.conv_backward_data(*problem, dy, self.filters, dx, None)
-        return dx
-
-    def update(self, rates: Mapping[str, float]) -> None:
-        super().update(rates)
-        self._fold()
+        ops.conv_backward_data(*problem, dy, self.filters, self.dx, self.mask)
+        return self.dx
 
     def copy_weights(self) -> None:
         super().copy_weights()
-        self._fold()
+        self.fold_weights()
 
-    def _fold(self) -> None:
+    def fold_weights(self) -> None:
+        """Makes the folded copy anew: an update does not write it."""
         if self.folds:
             ops.fold_weight(self.stream, self.shape, self.weight.value, self.filters)
 
 
 @dataclass
 class LinearLayer(LayerOnDevice):
-    """Fully-connected layer with bias and activation."""
+    """Fully-connected layer with bias, activation, and the dropout behind a ReLU.
+
+    Of ReLU and dropout together the derivative is 1 where y is positive. With ``rates``, ``backward`` updates the
+    weights while it computes their gradient, which then never exists in memory; the gradient with respect to x comes
+    first, from the weights that were.
+    """
 
     shape: LinearShape
     activation: str | None
+    dropout: DropoutShape | None
+    steps_backward: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.x = self.x.view(self.shape.x)  # maps are flattened in the order channel, row, column
-        self.y = self.side.activations(self.shape.y)
+        self.shape_in = self.shape.x  # maps are flattened in the order channel, row, column
+        self._want_output(self.shape.y, read_backward=self.activation == "tanh" or not self.fusion.masked)
+        self._want_gradient(self.shape.x)
         self.weight = self._parameter("weight", self.shape.weight)
         self.bias = self._parameter("bias", (self.shape.K,))
         if self.precision == "bf16":
             self.weight.copy = self.side.device.empty(self.shape.weight_copy, BF16)
         self.matrix = self.weight.copy or self.weight.value  # what products read
-        self.side.needs(
-            workspace=self.side.device.kernels.linear_workspace(self.shape, self.precision),
-            gradient=max(self.x.size, self.y.size),
-        )
+        self.side.needs_workspace(self.side.device.kernels.linear_workspace(self.shape, self.precision))
 
     def forward(self, train: bool) -> None:
         operands = self.x, self.matrix, self.bias.value
         relu, workspace = self.activation == "relu", self.side.workspace
-        ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, relu, workspace)
+        drop = self.dropout, self.side.control, train
+        ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, relu, *drop, workspace)
         activate(self)
 
-    def backward(self, dy: Array, below: bool) -> Array | None:
+    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array | None:
         problem, workspace = (self.stream, self.shape, self.precision), self.side.workspace
         activate_backward(self, dy)
-        if not self.frozen:
+        if below:
+            ops.linear_backward_data(*problem, dy, self.matrix, self.dx, self.mask, workspace)
+        if self.frozen:
+            pass
+        elif rates is None:
             ops.linear_backward_filter(*problem, dy, self.x, self.weight.gradient, self.bias.gradient, workspace)
-        if not below:
-            return None
-        dx = self.side.gradient(self.shape.x)
-        ops.linear_backward_data(*problem, dy, self.matrix, dx, workspace)
-        return dx
+        else:
+            w, rate = self.weight, rates.get(self.weight.name, 1.0)
+            tensors = w.value, w.velocity, w.copy, self.bias.gradient, self.side.control
+            ops.linear_backward_filter_update(*problem, dy, self.x, *tensors, rate, w.decays, workspace)
+        return self.dx if below else None
 
 
 def activate(layer: ConvLayer | LinearLayer) -> None:
@@ -225,32 +277,34 @@ def activate(layer: ConvLayer | LinearLayer) -> None:
 
 
 def activate_backward(layer: ConvLayer | LinearLayer, dy: Array) -> None:
-    """Makes ``dy`` the gradient with respect to what the activation was applied to."""
-    if layer.activation == "relu":
-        ops.relu_backward(layer.stream, layer.precision, dy, layer.y, dy)
-    elif layer.activation == "tanh":
+    """Makes ``dy`` the gradient with respect to what the activation was applied to, unless it is that already."""
+    if layer.activation == "tanh":
         ops.tanh_backward(layer.stream, layer.precision, dy, layer.y, dy)
+    elif layer.activation == "relu" and not layer.fusion.masked:
+        ops.relu_backward(layer.stream, layer.precision, dy, layer.y, dy)
 
 
 @dataclass
 class PoolLayer(LayerOnDevice):
-    """Max-pooling."""
+    """Max-pooling. Behind a ReLU the maximum says whether its gradient passes: it is positive, or it is 0."""
 
     shape: PoolShape
 
     def __post_init__(self) -> None:
-        self.y = self.side.activations(self.shape.y)
-        self.argmax = self.side.device.empty(self.shape.y, np.uint8)
-        self.side.needs(gradient=self.x.size)
+        self.shape_in = self.shape.x
+        self._want_output(self.shape.y, read_backward=self.fusion.masks)
+        self._want_bytes("argmax", self.shape.y)
+        self._want_gradient(self.shape.x)
+        self.argmax: Array
 
     def forward(self, train: bool) -> None:
         argmax = self.argmax if train else None
         ops.max_pool_forward(self.stream, self.shape, self.precision, self.x, self.y, argmax)
 
-    def backward(self, dy: Array, below: bool) -> Array:
-        dx = self.side.gradient(self.shape.x)
-        ops.max_pool_backward(self.stream, self.shape, self.precision, dy, self.argmax, dx)
-        return dx
+    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array:
+        mask = self.y if self.fusion.masks else None
+        ops.max_pool_backward(self.stream, self.shape, self.precision, dy, self.argmax, mask, self.dx)
+        return self.dx
 
 
 @dataclass
@@ -260,108 +314,63 @@ class LrnLayer(LayerOnDevice):
     shape: LrnShape
 
     def __post_init__(self) -> None:
-        self.y = self.side.activations(self.shape.x)
-        self.side.needs(gradient=self.x.size)
+        self.shape_in = self.shape.x
+        self._want_output(self.shape.x)
+        self._want_gradient(self.shape.x)
 
     def forward(self, train: bool) -> None:
         ops.lrn_forward(self.stream, self.shape, self.precision, self.x, self.y)
 
-    def backward(self, dy: Array, below: bool) -> Array:
-        dx = self.side.gradient(self.shape.x)
-        ops.lrn_backward(self.stream, self.shape, self.precision, dy, self.x, dx)
-        return dx
+    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array:
+        ops.lrn_backward(self.stream, self.shape, self.precision, dy, self.x, self.dx)
+        return self.dx
+
+
+@dataclass
+class LrnPoolLayer(LayerOnDevice):
+    """Local response normalisation and max-pooling: what lies between the two is never in memory."""
+
+    lrn: LrnShape
+    pool: PoolShape
+
+    def __post_init__(self) -> None:
+        self.shape_in = self.pool.x
+        self._want_output(self.pool.y)
+        self._want_bytes("argmax", self.pool.y)
+        self._want_gradient(self.pool.x)
+        self.argmax: Array
+
+    def forward(self, train: bool) -> None:
+        argmax = self.argmax if train else None
+        ops.lrn_pool_forward(self.stream, self.lrn, self.pool, self.precision, self.x, self.y, argmax)
+
+    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array:
+        problem = self.stream, self.lrn, self.pool, self.precision
+        ops.lrn_pool_backward(*problem, dy, self.argmax, self.x, self.dx, relu=self.fusion.masks)
+        return self.dx
 
 
 @dataclass
 class DropoutLayer(LayerOnDevice):
     """Dropout without scaling in training; at test the features are multiplied by 1 - p."""
 
-    p: float
-    seed: int
-    index: int  # of the layer in the network: masks of different layers differ
+    shape: DropoutShape
+    like: tuple[int, ...]  # the shape of x and y, maps or features
 
     def __post_init__(self) -> None:
-        self.y = self.side.activations(self.x.shape)
-        self.mask = self.side.device.empty(self.x.shape, np.uint8)
+        self.shape_in = self.like
+        self._want_output(self.like)
+        self._want_bytes("kept", self.like)
+        self._want_gradient(self.like)
+        self.kept: Array
 
     def forward(self, train: bool) -> None:
         if not train:
-            ops.scale(self.stream, self.precision, self.x, 1.0 - self.p, self.y)
+            ops.scale(self.stream, self.precision, self.x, 1.0 - self.shape.p, self.y)
             return
-        blocks, lanes = self.x.shape[0], self.x.shape[-1]
-        features = self.x.size // (blocks * lanes)
-        shape = DropoutShape(
-            blocks * lanes,
-            features,
-            lanes,
-            self.side.index * features,
-            self.side.count * features,
-            self.p,
-            self.seed,
-            self.index,
-        )
-        x, y, mask = (array.view(shape.x) for array in (self.x, self.y, self.mask))
-        ops.dropout_forward(self.stream, shape, self.precision, x, y, mask, self.side.control)
+        x, y, mask = (array.view(self.shape.x) for array in (self.x, self.y, self.kept))
+        ops.dropout_forward(self.stream, self.shape, self.precision, x, y, mask, self.side.control)
 
-    def backward(self, dy: Array, below: bool) -> Array:
-        ops.dropout_backward(self.stream, self.precision, dy, self.mask, dy)
-        return dy
-
-
-def input_fold(network: spec.NetworkSpec, precision: str) -> int:
-    """How many rows and columns of the images become channels of one, so that the first layer has stride 1."""
-    first = network.layers[0]
-    if precision == "bf16" and isinstance(first, spec.Conv) and not first.padding and not network.crop % first.stride:
-        return first.stride
-    return 1
-
-
-def conv_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> ConvShape:
-    """What one of ``share`` sides computes of a convolution."""
-    layer = placed.layer
-    assert isinstance(layer, spec.Conv)
-    whole = layer.joins or placed.groups == 1
-    return ConvShape.of(
-        N,
-        placed.C if whole else placed.C // share,
-        placed.H,
-        placed.W,
-        placed.K // share,
-        layer.size,
-        layer.size,
-        stride=layer.stride,
-        padding=layer.padding,
-        groups=1 if whole else placed.groups // share,
-        ceil_mode=layer.ceil_mode,
-        lanes=lanes,
-    )
-
-
-def linear_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> LinearShape:
-    """What one of ``share`` sides computes of a fully-connected layer, where it has a part in it."""
-    layer = placed.layer
-    assert isinstance(layer, spec.Linear)
-    return LinearShape(N, placed.C * placed.H * placed.W, placed.K // share if layer.split else placed.K, lanes)
-
-
-def build(placed: spec.Placed, side: Side, x: Array, N: int, lanes: int, towers: int, seed: int) -> LayerOnDevice:
-    """This side's share of a layer, reading ``x``: the parts of all towers where the layer gathers, else this side's
-    part.
-    """
-    layer, name, share = placed.layer, placed.layer.name, side.count
-    if isinstance(layer, spec.Conv):
-        shape = conv_shape(placed, share, N, lanes)
-        return ConvLayer(name, side, x, shape, layer.activation, first=placed.index == 0)
-    if isinstance(layer, spec.Linear):
-        return LinearLayer(name, side, x, linear_shape(placed, share, N, lanes), layer.activation)
-    if isinstance(layer, spec.Pool):
-        C = placed.C // share
-        pool = PoolShape.of(N, C, placed.H, placed.W, layer.size, layer.stride, ceil_mode=True, lanes=lanes)
-        return PoolLayer(name, side, x, pool)
-    if isinstance(layer, spec.Lrn):
-        groups = towers // share
-        lrn = LrnShape(
-            N, placed.C // share, placed.H, placed.W, groups, lanes, layer.size, layer.alpha, layer.beta, layer.k
-        )
-        return LrnLayer(name, side, x, lrn)
-    return DropoutLayer(name, side, x, layer.p, seed, placed.index)
+    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array:
+        ops.dropout_backward(self.stream, self.precision, dy, self.kept, self.dx)
+        return self.dx

@@ -1,9 +1,6 @@
-"""The network at work: layers on one or several devices, and the exchanges between them.
+"""The network as users see it: arrays in and out, checked; what happens on the devices is in ``wiring.py``.
 
-``Network`` cuts the towers of a ``NetworkSpec`` into equal shares, one per device ("side"). Each side runs its share of
-every layer; in front of a layer that gathers, every side fetches the other sides' parts of the activation, and on the
-way back every side sums the gradients that all sides computed for its part, in the order of the sides. Nothing else
-crosses between devices.
+``Network`` cuts the towers of a ``NetworkSpec`` into equal shares, one per device ("side").
 """
 
 from __future__ import annotations
@@ -14,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from . import ops
-from .backend import Array, open_devices, padded
+from .assemble import input_fold
+from .backend import Array, Fetch, open_devices, padded
 from .control import LR, WEIGHT_DECAY, control_words
-from .exchange import Exchange
+from .graphs import Graphs
 from .initial import initial_weights
 from .intake import Intake
-from .layers import LayerOnDevice, Parameter, Side, build, input_fold
+from .layers import Parameter, Side
 from .layout import fold_images, pack_activations, rounded, to_device, to_user, unpack_activations, user_shape
-from .shapes import SoftmaxShape
-from .spec import Linear, NetworkSpec, network, parameter_count, placed_layers
+from .spec import NetworkSpec, network, parameter_count
+from .wiring import Wiring
 
 Values = np.ndarray[Any, Any]
 
@@ -35,8 +32,11 @@ class Network:
     comma-separated list of emulators or GPUs that share the towers. ``batch_size`` is the largest number of images in
     one call. ``precision`` is "fp32" anywhere, and "tf32" or "bf16" on emulators and GPUs; what users see is float32
     always. Further keywords (``crop``, ``width``, ``dropout``, ...) change the network: see ``convnet.spec.network``.
-    Weights are drawn from ``seed``. All memory is allocated here, but for a buffer of stored images that comes with the
-    first ``train_batch`` or ``evaluate_batch``; ``close`` gives it back.
+    Weights are drawn from ``seed``. All memory is allocated here, but for buffers of stored images and of gradients,
+    which come with the first call that needs them; ``close`` gives it back.
+
+    ``fused`` False runs every layer of the network by itself and keeps all activations, for those who want to look at
+    them: it takes more memory and time, and computes the same but for roundings in bfloat16.
 
     Raises ``ValueError`` for impossible arguments and ``convnet.DeviceError`` when a device is missing or too small.
     """
@@ -49,6 +49,7 @@ class Network:
         precision: str = "fp32",
         num_classes: int | None = None,
         seed: int = 0,
+        fused: bool = True,
         **changes: Any,
     ):
         if batch_size < 1:
@@ -68,49 +69,21 @@ class Network:
                 f'"{self.spec.name}" has {self.spec.towers} towers, which cannot be shared by {len(opened)} devices; '
                 f"use a number of devices that divides it"
             )
-        self._sides = [Side(device, precision, i, len(opened)) for i, device in enumerate(opened)]
+        self._sides = [Side(device, precision, i, len(opened), fused) for i, device in enumerate(opened)]
         self._lanes = opened[0].lanes(batch_size)
         self._N = padded(batch_size, self._lanes)
         self._valid = 0  # images of the last forward(train=True), 0 when there is nothing to go backward from
+        self._last = 0  # images of the last forward, whose activations are there
+        self._kept = False  # are there gradients?
         self._closed = False
-        self._build()
+        self._fold = input_fold(self.spec, precision)
+        self._wiring = Wiring(self.spec, self._sides, self._N, self._lanes, seed, fused)
+        self._intake = Intake(self._sides, self._N, self._lanes, self.spec.crop, self._fold)
+        self._wiring.read(self._intake.slots[0].inputs)
+        self.set_input(np.zeros((3, self.spec.crop, self.spec.crop), np.float32))
+        self._graphs = Graphs([side.stream for side in self._sides])
         self.load_weights(initial_weights(self.spec, seed))
         self.load_velocity({name: np.zeros_like(w) for name, w in self.weights().items()})
-
-    # ---- construction
-
-    def _build(self) -> None:
-        N, lanes, crop = self._N, self._lanes, self.spec.crop
-        self._placed = list(placed_layers(self.spec))
-        self._layers: list[list[LayerOnDevice]] = []  # [layer][side]; a layer that is not split has one side
-        self._gathered: dict[int, list[Array]] = {}
-        self._fold = input_fold(self.spec, self.precision)
-        self._intake = Intake(self._sides, N, lanes, crop, self._fold)
-        self.set_input(np.zeros((3, crop, crop), np.float32))
-        activations = self._intake.inputs
-        part = 0
-        for placed in self._placed:
-            sides = self._sides
-            if isinstance(placed.layer, Linear) and not placed.layer.split:
-                sides = self._sides[:1]
-            if placed.gathers and len(self._sides) > 1:
-                C_part = activations[0].shape[1]
-                whole = (N // lanes, C_part * len(self._sides), *activations[0].shape[2:])
-                self._gathered[placed.index] = [side.activations(whole) for side in sides]
-                part = max(part, activations[0].size)
-                activations = self._gathered[placed.index]
-            layer = [
-                build(placed, side, x, N, lanes, self.spec.towers, self.seed)
-                for side, x in zip(sides, activations, strict=True)
-            ]
-            self._layers.append(layer)
-            activations = [on_side.y for on_side in layer]
-        for side in self._sides:
-            side.allocate()
-        self._exchange = Exchange(self._sides, part)
-        first = self._sides[0].device
-        self._labels = first.empty((N,), np.int32)
-        self._losses, self._ranks = first.empty((N,)), first.empty((N,), np.int32)
 
     # ---- what it is
 
@@ -132,23 +105,38 @@ class Network:
 
     def exchanges(self) -> list[tuple[str, str, int]]:
         """Traffic between devices in the last forward and backward: (joining layer, "forward" or "backward", bytes)."""
-        return list(self._exchange.log)
+        return list(self._wiring.exchange.log)
 
     def activation(self, name: str) -> Values:
-        """Output of a layer in the last forward pass, behind its ReLU: float32 (n, C, H, W) or (n, F)."""
+        """Output of a layer in the last forward pass, behind its ReLU: float32 (n, C, H, W) or (n, F).
+
+        Raises ``ValueError`` for a layer that does not exist, or whose output does not because the layer behind it is
+        computed along with it, and ``RuntimeError`` when backward has used its memory: both only with ``fused``.
+        """
         self._check_open()
-        for placed, layer in zip(self._placed, self._layers, strict=True):
-            if placed.layer.name == name:
-                parts = [unpack_activations(on_side.y.download(), self._last) for on_side in layer]
-                return np.concatenate(parts, axis=1)
-        raise ValueError(f'no layer is called "{name}"; there are {", ".join(p.layer.name for p in self._placed)}')
+        for group, block in zip(self._wiring.groups, self._wiring.blocks, strict=True):
+            names = [placed.layer.name for placed in group]
+            if name not in names:
+                continue
+            if name != names[-1]:
+                raise ValueError(
+                    f"activation: {name} is computed together with {names[-1]}, and does not exist by itself; "
+                    "ask a Network(..., fused=False)"
+                )
+            if not self._last:
+                raise RuntimeError(
+                    "activation: there was no forward, or memory has been used for gradients since; ask in front of "
+                    "backward, or a Network(..., fused=False)"
+                )
+            return np.concatenate([unpack_activations(layer.y.download(), self._last) for layer in block], axis=1)
+        raise ValueError(f'no layer is called "{name}"; there are {", ".join(p.name for p in self.spec.layers)}')
 
     # ---- parameters
 
     def _collect(self, what: str) -> dict[str, Values]:
         self._check_open()
         values: dict[str, Values] = {}
-        for layer in self._layers:
+        for layer in self._wiring.learning:
             for on_sides in zip(*(on_side.parameters for on_side in layer), strict=True):
                 parts = [to_user(getattr(parameter, what).download()) for parameter in on_sides]
                 values[on_sides[0].name] = np.concatenate(parts)
@@ -157,7 +145,7 @@ class Network:
     def _distribute(self, what: str, values: Mapping[str, Values]) -> None:
         self._check_open()
         by_name: dict[str, Sequence[tuple[Side, Parameter]]] = {}
-        for layer in self._layers:
+        for layer in self._wiring.learning:
             for on_sides in zip(*(on_side.parameters for on_side in layer), strict=True):
                 by_name[on_sides[0].name] = list(zip((o.side for o in layer), on_sides, strict=True))
         if set(values) != set(by_name):
@@ -182,13 +170,14 @@ class Network:
     def load_weights(self, weights: Mapping[str, Values]) -> None:
         """Replaces all weights and biases. Raises ``ValueError`` for missing or unknown names and wrong shapes."""
         self._distribute("value", weights)
-        for layer in self._layers:
+        for layer in self._wiring.learning:
             for on_side in layer:
                 on_side.copy_weights()
 
     def gradients(self) -> dict[str, Values]:
         """Gradients of the mean loss from the last ``backward``; keys and shapes as in ``weights``, without those of
-        frozen layers."""
+        frozen layers. Raises ``RuntimeError`` where there are none: ``train_step`` keeps no gradients."""
+        self._check_gradients("gradients")
         return {n: g for n, g in self._collect("gradient").items() if n.partition(".")[0] not in self.frozen}
 
     def velocity(self) -> dict[str, Values]:
@@ -202,12 +191,12 @@ class Network:
     @property
     def layers(self) -> list[str]:
         """Names of the layers that have weights, in order."""
-        return [layer[0].name for layer in self._layers if layer[0].parameters]
+        return [layer[0].name for layer in self._wiring.learning]
 
     @property
     def frozen(self) -> list[str]:
         """The layers that do not learn."""
-        return [layer[0].name for layer in self._layers if layer[0].parameters and layer[0].frozen]
+        return [layer[0].name for layer in self._wiring.learning if layer[0].frozen]
 
     def freeze(self, names: Iterable[str]) -> None:
         """These layers, and no others, keep their weights from now on: no work is done for their gradients, nor for
@@ -220,7 +209,7 @@ class Network:
             raise ValueError(f'freeze: no layer with weights is called "{unknown[0]}"; there are {names}')
         if wanted == set(self.layers):
             raise ValueError("freeze: all layers are frozen; leave at least one to learn")
-        for layer in self._layers:
+        for layer in self._wiring.learning:
             for on_side in layer:
                 on_side.frozen = on_side.name in wanted
 
@@ -234,8 +223,7 @@ class Network:
         crop = self.spec.crop
         self._check_batch("forward", images, (3, crop, crop), np.float32)
         x = rounded(pack_activations(fold_images(images, self._fold), self._lanes, self._N), self.precision)
-        for side, buffer in zip(self._sides, self._intake.inputs, strict=True):
-            side.stream.upload(buffer, x)
+        self._intake.values(x)
         return self._run_forward(len(images), train)
 
     def backward(self, labels: Values) -> float:
@@ -258,15 +246,14 @@ class Network:
         decay.
 
         ``rates`` multiplies the learning rate of single parameters, by name. Where a loss of the last ``backward`` was
-        not finite, parameters stay as they are.
+        not finite, parameters stay as they are. Raises ``RuntimeError`` where there are no gradients.
         """
         self._check_open()
+        self._check_gradients("step")
         words = control_words(0, lr, momentum, weight_decay)[LR : WEIGHT_DECAY + 1]
         for side in self._sides:
             side.stream.upload(side.control.view(words.shape, LR), words)
-        for layer in self._layers:
-            for on_side in layer:
-                on_side.update(rates or {})
+        self._wiring.update(rates or {})
         self.steps_done += 1
 
     def set_input(self, mean: Values, scale: float | Sequence[float] | None = None) -> None:
@@ -289,14 +276,52 @@ class Network:
         self._run_forward(len(images), train=True, logits=False)
         return self._run_backward(labels)
 
+    def train_step(
+        self,
+        images: Values,
+        labels: Values,
+        windows: Values,
+        noise: Values,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        rates: Mapping[str, float] | None = None,
+    ) -> StepResult:
+        """``train_batch`` and ``step`` in one, the same to the bit, but faster: gradients of fully-connected layers
+        never lie in memory, the same work is captured once and launched as a whole, and nobody waits for it: images of
+        the next step come in while this one runs. Arguments may be reused when the call returns.
+        """
+        self._check_images(images)
+        self._check_labels(labels, len(images))
+        slot = self._intake.next_slot()
+        self._intake.images(images, windows, noise, slot)
+        return self._run_step(slot, labels, (lr, momentum, weight_decay), rates or {})
+
+    def train_step_kept(
+        self,
+        indices: Values,
+        labels: Values,
+        windows: Values,
+        noise: Values,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        rates: Mapping[str, float] | None = None,
+    ) -> StepResult:
+        """``train_step`` with images that ``store_images`` brought: ``indices`` (n,) are their places."""
+        self._check_indices(indices)
+        self._check_labels(labels, len(indices))
+        slot = self._intake.next_slot()
+        self._intake.kept(indices, windows, noise, slot)
+        return self._run_step(slot, labels, (lr, momentum, weight_decay), rates or {})
+
     def evaluate_batch(self, images: Values, windows: Values) -> Values:
         """Logits, float32 (n, classes), of stored images in test mode; arguments as in ``train_batch``."""
         self._ingest(images, windows, np.zeros((len(images), 3), np.float32))
         return self._run_forward(len(images), train=False)
 
     def _ingest(self, images: Values, windows: Values, noise: Values) -> None:
-        size = images.shape[1:3] if images.ndim == 4 else (self.spec.crop, self.spec.crop)
-        self._check_batch("train_batch", images, (*size, 3), np.uint8)
+        self._check_images(images)
         self._intake.images(images, windows, noise)
 
     def keep_images(self, count: int, size: int) -> None:
@@ -318,76 +343,82 @@ class Network:
         self, indices: Values, labels: Values, windows: Values, noise: Values
     ) -> tuple[Values, Values]:
         """``train_batch`` with images that ``store_images`` brought: ``indices`` (n,) are their places."""
-        self._check_open()
-        if not 1 <= len(indices) <= self.batch_size:
-            raise ValueError(f"train_batch_kept: there must be 1 to {self.batch_size} images, got {len(indices)}")
+        self._check_indices(indices)
         self._intake.kept(indices, windows, noise)
         self._run_forward(len(indices), train=True, logits=False)
         return self._run_backward(labels)
 
     def _run_forward(self, n: int, train: bool, logits: bool = True) -> Values:
-        self._exchange.log.clear()
-        self._valid, self._last = (n if train else 0), n
+        self._valid, self._last, self._kept = (n if train else 0), n, False
         if train:
             for side in self._sides:
                 side.stream.upload(side.control, control_words(self.steps_done))
-        for placed, layer in zip(self._placed, self._layers, strict=True):
-            if placed.index in self._gathered:
-                parts = [on_side.y for on_side in self._layers[placed.index - 1]]
-                self._exchange.gather(placed.layer.name, parts, self._gathered[placed.index])
-            for on_side in layer:
-                on_side.forward(train)
-        return unpack_activations(self._layers[-1][0].y.download(), n) if logits else np.empty(0, np.float32)
+        self._wiring.read(self._intake.take(0))
+        self._wiring.forward(train)
+        self._intake.give_back(0)
+        return unpack_activations(self._wiring.logits.download(), n) if logits else np.empty(0, np.float32)
 
     def _run_backward(self, labels: Values) -> tuple[Values, Values]:
         self._check_open()
-        n, classes = self._valid, self.spec.classes
+        n = self._valid
         if not n:
             raise RuntimeError("backward needs a forward(train=True) before it")
-        labels = np.asarray(labels)
-        if labels.shape != (n,) or labels.dtype.kind not in "iu":
-            raise ValueError(f"labels must be integers of shape {(n,)}, got {labels.dtype} of shape {labels.shape}")
-        if n and (labels.min() < 0 or labels.max() >= classes):
-            raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
-        self._valid = 0
-        first, last = self._sides[0], self._layers[-1][0]
-        padded_labels = np.zeros(self._N, np.int32)
-        padded_labels[:n] = labels
-        first.stream.upload(self._labels, padded_labels)
-        dlogits = first.gradient(last.y.shape)
-        shape = SoftmaxShape(self._N, n, classes, self._lanes)
-        results = self._losses, self._ranks, None, dlogits, first.control
-        ops.softmax_cross_entropy(first.stream, shape, self.precision, last.y, self._labels, *results)
-        self._share_control()
-        gradients: list[Array] = [dlogits]
-        lowest = min(placed.index for placed, layer in zip(self._placed, self._layers, strict=True) if _learns(layer))
-        for placed, layer in zip(reversed(self._placed), reversed(self._layers), strict=True):
-            below = placed.index > lowest
-            passed = [on_side.backward(dy, below) for on_side, dy in zip(layer, gradients, strict=True)]
-            if not below:
-                break
-            gradients = [dx for dx in passed if dx is not None]
-            outputs = [on_side.y for on_side in self._layers[placed.index - 1]]
-            if placed.index in self._gathered:
-                gradients = self._exchange.reduce(placed.layer.name, gradients, outputs[0].shape)
-            # a layer may see its input with another shape (features instead of maps)
-            gradients = [dx.view(y.shape) for dx, y in zip(gradients, outputs, strict=True)]
-        return self._losses.download()[:n], self._ranks.download()[:n]
+        self._check_labels(labels, n)
+        self._valid, self._kept = 0, True
+        self._last = 0 if self._wiring.fused else n
+        self._intake.labels(labels)
+        self._intake.take(0)
+        self._wiring.backward(self._intake.slots[0].labels, n)
+        self._intake.give_back(0)
+        return self._wiring.losses.download()[:n], self._wiring.ranks.download()[:n]
 
-    def _share_control(self) -> None:
-        """Tells all sides what the loss said."""
-        first, *others = self._sides
-        ready = first.stream.record()
-        for side in others:
-            side.stream.wait(ready)
-            side.stream.copy(side.control, first.control)
-            first.stream.wait(side.stream.record())
+    def _run_step(
+        self, slot: int, labels: Values, constants: tuple[float, float, float], rates: Mapping[str, float]
+    ) -> StepResult:
+        n = len(labels)
+        self._valid, self._kept = 0, False
+        self._last = 0 if self._wiring.fused else n
+        self._intake.labels(labels, slot)
+        for side in self._sides:
+            side.stream.upload(side.control, control_words(self.steps_done, *constants))
+        inputs = self._intake.take(slot)
+        settings = tuple(sorted(rates.items())), tuple(self.frozen)
+        self._graphs.run((slot, n), settings, lambda: self._queue_step(inputs, slot, n, rates))
+        self._intake.give_back(slot)
+        self.steps_done += 1
+        stream = self._sides[0].stream
+        return StepResult(stream.fetch(self._wiring.losses), stream.fetch(self._wiring.ranks), n)
+
+    def _queue_step(self, inputs: list[Array], slot: int, n: int, rates: Mapping[str, float]) -> None:
+        self._wiring.read(inputs)
+        self._wiring.forward(train=True)
+        self._wiring.backward(self._intake.slots[slot].labels, n, rates)
 
     # ---- life
 
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the network is closed")
+
+    def _check_gradients(self, what: str) -> None:
+        if not self._kept:
+            raise RuntimeError(f"{what}: there are no gradients; they come from backward or train_batch")
+
+    def _check_images(self, images: Values) -> None:
+        size = images.shape[1:3] if images.ndim == 4 else (self.spec.crop, self.spec.crop)
+        self._check_batch("train_batch", images, (*size, 3), np.uint8)
+
+    def _check_indices(self, indices: Values) -> None:
+        self._check_open()
+        if not 1 <= len(indices) <= self.batch_size:
+            raise ValueError(f"train_batch_kept: there must be 1 to {self.batch_size} images, got {len(indices)}")
+
+    def _check_labels(self, labels: Values, n: int) -> None:
+        labels, classes = np.asarray(labels), self.spec.classes
+        if labels.shape != (n,) or labels.dtype.kind not in "iu":
+            raise ValueError(f"labels must be integers of shape {(n,)}, got {labels.dtype} of shape {labels.shape}")
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
 
     def _check_batch(self, op: str, images: Values, shape: tuple[int, ...], dtype: Any) -> None:
         self._check_open()
@@ -414,5 +445,12 @@ class Network:
         self.close()
 
 
-def _learns(layer: list[LayerOnDevice]) -> bool:
-    return bool(layer[0].parameters) and not layer[0].frozen
+class StepResult:
+    """What a training step found out, on its way here while the step may still run."""
+
+    def __init__(self, losses: Fetch, ranks: Fetch, n: int):
+        self._losses, self._ranks, self._n = losses, ranks, n
+
+    def get(self) -> tuple[Values, Values]:
+        """Losses, float32 (n,), and ranks of the true classes, int32 (n,), when they are there."""
+        return self._losses.get()[: self._n], self._ranks.get()[: self._n]

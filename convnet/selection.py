@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import layers, spec
+from . import assemble, spec
 from .backend import Device, open_device, padded
 from .precision import PRECISIONS
 from .shapes import ConvShape, LinearShape
@@ -26,11 +26,11 @@ def network_problems(network: spec.NetworkSpec, precision: str, N: int, lanes: i
     for placed in spec.placed_layers(network):
         shape: ConvShape | LinearShape
         if isinstance(placed.layer, spec.Conv):
-            shape = layers.conv_shape(placed, 1, N, lanes)
-            if placed.index == 0 and layers.input_fold(network, precision) > 1:
+            shape = assemble.conv_shape(placed, 1, N, lanes)
+            if placed.index == 0 and assemble.input_fold(network, precision) > 1:
                 shape = shape.folded
         elif isinstance(placed.layer, spec.Linear):
-            shape = layers.linear_shape(placed, 1, N, lanes)
+            shape = assemble.linear_shape(placed, 1, N, lanes)
         else:
             continue
         for op in CONV_PASSES if isinstance(shape, ConvShape) else LINEAR_PASSES:

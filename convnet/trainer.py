@@ -23,7 +23,7 @@ from .transfer import frozen_layers
 
 if TYPE_CHECKING:
     from .data import Batch
-    from .model import Network
+    from .model import Network, StepResult
 
 RECORD_STEPS = 10  # a train record is the mean over so many steps
 FIGURE_SECONDS = 60  # figures are drawn after an evaluation when the last ones are older than this
@@ -35,6 +35,17 @@ STOPPED = 75  # EX_TEMPFAIL: batch systems start such a job again
 
 class Diverged(Exception):
     """Loss or weights are no longer finite. Exit code 5."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One under way: its results, where its images stood in the epoch, how many they are, and how long they took."""
+
+    result: StepResult
+    position: int
+    images: int
+    wait_seconds: float
+    rate: float
 
 
 class Trainer:
@@ -143,18 +154,40 @@ class Trainer:
         with self._loader(self.dataset.train, self.config.augment) as loader:
             while self.epoch < self.epochs and not self.schedule.finished:
                 self._set_rates()
-                for batch in self._batches(loader):
-                    if self.config.steps and self.step >= self.config.steps:
-                        return "done"
-                    self._train_step(batch)
-                    if stop.requested or self.console.broken:
-                        return "stopped"
-                    if (self.step % self.config.save_every == 0 and self.position < self.images) or stop.save:
-                        self._save()
-                        stop.save = False
+                status = self._epoch(loader, stop)
+                if status is not None:
+                    return status
                 if not self._finish_epoch(stop):
                     return "stopped"
         return "done"
+
+    def _epoch(self, loader: Loader, stop: StopRequest) -> str | None:
+        """Trains on what is left of the epoch; how the run ends if it ends here.
+
+        What a step found out is looked at when the next one is under way, so that devices never wait for us: all that
+        ``self`` knows is then one step old. Before anything is saved, the last step is waited for.
+        """
+        running: Step | None = None
+        for batch in self._batches(loader):
+            issued = self.step + (running is not None)
+            if self.config.steps and issued >= self.config.steps:
+                break
+            before, running = running, self._train_step(batch)
+            if before:
+                self._finish_step(before)
+            ends = stop.requested or self.console.broken
+            if not (ends or stop.save or (issued + 1) % self.config.save_every == 0):
+                continue
+            self._finish_step(running)
+            running = None
+            if ends:
+                return "stopped"
+            if self.position < self.images:
+                self._save()
+                stop.save = False
+        if running:
+            self._finish_step(running)
+        return "done" if self.config.steps and self.step >= self.config.steps and self.position < self.images else None
 
     def _loader(self, split: Any, augment: bool) -> Loader:
         return Loader(
@@ -187,27 +220,32 @@ class Trainer:
             for name in (f"{layer}.weight", f"{layer}.bias")
         }
 
-    def _train_step(self, batch: Batch) -> None:
-        rate = self.schedule.rate(self.epoch, self.position // self.batch_size)
-        augmented = batch.labels, batch.windows, batch.noise
+    def _train_step(self, batch: Batch) -> Step:
+        """Sets a step going."""
+        rate = self.schedule.rate(self.epoch, batch.position // self.batch_size)
+        options = batch.labels, batch.windows, batch.noise, rate, self.momentum, self.weight_decay, self.rates
         if self.config.cache == "device":
-            losses, ranks = self.network.train_batch_kept(batch.indices, *augmented)
+            result = self.network.train_step_kept(batch.indices, *options)
         else:
-            losses, ranks = self.network.train_batch(batch.images, *augmented)
+            result = self.network.train_step(batch.images, *options)
+        return Step(result, batch.position, len(batch.labels), batch.wait_seconds, rate)
+
+    def _finish_step(self, done: Step) -> None:
+        """Takes note of what a step found out. The network itself does not learn from a loss that is not finite."""
+        losses, ranks = done.result.get()
         if not np.isfinite(losses).all():
-            first, last = batch.position, batch.position + len(batch.labels) - 1
+            first, last = done.position, done.position + done.images - 1
             raise self._diverged(f"the loss is {losses.mean()} (images {first} to {last} of epoch {self.epoch + 1})")
-        self.network.step(rate, self.momentum, self.weight_decay, self.rates)
         self.step += 1
-        self.position = batch.position + len(batch.labels)
+        self.position = done.position + done.images
         self.running.add(losses, ranks)
         self.written = False
-        self.speed.add(len(batch.labels), batch.wait_seconds)
-        self._show(rate)
+        self.speed.add(done.images, done.wait_seconds)
+        self._show(done.rate)
         if self.speed.steps == HINT_STEPS and self.speed.all_waiting > HINT_SHARE:
             self._hint()
         if self.step % RECORD_STEPS == 0 or self.position == self.images:
-            self._record(rate)
+            self._record(done.rate)
 
     def _diverged(self, what: str) -> Diverged:
         kept = checkpoint.files(self.folder.checkpoints)

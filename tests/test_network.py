@@ -77,7 +77,7 @@ def test_two_devices_equal_one(pair, precision):
 
 
 def test_activations_are_whole_on_two_devices(pair):
-    nets = [convnet.Network(TINY, devices=devices, batch_size=3, seed=1) for devices in pair]
+    nets = [convnet.Network(TINY, devices=devices, batch_size=3, seed=1, fused=False) for devices in pair]
     images, _ = batch(nets[0], 3)
     for net in nets:
         net.forward(images)
@@ -128,7 +128,7 @@ def test_emulator_agrees_with_cpu(devices, request):
     """Within rounding; gradients on the first batch where rounding moves no value across a kink."""
     pytest.importorskip("convnet._emu", reason="the emulator is not built")
     request.node.user_properties.append(("device", "emu"))
-    nets = [convnet.Network(TINY, devices=name, batch_size=6, seed=3) for name in ("cpu", devices)]
+    nets = [convnet.Network(TINY, devices=name, batch_size=6, seed=3, fused=False) for name in ("cpu", devices)]
     for seed in range(5):
         images, labels = batch(nets[0], 5, seed)
         logits, logits2 = (net.forward(images, train=True) for net in nets)

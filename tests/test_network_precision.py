@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import convnet
-from convnet.layers import input_fold
+from convnet.assemble import input_fold
 from convnet.precision import PRECISIONS
 from convnet.spec import network
 
@@ -73,7 +73,7 @@ def test_folding_changes_nothing(device, monkeypatch):
     found = []
     for fold in (2, 1):
         if fold == 1:
-            monkeypatch.setattr("convnet.model.input_fold", lambda spec, precision: 1)
+            monkeypatch.setattr("convnet.assemble.input_fold", lambda spec, precision: 1)
         with convnet.Network(TINY, devices=device, batch_size=4, precision="bf16") as net:
             images, labels = images_of(net, 4)
             assert net._intake.inputs[0].shape == (1, 3 * fold**2, 64 // fold, 64 // fold, 8)

@@ -1,0 +1,47 @@
+"""Work that comes again and again: queued piece by piece the first time, captured the second, launched from then on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+
+from .backend import DeviceError, Graph, Stream
+
+log = logging.getLogger(__name__)
+
+
+class Graphs:
+    """Graphs over ``streams``. The first of each kind of work is not captured: devices then do what they do once."""
+
+    def __init__(self, streams: list[Stream]):
+        self._streams = streams
+        self._found: dict[Hashable, Graph | None] = {}  # None: was queued once
+        self._settings: Hashable = None
+        self._usable = True
+
+    def run(self, key: Hashable, settings: Hashable, queue: Callable[[], None]) -> None:
+        """Does what ``queue`` queues on the streams, which must be the same for the same ``key`` and ``settings``. With
+        other settings than before all graphs are forgotten.
+        """
+        if settings != self._settings:
+            self._found.clear()
+            self._settings = settings
+        if key in self._found and self._usable:
+            if self._found[key] is None:
+                self._found[key] = self._capture(queue)
+            if (graph := self._found[key]) is not None:
+                graph.launch()
+                return
+        self._found.setdefault(key, None)
+        queue()
+
+    def _capture(self, queue: Callable[[], None]) -> Graph | None:
+        first, *others = self._streams
+        try:
+            with first.capture(others) as graph:
+                queue()
+        except DeviceError as error:
+            log.warning("%s", error)
+            self._usable = False
+            return None
+        return graph
