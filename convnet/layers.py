@@ -210,7 +210,7 @@ class LinearLayer(LayerOnDevice):
         if not below:
             return None
         dx = self.side.gradient(self.shape.x)
-        ops.linear_backward_data(*problem, dy, self.matrix, dx, workspace)
+        ops.linear_backward_data(*problem, dy, self.matrix, dx, None, workspace)
         return dx
 
 
