@@ -272,7 +272,7 @@ def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:
     )  # fmt: skip
     yield Problem(
         layer.name, "backward data", flops, outer + matrix,
-        lambda: ops.linear_backward_data(*problem, gradient, layer.matrix, dx, side.workspace),
+        lambda: ops.linear_backward_data(*problem, gradient, layer.matrix, dx, None, side.workspace),
         _sampled(bench, f"{layer.name} backward data", dx, shape.K,
                  lambda block, c, lane: (dy[block, :, lane] * w[c, : shape.K], 0.0)), shape,
     )  # fmt: skip

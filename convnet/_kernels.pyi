@@ -46,7 +46,14 @@ def linear_forward(
     stream: int,
 ) -> None: ...
 def linear_backward_data(
-    shape: LinearShape, precision: str, dy: Handle, weight: Handle, dx: Handle, workspace: Handle | None, stream: int
+    shape: LinearShape,
+    precision: str,
+    dy: Handle,
+    weight: Handle,
+    dx: Handle,
+    mask: Handle | None,
+    workspace: Handle | None,
+    stream: int,
 ) -> None: ...
 def linear_backward_filter(
     shape: LinearShape,

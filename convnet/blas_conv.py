@@ -231,18 +231,29 @@ def linear_forward(
 
 
 def linear_backward_data(
-    shape: LinearShape, precision: str, dy: F32, weight: F32, dx: F32, workspace: Any, stream: int
+    shape: LinearShape,
+    precision: str,
+    dy: F32,
+    weight: F32,
+    dx: F32,
+    mask: F32 | None,
+    workspace: Any,
+    stream: int,
 ) -> None:
     fp32_only(precision)
     columns, matrix = _columns_of(dy.reshape(shape.y), shape.lanes), weight.reshape(shape.weight)
-    out = dx.reshape(shape.x)
+    out, masks = dx.reshape(shape.x), None if mask is None else mask.reshape(shape.x)
     cuts = pieces(shape.C, 512)
 
     def task(index: int) -> None:
         cut = cuts[index]
         part = scratch("linear", (cut.stop - cut.start, shape.N))
         np.matmul(matrix[cut], columns, out=part)
-        out[:, cut] = part.reshape(len(part), -1, shape.lanes).transpose(1, 0, 2)
+        sums = part.reshape(len(part), -1, shape.lanes).transpose(1, 0, 2)
+        if masks is None:
+            out[:, cut] = sums
+        else:
+            copy_where_positive(sums, masks[:, cut], out[:, cut])
 
     run(len(cuts), task)
 

@@ -206,7 +206,7 @@ def linear_backward(
     d, w = call.put_images(dy), call.put_weight(weight.T.copy())
     dx, dw, db = call.empty(shape.x), call.device.empty(shape.weight), call.device.empty((shape.K,))
     workspace = call.workspace(call.device.kernels.linear_workspace(shape, precision))
-    ops.linear_backward_data(call.stream, shape, precision, d, w, dx, workspace)
+    ops.linear_backward_data(call.stream, shape, precision, d, w, dx, None, workspace)
     ops.linear_backward_filter(call.stream, shape, precision, d, call.put_images(x), dw, db, workspace)
     return call.images(dx), dw.download().T.copy(), db.download()
 

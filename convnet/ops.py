@@ -152,9 +152,16 @@ def linear_forward(
 
 
 def linear_backward_data(
-    stream: Stream, shape: LinearShape, precision: str, dy: Array, weight: Array, dx: Array, workspace: Array | None
+    stream: Stream,
+    shape: LinearShape,
+    precision: str,
+    dy: Array,
+    weight: Array,
+    dx: Array,
+    mask: Array | None,
+    workspace: Array | None,
 ) -> None:
-    """dx = weight dy."""
+    """dx = weight dy; with ``mask``, the layer's input x, 0 where x is not positive."""
     dtype = activation_dtype(precision)
     kernels = stream.device.kernels
     _check(
@@ -163,9 +170,10 @@ def linear_backward_data(
         ("dy", dy, shape.y, dtype),
         _weight(shape, precision, weight),
         ("dx", dx, shape.x, dtype),
+        ("mask", mask, shape.x, dtype),
     )
     _check_workspace("linear_backward", workspace, kernels.linear_workspace(shape, precision))
-    stream.launch(kernels.linear_backward_data, shape, precision, dy, weight, dx, workspace)
+    stream.launch(kernels.linear_backward_data, shape, precision, dy, weight, dx, mask, workspace)
 
 
 def linear_backward_filter(

@@ -7,6 +7,7 @@ import numpy as np
 
 from convnet import ops
 from convnet.layout import pack_weight, weight_copy
+from convnet.shapes import LinearShape
 
 
 def put_weight(machine, packed, precision):
@@ -21,6 +22,19 @@ def conv_backward_data(machine, precision, case: cases.ConvCase, dy, weight, x):
     fused, parts = (machine.activations(shape.x, precision) for _ in range(2))
     ops.conv_backward_data(stream, shape, precision, dy, weight, fused, x)
     ops.conv_backward_data(stream, shape, precision, dy, weight, parts, None)
+    ops.relu_backward(stream, precision, parts, x, parts)
+    return fused, parts
+
+
+def linear_backward_data(machine, precision, case: cases.LinearCase, dy, weight, x):
+    """The same."""
+    shape, stream = machine.padded(LinearShape(case.N, case.C, case.K, 1)), machine.stream
+    x, dy = (machine.put_images(values, precision) for values in (x, dy))
+    weight = put_weight(machine, weight.T.copy(), precision)
+    workspace = machine.workspace(machine.device.kernels.linear_workspace(shape, precision))
+    fused, parts = (machine.activations(shape.x, precision) for _ in range(2))
+    ops.linear_backward_data(stream, shape, precision, dy, weight, fused, x, workspace)
+    ops.linear_backward_data(stream, shape, precision, dy, weight, parts, None, workspace)
     ops.relu_backward(stream, precision, parts, x, parts)
     return fused, parts
 

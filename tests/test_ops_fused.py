@@ -23,6 +23,13 @@ CONV = [
     }
 ]  # fmt: skip
 CONV.append(cases.ConvCase("channels-136-N64", 64, 136, 3, 4, 40, 3, 3, padding=1))
+# Sums in one part and in several.
+LINEAR = [
+    case
+    for case in [*cases.LINEAR_EDGES, *cases.LINEAR_TENSOR]
+    if case.id in {"primes-N13", "uneven-parts-back-N9", "many-inputs-N66", "maps-65-63-N64", "batch-320-N320"}
+]
+LINEAR.append(cases.LinearCase("parts-back-N64", 64, 70, 520))
 
 
 @pytest.fixture
@@ -50,4 +57,18 @@ def test_masked_convolution(arithmetic, machine, case):
     x, weight, _, dy = case.inputs(integers=True)
     dx, _ = fused.conv_backward_data(machine, arithmetic.precision, case, dy, weight, x)
     expected = np.where(x > 0, reference.conv_backward(dy, x, weight, **case.geometry)[0], 0)
+    np.testing.assert_array_equal(machine.images(dx, case.N), reference.held(expected, arithmetic.precision))
+
+
+@pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.id)
+def test_masked_linear(arithmetic, machine, case):
+    x, weight, _, dy = case.inputs()
+    dy[-1, -1] = np.nan
+    dx, parts = fused.linear_backward_data(machine, arithmetic.precision, case, dy, weight, spoiled(x))
+    fused.assert_same_bits(dx, parts)
+    assert np.isnan(machine.images(dx, case.N)).any()
+
+    x, weight, _, dy = case.inputs(integers=True)
+    dx, _ = fused.linear_backward_data(machine, arithmetic.precision, case, dy, weight, x)
+    expected = np.where(x > 0, reference.linear_backward(dy, x, weight)[0], 0)
     np.testing.assert_array_equal(machine.images(dx, case.N), reference.held(expected, arithmetic.precision))

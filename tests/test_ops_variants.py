@@ -91,12 +91,10 @@ def check(op: str, case, precision: str) -> None:
 
 
 def check_mask(case, precision: str, dy, weight, x, expected) -> None:
-    machine = Machine("emu")
-    if isinstance(case, cases.ConvCase):
-        dx, _ = fused.conv_backward_data(machine, precision, case, dy, weight, x)
-        np.testing.assert_array_equal(
-            machine.images(dx, case.N), reference.held(np.where(x > 0, expected, 0), precision)
-        )
+    machine, is_conv = Machine("emu"), isinstance(case, cases.ConvCase)
+    backward_data = fused.conv_backward_data if is_conv else fused.linear_backward_data
+    dx, _ = backward_data(machine, precision, case, dy, weight, x)
+    np.testing.assert_array_equal(machine.images(dx, case.N), reference.held(np.where(x > 0, expected, 0), precision))
     machine.device.close()
 
 

@@ -11,7 +11,8 @@ void register_linear(py::module_& m) {
        {"shape", "precision", "x", "weight", optional("bias"), "y", "relu", optional("workspace"),
         "stream"});
   bind(m, "linear_backward_data", &linear_backward_data,
-       {"shape", "precision", "dy", "weight", "dx", optional("workspace"), "stream"});
+       {"shape", "precision", "dy", "weight", "dx", optional("mask"), optional("workspace"),
+        "stream"});
   bind(m, "linear_backward_filter", &linear_backward_filter,
        {"shape", "precision", "dy", "x", "dweight", optional("dbias"), optional("workspace"),
         "stream"});

@@ -1,9 +1,10 @@
 // Fully-connected layers: forward and both gradients.
 //
 // What       forward y[k,n] = bias[k] + sum over c of weight[c,k] x[c,n], then ReLU where asked;
-//            backward data dx[c,n] = sum over k of weight[c,k] dy[k,n]; backward filter
-//            dweight[c,k] = sum over n of x[c,n] dy[k,n], dbias[k] = sum over n of dy[k,n].
-// Tensors    x [N/L][C][L], weight [C][K] (bf16: [C][K8]), y [N/L][K][L] by precision; bias,
+//            backward data dx[c,n] = sum over k of weight[c,k] dy[k,n], with a mask 0 where
+//            mask[c,n] > 0 does not hold; backward filter dweight[c,k] = sum over n of
+//            x[c,n] dy[k,n], dbias[k] = sum over n of dy[k,n].
+// Tensors    x and mask [N/L][C][L], weight [C][K] (bf16: [C][K8]), y [N/L][K][L] by precision; bias,
 //            dweight, dbias and sums float32. workspace, float32: [parts] of y or dx, or [N/L] of
 //            dbias, rows padded to 4 floats.
 //
@@ -55,6 +56,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                    const typename T::Arithmetic::Element* x,
                    const float* bias,
                    bool relu,
+                   const typename T::Arithmetic::Element* mask,
                    typename T::Arithmetic::Element* out,
                    float* partial) {
   constexpr int kDepth = T::Arithmetic::kDepth;
@@ -83,8 +85,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
       if (partial) {
         store4(partial + blockIdx.z * product.part_stride + target, sums.quad(i, j));
       } else {
-        const float4 v = add(sums.quad(i, j), bias ? bias[row] : 0.0f);
-        store4(out + target, relu ? rectified(v) : v);
+        float4 v = add(sums.quad(i, j), bias ? bias[row] : 0.0f);
+        if (relu) v = rectified(v);
+        if (mask) v = where_positive(v, load4(mask + target));
+        store4(out + target, v);
       }
     }
   }
@@ -149,6 +153,7 @@ struct ProductArguments {
   const void* x;
   const float* bias;
   bool relu;
+  const void* mask;  // null: none
   void* out;
   float* workspace;
   Stream stream;
@@ -166,14 +171,15 @@ void run_product(const LinearShape& shape, const ProductArguments& a) {
                         depth_per_part, count};
   const Dim3 grid = tile_grid(a.op, ceil_div(shape.N, T::kN), ceil_div(a.rows, T::kM), parts);
   const bool whole = parts == 1;
+  const Element* mask = static_cast<const Element*>(a.mask);
   Element* out = static_cast<Element*>(a.out);
   launch(product_kernel<T, Weights>, grid, Dim3(T::kThreads),
          sizeof(Ring<WeightOperands<T, Weights>>), a.stream, product,
          static_cast<const Element*>(a.weight), static_cast<const Element*>(a.x), a.bias, a.relu,
-         out, whole ? nullptr : a.workspace);
+         mask, out, whole ? nullptr : a.workspace);
   if (!whole)
-    sum_parts(count, parts, a.workspace, out, a.stream, ChannelBias{a.bias, a.rows, shape.lanes},
-              a.relu);
+    sum_parts(count, parts, a.workspace, out, a.stream,
+              Finish<Element>{a.bias, a.rows, shape.lanes, a.relu, mask});
 }
 
 // On Hopper. Parts are at most as many as above, for the sake of the workspace, and depend on the same.
@@ -194,14 +200,14 @@ void run_wgmma(const LinearShape& shape, const ProductArguments& a) {
   call.R = call.S = call.stride = call.groups = 1;
   call.parts = even_parts(ceil_div(a.depth, T::kDepth), kParts(shape));
   if (call.parts == 1) {
-    call.bias = a.bias, call.relu = a.relu;
+    call.bias = a.bias, call.relu = a.relu, call.mask = a.mask;
     launch_maps<T>(a.op, call, a.stream);
     return;
   }
   call.partial = a.workspace;
   launch_maps<T>(a.op, call, a.stream);
   sum_parts(count, call.parts, a.workspace, static_cast<bf16*>(a.out), a.stream,
-            ChannelBias{a.bias, a.rows, shape.lanes}, a.relu);
+            Finish<bf16>{a.bias, a.rows, shape.lanes, a.relu, static_cast<const bf16*>(a.mask)});
 }
 
 struct GradientArguments {
@@ -367,7 +373,7 @@ void linear_forward(const LinearShape& shape,
   check(op, shape);
   choose(op, kForward, shape, precision)
       .run(shape, ProductArguments{op, shape.K, shape.C, forward_parts(shape), weight, x, bias,
-                                   relu, y, workspace, stream});
+                                   relu, nullptr, y, workspace, stream});
 }
 
 void linear_backward_data(const LinearShape& shape,
@@ -375,13 +381,14 @@ void linear_backward_data(const LinearShape& shape,
                           const void* dy,
                           const void* weight,
                           void* dx,
+                          const void* mask,
                           float* workspace,
                           Stream stream) {
   const char* op = "linear_backward_data";
   check(op, shape);
   choose(op, kBackwardData, shape, precision)
       .run(shape, ProductArguments{op, shape.C, shape.K, backward_data_parts(shape), weight, dy,
-                                   nullptr, false, dx, workspace, stream});
+                                   nullptr, false, mask, dx, workspace, stream});
 }
 
 void linear_backward_filter(const LinearShape& shape,

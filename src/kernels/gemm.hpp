@@ -22,12 +22,13 @@ void linear_forward(const LinearShape& shape,
                     float* workspace,
                     Stream stream);
 
-// dx = weight dy
+// dx = weight dy; with mask [N/L][C][L], x where a ReLU made it: 0 where x > 0 does not hold, the bits of relu_backward.
 void linear_backward_data(const LinearShape& shape,
                           Precision precision,
                           const void* dy,
                           const void* weight,
                           void* dx,
+                          const void* mask,
                           float* workspace,
                           Stream stream);
 

@@ -1,6 +1,6 @@
 // Ordered sums: partial results of a split reduction, and rows of an activation (bias gradients).
 //
-// What       sum_parts: out[i] = ((part 0 [i] + part 1 [i]) + ...) + bias, then ReLU where asked.
+// What       sum_parts: out[i] = (part 0 [i] + part 1 [i]) + ..., then what a Finish asks for.
 //            sum_rows: one value per image block and channel, added up by sum_parts over the
 //            blocks. No atomics, every order is fixed.
 // Work       sum_parts: one thread per four values. sum_rows: one block per (channel, image block);
@@ -20,11 +20,14 @@
 
 namespace convnet {
 
-// Value i belongs to channel i / channel_size % channels; channel_size is a multiple of 4. values
-// may be null: no bias.
-struct ChannelBias {
-  const float* values;
-  int64_t channels, channel_size;
+// What becomes of the sums of an activation [N / lanes][features][lanes] on their way to memory, in
+// this order.
+template <class Element>
+struct Finish {
+  const float* bias;  // [features], or null: none
+  int64_t features, lanes;
+  bool relu;
+  const Element* mask;  // like the activation, or null: 0 where it is not positive
 };
 
 namespace {
@@ -39,8 +42,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(int64_t count,
                                                                 int parts,
                                                                 int64_t stride,
                                                                 const float* partial,
-                                                                const ChannelBias bias,
-                                                                bool relu,
+                                                                const Finish<Element> finish,
                                                                 Element* out) {
   const int64_t first = (int64_t{blockIdx.x} * kSumThreads + threadIdx.x) * 4;
   if (first >= count) return;
@@ -49,11 +51,9 @@ __global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(int64_t count,
     const float4 v = load4(partial + part * stride + first);
     sum = float4{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
   }
-  if (bias.values) {
-    const float b = bias.values[first / bias.channel_size % bias.channels];
-    sum = float4{sum.x + b, sum.y + b, sum.z + b, sum.w + b};
-  }
-  if (relu) sum = rectified(sum);
+  if (finish.bias) sum = add(sum, finish.bias[first / finish.lanes % finish.features]);
+  if (finish.relu) sum = rectified(sum);
+  if (finish.mask) sum = where_positive(sum, load4(finish.mask + first));
   if (first + 4 <= count) {
     store4(out + first, sum);
   } else {  // the last 1..3 values
@@ -83,19 +83,16 @@ __global__ void __launch_bounds__(kThreads)
   partial[int64_t{blockIdx.y} * stride + blockIdx.x] = sum;
 }
 
-// out = the parts in ascending order, each round_up(count, 4) floats apart; then bias and ReLU
-// where asked.
+// out = the parts in ascending order, each round_up(count, 4) floats apart.
 template <class Element>
 void sum_parts(int64_t count,
                int64_t parts,
                const float* partial,
                Element* out,
                Stream stream,
-               ChannelBias bias = {nullptr, 1, 1},
-               bool relu = false) {
+               const Finish<Element>& finish = {}) {
   launch(sum_parts_kernel<Element>, Dim3(unsigned(ceil_div(count, 4 * kSumThreads))),
-         Dim3(kSumThreads), 0, stream, count, int(parts), round_up(count, 4), partial, bias, relu,
-         out);
+         Dim3(kSumThreads), 0, stream, count, int(parts), round_up(count, 4), partial, finish, out);
 }
 
 // dbias[row] = sum over blocks and the `size` values of a row of dy [blocks][rows][size]. The
