@@ -1,0 +1,216 @@
+"""``train_step``: fused, captured and overlapped, against the same step taken apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_network import pair  # noqa: F401
+
+import convnet
+from convnet import backend, host, intake
+from convnet.spec import network
+
+TINY = network("alexnet-tiny", width=0.25, crop=32)
+N = 6
+
+
+def batches(count: int, n: int = N):
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        images = random.integers(0, 256, (n, 36, 36, 3), dtype=np.uint8)
+        windows = np.stack([random.integers(0, 5, n), random.integers(0, 5, n), random.integers(0, 2, n)], 1)
+        noise = random.normal(0, 5, (n, 3)).astype(np.float32)
+        yield images, random.integers(0, 10, n), windows.astype(np.int32), noise
+
+
+def opened(devices: str, precision: str = "fp32", fused: bool = True, frozen: tuple[str, ...] = ()):
+    net = convnet.Network(TINY, devices=devices, batch_size=N, seed=3, precision=precision, fused=fused)
+    net.freeze(frozen)
+    return net
+
+
+def in_parts(net, count: int, n: int = N, **constants):
+    """Losses, ranks and weights of steps taken apart."""
+    found = []
+    for batch in batches(count, n):
+        found.append(net.train_batch(*batch))
+        net.step(**constants)
+    return found, net.weights() | {f"velocity/{k}": v for k, v in net.velocity().items()}
+
+
+def at_once(net, count: int, n: int = N, **constants):
+    """The same by ``train_step``, all of them under way before the first result is looked at."""
+    results = [net.train_step(*batch, **constants) for batch in batches(count, n)]
+    return [result.get() for result in results], net.weights() | {f"velocity/{k}": v for k, v in net.velocity().items()}
+
+
+def assert_same(a, b):
+    for (losses, ranks), (other_losses, other_ranks) in zip(a[0], b[0], strict=True):
+        np.testing.assert_array_equal(losses, other_losses)
+        np.testing.assert_array_equal(ranks, other_ranks)
+    assert a[1].keys() == b[1].keys()
+    for name, values in a[1].items():
+        np.testing.assert_array_equal(values, b[1][name], err_msg=name)
+
+
+OPTIONS = [
+    {},
+    {"rates": {"fc8.weight": 5.0, "conv2.bias": 0.0}, "lr": 0.05, "momentum": 0.5, "weight_decay": 0.1},
+]
+
+
+@pytest.mark.parametrize("constants", OPTIONS, ids=["plain", "rates"])
+def test_a_step_at_once_is_the_step_in_parts(arithmetic, constants):
+    """Bit for bit, over steps of which the first two are queued, and later ones launched."""
+    with (
+        opened(arithmetic.device, arithmetic.precision) as one,
+        opened(arithmetic.device, arithmetic.precision) as other,
+    ):
+        assert_same(in_parts(one, 5, **constants), at_once(other, 5, **constants))
+
+
+@pytest.mark.parametrize("frozen", [("conv1",), ("fc6", "conv3")], ids=" ".join)
+def test_frozen_layers_stay(device, frozen):
+    with opened(device, frozen=frozen) as one, opened(device, frozen=frozen) as other:
+        before = other.weights()
+        assert_same(in_parts(one, 4), at_once(other, 4))
+        for name, values in other.weights().items():
+            assert (values == before[name]).all() == (name.partition(".")[0] in frozen), name
+
+
+def test_partial_batches_and_changes_between_steps(device):
+    """Smaller batches, other rates, other frozen layers, an evaluation in between: nothing else changes."""
+    found = []
+    for run in (in_parts, at_once):
+        with opened(device) as net:
+            parts = [run(net, 3), run(net, 3, n=4), run(net, 3, lr=0.001), run(net, 2, rates={"fc8.weight": 3.0})]
+            images, _, windows, _ = next(batches(1))
+            parts.append(([(net.evaluate_batch(images, windows), np.empty(0))], {}))
+            net.freeze(["conv1"])
+            parts.append(run(net, 3))
+            found.append(parts)
+    for a, b in zip(*found, strict=True):
+        assert_same(a, b)
+
+
+def test_two_devices(pair):  # noqa: F811
+    """What two devices do at once is what they do in parts, with all exchanges inside of one graph."""
+    with opened(pair[1]) as one, opened(pair[1]) as other:
+        assert_same(in_parts(one, 4), at_once(other, 4))
+        assert other.exchanges() == one.exchanges() != []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fused_is_unfused(precision, pair):  # noqa: F811
+    """In float32 bit for bit: fusing changes where values lie, not what they are."""
+    devices = pair[0]
+    with opened(devices, precision) as one, opened(devices, precision, fused=False) as other:
+        assert_same(at_once(one, 3), in_parts(other, 3))
+
+
+def test_order_of_work_changes_nothing():
+    pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    runs = []
+    for seed in (1, 2, 3):
+        host.seed_order(seed)
+        with opened("emu:0,emu:1") as net:
+            runs.append(at_once(net, 4))
+    for other in runs[1:]:
+        assert_same(runs[0], other)
+
+
+@pytest.mark.parametrize("missing", ["arrival", "use"])
+def test_a_missing_wait_shows(monkeypatch, missing):
+    """Without the wait for a batch's arrival, or for the last use of its slot, some order gives other results."""
+    pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    with opened("emu") as net:
+        right = at_once(net, 5)
+
+    def differs() -> bool:
+        with opened("emu") as net:
+            net.weights()  # nothing is left in the queues
+            found = at_once(net, 5)
+        return any((a != b).any() for a, b in zip(right[1].values(), found[1].values(), strict=True))
+
+    if missing == "arrival":
+        monkeypatch.setattr(intake.Intake, "take", lambda self, slot: self.slots[slot].inputs)
+    else:
+        monkeypatch.setattr(intake.Intake, "give_back", lambda self, slot: None)
+    wrong = []
+    for seed in range(6):
+        host.seed_order(seed)
+        wrong.append(differs())
+    assert any(wrong)
+
+
+def test_a_hundred_steps_allocate_nothing(device):
+    """After the first three: one of each slot is queued, and captured when it comes again."""
+    with opened(device) as net:
+        (batch,) = batches(1)
+        for _ in range(4):
+            net.train_step(*batch).get()
+        devices = [side.device for side in net._sides]
+        before = [one.allocations for one in devices], net.memory()
+        for _ in range(100):
+            net.train_step(*batch).get()
+        assert ([one.allocations for one in devices], net.memory()) == before
+
+
+def test_a_loss_that_is_not_finite_teaches_nothing(device):
+    with opened(device) as net:
+        at_once(net, 2)
+        broken = net.weights()
+        broken["fc8.bias"][:] = np.nan
+        net.load_weights(broken)
+        velocity = net.velocity()
+        (batch,) = batches(1)
+        losses, _ = net.train_step(*batch).get()
+        assert not np.isfinite(losses).any()
+        for name, values in net.weights().items():
+            np.testing.assert_array_equal(values, broken[name], err_msg=name)
+        for name, values in net.velocity().items():
+            np.testing.assert_array_equal(values, velocity[name], err_msg=name)
+
+
+def test_steps_keep_no_gradients():
+    with opened("cpu") as net:
+        at_once(net, 1)
+        with pytest.raises(RuntimeError, match="there are no gradients"):
+            net.gradients()
+        with pytest.raises(RuntimeError, match="step: there are no gradients"):
+            net.step()
+        with pytest.raises(RuntimeError, match="activation"):
+            net.activation("conv3")
+        (batch,) = batches(1)
+        net.train_batch(*batch)
+        assert np.isfinite(net.gradients()["fc6.weight"]).all()
+
+
+def test_fused_layers_say_what_they_are():
+    with opened("cpu") as net:
+        net.forward(np.zeros((1, 3, 32, 32), np.float32))
+        with pytest.raises(ValueError, match="norm1 is computed together with pool1"):
+            net.activation("norm1")
+        assert net.activation("pool1").shape[0] == 1
+    with opened("cpu", fused=False) as net:
+        net.forward(np.zeros((1, 3, 32, 32), np.float32), train=True)
+        net.backward(np.array([3]))
+        assert net.activation("norm1").shape[0] == 1
+
+
+def test_memory_is_shared():
+    """Gradients lie where activations lay that nobody needs any more; unfused, everything has its own place."""
+    with opened("emu") as fused, opened("emu", fused=False) as apart:
+        assert fused.memory()["emu:0"] < apart.memory()["emu:0"]
+
+
+def test_devices_that_cannot_capture_do_without(monkeypatch, caplog):
+    def refuse(self, streams):
+        raise backend.DeviceError("cannot reach")
+
+    with opened("cpu") as one:
+        right = at_once(one, 5)
+    monkeypatch.setattr(host.HostStream, "_begin_capture", refuse)
+    with opened("cpu") as other:
+        assert_same(right, at_once(other, 5))
+    assert "cannot reach" in caplog.text
