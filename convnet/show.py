@@ -131,7 +131,7 @@ def show_neighbours(path: Path, trained: Trained, options: Options, console: Con
     def progress(done: int, total: int) -> None:
         console.progress(done, total, "training images", "")
 
-    with trained.open_network(options.device, options.batch_size) as network:
+    with trained.open_network(options.device, options.batch_size, fused=False) as network:
         queries = evaluate.features(network, asked, LAYER)
         found, _ = retrieval.nearest(
             queries, evaluate.feature_batches(network, searched, LAYER, progress=progress), NEIGHBOURS

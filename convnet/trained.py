@@ -40,11 +40,15 @@ class Trained:
         names = ("model", "normalisation")
         return {**{name: getattr(self.config, name) for name in names}, **self.config.network_options()}
 
-    def open_network(self, device: str = "auto", batch_size: int = 128, precision: str | None = None) -> Network:
-        """The network with its weights, ready for stored images; in the run's precision unless another is given."""
+    def open_network(
+        self, device: str = "auto", batch_size: int = 128, precision: str | None = None, fused: bool = True
+    ) -> Network:
+        """The network with its weights, ready for stored images; in the run's precision unless another is given.
+        ``fused`` False where activations of any layer are wanted."""
         from .model import Network
 
-        opened = Network(self.spec, device, batch_size, precision or self.config.precision, seed=self.config.seed)
+        precision = precision or self.config.precision
+        opened = Network(self.spec, device, batch_size, precision, seed=self.config.seed, fused=fused)
         try:
             checkpoint.check_network(self.checkpoint, opened.weights())
             opened.load_weights(self.checkpoint.part("weights"))

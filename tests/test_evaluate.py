@@ -17,7 +17,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def network(trained):
-    with trained.open_network("cpu", batch_size=5) as network:  # 12 images: three batches, the last one short
+    with trained.open_network("cpu", batch_size=5, fused=False) as network:  # 12 images: the last batch is short
         yield network
 
 

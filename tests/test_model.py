@@ -56,7 +56,7 @@ def ratios(net, n: int, images, labels, results, expected) -> dict[str, float]:
     import network_oracle as oracle
 
     logits, loss, gradients = results
-    limits = oracle.rounding(net._placed, n, net.precision)
+    limits = oracle.rounding(list(placed_layers(net.spec)), n, net.precision)
     found = {
         "logits": oracle.relative_error(logits, expected.logits) / limits["logits"],
         "logits, largest": largest(logits, expected.logits) / (2 * limits["logits"]),
@@ -74,6 +74,16 @@ def largest(actual, expected) -> float:
     return float(abs(actual - expected).max() / abs(expected).max())
 
 
+def activations(net, images) -> dict:
+    """Of every layer in training mode: from the same network with its layers apart, whose forward pass has the same
+    bits."""
+    changes = {"devices": ",".join(net.devices), "batch_size": net.batch_size, "precision": net.precision}
+    with convnet.Network(net.spec, seed=net.seed, fused=False, **changes) as apart:
+        apart.load_weights(net.weights())
+        apart.forward(images, train=True)
+        return {layer.name: apart.activation(layer.name) for layer in net.spec.layers}
+
+
 def compare(net, n: int, within, dtype: str = "float64") -> dict[str, float]:
     """One batch in training mode through the network and the oracle; the ratios, by what they are of."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -83,7 +93,7 @@ def compare(net, n: int, within, dtype: str = "float64") -> dict[str, float]:
     images, labels = batch(net, n)
     results = run(net, images, labels)
     assert list(results[2]) == NAMES
-    outputs = {p.layer.name: net.activation(p.layer.name) for p in net._placed}
+    outputs = activations(net, images)
     masks = oracle.dropout_masks(net.spec, n, net.seed, step=0)
     dtype = getattr(torch, dtype)
     expected = oracle.run(net.spec, net.weights(), images, labels, outputs, masks=masks, dtype=dtype)
@@ -108,13 +118,13 @@ def test_alexnet_in_bfloat16_against_pytorch(within):
     pytest.importorskip("convnet._emu", reason="the emulator is not built")
     import network_oracle as oracle
 
-    with convnet.Network("alexnet", devices="emu", batch_size=64, precision="bf16", seed=5) as net:
+    with convnet.Network("alexnet", devices="emu", batch_size=64, precision="bf16", seed=5, fused=False) as net:
         net.load_weights(oracle.strong_weights(net))
         images, labels = batch(net, 4)
         logits = net.forward(images)
-        outputs = {p.layer.name: net.activation(p.layer.name) for p in net._placed}
+        outputs = {layer.name: net.activation(layer.name) for layer in net.spec.layers}
         expected = oracle.run(net.spec, net.weights(), images, labels, outputs)
-        limit = oracle.rounding(net._placed, 4, "bf16")["logits"]
+        limit = oracle.rounding(list(placed_layers(net.spec)), 4, "bf16")["logits"]
         error = oracle.relative_error(logits, expected.logits)
         within("alexnet inference bf16", error / limit)
         assert error > 0.1 * limit  # as large as bfloat16 makes them: no float32 underneath
@@ -162,13 +172,13 @@ def test_inference_scales_dropped_layers(device, within):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     import network_oracle as oracle
 
-    with convnet.Network("alexnet-tiny", devices=device, batch_size=4) as net:
+    with convnet.Network("alexnet-tiny", devices=device, batch_size=4, fused=False) as net:
         net.load_weights(oracle.strong_weights(net))
         images, labels = batch(net, 4)
         logits = net.forward(images)
-        outputs = {p.layer.name: net.activation(p.layer.name) for p in net._placed}
+        outputs = {layer.name: net.activation(layer.name) for layer in net.spec.layers}
         expected = oracle.run(net.spec, net.weights(), images, labels, outputs)
-        limit = oracle.rounding(net._placed, 4)["logits"]
+        limit = oracle.rounding(list(placed_layers(net.spec)), 4)["logits"]
         within("alexnet-tiny inference", oracle.relative_error(logits, expected.logits) / limit)
         for name, value in expected.activations.items():
             assert outputs[name].shape == value.shape
@@ -189,7 +199,7 @@ def test_wrong_networks_fail():
         net.load_weights(weights)
         images, labels = batch(net, 5)
         results = run(net, images, labels)
-        outputs = {p.layer.name: net.activation(p.layer.name) for p in net._placed}
+        outputs = activations(net, images)
         masks = oracle.dropout_masks(net.spec, 5, net.seed, step=0)
         swapped = weights["conv4.weight"].copy()
         swapped[:48] = weights["conv4.weight"][48:]

@@ -55,7 +55,7 @@ def probabilities(run, files, views=1):
 
 def features(run, split=None, files=(), layer="fc7"):
     trained = load_trained(run, pytest.fail)
-    with trained.open_network("cpu", 8) as network:
+    with trained.open_network("cpu", 8, fused=False) as network:
         return evaluate.features(network, split or ImageFiles(files, trained.spec.image_size), layer)
 
 

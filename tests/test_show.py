@@ -44,7 +44,7 @@ def colours(path) -> list[int]:
 
 def opened():
     trained = load_trained(straight_run(), print)
-    return trained.open_dataset(), trained.open_network("cpu", 8)
+    return trained.open_dataset(), trained.open_network("cpu", 8, fused=False)
 
 
 @pytest.mark.parametrize("what", list(WHATS))

@@ -134,7 +134,8 @@ class Prediction:
         if not len(split):
             raise DataError("no images to look at; name JPEG or PNG files, or folders that have some")
         most = max(len(split), len(known) if known else 0)
-        with trained.open_network(chosen.device, min(chosen.batch_size, most), chosen.precision) as network:
+        batch_size, fused = min(chosen.batch_size, most), not (output or chosen.neighbours)
+        with trained.open_network(chosen.device, batch_size, chosen.precision, fused=fused) as network:
             if output:
                 self._extract(network, split, layer, output)
             elif chosen.neighbours:
