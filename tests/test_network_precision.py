@@ -73,7 +73,8 @@ def test_folding_changes_nothing(device, monkeypatch):
     found = []
     for fold in (2, 1):
         if fold == 1:
-            monkeypatch.setattr("convnet.assemble.input_fold", lambda spec, precision: 1)
+            for module in ("model", "assemble"):
+                monkeypatch.setattr(f"convnet.{module}.input_fold", lambda spec, precision: 1)
         with convnet.Network(TINY, devices=device, batch_size=4, precision="bf16") as net:
             images, labels = images_of(net, 4)
             assert net._intake.slots[0].inputs[0].shape == (1, 3 * fold**2, 64 // fold, 64 // fold, 8)
@@ -112,7 +113,7 @@ def test_stored_images_are_folded_alike(device, precision):
 
 @DEVICES
 def test_what_users_see_is_float32(device):
-    with convnet.Network(TINY, devices=device, batch_size=4, precision="bf16") as net:
+    with convnet.Network(TINY, devices=device, batch_size=4, precision="bf16", fused=False) as net:
         images, labels = images_of(net, 4)
         assert net.forward(images, train=True).dtype == np.float32
         net.backward(labels)

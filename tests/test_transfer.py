@@ -67,9 +67,9 @@ def test_no_work_is_done_below_the_lowest_layer_that_learns(monkeypatch):
         net.freeze(["conv1", "conv2", "conv3", "conv4", "conv5", "fc7"])
         net.forward(images, train=True)
         net.backward(labels)
-    # fc8's own, then through fc7, then fc6's own and nothing below
+    # through fc8 and its own, through fc7, then fc6's own and nothing below
     filter_, data = "linear_backward_filter", "linear_backward_data"
-    assert called == [filter_, data, data, filter_]
+    assert called == [data, filter_, data, filter_]
 
 
 def test_a_network_cannot_freeze_all_or_what_it_does_not_have():
