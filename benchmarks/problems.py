@@ -16,6 +16,7 @@ import numpy as np
 
 from convnet import ops
 from convnet.backend import Array, Device, Stream, padded
+from convnet.control import control_words
 from convnet.layers import (
     ConvLayer,
     DropoutLayer,
@@ -433,7 +434,8 @@ def _softmax(bench: Bench, shape: SoftmaxShape) -> Problem:
 
     return Problem("softmax", "loss", 4.0 * logits.size, 2 * logits.nbytes,
                    lambda: ops.softmax_cross_entropy(
-                       bench.stream, shape, bench.precision, logits, labels, losses, ranks, None, dlogits),
+                       bench.stream, shape, bench.precision, logits, labels, losses, ranks, None, dlogits,
+                       bench.side.control),
                    check)  # fmt: skip
 
 
@@ -442,6 +444,7 @@ def _sgd(bench: Bench, count: int) -> Problem:
     copy = bench.poisoned((copy_columns(count),), BF16) if bench.precision == "bf16" else None
     w, v, g = (array.download() for array in (weight, velocity, gradient))
     lr, momentum, decay = 1e-3, 0.9, 5e-4
+    bench.stream.upload(bench.side.control, control_words(0, lr, momentum, decay))
 
     def check() -> None:  # behind exactly one update
         expected = (np.float32(momentum) * v) - (np.float32(lr) * ((np.float32(decay) * w) + g))
@@ -451,5 +454,5 @@ def _sgd(bench: Bench, count: int) -> Problem:
             _within("sgd copy", copy.download()[:count], to_bf16(w + expected), 0.0)
 
     return Problem("sgd", "update", 6.0 * count, 5 * weight.nbytes + (2 * count if copy else 0),
-                   lambda: ops.sgd(bench.stream, weight, velocity, gradient, copy, lr, momentum, decay),
+                   lambda: ops.sgd(bench.stream, weight, velocity, gradient, copy, bench.side.control, 1.0, True),
                    check)  # fmt: skip

@@ -14,6 +14,8 @@ import numpy as np
 from .shapes import ConvShape, DropoutShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
 
 Handle = int | np.ndarray[Any, Any]
+# count, weight, velocity, gradient, copy, columns, rate, decays: of ``sgd``
+Update = tuple[int, Handle, Handle, Handle, Handle | None, int, float, bool]
 
 def conv_forward(
     shape: ConvShape, precision: str, x: Handle, weight: Handle, bias: Handle | None, y: Handle, relu: bool, stream: int
@@ -78,7 +80,9 @@ def tanh_forward(count: int, precision: str, x: Handle, y: Handle, stream: int) 
 def tanh_backward(count: int, precision: str, dy: Handle, y: Handle, dx: Handle, stream: int) -> None: ...
 def add(count: int, precision: str, a: Handle, b: Handle, y: Handle, stream: int) -> None: ...
 def scale(count: int, precision: str, x: Handle, factor: float, y: Handle, stream: int) -> None: ...
-def dropout_forward(shape: DropoutShape, precision: str, x: Handle, y: Handle, mask: Handle, stream: int) -> None: ...
+def dropout_forward(
+    shape: DropoutShape, precision: str, x: Handle, y: Handle, mask: Handle, control: Handle, stream: int
+) -> None: ...
 def dropout_backward(count: int, precision: str, dy: Handle, mask: Handle, dx: Handle, stream: int) -> None: ...
 def softmax_cross_entropy(
     shape: SoftmaxShape,
@@ -89,6 +93,7 @@ def softmax_cross_entropy(
     ranks: Handle,
     probs: Handle | None,
     dlogits: Handle | None,
+    control: Handle,
     stream: int,
 ) -> None: ...
 def sgd(
@@ -98,11 +103,12 @@ def sgd(
     gradient: Handle,
     copy: Handle | None,
     columns: int,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
+    control: Handle,
+    rate: float,
+    decays: bool,
     stream: int,
 ) -> None: ...
+def sgd_many(updates: tuple[Update, ...], control: Handle, stream: int) -> None: ...
 def cast_weight(count: int, columns: int, weight: Handle, copy: Handle, stream: int) -> None: ...
 def fold_weight(shape: ConvShape, weight: Handle, copy: Handle, stream: int) -> None: ...
 def unfold_gradient(shape: ConvShape, folded: Handle, gradient: Handle, stream: int) -> None: ...

@@ -33,8 +33,8 @@ class Stream(ABC):
 
     @abstractmethod
     def launch(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        """Calls a function of the kernel table; ``Array`` arguments are passed as their handles, the stream is added
-        last.
+        """Calls a function of the kernel table; ``Array`` arguments, also those in tuples, are passed as their handles,
+        the stream is added last.
         """
 
     @abstractmethod
@@ -83,6 +83,13 @@ class Array(ABC):
     @abstractmethod
     def download(self) -> np.ndarray[Any, Any]:
         """A copy in host memory, taken when all work queued on the device is done."""
+
+
+def handle(argument: Any) -> Any:
+    """What a kernel gets for an argument of ``launch``."""
+    if isinstance(argument, tuple):
+        return tuple(map(handle, argument))
+    return argument.handle if isinstance(argument, Array) else argument
 
 
 class Device(ABC):

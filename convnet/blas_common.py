@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from .control import LR, WEIGHT_DECAY
 from .parallel import scratch
 
 F32 = np.ndarray[Any, np.dtype[np.float32]]
 U8 = np.ndarray[Any, np.dtype[np.uint8]]
 I32 = np.ndarray[Any, np.dtype[np.int32]]
+U32 = np.ndarray[Any, np.dtype[np.uint32]]
 
 BLOCK = 1 << 18  # elements per pass of an elementwise op; measured on the layers of the network
 
@@ -57,3 +59,15 @@ def keep(values: F32, chosen: np.ndarray[Any, Any]) -> F32:
     np.copyto(mask, signed)
     np.bitwise_and(mask, values.view(np.int32), out=mask)
     return mask.view(np.float32)
+
+
+def update(weight: F32, velocity: F32, gradient: F32, control: U32, rate: float, decays: bool) -> None:
+    """One step of momentum SGD, in place on weight and velocity; every operation is rounded on its own."""
+    lr, momentum, decay = control[LR : WEIGHT_DECAY + 1].view(np.float32)
+    step = scratch("step", weight.shape)
+    np.multiply(weight, decay if decays else np.float32(0), out=step)
+    np.add(step, gradient, out=step)
+    np.multiply(step, lr * np.float32(rate), out=step)
+    np.multiply(velocity, momentum, out=velocity)
+    np.subtract(velocity, step, out=velocity)
+    np.add(weight, velocity, out=weight)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import blas_common, rng
-from .blas_common import F32, I32, U8, copy_where_positive, fp32_only, pieces, zeros
+from .blas_common import F32, I32, U8, U32, copy_where_positive, fp32_only, pieces, update, zeros
 from .blas_conv import (
     conv_backward_data,
     conv_backward_filter,
@@ -29,6 +29,7 @@ from .blas_conv import (
     linear_workspace,
 )
 from .blas_maps import lrn_backward, lrn_forward, max_pool_backward, max_pool_forward
+from .control import STEP, STOPPED
 from .parallel import run, scratch
 from .shapes import ConvShape, DropoutShape, IngestShape, LinearShape, SoftmaxShape
 
@@ -37,8 +38,8 @@ __all__ = [
     "conv_backward_filter_workspace", "conv_forward", "conv_variant", "dropout_backward", "dropout_forward",
     "fold_weight", "force_variant", "ingest", "ingest_planar", "linear_backward_data", "linear_backward_filter",
     "linear_forward", "linear_variant", "linear_workspace", "lrn_backward", "lrn_forward", "max_pool_backward",
-    "max_pool_forward", "relu_backward", "relu_forward", "scale", "sgd", "softmax_cross_entropy", "tanh_backward",
-    "tanh_forward", "unfold_gradient", "variants",
+    "max_pool_forward", "relu_backward", "relu_forward", "scale", "sgd", "sgd_many", "softmax_cross_entropy",
+    "tanh_backward", "tanh_forward", "unfold_gradient", "variants",
 ]  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def scale(count: int, precision: str, x: F32, factor: float, y: F32, stream: int
     run(len(cuts), lambda index: np.multiply(source[cuts[index]], np.float32(factor), out=target[cuts[index]]))
 
 
-def dropout_forward(shape: DropoutShape, precision: str, x: F32, y: F32, mask: U8, stream: int) -> None:
+def dropout_forward(shape: DropoutShape, precision: str, x: F32, y: F32, mask: U8, control: U32, stream: int) -> None:
     fp32_only(precision)
     xs, ys, masks = (array.reshape(shape.x) for array in (x, y, mask))
     threshold = math.floor(float(np.float32(shape.p)) * 2.0**32 + 0.5)
@@ -121,7 +122,7 @@ def dropout_forward(shape: DropoutShape, precision: str, x: F32, y: F32, mask: U
         image = np.arange(block * shape.lanes, (block + 1) * shape.lanes, dtype=np.uint64)
         feature = np.arange(cut.start, cut.stop, dtype=np.uint64)[:, None]
         element = image * np.uint64(shape.features_total) + np.uint64(shape.feature_offset) + feature
-        words = rng.philox(element, shape.step, shape.layer, rng.DROPOUT, shape.seed)
+        words = rng.philox(element, control[STEP], shape.layer, rng.DROPOUT, shape.seed)
         masks[block, cut] = words[0] >= threshold
         np.multiply(xs[block, cut], masks[block, cut], out=ys[block, cut])
 
@@ -142,27 +143,27 @@ def sgd(
     gradient: F32,
     copy: None,
     columns: int,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
+    control: U32,
+    rate: float,
+    decays: bool,
     stream: int,
 ) -> None:
     fp32_only("fp32" if copy is None else "bf16")
+    if control[STOPPED]:
+        return
     w, v, g = _flat(count, weight, velocity, gradient)
-    rate, inertia, decay = np.float32(lr), np.float32(momentum), np.float32(weight_decay)
     cuts = pieces(count, blas_common.BLOCK)
 
     def task(index: int) -> None:
         cut = cuts[index]
-        step = scratch("step", (cut.stop - cut.start,))
-        np.multiply(w[cut], decay, out=step)
-        np.add(step, g[cut], out=step)
-        np.multiply(step, rate, out=step)
-        np.multiply(v[cut], inertia, out=v[cut])
-        np.subtract(v[cut], step, out=v[cut])
-        np.add(w[cut], v[cut], out=w[cut])
+        update(w[cut], v[cut], g[cut], control, rate, decays)
 
     run(len(cuts), task)
+
+
+def sgd_many(updates: tuple[tuple[Any, ...], ...], control: U32, stream: int) -> None:
+    for count, weight, velocity, gradient, copy, columns, rate, decays in updates:
+        sgd(count, weight, velocity, gradient, copy, columns, control, rate, decays, stream)
 
 
 # Weights are copied, and folded, for kernels in bfloat16 alone.
@@ -192,6 +193,7 @@ def softmax_cross_entropy(
     ranks: I32,
     probs: F32 | None,
     dlogits: F32 | None,
+    control: U32,
     stream: int,
 ) -> None:
     fp32_only(precision)
@@ -211,7 +213,10 @@ def softmax_cross_entropy(
 
     losses.reshape(-1)[:] = 0
     ranks.reshape(-1)[:] = 0
-    losses.reshape(-1)[:valid] = np.where(known, loss, np.float32(np.nan))
+    loss[~known] = np.nan
+    losses.reshape(-1)[:valid] = loss
+    if not np.isfinite(loss).all():
+        control[STOPPED] = 1
     ranks.reshape(-1)[:valid] = np.where(known, before.sum(1), K)
     exponentials /= total
     if probs is not None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, Device, DeviceError, Event, Stream
+from .backend import Array, Device, DeviceError, Event, Stream, handle
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class CudaStream(Stream):
 
     def launch(self, kernel: Callable[..., None], *arguments: Any) -> None:
         with self.device.current():
-            kernel(*(a.handle if isinstance(a, Array) else a for a in arguments), self.stream.handle)
+            kernel(*map(handle, arguments), self.stream.handle)
 
     def copy(self, target: Array, source: Array) -> None:
         assert isinstance(target, CudaArray) and isinstance(source, CudaArray) and target.nbytes == source.nbytes

@@ -16,6 +16,7 @@ import numpy as np
 from . import arguments, ops
 from .arguments import floats, integer
 from .call import Call
+from .control import control_words
 from .layout import pack_weight, unpack_weight
 from .shapes import DropoutShape, Padding, SoftmaxShape
 
@@ -268,9 +269,11 @@ def dropout(
     numbers |= {name: integer(op, name, n, 0, 2**32 - 1) for name, n in (("step", step), ("layer", layer))}
     call = Call(op, device, precision, x.shape[0])
     features = x[0].size
+    control = call.put(control_words(step=numbers.pop("step")))
     shape = DropoutShape(call.N, features, call.lanes, 0, features, float(np.float32(p)), **numbers)
     y, mask = call.empty(shape.x), call.device.empty(shape.x, np.uint8)
-    ops.dropout_forward(call.stream, shape, precision, call.put_images(x.reshape(x.shape[0], features)), y, mask)
+    rows = call.put_images(x.reshape(x.shape[0], features))
+    ops.dropout_forward(call.stream, shape, precision, rows, y, mask, control)
     return call.images(y).reshape(x.shape), call.images(mask).reshape(x.shape).astype(bool)
 
 
@@ -295,7 +298,8 @@ def softmax_cross_entropy(
     classes[:N] = labels
     losses, ranks = call.device.empty((call.N,)), call.device.empty((call.N,), np.int32)
     probs, dlogits = call.device.empty(shape.x), call.empty(shape.x)
-    tensors = (call.put_images(logits), call.put(classes), losses, ranks, probs, dlogits)
+    control = call.put(control_words())
+    tensors = (call.put_images(logits), call.put(classes), losses, ranks, probs, dlogits, control)
     ops.softmax_cross_entropy(call.stream, shape, precision, *tensors)
     return losses.download()[:N], call.images(dlogits), call.images(probs)
 
@@ -321,5 +325,6 @@ def sgd(
     floats(op, "gradient", gradient, weight.shape)
     call = Call(op, device, "fp32")
     w, v = call.put(weight), call.put(velocity)
-    ops.sgd(call.stream, w, v, call.put(gradient), None, lr, momentum, weight_decay)
+    control = call.put(control_words(lr=lr, momentum=momentum, weight_decay=weight_decay))
+    ops.sgd(call.stream, w, v, call.put(gradient), None, control, rate=1.0, decays=True)
     return w.download(), v.download()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, Device, DeviceError, Event, Stream
+from .backend import Array, Device, DeviceError, Event, Stream, handle
 from .precision import PRECISIONS
 
 GUARD_BYTES = 256
@@ -90,8 +90,8 @@ class HostStream(Stream):
             work.done = True
 
     def launch(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        arrays = [a for a in arguments if isinstance(a, HostArray)]
-        handles = [a.handle if isinstance(a, HostArray) else a for a in arguments]
+        arrays = list(_arrays(arguments))
+        handles = [handle(a) for a in arguments]
 
         def run() -> None:
             kernel(*handles, 0)
@@ -125,6 +125,15 @@ class HostStream(Stream):
 
     def synchronize(self) -> None:
         run_queues()
+
+
+def _arrays(arguments: tuple[Any, ...]) -> Iterator[HostArray]:
+    """The arrays among them, also those in tuples."""
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _arrays(argument)
+        elif isinstance(argument, HostArray):
+            yield argument
 
 
 class _Wait:

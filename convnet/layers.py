@@ -15,13 +15,14 @@ import numpy as np
 
 from . import ops, spec
 from .backend import Array, Device, Stream
+from .control import WORDS, control_words
 from .precision import BF16, activation_dtype
 from .shapes import ConvShape, DropoutShape, LinearShape, LrnShape, PoolShape
 
 
 class Side:
-    """What the layers of one device share: stream, precision, scratch memory, and the two buffers that gradients travel
-    through.
+    """What the layers of one device share: stream, precision, control block, scratch memory, and the two buffers that
+    gradients travel through.
 
     A layer's backward reads dy from one of the two and writes dx into the other, so that two buffers of the largest
     activation's size serve the whole network.
@@ -31,6 +32,8 @@ class Side:
         device.check_precision(precision)
         self.device, self.precision, self.index, self.count = device, precision, index, count
         self.stream: Stream = device.stream()
+        self.control: Array = device.empty((WORDS,), np.uint32)
+        self.stream.upload(self.control, control_words())
         self.workspace: Array | None = None
         self._gradients: list[Array] = []
         self._current = 0
@@ -88,11 +91,12 @@ class LayerOnDevice(ABC):
     @abstractmethod
     def backward(self, dy: Array, below: bool) -> Array | None: ...
 
-    def update(self, lr: float, momentum: float, weight_decay: float, rates: Mapping[str, float]) -> None:
-        """The step of all parameters, their copies included. A frozen layer stays as it is, its velocity too."""
+    def update(self, rates: Mapping[str, float]) -> None:
+        """The step of all parameters, their copies included, as the control block says. A frozen layer stays as it is,
+        its velocity too."""
         for p in () if self.frozen else self.parameters:
-            rate, decay = lr * rates.get(p.name, 1.0), weight_decay if p.decays else 0.0
-            ops.sgd(self.stream, p.value, p.velocity, p.gradient, p.copy, rate, momentum, decay)
+            tensors = p.value, p.velocity, p.gradient, p.copy
+            ops.sgd(self.stream, *tensors, self.side.control, rates.get(p.name, 1.0), p.decays)
 
     def copy_weights(self) -> None:
         """Makes the copies anew, after the weights were replaced."""
@@ -163,8 +167,8 @@ class ConvLayer(LayerOnDevice):
         ops.conv_backward_data(*problem, dy, self.filters, dx, None)
         return dx
 
-    def update(self, lr: float, momentum: float, weight_decay: float, rates: Mapping[str, float]) -> None:
-        super().update(lr, momentum, weight_decay, rates)
+    def update(self, rates: Mapping[str, float]) -> None:
+        super().update(rates)
         self._fold()
 
     def copy_weights(self) -> None:
@@ -275,7 +279,6 @@ class DropoutLayer(LayerOnDevice):
     p: float
     seed: int
     index: int  # of the layer in the network: masks of different layers differ
-    step: int = 0
 
     def __post_init__(self) -> None:
         self.y = self.side.activations(self.x.shape)
@@ -295,11 +298,10 @@ class DropoutLayer(LayerOnDevice):
             self.side.count * features,
             self.p,
             self.seed,
-            self.step,
             self.index,
         )
-        arrays = (array.view(shape.x) for array in (self.x, self.y, self.mask))
-        ops.dropout_forward(self.stream, shape, self.precision, *arrays)
+        x, y, mask = (array.view(shape.x) for array in (self.x, self.y, self.mask))
+        ops.dropout_forward(self.stream, shape, self.precision, x, y, mask, self.side.control)
 
     def backward(self, dy: Array, below: bool) -> Array:
         ops.dropout_backward(self.stream, self.precision, dy, self.mask, dy)

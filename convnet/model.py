@@ -16,10 +16,11 @@ import numpy as np
 
 from . import ops
 from .backend import Array, open_devices, padded
+from .control import LR, WEIGHT_DECAY, control_words
 from .exchange import Exchange
 from .initial import initial_weights
 from .intake import Intake
-from .layers import DropoutLayer, LayerOnDevice, Parameter, Side, build, input_fold
+from .layers import LayerOnDevice, Parameter, Side, build, input_fold
 from .layout import fold_images, pack_activations, rounded, to_device, to_user, unpack_activations, user_shape
 from .shapes import SoftmaxShape
 from .spec import Linear, NetworkSpec, network, parameter_count, placed_layers
@@ -256,12 +257,16 @@ class Network:
         """The paper's update of all parameters from the gradients: v = m v - lr (wd w + g), w += v; biases take no
         decay.
 
-        ``rates`` multiplies the learning rate of single parameters, by name.
+        ``rates`` multiplies the learning rate of single parameters, by name. Where a loss of the last ``backward`` was
+        not finite, parameters stay as they are.
         """
         self._check_open()
+        words = control_words(0, lr, momentum, weight_decay)[LR : WEIGHT_DECAY + 1]
+        for side in self._sides:
+            side.stream.upload(side.control.view(words.shape, LR), words)
         for layer in self._layers:
             for on_side in layer:
-                on_side.update(lr, momentum, weight_decay, rates or {})
+                on_side.update(rates or {})
         self.steps_done += 1
 
     def set_input(self, mean: Values, scale: float | Sequence[float] | None = None) -> None:
@@ -323,13 +328,14 @@ class Network:
     def _run_forward(self, n: int, train: bool, logits: bool = True) -> Values:
         self._exchange.log.clear()
         self._valid, self._last = (n if train else 0), n
+        if train:
+            for side in self._sides:
+                side.stream.upload(side.control, control_words(self.steps_done))
         for placed, layer in zip(self._placed, self._layers, strict=True):
             if placed.index in self._gathered:
                 parts = [on_side.y for on_side in self._layers[placed.index - 1]]
                 self._exchange.gather(placed.layer.name, parts, self._gathered[placed.index])
             for on_side in layer:
-                if isinstance(on_side, DropoutLayer):
-                    on_side.step = self.steps_done
                 on_side.forward(train)
         return unpack_activations(self._layers[-1][0].y.download(), n) if logits else np.empty(0, np.float32)
 
@@ -350,9 +356,9 @@ class Network:
         first.stream.upload(self._labels, padded_labels)
         dlogits = first.gradient(last.y.shape)
         shape = SoftmaxShape(self._N, n, classes, self._lanes)
-        ops.softmax_cross_entropy(
-            first.stream, shape, self.precision, last.y, self._labels, self._losses, self._ranks, None, dlogits
-        )
+        results = self._losses, self._ranks, None, dlogits, first.control
+        ops.softmax_cross_entropy(first.stream, shape, self.precision, last.y, self._labels, *results)
+        self._share_control()
         gradients: list[Array] = [dlogits]
         lowest = min(placed.index for placed, layer in zip(self._placed, self._layers, strict=True) if _learns(layer))
         for placed, layer in zip(reversed(self._placed), reversed(self._layers), strict=True):
@@ -367,6 +373,15 @@ class Network:
             # a layer may see its input with another shape (features instead of maps)
             gradients = [dx.view(y.shape) for dx, y in zip(gradients, outputs, strict=True)]
         return self._losses.download()[:n], self._ranks.download()[:n]
+
+    def _share_control(self) -> None:
+        """Tells all sides what the loss said."""
+        first, *others = self._sides
+        ready = first.stream.record()
+        for side in others:
+            side.stream.wait(ready)
+            side.stream.copy(side.control, first.control)
+            first.stream.wait(side.stream.record())
 
     # ---- life
 

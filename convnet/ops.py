@@ -7,11 +7,14 @@ device raises ``ValueError``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .backend import Array, Stream
+from .control import WORDS
 from .precision import BF16, activation_dtype, copy_columns, dtype_name
 from .shapes import ConvShape, DropoutShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
 
@@ -52,6 +55,10 @@ def _copy(weight: Array, copy: Array | None) -> tuple[int, Operand]:
     """The length of a row of ``weight``, and its copy in bfloat16 as an operand."""
     *rows, columns = weight.shape or (1,)
     return columns, ("copy", copy, (*rows, copy_columns(columns)), BF16)
+
+
+def _control(control: Array) -> Operand:
+    return ("control", control, (WORDS,), np.uint32)
 
 
 def conv_forward(
@@ -269,11 +276,14 @@ def scale(stream: Stream, precision: str, x: Array, factor: float, y: Array) -> 
     stream.launch(stream.device.kernels.scale, y.size, precision, x, factor, y)
 
 
-def dropout_forward(stream: Stream, shape: DropoutShape, precision: str, x: Array, y: Array, mask: Array) -> None:
-    """y = x * mask."""
+def dropout_forward(
+    stream: Stream, shape: DropoutShape, precision: str, x: Array, y: Array, mask: Array, control: Array
+) -> None:
+    """y = x * mask, which depends on the step in ``control``."""
     dtype = activation_dtype(precision)
-    _check("dropout", stream, ("x", x, shape.x, dtype), ("y", y, shape.x, dtype), ("mask", mask, shape.x, U8))
-    stream.launch(stream.device.kernels.dropout_forward, shape, precision, x, y, mask)
+    operands = (("x", x, shape.x, dtype), ("y", y, shape.x, dtype), ("mask", mask, shape.x, U8), _control(control))
+    _check("dropout", stream, *operands)
+    stream.launch(stream.device.kernels.dropout_forward, shape, precision, x, y, mask, control)
 
 
 def dropout_backward(stream: Stream, precision: str, dy: Array, mask: Array, dx: Array) -> None:
@@ -294,8 +304,10 @@ def softmax_cross_entropy(
     ranks: Array,
     probs: Array | None,
     dlogits: Array | None,
+    control: Array,
 ) -> None:
-    """Losses, ranks of the true classes, probabilities, and the gradient of the mean loss."""
+    """Losses, ranks of the true classes, probabilities, and the gradient of the mean loss. A loss that is not finite
+    sets ``stopped`` in ``control``."""
     dtype = activation_dtype(precision)
     _check(
         "softmax_cross_entropy",
@@ -306,10 +318,32 @@ def softmax_cross_entropy(
         ("ranks", ranks, (shape.N,), I32),
         ("probs", probs, shape.x, F32),
         ("dlogits", dlogits, shape.x, dtype),
+        _control(control),
     )
-    stream.launch(
-        stream.device.kernels.softmax_cross_entropy, shape, precision, logits, labels, losses, ranks, probs, dlogits
-    )
+    operands = (logits, labels, losses, ranks, probs, dlogits, control)
+    stream.launch(stream.device.kernels.softmax_cross_entropy, shape, precision, *operands)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update does to one tensor, in place on weight and velocity; ``copy`` becomes the new weight in bfloat16.
+
+    ``rate`` multiplies the learning rate in the control block; ``decays``: takes part in weight decay.
+    """
+
+    weight: Array
+    velocity: Array
+    gradient: Array
+    copy: Array | None
+    rate: float
+    decays: bool
+
+    def checked(self, op: str, stream: Stream) -> tuple[Any, ...]:
+        """What the kernels take of it."""
+        size, (columns, copied) = self.weight.size, _copy(self.weight, self.copy)
+        tensors = (("weight", self.weight), ("velocity", self.velocity), ("gradient", self.gradient))
+        _check(op, stream, *((name, array, size, F32) for name, array in tensors), copied)
+        return (size, *(array for _, array in tensors), self.copy, columns, self.rate, self.decays)
 
 
 def sgd(
@@ -318,23 +352,21 @@ def sgd(
     velocity: Array,
     gradient: Array,
     copy: Array | None,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
+    control: Array,
+    rate: float,
+    decays: bool,
 ) -> None:
-    """The paper's update, in place on weight and velocity; ``copy`` becomes the new weight in bfloat16."""
-    size, (columns, copied) = weight.size, _copy(weight, copy)
-    _check(
-        "sgd",
-        stream,
-        ("weight", weight, size, F32),
-        ("velocity", velocity, size, F32),
-        ("gradient", gradient, size, F32),
-        copied,
-    )
-    stream.launch(
-        stream.device.kernels.sgd, size, weight, velocity, gradient, copy, columns, lr, momentum, weight_decay
-    )
+    """The paper's update of one tensor: see ``Update``. Nothing changes where ``control`` says ``stopped``."""
+    *tensors, rate, decays = Update(weight, velocity, gradient, copy, rate, decays).checked("sgd", stream)
+    _check("sgd", stream, _control(control))
+    stream.launch(stream.device.kernels.sgd, *tensors, control, rate, decays)
+
+
+def sgd_many(stream: Stream, updates: Sequence[Update], control: Array) -> None:
+    """The update of up to 32 tensors in one launch, to the bits of ``sgd`` one by one."""
+    checked = tuple(update.checked("sgd_many", stream) for update in updates)
+    _check("sgd_many", stream, _control(control))
+    stream.launch(stream.device.kernels.sgd_many, checked, control)
 
 
 def cast_weight(stream: Stream, weight: Array, copy: Array) -> None:

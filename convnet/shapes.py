@@ -230,7 +230,6 @@ class DropoutShape:
     features_total: int
     p: float
     seed: int
-    step: int
     layer: int
 
     @property

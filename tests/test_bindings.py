@@ -28,7 +28,7 @@ def promised(stub: str) -> dict[str, list[str]]:
 KERNELS = promised("_kernels.pyi")
 COMPILED = [(module, function) for module in ("_emu", "_gpu") for function in [*KERNELS, *promised(f"{module}.pyi")]]
 SHAPE = ConvShape.of(8, 3, 8, 8, 4, 3, 3, lanes=8)
-DROPOUT = DropoutShape(8, 4, 8, 0, 4, 0.5, 1, 0, 0)
+DROPOUT = DropoutShape(8, 4, 8, 0, 4, 0.5, 1, 0)
 INGEST = IngestShape(8, 8, 8, 8, 8, 8, (1.0, 1.0, 1.0))
 
 
@@ -130,11 +130,11 @@ def test_wrong_extents(emu, field, value, error):
 
 @pytest.mark.parametrize(
     ("field", "value", "error"),
-    [("p", "half", TypeError), ("seed", 2**64, ValueError), ("step", 2**32, ValueError), ("layer", -1, ValueError)],
+    [("p", "half", TypeError), ("seed", 2**64, ValueError), ("layer", 2**32, ValueError), ("layer", -1, ValueError)],
 )
 def test_wrong_dropout_fields(emu, field, value, error):
     with pytest.raises(error, match=rf"dropout_forward: shape\.{field} must be"):
-        emu.dropout_forward(dataclasses.replace(DROPOUT, **{field: value}), "fp32", 16, 16, 1, 0)
+        emu.dropout_forward(dataclasses.replace(DROPOUT, **{field: value}), "fp32", 16, 16, 1, 4, 0)
 
 
 def test_bytes_need_no_alignment_and_labels_need_four(emu):

@@ -20,21 +20,22 @@ FOUNDATION = {
     "precision": set(),
     "shapes": {"precision"},
     "rng": set(),
+    "control": set(),
     "parallel": set(),
     "spec": {"shapes"},
     "backend": {"shapes", "spec", "precision", "device", "host"},  # the devices inside functions only: see LAZY
     "layout": {"shapes", "precision", "backend"},
-    "blas_common": {"parallel"},
+    "blas_common": {"control", "parallel"},
     "blas_conv": {"shapes", "parallel", "blas_common"},
     "blas_maps": {"shapes", "parallel", "blas_common"},
-    "blas_kernels": {"shapes", "rng", "parallel", "blas_common", "blas_conv", "blas_maps"},
+    "blas_kernels": {"shapes", "rng", "control", "parallel", "blas_common", "blas_conv", "blas_maps"},
     "device": {"shapes", "spec", "backend", "_gpu"},
     "host": {"shapes", "spec", "precision", "backend", "blas_kernels", "_emu"},
-    "ops": {"shapes", "spec", "precision", "backend"},
+    "ops": {"shapes", "spec", "precision", "control", "backend"},
     "arguments": {"shapes", "precision", "backend"},
     "call": {"precision", "backend", "layout", "arguments"},
-    "functional": {"shapes", "layout", "ops", "arguments", "call"},
-    "layers": {"shapes", "spec", "precision", "backend", "layout", "rng", "ops"},
+    "functional": {"shapes", "layout", "control", "ops", "arguments", "call"},
+    "layers": {"shapes", "spec", "precision", "control", "backend", "layout", "rng", "ops"},
     "initial": {"spec", "rng"},
     "exchange": {"backend", "ops", "layers"},
     "intake": {"shapes", "backend", "ops", "layers"},
@@ -42,6 +43,7 @@ FOUNDATION = {
         "shapes",
         "spec",
         "precision",
+        "control",
         "backend",
         "layout",
         "rng",
@@ -235,13 +237,13 @@ def ops_stand_alone(path: str, text: str) -> Iterator[str]:
 def headers_of_ops_are_plain(path: str, text: str) -> Iterator[str]:
     """They are what the bindings see: no CUDA in them."""
     if re.fullmatch(r"kernels/\w+\.hpp", path):
-        plain = r"(shapes|variants)\.hpp|\w+"
+        plain = r"(shapes|variants|control)\.hpp|\w+"
         yield from (f"includes {name}" for name in includes(text) if not re.fullmatch(plain, name))
 
 
 def tiles_know_no_ops(path: str, text: str) -> Iterator[str]:
     if path.startswith("kernels/tile/"):
-        allowed = r"\w+\.cuh|\.\./arch/arch\.cuh|\.\./(shapes|check|variants)\.hpp|\w+"
+        allowed = r"\w+\.cuh|\.\./arch/arch\.cuh|\.\./(shapes|check|variants|control)\.hpp|\w+"
         yield from (f"includes {name}" for name in includes(text) if not re.fullmatch(allowed, name))
 
 

@@ -7,6 +7,7 @@ import pytest
 import reference
 
 from convnet import functional, ops
+from convnet.control import control_words
 from convnet.shapes import DropoutShape
 
 
@@ -58,10 +59,12 @@ def test_halves_of_the_features_have_the_mask_of_the_whole(machine, precision, N
     x, dy = (reference.held(random.standard_normal((N, features), dtype=np.float32), precision) for _ in range(2))
     whole = reference.dropout_mask(N, features, p, seed, step, layer)
     for part in (slice(0, 12), slice(12, 24)):
-        shape = machine.padded(DropoutShape(N, 12, 1, part.start, features, p, seed, step, layer))
+        shape = machine.padded(DropoutShape(N, 12, 1, part.start, features, p, seed, layer))
         y, dx = machine.activations(shape.x, precision), machine.activations(shape.x, precision)
         mask = machine.empty(shape.x, np.uint8)
-        ops.dropout_forward(machine.stream, shape, precision, machine.put_images(x[:, part], precision), y, mask)
+        control = machine.put(control_words(step))
+        part_x = machine.put_images(x[:, part], precision)
+        ops.dropout_forward(machine.stream, shape, precision, part_x, y, mask, control)
         np.testing.assert_array_equal(machine.images(mask, N), whole[:, part])
         np.testing.assert_array_equal(machine.images(y, N), np.where(whole[:, part], x[:, part], 0))
         ops.dropout_backward(machine.stream, precision, machine.put_images(dy[:, part], precision), mask, dx)

@@ -8,6 +8,7 @@ import pytest
 import reference
 
 from convnet import functional, ops
+from convnet.control import control_words
 from convnet.shapes import SoftmaxShape
 
 
@@ -99,8 +100,9 @@ def test_ranks_padding_and_labels(machine, precision, n):
     losses, ranks = machine.empty((shape.N,)), machine.empty((shape.N,), np.int32)
     probs, dlogits = machine.empty(shape.x), machine.activations(shape.x, precision)
     put = machine.put
+    control = put(control_words())
     arguments = (machine.put_images(logits, precision), put(stored), losses, ranks)
-    ops.softmax_cross_entropy(machine.stream, shape, precision, *arguments, probs, dlogits)
+    ops.softmax_cross_entropy(machine.stream, shape, precision, *arguments, probs, dlogits, control)
     first = 2 if bad else 0
     expected = [reference.rank(logits[i], int(labels[i])) for i in range(first, valid)]
     np.testing.assert_array_equal(ranks.download()[first:valid], expected)
@@ -121,7 +123,7 @@ def test_ranks_padding_and_labels(machine, precision, n):
         assert (ranks.download()[:2] == K).all()
         assert np.isnan(machine.images(dlogits, 2)).all()
     again = machine.empty((shape.N,)), machine.empty((shape.N,), np.int32)
-    ops.softmax_cross_entropy(machine.stream, shape, precision, *arguments[:2], *again, None, None)
+    ops.softmax_cross_entropy(machine.stream, shape, precision, *arguments[:2], *again, None, None, control)
     np.testing.assert_array_equal(again[0].download(), losses.download())
     np.testing.assert_array_equal(again[1].download(), ranks.download())
 
@@ -152,5 +154,5 @@ def test_ranks_of_nan(machine, precision):
     labels = np.zeros(shape.N, np.int32)
     losses, ranks = machine.empty((shape.N,)), machine.empty((shape.N,), np.int32)
     arguments = (machine.put_images(logits, precision), machine.put(labels), losses, ranks)
-    ops.softmax_cross_entropy(machine.stream, shape, precision, *arguments, None, None)
+    ops.softmax_cross_entropy(machine.stream, shape, precision, *arguments, None, None, machine.put(control_words()))
     np.testing.assert_array_equal(ranks.download()[:4], [2, 3, 3, 3])

@@ -7,6 +7,7 @@ import pytest
 import reference
 
 from convnet import ops
+from convnet.control import control_words
 from convnet.layout import pack_weight, to_float32, unpack_weight
 from convnet.precision import BF16, copy_columns
 from convnet.shapes import ConvShape
@@ -48,7 +49,8 @@ def test_sgd_writes_the_copy(machine, size):
     weight, velocity, gradient = map(machine.put, tensors)
     copy = machine.empty((size[0], copy_columns(size[1])), BF16)
     constants = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
-    ops.sgd(machine.stream, weight, velocity, gradient, copy, *constants.values())
+    control = machine.put(control_words(**constants))
+    ops.sgd(machine.stream, weight, velocity, gradient, copy, control, rate=1.0, decays=True)
     new_weight, new_velocity = reference.sgd(*tensors, **constants)
     np.testing.assert_array_equal(weight.download(), new_weight)
     np.testing.assert_array_equal(velocity.download(), new_velocity)

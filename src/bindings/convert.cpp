@@ -144,7 +144,6 @@ DropoutShape to_shape(const Place& place, py::handle object) {
           f.extent("features_total"),
           f.real("p"),
           f.u64("seed"),
-          f.u32("step"),
           f.u32("layer")};
 }
 

@@ -16,7 +16,8 @@ void register_elementwise(py::module_& m) {
   bind(m, "tanh_backward", &tanh_backward, {"count", "precision", "dy", "y", "dx", "stream"});
   bind(m, "add", &add, {"count", "precision", "a", "b", "y", "stream"});
   bind(m, "scale", &scale, {"count", "precision", "x", "factor", "y", "stream"});
-  bind(m, "dropout_forward", &dropout_forward, {"shape", "precision", "x", "y", "mask", "stream"});
+  bind(m, "dropout_forward", &dropout_forward,
+       {"shape", "precision", "x", "y", "mask", "control", "stream"});
   bind(m, "dropout_backward", &dropout_backward,
        {"count", "precision", "dy", "mask", "dx", "stream"});
 }

@@ -11,6 +11,33 @@
 
 namespace convnet::bindings {
 
+// A sequence of tuples: what sgd takes, without the control block and the stream.
+template <>
+Updates to_shape(const Place& place, py::handle object) {
+  const auto at = [&](const char* field) { return Place{place.function, place.argument, field}; };
+  Updates updates{};
+  for (const py::handle item : py::reinterpret_borrow<py::iterable>(object)) {
+    require(updates.count < kMostUpdates, place.function, ": takes at most ", kMostUpdates,
+            " tensors; update the rest in another call");
+    const auto [count, weight, velocity, gradient, copy, columns, rate, decays] =
+        item.cast<std::tuple<py::object, py::object, py::object, py::object, py::object, py::object,
+                             py::object, bool>>();
+    const auto address = [&](const char* field, const py::object& value, bool may_be_null) {
+      return to_address(at(field), value, may_be_null, 16);
+    };
+    updates.tensor[updates.count++] = {
+        static_cast<std::int64_t>(to_unsigned(at("count"), count, std::uint64_t{1} << 40)),
+        reinterpret_cast<float*>(address("weight", weight, false)),
+        reinterpret_cast<float*>(address("velocity", velocity, false)),
+        reinterpret_cast<const float*>(address("gradient", gradient, false)),
+        reinterpret_cast<bf16*>(address("copy", copy, true)),
+        static_cast<std::int64_t>(to_unsigned(at("columns"), columns, std::uint64_t{1} << 40)),
+        to_float(at("rate"), rate),
+        decays};
+  }
+  return updates;
+}
+
 void register_training(py::module_& m) {
   bind(m, "ingest", &ingest,
        {"shape", "precision", "images", "windows", "noise", "mean", "y", "stream"});
@@ -19,10 +46,11 @@ void register_training(py::module_& m) {
         "stream"});
   bind(m, "softmax_cross_entropy", &softmax_cross_entropy,
        {"shape", "precision", "logits", "labels", "losses", "ranks", optional("probs"),
-        optional("dlogits"), "stream"});
+        optional("dlogits"), "control", "stream"});
   bind(m, "sgd", &sgd,
-       {"count", "weight", "velocity", "gradient", optional("copy"), "columns", "lr", "momentum",
-        "weight_decay", "stream"});
+       {"count", "weight", "velocity", "gradient", optional("copy"), "columns", "control", "rate",
+        "decays", "stream"});
+  bind(m, "sgd_many", &sgd_many, {"updates", "control", "stream"});
   bind(m, "cast_weight", &cast_weight, {"count", "columns", "weight", "copy", "stream"});
   bind(m, "fold_weight", &fold_weight, {"shape", "weight", "copy", "stream"});
   bind(m, "unfold_gradient", &unfold_gradient, {"shape", "folded", "gradient", "stream"});

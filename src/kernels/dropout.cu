@@ -2,10 +2,10 @@
 //
 // What       forward mask = random word >= p * 2^32, y = x * mask; backward dx = dy * mask. The
 //            word of element (n, f) is word 0 of Philox4x32-10 at counter (n * features_total +
-//            feature_offset + f, step, layer, 0) under the seed; the first counter word counts
+//            feature_offset + f, step, layer, 0) under the seed, step being control's; the first counter word counts
 //            modulo 2^32. The last word, 0, is DROPOUT in convnet/rng.py.
-// Tensors    x, y [N/L][features][L] by precision, mask uint8 alike; backward takes count values of
-//            any layout. In place allowed.
+// Tensors    x, y [N/L][features][L] by precision, mask uint8 alike; control: one Control. Backward
+//            takes count values of any layout. In place allowed.
 // Work       one thread per four neighbouring lanes of a feature, up to 256 threads per block.
 //            Every element is a draw of its own, of which one word is used: what a mask is must not
 //            depend on which elements lie side by side.
@@ -33,15 +33,21 @@ __device__ __forceinline__ float4 keep(float4 v, uint32_t mask) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kQuadThreads) dropout_forward_kernel(
-    DropoutShape shape, LaneGrid grid, uint64_t threshold, const T* x, T* y, uint8_t* mask) {
+__global__ void __launch_bounds__(kQuadThreads) dropout_forward_kernel(DropoutShape shape,
+                                                                       LaneGrid grid,
+                                                                       uint64_t threshold,
+                                                                       const T* x,
+                                                                       T* y,
+                                                                       uint8_t* mask,
+                                                                       const Control* control) {
   const LanePlace at = lane_place(grid);  // plane = image block, pixel = feature
   if (!at.inside) return;
+  const uint32_t step = control->step;
   uint32_t bytes = 0;
   for (int j = 0; j < 4; ++j) {
     const int64_t n = at.plane * shape.lanes + at.lane + j;
     const int64_t element = n * shape.features_total + shape.feature_offset + at.pixel;
-    const PhiloxWords counter{{static_cast<uint32_t>(element), shape.step, shape.layer, 0}};
+    const PhiloxWords counter{{static_cast<uint32_t>(element), step, shape.layer, 0}};
     const uint32_t kept = philox(counter, shape.seed).w[0] >= threshold;
     bytes |= kept << (8 * j);
   }
@@ -68,6 +74,7 @@ void dropout_forward(const DropoutShape& shape,
                      const void* x,
                      void* y,
                      uint8_t* mask,
+                     const Control* control,
                      Stream stream) {
   require(shape.p >= 0.0f && shape.p <= 1.0f,
           "dropout_forward: p must lie in 0..1, got p=", shape.p);
@@ -83,7 +90,7 @@ void dropout_forward(const DropoutShape& shape,
   with_element(precision, [&](auto element) {
     using T = decltype(element);
     launch(dropout_forward_kernel<T>, grid.grid(), grid.block(), 0, stream, shape, grid, threshold,
-           static_cast<const T*>(x), static_cast<T*>(y), mask);
+           static_cast<const T*>(x), static_cast<T*>(y), mask, control);
   });
 }
 

@@ -1,77 +1,95 @@
-// Momentum SGD with weight decay.
+// Momentum SGD with weight decay, of one tensor or of many in one launch.
 //
-// What       v = (momentum * v) - (lr * ((weight_decay * w) + g)); w = w + v. Every operation is
-//            rounded on its own, so that any device, and NumPy, give the same bits: a resumed or
-//            moved run does not drift. Where there is a copy, it gets w rounded to bf16.
-// Tensors    weight, velocity, gradient: count contiguous float32 values, any layout; weight and
-//            velocity in place. copy (may be null) bf16 [count / columns][round_up(columns, 8)], of
-//            which the padding is left alone.
-// Work       one thread per four values, 256 threads per block; the last thread takes what is left.
+// What       v = (momentum * v) - (lr * ((weight_decay * w) + g)); w = w + v (tile/update.cuh). Where
+//            there is a copy, it gets w rounded to bf16.
+// Tensors    of each: weight, velocity, gradient: count contiguous float32 values, any layout;
+//            weight and velocity in place. copy (may be null) bf16 [count / columns][round_up(
+//            columns, 8)], of which the padding is left alone. control: one Control.
+// Work       one thread per four values, 256 threads per block; a block belongs to one tensor, which
+//            it finds among the launch's parameters by its number. The last thread of a tensor takes
+//            what is left.
 // Shared     none.
 // Barriers   none.
-// Needs      16-byte aligned arrays; with a copy count whole rows.
+// Needs      at most kMostUpdates tensors; 16-byte aligned arrays; with a copy count whole rows.
 // Cost       20 bytes per value (three read, two written), 22 with a copy, and 6 operations: bound
 //            by memory.
 #include "sgd.hpp"
 
 #include "arch/arch.cuh"
 #include "tile/quads.cuh"
+#include "tile/update.cuh"
 #include "tile/weight_copy.cuh"
 
 namespace convnet {
 namespace {
 
-struct Rates {
-  float lr, momentum, weight_decay;
+struct Part {
+  Update update;
+  CopyRows rows;
+  unsigned end;  // the block behind its last one
 };
 
-__device__ __forceinline__ void update(Rates rates,
-                                       float& weight,
-                                       float& velocity,
-                                       float gradient) {
-  const float slope = add_rn(mul_rn(rates.weight_decay, weight), gradient);
-  velocity = sub_rn(mul_rn(rates.momentum, velocity), mul_rn(rates.lr, slope));
-  weight = add_rn(weight, velocity);
-}
+struct Parts {
+  Part part[kMostUpdates];
+};
 
-// No copy, one without padding, which lies like the weight, or one with.
-enum class Copy { none, plain, padded };
-
-template <Copy kCopy>
-__global__ void __launch_bounds__(kQuadThreads) sgd_kernel(int64_t count,
-                                                           float* weight,
-                                                           float* velocity,
-                                                           const float* gradient,
-                                                           bf16* copy,
-                                                           CopyRows rows,
-                                                           Rates rates) {
-  int64_t i = map_index();
-  if (i + 4 <= count) {
-    float4 w = load4(weight + i);
-    float4 v = load4(velocity + i);
-    const float4 g = load4(gradient + i);
-    update(rates, w.x, v.x, g.x);
-    update(rates, w.y, v.y, g.y);
-    update(rates, w.z, v.z, g.z);
-    update(rates, w.w, v.w, g.w);
-    store4(velocity + i, v);
-    store4(weight + i, w);
-    if (kCopy == Copy::plain) store4(copy + i, w);
-    if (kCopy == Copy::padded) {
-      store1(copy + rows.place(i), w.x);
-      store1(copy + rows.place(i + 1), w.y);
-      store1(copy + rows.place(i + 2), w.z);
-      store1(copy + rows.place(i + 3), w.w);
+__global__ void __launch_bounds__(kQuadThreads)
+    sgd_kernel(const __grid_constant__ Parts parts, const Control* control) {
+  int index = 0;
+  unsigned first_block = 0;
+  while (blockIdx.x >= parts.part[index].end) first_block = parts.part[index++].end;
+  const Part& part = parts.part[index];
+  const Update& u = part.update;
+  const Rates rates = rates_of(control, u.rate, u.decays);
+  int64_t i = 4 * (int64_t{blockIdx.x - first_block} * kQuadThreads + threadIdx.x);
+  if (i + 4 <= u.count) {
+    float4 w = load4(u.weight + i);
+    float4 v = load4(u.velocity + i);
+    const float4 g = load4(u.gradient + i);
+    if (rates.stopped) return;  // behind the loads, which do not wait for it
+    update(rates, w, v, g);
+    store4(u.velocity + i, v);
+    store4(u.weight + i, w);
+    if (!u.copy) return;
+    if (part.rows.padded == part.rows.columns) {
+      store4(u.copy + i, w);
+    } else {
+      store1(u.copy + part.rows.place(i), w.x);
+      store1(u.copy + part.rows.place(i + 1), w.y);
+      store1(u.copy + part.rows.place(i + 2), w.z);
+      store1(u.copy + part.rows.place(i + 3), w.w);
     }
-  } else {
-    for (; i < count; ++i) {
-      update(rates, weight[i], velocity[i], gradient[i]);
-      if (kCopy != Copy::none) store1(copy + rows.place(i), weight[i]);
+  } else if (!rates.stopped) {
+    for (; i < u.count; ++i) {
+      update(rates, u.weight[i], u.velocity[i], u.gradient[i]);
+      if (u.copy) store1(u.copy + part.rows.place(i), u.weight[i]);
     }
   }
 }
 
+void run(const char* op, const Updates& updates, const Control* control, Stream stream) {
+  require(updates.count >= 0 && updates.count <= kMostUpdates, op, ": takes at most ", kMostUpdates,
+          " tensors, got ", updates.count, "; update the rest in another call");
+  Parts parts{};
+  int64_t blocks = 0;
+  for (int i = 0; i < updates.count; ++i) {
+    const Update& u = updates.tensor[i];
+    blocks += map_grid(op, u.count).x;
+    require(blocks <= kMaxGrid, op, ": there are too many values for one launch, got ", blocks,
+            " blocks of 1024; update some in another call");
+    parts.part[i] = {u, u.copy ? copy_rows(op, u.count, u.columns) : CopyRows{1, 1},
+                     static_cast<unsigned>(blocks)};
+  }
+  if (blocks == 0) return;
+  launch(sgd_kernel, Dim3(static_cast<unsigned>(blocks)), Dim3(kQuadThreads), 0, stream, parts,
+         control);
+}
+
 }  // namespace
+
+void sgd_many(const Updates& updates, const Control* control, Stream stream) {
+  run("sgd_many", updates, control, stream);
+}
 
 void sgd(int64_t count,
          float* weight,
@@ -79,18 +97,12 @@ void sgd(int64_t count,
          const float* gradient,
          bf16* copy,
          int64_t columns,
-         float lr,
-         float momentum,
-         float weight_decay,
+         const Control* control,
+         float rate,
+         bool decays,
          Stream stream) {
-  const Dim3 grid = map_grid("sgd", count);
-  const CopyRows rows = copy ? copy_rows("sgd", count, columns) : CopyRows{1, 1};
-  if (count == 0) return;
-  auto* kernel = !copy                         ? sgd_kernel<Copy::none>
-                 : rows.padded == rows.columns ? sgd_kernel<Copy::plain>
-                                               : sgd_kernel<Copy::padded>;
-  launch(kernel, grid, Dim3(kQuadThreads), 0, stream, count, weight, velocity, gradient, copy, rows,
-         Rates{lr, momentum, weight_decay});
+  run("sgd", {1, {{count, weight, velocity, gradient, copy, columns, rate, decays}}}, control,
+      stream);
 }
 
 }  // namespace convnet

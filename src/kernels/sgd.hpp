@@ -1,22 +1,47 @@
-// Momentum SGD with weight decay, the paper's update, in place on `count` contiguous float32 values.
+// Momentum SGD with weight decay, the paper's update, in place on contiguous float32 values.
 #pragma once
+#include "control.hpp"
 #include "shapes.hpp"
 
 namespace convnet {
 
-// v <- momentum * v - lr * (weight_decay * w + g);  w <- w + v, each operation rounded to float32 in this order (no FMA):
+// One tensor of `count` values:
+//   v <- momentum * v - lr * (weight_decay * w + g);  w <- w + v, each operation rounded to float32 in this order (no FMA):
 //   v = (momentum * v) - (lr * ((weight_decay * w) + g))
+// lr is that of the control block times `rate`; weight_decay is 0 unless the tensor `decays`.
 // copy (may be null): the new weight in bfloat16, rows of `columns` values padded as by cast_weight, which also writes the
 // zeros between them: here they stay as they are. Without a copy `columns` may be anything.
+struct Update {
+  int64_t count;
+  float* weight;
+  float* velocity;
+  const float* gradient;
+  bf16* copy;
+  int64_t columns;
+  float rate;
+  bool decays;
+};
+
+constexpr int kMostUpdates = 32;
+
+struct Updates {
+  int count;
+  Update tensor[kMostUpdates];
+};
+
+// All tensors in one launch; nothing changes where control says `stopped`.
+void sgd_many(const Updates& updates, const Control* control, Stream stream);
+
+// One tensor.
 void sgd(int64_t count,
          float* weight,
          float* velocity,
          const float* gradient,
          bf16* copy,
          int64_t columns,
-         float lr,
-         float momentum,
-         float weight_decay,
+         const Control* control,
+         float rate,
+         bool decays,
          Stream stream);
 
 }  // namespace convnet

@@ -62,7 +62,7 @@ struct DropoutShape {
   int64_t feature_offset, features_total;  // where these features lie in the unsplit layer
   float p;                                 // probability of dropping
   uint64_t seed;
-  uint32_t step, layer;
+  uint32_t layer;
 };
 
 struct SoftmaxShape {

@@ -3,9 +3,10 @@
 // What       prob_j = exp(x_j - max) / sum, loss = log(sum) - (x_label - max): the largest term of
 //            the sum is 1, so that neither overflows. rank = number of classes that are not behind
 //            the label in (descending logit, ascending index); a logit that is not a number is
-//            behind nothing, so that a diverged network never counts as right.
+//            behind nothing, so that a diverged network never counts as right. A loss that is not
+//            finite stops the updates of this step: every thread that finds one writes the same 1.
 // Tensors    logits, dlogits [N/L][K][L] by precision, probs float32 alike; labels, ranks int32
-//            [N]; losses float32 [N]. Computed in float32, dlogits rounded once.
+//            [N]; losses float32 [N]; control: one Control. Computed in float32, dlogits rounded once.
 // Work       one block of 512 threads per 8 neighbouring lanes: 64 threads share the K classes of a
 //            lane, so that a warp reads four runs of 8 lanes, and even a small batch occupies
 //            several multiprocessors. Three passes over the classes (maximum; sum and rank;
@@ -63,7 +64,8 @@ __global__ void __launch_bounds__(kThreads)
                                  float* __restrict__ losses,
                                  int32_t* __restrict__ ranks,
                                  float* __restrict__ probs,
-                                 T* __restrict__ dlogits) {
+                                 T* __restrict__ dlogits,
+                                 Control* __restrict__ control) {
   const int segment = static_cast<int>(threadIdx.x) / kLanes;
   const int64_t n = int64_t{blockIdx.x} * kLanes + threadIdx.x % kLanes;
   const int64_t block = blockIdx.x / static_cast<unsigned>(shape.lanes / kLanes);
@@ -91,7 +93,9 @@ __global__ void __launch_bounds__(kThreads)
   before = reduce(before, [](int a, int b) { return a + b; });
 
   if (segment == 0) {
-    losses[n] = exists ? logf(sum) - (x_label - largest) : 0.0f;
+    const float loss = exists ? logf(sum) - (x_label - largest) : 0.0f;
+    losses[n] = loss;
+    if (!(fabsf(loss) < INFINITY)) control->stopped = 1;
     ranks[n] = !exists ? 0 : known ? before : static_cast<int32_t>(shape.K);
   }
   if (!probs && !dlogits) return;
@@ -116,6 +120,7 @@ void softmax_cross_entropy(const SoftmaxShape& shape,
                            int32_t* ranks,
                            float* probs,
                            void* dlogits,
+                           Control* control,
                            Stream stream) {
   const char* op = "softmax_cross_entropy";
   image_blocks(op, shape.N, shape.lanes);  // checks the lanes
@@ -129,7 +134,7 @@ void softmax_cross_entropy(const SoftmaxShape& shape,
     using T = decltype(element);
     launch(softmax_cross_entropy_kernel<T>, Dim3(static_cast<unsigned>(shape.N / kLanes)),
            Dim3(kThreads), sizeof(Columns<float>), stream, shape, static_cast<const T*>(logits),
-           labels, losses, ranks, probs, static_cast<T*>(dlogits));
+           labels, losses, ranks, probs, static_cast<T*>(dlogits), control);
   });
 }
 

@@ -103,9 +103,10 @@ void softmax() {
   const SoftmaxShape shape{.N = 16, .valid = 13, .K = 150, .lanes = 8};
   const Array<float> losses(16), probs(16 * 150), dlogits(16 * 150);
   const Array<int32_t> labels(16), ranks(16);
+  const Array<Control> control(1);
   for (int n = 0; n < 16; ++n) labels[n] = n * 11;
   softmax_cross_entropy(shape, Precision::fp32, values(16 * 150), labels, losses, ranks, probs,
-                        dlogits, nullptr);
+                        dlogits, control, nullptr);
   take(losses), take(probs), take(dlogits);
   for (int n = 0; n < 16; ++n) hash = (hash ^ static_cast<uint64_t>(ranks[n])) * 1099511628211u;
 }
