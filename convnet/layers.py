@@ -203,7 +203,7 @@ class LinearLayer(LayerOnDevice):
     def forward(self, train: bool) -> None:
         operands = self.x, self.matrix, self.bias.value
         relu, workspace = self.activation == "relu", self.side.workspace
-        ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, relu, workspace)
+        ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, relu, None, None, workspace)
         activate(self)
 
     def backward(self, dy: Array, below: bool) -> Array | None:
