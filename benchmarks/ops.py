@@ -174,7 +174,7 @@ def peaks(device: Device, seconds: float) -> tuple[float, float]:
 
 
 def _multiply(stream: Stream, shape: LinearShape, x: Any, weight: Any, y: Any, workspace: Any) -> None:
-    ops.linear_forward(stream, shape, "fp32", x, weight, None, y, False, workspace)
+    ops.linear_forward(stream, shape, "fp32", x, weight, None, y, False, None, None, workspace)
 
 
 def report(rows: list[Row]) -> str:

@@ -266,7 +266,9 @@ def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:
     dbias = bench.poisoned((shape.K,))
     yield Problem(
         layer.name, "forward", flops, outer + matrix,
-        lambda: ops.linear_forward(*problem, layer.x, layer.matrix, layer.bias.value, y, False, side.workspace),
+        lambda: ops.linear_forward(
+            *problem, layer.x, layer.matrix, layer.bias.value, y, False, None, None, side.workspace
+        ),
         _sampled(bench, f"{layer.name} forward", y, shape.C,
                  lambda block, f, lane: (x[block, :, lane] * w[:, f], float(b[f]))), shape,
     )  # fmt: skip

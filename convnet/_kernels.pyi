@@ -42,6 +42,8 @@ def linear_forward(
     bias: Handle | None,
     y: Handle,
     relu: bool,
+    dropout: DropoutShape | None,
+    control: Handle | None,
     workspace: Handle | None,
     stream: int,
 ) -> None: ...

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from . import rng
 from .control import LR, WEIGHT_DECAY
 from .parallel import scratch
+from .shapes import DropoutShape
 
 F32 = np.ndarray[Any, np.dtype[np.float32]]
 U8 = np.ndarray[Any, np.dtype[np.uint8]]
@@ -42,6 +45,14 @@ def zeros(count: int) -> F32:
     zeros = scratch("zeros", (count,))
     zeros[...] = 0
     return zeros
+
+
+def dropout_keeps(shape: DropoutShape, step: int, images: range, features: range) -> Any:
+    """Whether dropout keeps an element, as (features, images)."""
+    threshold = math.floor(float(np.float32(shape.p)) * 2.0**32 + 0.5)
+    image, feature = (np.arange(r.start, r.stop, dtype=np.uint64) for r in (images, features))
+    element = image * np.uint64(shape.features_total) + np.uint64(shape.feature_offset) + feature[:, None]
+    return rng.philox(element, step, shape.layer, rng.DROPOUT, shape.seed)[0] >= threshold
 
 
 def copy_where_positive(gradient: F32, output: F32, target: F32) -> None:

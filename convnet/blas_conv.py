@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .blas_common import F32, copy_where_positive, fp32_only, inside, pieces, pixels_of, zeros
+from .blas_common import F32, U32, copy_where_positive, dropout_keeps, fp32_only, inside, pieces, pixels_of, zeros
+from .control import STEP
 from .parallel import run, scratch
-from .shapes import ConvShape, LinearShape
+from .shapes import ConvShape, DropoutShape, LinearShape
 
 Tile = tuple[int, int, int, int]  # first and last row, first and last column (exclusive)
 
@@ -212,6 +213,8 @@ def linear_forward(
     bias: F32 | None,
     y: F32,
     relu: bool,
+    dropout: DropoutShape | None,
+    control: U32 | None,
     workspace: Any,
     stream: int,
 ) -> None:
@@ -225,6 +228,11 @@ def linear_forward(
         part = scratch("linear", (cut.stop - cut.start, shape.N))
         np.matmul(matrix[:, cut].T, columns, out=part)
         _add_bias_and_clip(part, None if bias is None else bias.reshape(-1, 1)[cut], relu)
+        if dropout is not None:
+            kept: Any = np.float32(1) - np.float32(dropout.p)
+            if control is not None:
+                kept = dropout_keeps(dropout, control[STEP], range(shape.N), range(cut.start, cut.stop))
+            np.multiply(part, kept, out=part)
         out[:, cut] = part.reshape(len(part), -1, shape.lanes).transpose(1, 0, 2)
 
     run(len(cuts), task)

@@ -9,15 +9,14 @@ Convolutions and fully-connected layers are in ``blas_conv.py``, pooling and LRN
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from . import blas_common, rng
-from .blas_common import F32, I32, U8, U32, copy_where_positive, fp32_only, pieces, update, zeros
+from . import blas_common
+from .blas_common import F32, I32, U8, U32, copy_where_positive, dropout_keeps, fp32_only, pieces, update, zeros
 from .blas_conv import (
     conv_backward_data,
     conv_backward_filter,
@@ -113,17 +112,13 @@ def scale(count: int, precision: str, x: F32, factor: float, y: F32, stream: int
 def dropout_forward(shape: DropoutShape, precision: str, x: F32, y: F32, mask: U8, control: U32, stream: int) -> None:
     fp32_only(precision)
     xs, ys, masks = (array.reshape(shape.x) for array in (x, y, mask))
-    threshold = math.floor(float(np.float32(shape.p)) * 2.0**32 + 0.5)
     rows = max(1, blas_common.BLOCK // 8 // shape.lanes)
     cuts = pieces(shape.features, rows)
 
     def task(index: int) -> None:
         block, cut = index // len(cuts), cuts[index % len(cuts)]
-        image = np.arange(block * shape.lanes, (block + 1) * shape.lanes, dtype=np.uint64)
-        feature = np.arange(cut.start, cut.stop, dtype=np.uint64)[:, None]
-        element = image * np.uint64(shape.features_total) + np.uint64(shape.feature_offset) + feature
-        words = rng.philox(element, control[STEP], shape.layer, rng.DROPOUT, shape.seed)
-        masks[block, cut] = words[0] >= threshold
+        images = range(block * shape.lanes, (block + 1) * shape.lanes)
+        masks[block, cut] = dropout_keeps(shape, control[STEP], images, range(cut.start, cut.stop))
         np.multiply(xs[block, cut], masks[block, cut], out=ys[block, cut])
 
     run(len(xs) * len(cuts), task)

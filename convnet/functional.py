@@ -190,7 +190,7 @@ def linear(
     shape = call.padded(shape)
     w, b = call.put_weight(weight.T.copy()), call.put_optional(bias)
     y, workspace = call.empty(shape.y), call.workspace(call.device.kernels.linear_workspace(shape, precision))
-    ops.linear_forward(call.stream, shape, precision, call.put_images(x), w, b, y, relu, workspace)
+    ops.linear_forward(call.stream, shape, precision, call.put_images(x), w, b, y, relu, None, None, workspace)
     return call.images(y)
 
 

@@ -250,8 +250,8 @@ class LinearLayer(LayerOnDevice):
     def forward(self, train: bool) -> None:
         operands = self.x, self.matrix, self.bias.value
         relu, workspace = self.activation == "relu", self.side.workspace
-        drop = self.dropout, self.side.control, train
-        ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, relu, *drop, workspace)
+        dropping = self.dropout, self.side.control if self.dropout and train else None
+        ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, relu, *dropping, workspace)
         activate(self)
 
     def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array | None:

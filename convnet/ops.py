@@ -57,7 +57,7 @@ def _copy(weight: Array, copy: Array | None) -> tuple[int, Operand]:
     return columns, ("copy", copy, (*rows, copy_columns(columns)), BF16)
 
 
-def _control(control: Array) -> Operand:
+def _control(control: Array | None) -> Operand:
     return ("control", control, (WORDS,), np.uint32)
 
 
@@ -134,9 +134,15 @@ def linear_forward(
     bias: Array | None,
     y: Array,
     relu: bool,
+    dropout: DropoutShape | None,
+    control: Array | None,
     workspace: Array | None,
 ) -> None:
-    """y = weight^T x + bias, then ReLU where asked."""
+    """y = weight^T x + bias, then ReLU and ``dropout`` of y where asked.
+
+    Elements are dropped as by ``dropout_forward`` at the step in ``control``, to the same bits, but no mask is kept:
+    behind a ReLU y > 0 says as much. At test, without ``control``, y is multiplied by 1 - p instead.
+    """
     dtype = activation_dtype(precision)
     kernels = stream.device.kernels
     _check(
@@ -146,9 +152,13 @@ def linear_forward(
         _weight(shape, precision, weight),
         ("bias", bias, shape.K, F32),
         ("y", y, shape.y, dtype),
+        _control(control),
     )
+    if dropout is not None and dropout.x != shape.y:
+        raise ValueError(f"linear: dropout must be that of y, of shape {shape.y}, got {dropout}")
     _check_workspace("linear", workspace, kernels.linear_workspace(shape, precision))
-    stream.launch(kernels.linear_forward, shape, precision, x, weight, bias, y, relu, workspace)
+    operands = (x, weight, bias, y, relu, dropout, control, workspace)
+    stream.launch(kernels.linear_forward, shape, precision, *operands)
 
 
 def linear_backward_data(

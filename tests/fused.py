@@ -6,6 +6,7 @@ import cases
 import numpy as np
 
 from convnet import ops
+from convnet.control import control_words
 from convnet.layout import pack_weight, weight_copy
 from convnet.shapes import LinearShape
 
@@ -36,6 +37,27 @@ def linear_backward_data(machine, precision, case: cases.LinearCase, dy, weight,
     ops.linear_backward_data(stream, shape, precision, dy, weight, fused, x, workspace)
     ops.linear_backward_data(stream, shape, precision, dy, weight, parts, None, workspace)
     ops.relu_backward(stream, precision, parts, x, parts)
+    return fused, parts
+
+
+def linear_forward(machine, precision, case: cases.LinearCase, x, weight, bias, dropout, step):
+    """y twice: from the product with dropout, and from the product and ``dropout_forward``; at test (``step`` None)
+    ``scale``.
+    """
+    shape, stream = machine.padded(LinearShape(case.N, case.C, case.K, 1)), machine.stream
+    dropout = machine.padded(dropout)
+    operands = machine.put_images(x, precision), put_weight(machine, weight.T.copy(), precision), machine.put(bias)
+    workspace = machine.workspace(machine.device.kernels.linear_workspace(shape, precision))
+    control = None if step is None else machine.put(control_words(step))
+    fused, parts = (machine.activations(shape.y, precision) for _ in range(2))
+    ops.linear_forward(stream, shape, precision, *operands, fused, case.relu, dropout, control, workspace)
+    ops.linear_forward(stream, shape, precision, *operands, parts, case.relu, None, None, workspace)
+    if control is None:
+        factor = np.float32(1) - np.float32(dropout.p)
+        ops.scale(stream, precision, parts, factor.item(), parts)
+    else:
+        mask = machine.empty(shape.y, np.uint8)
+        ops.dropout_forward(stream, dropout, precision, parts, parts, mask, control)
     return fused, parts
 
 

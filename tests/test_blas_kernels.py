@@ -53,7 +53,7 @@ def run_all(shapes=(CONV, DENSE)) -> list[np.ndarray]:
     results += [y, dx]
     x, weight, dy = integers(LINEAR.x), integers(LINEAR.weight), integers(LINEAR.y)
     y, dx, dweight = poisoned(LINEAR.y), poisoned(LINEAR.x), poisoned(LINEAR.weight)
-    blas_kernels.linear_forward(LINEAR, "fp32", x, weight, None, y, False, None, 0)
+    blas_kernels.linear_forward(LINEAR, "fp32", x, weight, None, y, False, None, None, None, 0)
     blas_kernels.linear_backward_data(LINEAR, "fp32", dy, weight, dx, x, None, 0)
     blas_kernels.linear_backward_filter(LINEAR, "fp32", dy, x, dweight, None, None, 0)
     return [*results, y, dx, dweight]

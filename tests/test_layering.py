@@ -25,10 +25,10 @@ FOUNDATION = {
     "spec": {"shapes"},
     "backend": {"shapes", "spec", "precision", "device", "host"},  # the devices inside functions only: see LAZY
     "layout": {"shapes", "precision", "backend"},
-    "blas_common": {"control", "parallel"},
-    "blas_conv": {"shapes", "parallel", "blas_common"},
+    "blas_common": {"shapes", "rng", "control", "parallel"},
+    "blas_conv": {"shapes", "control", "parallel", "blas_common"},
     "blas_maps": {"shapes", "parallel", "blas_common"},
-    "blas_kernels": {"shapes", "rng", "control", "parallel", "blas_common", "blas_conv", "blas_maps"},
+    "blas_kernels": {"shapes", "control", "parallel", "blas_common", "blas_conv", "blas_maps"},
     "device": {"shapes", "spec", "backend", "_gpu"},
     "host": {"shapes", "spec", "precision", "backend", "blas_kernels", "_emu"},
     "ops": {"shapes", "spec", "precision", "control", "backend"},

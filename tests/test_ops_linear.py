@@ -107,7 +107,9 @@ def test_bias_and_its_gradient_may_be_left_out(machine):
     y, dw = machine.empty(shape.y), machine.empty(shape.weight)
     workspace = machine.workspace(machine.device.kernels.linear_workspace(shape, "fp32"))
     put = machine.put_images
-    ops.linear_forward(machine.stream, shape, "fp32", put(x), machine.put(weight.T), None, y, False, workspace)
+    ops.linear_forward(
+        machine.stream, shape, "fp32", put(x), machine.put(weight.T), None, y, False, None, None, workspace
+    )
     np.testing.assert_array_equal(machine.images(y, case.N), reference.linear_forward(x, weight))
     ops.linear_backward_filter(machine.stream, shape, "fp32", put(dy), put(x), dw, None, workspace)
     np.testing.assert_array_equal(dw.download().T, reference.linear_backward(dy, x, weight)[1])

@@ -3,7 +3,7 @@
 //   pointer        an integer address; None or 0 is null, which only an optional() argument may be
 //   Stream         an integer, 0 for the default stream
 //   Precision      "fp32", "tf32" or "bf16"
-//   ...Shape       an object with fields of the same names (convnet/shapes.py)
+//   ...Shape       an object with fields of the same names (convnet/shapes.py); std::optional of one: or None
 //   anything else  as pybind11 does it
 //
 // The interpreter lock is released while the function runs.
@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -98,6 +99,17 @@ template <class Shape>
 struct Argument<const Shape&> {
   using Python = py::object;
   static Shape convert(const char* function, const Name& name, const py::object& value) {
+    return to_shape<Shape>({function, name.text}, value);
+  }
+};
+
+template <class Shape>
+struct Argument<const std::optional<Shape>&> {
+  using Python = py::object;
+  static std::optional<Shape> convert(const char* function,
+                                      const Name& name,
+                                      const py::object& value) {
+    if (value.is_none()) return std::nullopt;
     return to_shape<Shape>({function, name.text}, value);
   }
 };

@@ -1,8 +1,8 @@
 // Fully-connected layers: forward and both gradients.
 //
-// What       forward y[k,n] = bias[k] + sum over c of weight[c,k] x[c,n], then ReLU where asked;
-//            backward data dx[c,n] = sum over k of weight[c,k] dy[k,n], with a mask 0 where
-//            mask[c,n] > 0 does not hold; backward filter dweight[c,k] = sum over n of
+// What       forward y[k,n] = bias[k] + sum over c of weight[c,k] x[c,n], then ReLU and
+//            dropout where asked; backward data dx[c,n] = sum over k of weight[c,k] dy[k,n], with a
+//            mask 0 where mask[c,n] > 0 does not hold; backward filter dweight[c,k] = sum over n of
 //            x[c,n] dy[k,n], dbias[k] = sum over n of dy[k,n].
 // Tensors    x and mask [N/L][C][L], weight [C][K] (bf16: [C][K8]), y [N/L][K][L] by precision; bias,
 //            dweight, dbias and sums float32. workspace, float32: [parts] of y or dx, or [N/L] of
@@ -18,8 +18,9 @@
 //            part). 128 images leave a 4096-wide layer 32 tiles of 128 x 128, so forward and
 //            backward data cut their reduction into up to 8 parts that a second kernel adds in
 //            ascending order. The cut of forward depends on C alone, so that half of the outputs on
-//            another device have the same bits. Tiles are narrower where there are few images or
-//            outputs (kForward, kBackwardData, kBackwardFilter).
+//            another device have the same bits. Dropout is drawn where parts are added; for its sake a
+//            single part goes that way too. Tiles are narrower where there are few images or outputs
+//            (kForward, kBackwardData, kBackwardFilter).
 // Shared     a ring of both operands (tile/gemm_tile.cuh), 33 to 72 KiB for 128 x 128 sums, as in
 //            the three passes of a convolution.
 // Barriers   one per stage (tile/gemm_tile.cuh).
@@ -154,10 +155,16 @@ struct ProductArguments {
   const float* bias;
   bool relu;
   const void* mask;  // null: none
+  Dropout dropout;
   void* out;
   float* workspace;
   Stream stream;
 };
+
+template <class Element>
+Finish<Element> finish_of(const LinearShape& shape, const ProductArguments& a) {
+  return {a.bias, a.rows, shape.lanes, a.relu, static_cast<const Element*>(a.mask), a.dropout};
+}
 
 template <class T, template <class> class Weights>
 void run_product(const LinearShape& shape, const ProductArguments& a) {
@@ -170,16 +177,14 @@ void run_product(const LinearShape& shape, const ProductArguments& a) {
   const Product product{int(a.rows),    int(a.depth), int(weight_row), int(shape.lanes), shape.N,
                         depth_per_part, count};
   const Dim3 grid = tile_grid(a.op, ceil_div(shape.N, T::kN), ceil_div(a.rows, T::kM), parts);
-  const bool whole = parts == 1;
+  const bool whole = parts == 1 && !a.dropout.acts();
   const Element* mask = static_cast<const Element*>(a.mask);
   Element* out = static_cast<Element*>(a.out);
   launch(product_kernel<T, Weights>, grid, Dim3(T::kThreads),
          sizeof(Ring<WeightOperands<T, Weights>>), a.stream, product,
          static_cast<const Element*>(a.weight), static_cast<const Element*>(a.x), a.bias, a.relu,
          mask, out, whole ? nullptr : a.workspace);
-  if (!whole)
-    sum_parts(count, parts, a.workspace, out, a.stream,
-              Finish<Element>{a.bias, a.rows, shape.lanes, a.relu, mask});
+  if (!whole) sum_parts(count, parts, a.workspace, out, a.stream, finish_of<Element>(shape, a));
 }
 
 // On Hopper. Parts are at most as many as above, for the sake of the workspace, and depend on the same.
@@ -199,7 +204,7 @@ void run_wgmma(const LinearShape& shape, const ProductArguments& a) {
   call.weight = a.weight;
   call.R = call.S = call.stride = call.groups = 1;
   call.parts = even_parts(ceil_div(a.depth, T::kDepth), kParts(shape));
-  if (call.parts == 1) {
+  if (call.parts == 1 && !a.dropout.acts()) {
     call.bias = a.bias, call.relu = a.relu, call.mask = a.mask;
     launch_maps<T>(a.op, call, a.stream);
     return;
@@ -207,7 +212,7 @@ void run_wgmma(const LinearShape& shape, const ProductArguments& a) {
   call.partial = a.workspace;
   launch_maps<T>(a.op, call, a.stream);
   sum_parts(count, call.parts, a.workspace, static_cast<bf16*>(a.out), a.stream,
-            Finish<bf16>{a.bias, a.rows, shape.lanes, a.relu, static_cast<const bf16*>(a.mask)});
+            finish_of<bf16>(shape, a));
 }
 
 struct GradientArguments {
@@ -354,7 +359,7 @@ const GradientRow kBackwardFilter[] = {
 int64_t linear_workspace(const LinearShape& shape, Precision) {
   check("linear_workspace", shape);
   const int64_t forward_count = forward_parts(shape), data_count = backward_data_parts(shape);
-  const int64_t forward = forward_count > 1 ? forward_count * shape.N * shape.K : 0;
+  const int64_t forward = forward_count * shape.N * shape.K;  // a single part, for dropout
   const int64_t data = data_count > 1 ? data_count * shape.N * shape.C : 0;
   const int64_t bias = shape.N / shape.lanes * round_up(shape.K, 4);
   return std::max({forward, data, bias}) * int64_t{sizeof(float)};
@@ -367,13 +372,20 @@ void linear_forward(const LinearShape& shape,
                     const float* bias,
                     void* y,
                     bool relu,
+                    const std::optional<DropoutShape>& dropout,
+                    const Control* control,
                     float* workspace,
                     Stream stream) {
   const char* op = "linear_forward";
   check(op, shape);
+  require(!dropout || (dropout->N == shape.N && dropout->features == shape.K &&
+                       dropout->lanes == shape.lanes),
+          op, ": dropout must be of y, N=", shape.N, " features=", shape.K, " lanes=", shape.lanes);
   choose(op, kForward, shape, precision)
-      .run(shape, ProductArguments{op, shape.K, shape.C, forward_parts(shape), weight, x, bias,
-                                   relu, nullptr, y, workspace, stream});
+      .run(shape,
+           ProductArguments{op, shape.K, shape.C, forward_parts(shape), weight, x, bias, relu,
+                            nullptr, dropout ? dropout_of(op, *dropout, control) : Dropout{}, y,
+                            workspace, stream});
 }
 
 void linear_backward_data(const LinearShape& shape,
@@ -388,7 +400,7 @@ void linear_backward_data(const LinearShape& shape,
   check(op, shape);
   choose(op, kBackwardData, shape, precision)
       .run(shape, ProductArguments{op, shape.C, shape.K, backward_data_parts(shape), weight, dy,
-                                   nullptr, false, mask, dx, workspace, stream});
+                                   nullptr, false, mask, Dropout{}, dx, workspace, stream});
 }
 
 void linear_backward_filter(const LinearShape& shape,

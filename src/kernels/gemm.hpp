@@ -1,8 +1,10 @@
 // Fully-connected layers: three matrix products. x [N/L][C][L], weight [C][K], y [N/L][K][L].
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "control.hpp"
 #include "shapes.hpp"
 #include "variants.hpp"
 
@@ -11,7 +13,9 @@ namespace convnet {
 // Bytes of scratch memory that each of the three passes may need (one buffer serves all).
 int64_t linear_workspace(const LinearShape& shape, Precision precision);
 
-// y = weight^T x + bias (null: none), then ReLU where asked. The order of the sums depends on C alone.
+// y = weight^T x + bias (null: none), then ReLU and dropout where asked. The order of the sums depends on C alone.
+// Dropout of y gives the bits of dropout_forward at the step of `control`, without a mask (behind a ReLU y > 0 says as much),
+// and at test, where `control` is null, those of scale by 1 - p.
 void linear_forward(const LinearShape& shape,
                     Precision precision,
                     const void* x,
@@ -19,6 +23,8 @@ void linear_forward(const LinearShape& shape,
                     const float* bias,
                     void* y,
                     bool relu,
+                    const std::optional<DropoutShape>& dropout,
+                    const Control* control,
                     float* workspace,
                     Stream stream);
 

@@ -93,7 +93,8 @@ void linear() {
   const Array<float> workspace(
       static_cast<std::size_t>(linear_workspace(shape, Precision::fp32)) / 4 + 1);
   const Array<float> y(16 * 44), dx(16 * 70), dweight(70 * 44), dbias(44);
-  linear_forward(shape, Precision::fp32, x, weight, values(44), y, true, workspace, nullptr);
+  linear_forward(shape, Precision::fp32, x, weight, values(44), y, true, {}, nullptr, workspace,
+                 nullptr);
   linear_backward_data(shape, Precision::fp32, dy, weight, dx, nullptr, workspace, nullptr);
   linear_backward_filter(shape, Precision::fp32, dy, x, dweight, dbias, workspace, nullptr);
   take(y), take(dx), take(dweight), take(dbias);

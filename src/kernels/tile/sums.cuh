@@ -14,7 +14,10 @@
 // Cost       each partial value is read once: bound by memory, or by L2 where the parts still lie
 //            there.
 #pragma once
+#include <type_traits>
+
 #include "../arch/arch.cuh"
+#include "dropout.cuh"
 #include "epilogue.cuh"
 #include "variants.cuh"
 
@@ -28,6 +31,7 @@ struct Finish {
   int64_t features, lanes;
   bool relu;
   const Element* mask;  // like the activation, or null: 0 where it is not positive
+  Dropout dropout;
 };
 
 namespace {
@@ -36,6 +40,31 @@ constexpr int kSumThreads = 256;
 
 __device__ __forceinline__ void store(float* target, float value) { *target = value; }
 __device__ __forceinline__ void store(bf16* target, float value) { *target = to_bf16(value); }
+
+// v as an Element holds it.
+template <class Element>
+__device__ __forceinline__ float4 held(float4 v) {
+  if constexpr (std::is_same_v<Element, bf16>)
+    return float4{to_float(to_bf16(v.x)), to_float(to_bf16(v.y)), to_float(to_bf16(v.z)),
+                  to_float(to_bf16(v.w))};
+  else
+    return v;
+}
+
+// What dropout makes of the quad at i: that of a kernel of its own, which reads values as they were
+// stored.
+template <class Element>
+__device__ __forceinline__ float4 dropped(const Finish<Element>& finish, int64_t i, float4 v) {
+  const Dropout& dropout = finish.dropout;
+  v = held<Element>(v);
+  if (!dropout.control) {
+    const float f = dropout.factor;
+    return float4{v.x * f, v.y * f, v.z * f, v.w * f};
+  }
+  const int64_t row = i / finish.lanes, block = row / finish.features;
+  const int64_t n = block * finish.lanes + (i - row * finish.lanes);
+  return keep(v, kept(dropout, dropout.control->step, n, row - block * finish.features));
+}
 
 template <class Element>
 __global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(int64_t count,
@@ -53,6 +82,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(int64_t count,
   }
   if (finish.bias) sum = add(sum, finish.bias[first / finish.lanes % finish.features]);
   if (finish.relu) sum = rectified(sum);
+  if (finish.dropout.acts()) sum = dropped(finish, first, sum);
   if (finish.mask) sum = where_positive(sum, load4(finish.mask + first));
   if (first + 4 <= count) {
     store4(out + first, sum);
