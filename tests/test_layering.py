@@ -26,7 +26,7 @@ FOUNDATION = {
     "backend": {"shapes", "spec", "precision", "device", "host"},  # the devices inside functions only: see LAZY
     "layout": {"shapes", "precision", "backend"},
     "blas_common": {"control", "parallel"},
-    "blas_conv": {"shapes", "parallel", "blas_common"},
+    "blas_conv": {"shapes", "control", "parallel", "blas_common"},
     "blas_maps": {"shapes", "parallel", "blas_common"},
     "blas_kernels": {"shapes", "rng", "control", "parallel", "blas_common", "blas_conv", "blas_maps"},
     "device": {"shapes", "spec", "backend", "_gpu"},
