@@ -284,8 +284,27 @@ def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:
         _sampled(bench, f"{layer.name} backward filter", dweight, shape.N,
                  lambda c, f: (x[:, c] * dy[:, f], 0.0)), shape,
     )  # fmt: skip
+    yield _linear_update(bench, layer, gradient, x, dy)
     if layer.activation == "relu":
         yield _relu_backward(bench, layer.name, shape.y)
+
+
+def _linear_update(bench: Bench, layer: LinearLayer, gradient: Array, x: Values, dy: Values) -> Problem:
+    """The velocity behind exactly one step, as a sum of products: momentum v - rate (decay w + gradient)."""
+    shape, weight, rate, momentum, decay = layer.shape, layer.weight, 2.0**-10, 0.5, 2.0**-11
+    bench.stream.upload(bench.side.control, control_words(0, rate, momentum, decay))
+    w, v = (array.download() for array in (weight.value, bench.refill(weight.velocity)))
+    dbias, workspace = bench.poisoned((shape.K,)), bench.side.workspace
+    tensors = weight.value, weight.velocity, weight.copy, dbias, bench.side.control, 1.0, True, workspace
+    nbytes = layer.x.nbytes + gradient.nbytes + 4 * weight.value.nbytes
+    return Problem(
+        layer.name, "backward filter and update", 2.0 * shape.macs,
+        nbytes + (weight.copy.nbytes if weight.copy else 0),
+        lambda: ops.linear_backward_filter_update(
+            bench.stream, shape, bench.precision, gradient, layer.x, *tensors),
+        _sampled(bench, f"{layer.name} update", weight.velocity, shape.N,
+                 lambda c, f: (-rate * x[:, c] * dy[:, f], momentum * v[c, f] - rate * decay * w[c, f])),
+    )  # fmt: skip
 
 
 def _relu_backward(bench: Bench, layer: str, shape: tuple[int, ...]) -> Problem:

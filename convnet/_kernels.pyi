@@ -67,6 +67,21 @@ def linear_backward_filter(
     workspace: Handle | None,
     stream: int,
 ) -> None: ...
+def linear_backward_filter_update(
+    shape: LinearShape,
+    precision: str,
+    dy: Handle,
+    x: Handle,
+    weight: Handle,
+    velocity: Handle,
+    copy: Handle | None,
+    dbias: Handle | None,
+    control: Handle,
+    rate: float,
+    decays: bool,
+    workspace: Handle | None,
+    stream: int,
+) -> None: ...
 def linear_workspace(shape: LinearShape, precision: str) -> int: ...
 def max_pool_forward(
     shape: PoolShape, precision: str, x: Handle, y: Handle, argmax: Handle | None, stream: int

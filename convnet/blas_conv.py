@@ -11,8 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from .blas_common import F32, U32, copy_where_positive, dropout_keeps, fp32_only, inside, pieces, pixels_of, zeros
-from .control import STEP
+from .blas_common import (
+    F32,
+    U32,
+    copy_where_positive,
+    dropout_keeps,
+    fp32_only,
+    inside,
+    pieces,
+    pixels_of,
+    update,
+    zeros,
+)
+from .control import STEP, STOPPED
 from .parallel import run, scratch
 from .shapes import ConvShape, DropoutShape, LinearShape
 
@@ -278,6 +289,38 @@ def linear_backward_filter(
         np.matmul(columns[cuts[index]], gradient.T, out=out[cuts[index]])
 
     run(len(cuts), task)
+    if dbias is not None:
+        np.sum(gradient, 1, out=dbias.reshape(-1))
+
+
+def linear_backward_filter_update(
+    shape: LinearShape,
+    precision: str,
+    dy: F32,
+    x: F32,
+    weight: F32,
+    velocity: F32,
+    copy: None,
+    dbias: F32 | None,
+    control: U32,
+    rate: float,
+    decays: bool,
+    workspace: Any,
+    stream: int,
+) -> None:
+    fp32_only(precision if copy is None else "bf16")
+    columns, gradient = _columns_of(x.reshape(shape.x), shape.lanes), _columns_of(dy.reshape(shape.y), shape.lanes)
+    w, v = weight.reshape(shape.weight), velocity.reshape(shape.weight)
+    cuts = pieces(shape.C, 512)
+
+    def task(index: int) -> None:
+        cut = cuts[index]
+        part = scratch("gradient", (cut.stop - cut.start, shape.K))
+        np.matmul(columns[cut], gradient.T, out=part)
+        update(w[cut], v[cut], part, control, rate, decays)
+
+    if not control[STOPPED]:
+        run(len(cuts), task)
     if dbias is not None:
         np.sum(gradient, 1, out=dbias.reshape(-1))
 

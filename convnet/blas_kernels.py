@@ -24,6 +24,7 @@ from .blas_conv import (
     conv_forward,
     linear_backward_data,
     linear_backward_filter,
+    linear_backward_filter_update,
     linear_forward,
     linear_workspace,
 )
@@ -36,9 +37,9 @@ __all__ = [
     "add", "build_info", "cast_weight", "conv_backward_data", "conv_backward_filter",
     "conv_backward_filter_workspace", "conv_forward", "conv_variant", "dropout_backward", "dropout_forward",
     "fold_weight", "force_variant", "ingest", "ingest_planar", "linear_backward_data", "linear_backward_filter",
-    "linear_forward", "linear_variant", "linear_workspace", "lrn_backward", "lrn_forward", "max_pool_backward",
-    "max_pool_forward", "relu_backward", "relu_forward", "scale", "sgd", "sgd_many", "softmax_cross_entropy",
-    "tanh_backward", "tanh_forward", "unfold_gradient", "variants",
+    "linear_backward_filter_update", "linear_forward", "linear_variant", "linear_workspace", "lrn_backward",
+    "lrn_forward", "max_pool_backward", "max_pool_forward", "relu_backward", "relu_forward", "scale", "sgd",
+    "sgd_many", "softmax_cross_entropy", "tanh_backward", "tanh_forward", "unfold_gradient", "variants",
 ]  # fmt: skip
 
 

@@ -211,6 +211,44 @@ def linear_backward_filter(
     stream.launch(kernels.linear_backward_filter, shape, precision, dy, x, dweight, dbias, workspace)
 
 
+def linear_backward_filter_update(
+    stream: Stream,
+    shape: LinearShape,
+    precision: str,
+    dy: Array,
+    x: Array,
+    weight: Array,
+    velocity: Array,
+    copy: Array | None,
+    dbias: Array | None,
+    control: Array,
+    rate: float,
+    decays: bool,
+    workspace: Array | None,
+) -> None:
+    """``linear_backward_filter``, then ``sgd`` of the weight, to the same bits; the weight's gradient is stored
+    nowhere.
+
+    ``weight`` is the float32 one, ``copy`` what products in bfloat16 read. ``dbias`` is the bias's gradient, for an
+    update of its own.
+    """
+    op, dtype, kernels = "linear_backward_filter_update", activation_dtype(precision), stream.device.kernels
+    _check(
+        op,
+        stream,
+        ("dy", dy, shape.y, dtype),
+        ("x", x, shape.x, dtype),
+        ("weight", weight, shape.weight, F32),
+        ("velocity", velocity, shape.weight, F32),
+        ("copy", copy, shape.weight_copy, BF16),
+        ("dbias", dbias, shape.K, F32),
+        _control(control),
+    )
+    _check_workspace(op, workspace, kernels.linear_workspace(shape, precision))
+    operands = (dy, x, weight, velocity, copy, dbias, control, rate, decays, workspace)
+    stream.launch(kernels.linear_backward_filter_update, shape, precision, *operands)
+
+
 def max_pool_forward(
     stream: Stream, shape: PoolShape, precision: str, x: Array, y: Array, argmax: Array | None
 ) -> None:

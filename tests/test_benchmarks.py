@@ -27,9 +27,9 @@ TINY = ["--model", "alexnet-tiny", "-b", "3", "--seconds", "0"]
 # a layer whose passes use the kernel
 KERNELS = {
     "conv_forward": "conv2", "conv_backward_data": "conv2", "conv_backward_filter": "conv1", "linear_forward": "fc7",
-    "linear_backward_data": "fc7", "linear_backward_filter": "fc7", "max_pool_forward": "pool1",
-    "max_pool_backward": "pool1", "lrn_forward": "norm1", "lrn_backward": "norm1", "relu_backward": "conv3",
-    "dropout_forward": "drop6", "softmax_cross_entropy": "softmax", "sgd": "sgd",
+    "linear_backward_data": "fc7", "linear_backward_filter": "fc7", "linear_backward_filter_update": "fc8",
+    "max_pool_forward": "pool1", "max_pool_backward": "pool1", "lrn_forward": "norm1", "lrn_backward": "norm1",
+    "relu_backward": "conv3", "dropout_forward": "drop6", "softmax_cross_entropy": "softmax", "sgd": "sgd",
 }  # fmt: skip
 
 

@@ -210,6 +210,24 @@ def test_step_is_the_papers_update(device):
         assert net.steps_done == 2
 
 
+def test_a_loss_that_is_not_finite_changes_nothing(pair):
+    """On no device: the one that computes the loss tells the other."""
+    for devices in pair:
+        with convnet.Network(TINY, devices=devices, batch_size=2, width=0.25) as net:
+            images, labels = batch(net, 2)
+            weights = net.weights()
+            net.forward(np.where(images == images.max(), np.float32(np.nan), images), train=True)
+            assert np.isnan(net.backward(labels))
+            net.step(lr=0.1)
+            for name, weight in net.weights().items():
+                np.testing.assert_array_equal(weight, weights[name], err_msg=name)
+            assert not any(v.any() for v in net.velocity().values())
+            net.forward(images, train=True)
+            net.backward(labels)
+            net.step(lr=0.1)
+            assert all((weight != weights[name]).any() for name, weight in net.weights().items())
+
+
 def test_gradients_against_finite_differences():
     """The loss really changes as the gradient says, along every parameter's own gradient."""
     with convnet.Network(TINY, devices="cpu", batch_size=4, width=0.5, crop=48) as net:

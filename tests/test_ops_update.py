@@ -3,15 +3,17 @@ gradient, and none at all where the loss was not finite."""
 
 from __future__ import annotations
 
+import cases
 import numpy as np
 import pytest
 import reference
+from conftest import Machine
 
 from convnet import ops
 from convnet.control import STOPPED, control_words
 from convnet.layout import to_float32
 from convnet.precision import BF16, copy_columns
-from convnet.shapes import SoftmaxShape
+from convnet.shapes import LinearShape, SoftmaxShape
 
 CONSTANTS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 SIZES = [(96,), (1,), (363, 5), (64, 128), (3, 1001), (1024,), (7, 4), (1, 4099), (130, 16)]
@@ -95,3 +97,74 @@ def test_nothing_changes_after_a_loss_that_is_not_finite(machine, precision):
     machine.stream.upload(control, control_words(**CONSTANTS))
     ops.sgd(machine.stream, weight, velocity, gradient, copy, control, 1.0, True)
     np.testing.assert_array_equal(weight.download(), reference.sgd(*tensors, **CONSTANTS)[0])
+
+
+# ---- within the product ----
+
+
+UPDATED = [case for case in cases.LINEAR if case.id in (
+    "one-everything-N1",
+    "outputs-129-N9",  # rows of weights that are not aligned
+    "maps-64-N128",
+    "maps-256-136-N128",  # several tiles
+    "batch-257-N257",
+    "batch-320-N320",
+)]  # fmt: skip
+
+
+def step(arithmetic, case, integers: bool, fused: bool, control, decays: bool = True):
+    """One step of a linear layer's weights: gradient, then update, or both at once. What they were, and what they are:
+    weight, velocity, the bias's gradient, copy."""
+    machine = Machine(arithmetic.device)
+    x, weight, _, dy = case.inputs(integers=integers)
+    shape, precision = machine.padded(LinearShape(case.N, case.C, case.K, 1)), arithmetic.precision
+    before = weight.T.copy(), np.random.default_rng(case.N).standard_normal(shape.weight, dtype=np.float32)
+    w, v = map(machine.put, before)
+    copy = machine.empty(shape.weight_copy, BF16) if precision == "bf16" else None
+    dbias, words = machine.empty((case.K,)), machine.put(control)
+    workspace = machine.workspace(machine.device.kernels.linear_workspace(shape, precision))
+    problem = machine.stream, shape, precision, *(machine.put_images(values, precision) for values in (dy, x))
+    if fused:
+        ops.linear_backward_filter_update(*problem, w, v, copy, dbias, words, 0.5, decays, workspace)
+    else:
+        gradient = machine.empty(shape.weight)
+        ops.linear_backward_filter(*problem, gradient, dbias, workspace)
+        ops.sgd(machine.stream, w, v, gradient, copy, words, 0.5, decays)
+    after = [array.download() for array in (w, v, dbias, copy) if array]
+    machine.device.close()
+    return before, after
+
+
+@pytest.mark.parametrize("case", UPDATED, ids=lambda case: case.id)
+def test_update_of_a_linear_layer(arithmetic, case):
+    """The bits of the gradient and the update one behind the other; and of the formula, where the gradient is exact."""
+    control = control_words(**CONSTANTS)
+    _, apart = step(arithmetic, case, integers=False, fused=False, control=control)
+    _, fused = step(arithmetic, case, integers=False, fused=True, control=control)
+    for a, b in zip(fused, apart, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    before, after = step(arithmetic, case, integers=True, fused=True, control=control, decays=False)
+    x, weight, _, dy = case.inputs(integers=True)
+    gradient = reference.linear_backward(dy, x, weight)[1].T.astype(np.float32)
+    rate = np.float32(CONSTANTS["lr"]) * np.float32(0.5)
+    for actual, expected in zip(
+        after, reference.sgd(*before, gradient, rate, CONSTANTS["momentum"], 0.0), strict=False
+    ):
+        np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_array_equal(after[2], dy.sum(0))
+    if arithmetic.precision == "bf16":
+        copy = after[3]
+        np.testing.assert_array_equal(to_float32(copy[:, : case.K].copy()), reference.bf16(after[0]))
+        assert (copy[:, case.K :] == 0xFFFF).all()  # the padding is left alone
+
+
+@pytest.mark.parametrize("case", UPDATED[1:3], ids=lambda case: case.id)
+def test_no_update_of_a_linear_layer_where_stopped(arithmetic, case):
+    control = control_words(**CONSTANTS)
+    control[STOPPED] = 1
+    before, after = step(arithmetic, case, integers=True, fused=True, control=control)
+    for a, b in zip(after, before, strict=False):
+        np.testing.assert_array_equal(a, b)
+    assert not np.isnan(after[2]).any()
+    assert (np.array(after[3:]) == 0xFFFF).all()

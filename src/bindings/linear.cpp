@@ -16,6 +16,9 @@ void register_linear(py::module_& m) {
   bind(m, "linear_backward_filter", &linear_backward_filter,
        {"shape", "precision", "dy", "x", "dweight", optional("dbias"), optional("workspace"),
         "stream"});
+  bind(m, "linear_backward_filter_update", &linear_backward_filter_update,
+       {"shape", "precision", "dy", "x", "weight", "velocity", optional("copy"), optional("dbias"),
+        "control", "rate", "decays", optional("workspace"), "stream"});
   bind(m, "linear_workspace", &linear_workspace, {"shape", "precision"});
 }
 

@@ -3,10 +3,12 @@
 // What       forward y[k,n] = bias[k] + sum over c of weight[c,k] x[c,n], then ReLU and
 //            dropout where asked; backward data dx[c,n] = sum over k of weight[c,k] dy[k,n], with a
 //            mask 0 where mask[c,n] > 0 does not hold; backward filter dweight[c,k] = sum over n of
-//            x[c,n] dy[k,n], dbias[k] = sum over n of dy[k,n].
+//            x[c,n] dy[k,n], dbias[k] = sum over n of dy[k,n]; with update, dweight[c,k] is not
+//            stored but is the gradient in a step of SGD of weight[c,k] (tile/update.cuh).
 // Tensors    x and mask [N/L][C][L], weight [C][K] (bf16: [C][K8]), y [N/L][K][L] by precision; bias,
 //            dweight, dbias and sums float32. workspace, float32: [parts] of y or dx, or [N/L] of
-//            dbias, rows padded to 4 floats.
+//            dbias, rows padded to 4 floats. With update weight and velocity float32 [C][K], copy
+//            (may be null) bf16 [C][K8].
 //
 //            pass             GEMM-M   GEMM-N   reduction   a (tile/loaders.cuh)        b
 //            forward          K        n        C           weight, rows                x, rows
@@ -30,10 +32,15 @@
 // Cost       2 N C K FLOP and 4 C K bytes of weights (bf16: 2 C K), N / 2 FLOP per byte (bf16: N):
 //            bound by memory for few images; in fp32 by FFMA issue from about N = 32 on where the
 //            machine does 15 FLOP in the time of a byte (67 TFLOP/s to 4.8 TB/s), with tensor cores
-//            from several hundred on. Parts cost 8 bytes per output and part, mostly in L2.
+//            from several hundred on. Parts cost 8 bytes per output and part, mostly in L2. Backward
+//            filter with update moves 16 bytes per weight, 18 with a copy, in place of the 4 of
+//            dweight (and of the 20 or 22 of an update behind it): N / 9 FLOP per byte, bound by
+//            memory up to several hundred images. Weights and velocities of a tile are on their way
+//            to L2 from the beginning of its block.
 #include "gemm.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "arch/arch.cuh"
 #include "tile/epilogue.cuh"
@@ -41,6 +48,7 @@
 #include "tile/simt.cuh"
 #include "tile/sums.cuh"
 #include "tile/tensor_core.cuh"
+#include "tile/update.cuh"
 #include "tile/variants.cuh"
 #include "tile/wgmma_filter.cuh"
 #include "tile/wgmma_maps.cuh"
@@ -96,7 +104,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
 }
 
 // Backward filter: rows are input features, columns filters, the reduction runs over `images`.
-template <class T>
+// Output is what becomes of the sums, dweight's address or a WeightUpdate.
+template <class T, class Output>
 __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
     gradient_kernel(int C,
                     int K,
@@ -104,15 +113,20 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                     int images,
                     const typename T::Arithmetic::Element* dy,
                     const typename T::Arithmetic::Element* x,
-                    float* dweight) {
+                    const Output out) {
   constexpr int kDepth = T::Arithmetic::kDepth;
+  constexpr bool kUpdates = std::is_same_v<Output, WeightUpdate>;
   auto& ring = shared_storage<Ring<GradientOperands<T>>>();
   const int first_row = blockIdx.x * T::kM, first_column = blockIdx.y * T::kN;
+  if constexpr (kUpdates) prefetch_tile<T::kThreads, T::kM, T::kN>(out, first_row, C, first_column);
   GradientOperands<T> operands(x, dy, C, K, first_row, first_column, lanes, images);
   typename T::Sums sums;
   multiply(sums, ring, operands, (images + kDepth - 1) / kDepth);
   sums.finish();
-  store_matrix(sums, dweight, first_row, C, first_column, K);
+  if constexpr (kUpdates)
+    update_matrix(sums, out, first_row, C, first_column);
+  else
+    store_matrix(sums, out, first_row, C, first_column, K);
 }
 
 // A reduction is cut into at most 8 parts of at least 128 terms. Forward takes as many as C allows,
@@ -219,6 +233,7 @@ struct GradientArguments {
   const void* dy;
   const void* x;
   float* dweight;
+  const WeightUpdate* update;  // in place of dweight; null: dweight is stored
   float* dbias;
   float* workspace;
   Stream stream;
@@ -230,9 +245,15 @@ void run_gradient(const LinearShape& shape, const GradientArguments& a) {
   const Element* dy = static_cast<const Element*>(a.dy);
   const Dim3 grid =
       tile_grid("linear_backward_filter", ceil_div(shape.C, T::kM), ceil_div(shape.K, T::kN), 1);
-  launch(gradient_kernel<T>, grid, Dim3(T::kThreads), sizeof(Ring<GradientOperands<T>>), a.stream,
-         int(shape.C), int(shape.K), int(shape.lanes), int(shape.N), dy,
-         static_cast<const Element*>(a.x), a.dweight);
+  const auto start = [&](auto out) {
+    launch(gradient_kernel<T, decltype(out)>, grid, Dim3(T::kThreads),
+           sizeof(Ring<GradientOperands<T>>), a.stream, int(shape.C), int(shape.K),
+           int(shape.lanes), int(shape.N), dy, static_cast<const Element*>(a.x), out);
+  };
+  if (a.update)
+    start(*a.update);
+  else
+    start(a.dweight);
   if (a.dbias)
     sum_rows(shape.N / shape.lanes, shape.K, shape.lanes, dy, a.dbias, a.workspace, a.stream);
 }
@@ -244,6 +265,7 @@ void run_wgmma_gradient(const LinearShape& shape, const GradientArguments& a) {
   call.dy = feature_activation(a.dy, shape.K, blocks);
   call.x = feature_activation(a.x, shape.C, blocks);
   call.dweight = a.dweight;
+  call.update = a.update;
   call.R = call.S = call.stride = call.groups = call.parts = 1;
   launch_filter<T>("linear_backward_filter", call, a.stream);
   if (a.dbias)
@@ -414,7 +436,28 @@ void linear_backward_filter(const LinearShape& shape,
   const char* op = "linear_backward_filter";
   check(op, shape);
   choose(op, kBackwardFilter, shape, precision)
-      .run(shape, GradientArguments{dy, x, dweight, dbias, workspace, stream});
+      .run(shape, GradientArguments{dy, x, dweight, nullptr, dbias, workspace, stream});
+}
+
+void linear_backward_filter_update(const LinearShape& shape,
+                                   Precision precision,
+                                   const void* dy,
+                                   const void* x,
+                                   float* weight,
+                                   float* velocity,
+                                   bf16* copy,
+                                   float* dbias,
+                                   const Control* control,
+                                   float rate,
+                                   bool decays,
+                                   float* workspace,
+                                   Stream stream) {
+  const char* op = "linear_backward_filter";
+  check(op, shape);
+  const WeightUpdate update{weight,  velocity, copy,  {shape.K, round_up(shape.K, 8)},
+                            control, rate,     decays};
+  choose(op, kBackwardFilter, shape, precision)
+      .run(shape, GradientArguments{dy, x, nullptr, &update, dbias, workspace, stream});
 }
 
 std::string linear_forward_variant(const LinearShape& shape, Precision precision) {

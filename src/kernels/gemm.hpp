@@ -48,6 +48,22 @@ void linear_backward_filter(const LinearShape& shape,
                             float* workspace,
                             Stream stream);
 
+// The same dweight, which is stored nowhere but updates weight and velocity in place, and makes their copy (null: none),
+// to the bits of sgd (sgd.hpp); dbias as above. Where control says `stopped`, nothing but dbias changes.
+void linear_backward_filter_update(const LinearShape& shape,
+                                   Precision precision,
+                                   const void* dy,
+                                   const void* x,
+                                   float* weight,
+                                   float* velocity,
+                                   bf16* copy,
+                                   float* dbias,
+                                   const Control* control,
+                                   float rate,
+                                   bool decays,
+                                   float* workspace,
+                                   Stream stream);
+
 // The kernels that they take, and all that there are.
 std::string linear_forward_variant(const LinearShape& shape, Precision precision);
 std::string linear_backward_data_variant(const LinearShape& shape, Precision precision);

@@ -189,6 +189,7 @@ void backward_filter(const Problem& t, int parts) {
   const FilterCall call{image_activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks),
                         image_activation(x.data, t.groups * t.C, t.H, t.W, t.blocks),
                         found.data(),
+                        nullptr,
                         t.R,
                         t.S,
                         t.stride,
@@ -206,6 +207,37 @@ void backward_filter(const Problem& t, int parts) {
   report(wrong);
 }
 
+// One step of a linear layer's weights; its numbers keep everything exact.
+template <class T>
+void linear_update(const Problem& t) {
+  Random random{4};
+  const Tensor dy = random_tensor(t.y_count(), random), x = random_tensor(t.x_count(), random);
+  const std::size_t count = std::size_t(t.C) * t.K;
+  std::vector<float> weight(count), velocity(count), gradient(count);
+  for (float& w : weight) w = static_cast<float>(random.next());
+  for (float& v : velocity) v = static_cast<float>(random.next());
+  t.for_each([&](int b, int g, int c, int k, int, int, int p, int q, int h, int w) {
+    for (int n = 0; n < kL; ++n)
+      gradient[std::size_t(c) * t.K + k] +=
+          to_float(dy.data[t.y(b, g, k, p, q) + n]) * to_float(x.data[t.x(b, g, c, h, w) + n]);
+  });
+  std::vector<float> new_weight(count);
+  for (std::size_t i = 0; i < count; ++i)
+    new_weight[i] = weight[i] + (velocity[i] * 0.5f - gradient[i] * 0.25f);
+  const Control control{0, 0.5f, 0.5f, 1.0f, 0, {}};
+  const WeightUpdate update{
+      weight.data(), velocity.data(), nullptr, {t.K, t.filters8()}, &control, 0.5f, false};
+  FilterCall call{};
+  call.dy = image_activation(dy.data, t.K, t.P, t.Q, t.blocks);
+  call.x = image_activation(x.data, t.C, t.H, t.W, t.blocks);
+  call.update = &update;
+  call.R = call.S = call.stride = call.groups = call.parts = 1;
+  launch_filter<T>("linear_update", call, nullptr);
+  int wrong = 0;
+  for (std::size_t i = 0; i < count; ++i) wrong += weight[i] != new_weight[i];
+  report(wrong);
+}
+
 //                       blocks groups C   H  W  K   R  S  P  Q  stride pad
 constexpr Problem kPadded{2, 2, 32, 4, 5, 72, 3, 3, 4, 5, 1, 1};
 constexpr Problem kStrided{1, 1, 20, 7, 9, 40, 3, 3, 3, 4, 2, 0};
@@ -215,8 +247,11 @@ constexpr Problem kFiveTaps{1, 1, 32, 5, 14, 16, 5, 5, 5, 14, 1, 2};
 constexpr Problem kFeatures{1, 1, 130, 1, 3, 72,
                             1, 1, 1,   3, 1, 0};  // 3 blocks of images are the columns
 
+constexpr Problem kManyFeatures{1, 1, 600, 1, 3, 72, 1, 1, 1, 3, 1, 0};
+
 const std::map<std::string, std::function<void()>> kScenarios{
     {"linear", [] { forward<MapsTile<64, 2, 64, true>>(kFeatures, 1); }},
+    {"linear-update", [] { linear_update<FilterTile<2, 1, 128>>(kManyFeatures); }},
     {"linear-backward", [] { backward_data<MapsTile<64, 4, 64, false>>(kFeatures); }},
     {"forward-wide", [] { forward<MapsTile<64, 4, 16, true>>(kWide, 1); }},
     {"backward-data-wide", [] { backward_data<MapsTile<48, 3, 32, false>>(kFiveTaps); }},

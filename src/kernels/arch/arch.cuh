@@ -6,6 +6,7 @@
 //   launch(kernel, Dim3 grid, Dim3 block, shared_bytes, stream, args...)   host: starts a kernel, throws when it cannot
 //   shared_storage<T>()      the block's dynamic shared memory seen as a T; the only way to shared memory
 //   load4 / store4           four neighbouring values, float (16-byte aligned) or bf16 (8-byte aligned), as four floats
+//   prefetch_l2(address)         starts to bring the 128 bytes that hold it into the second level of cache
 //   load4_bytes / store4_bytes   four bytes, the first one lowest in the word; the address must be 4-byte aligned
 //   mul_rn / add_rn / sub_rn     one operation rounded to float32, never contracted into a fused multiply-add
 //   rsqrtf(x)                    1 / sqrt(x), on a GPU within 2 units in the last place

@@ -133,6 +133,8 @@ __forceinline__ void store4_bytes(uint8_t* address,
   std::memcpy(emu::aligned<4>(address, site), &bytes, 4);
 }
 
+__forceinline__ void prefetch_l2(const void*) {}
+
 // The emulator is compiled without contraction of floating-point expressions.
 __forceinline__ float mul_rn(float a, float b) { return a * b; }
 __forceinline__ float add_rn(float a, float b) { return a + b; }

@@ -18,7 +18,16 @@
 //            row are one window of the strip.
 // Epilogue   float32 sums straight to memory in sectors of 32 bytes (eight neighbouring filters);
 //            parts are added in ascending order by tile/sums.cuh.
+// Update     of a linear layer: sums are gradients of weights that are updated in place. Behind the
+//            last chunk of a tile, the producer fills stages with slices of its weights and
+//            velocities:
+//              w, v [filters / 32][32 channels][32 filters], float32
+//            in the 128-byte swizzle, so that up to 200 KB of them are on their way to a
+//            multiprocessor at any time, also while it multiplies the next tile. Consumers transpose
+//            their sums into quads of neighbouring filters and store 16 bytes at a time, whole
+//            sectors of 16 filters.
 #pragma once
+#include "update.cuh"
 #include "variants.cuh"
 #include "wgmma_ring.cuh"
 #include "wgmma_tensors.cuh"
@@ -52,6 +61,10 @@ struct FilterTile {
   static constexpr int kLanes = 32, kHalves = 2;  // of a stage; stages of a chunk
   static constexpr int kRow = kLanes * 2;         // bytes: a span of the 64-byte swizzle
   static constexpr int kDyBytes = kFilters * kRow, kXBytes = kChannels * kRow;  // of a pixel
+  static constexpr int kSlice = 32;                    // channels whose weights a stage holds
+  static constexpr int kBox = 32;                      // filters: a span of the 128-byte swizzle
+  static constexpr int kBoxBytes = kSlice * kBox * 4;  // one of the boxes of a slice
+  static constexpr int kSliceBytes = kFilters * kSlice * 4;  // of weights or velocities
   static_assert(kChannels % 8 == 0 && kColumns <= 256);
 
   static int64_t x_pixels(int64_t stride, int64_t pixels) { return (pixels - 1) * stride + kTaps; }
@@ -130,10 +143,43 @@ struct FilterWalk {
   }
 };
 
+// What becomes of the sums: kernels take one of these.
+struct StoreSums {
+  static constexpr bool kUpdates = false;
+  float* dweight;
+};
+
+struct UpdateWeights {
+  static constexpr bool kUpdates = true;
+  TensorMap weight, velocity;  // where `slices`
+  WeightUpdate target;
+  bool slices;  // rows are whole quads; else values are updated one by one, where they lie
+};
+
+// The slices of a tile; consumers take as many.
 template <class T>
+__device__ __forceinline__ void produce_slices(const FilterProblem& p,
+                                               const FilterPlace<T>& place,
+                                               const UpdateWeights& out,
+                                               StageRing& ring) {
+  const int last = min(place.channel + T::kChannels, p.C);
+  for (int channel = place.channel; channel < last; channel += T::kSlice) {
+    unsigned char* stage = ring.begin(2 * T::kSliceBytes);
+    for (int box = 0; box < T::kFilters / T::kBox; ++box) {
+      const int filter = place.filter + box * T::kBox;
+      unsigned char* target = stage + box * T::kBoxBytes;
+      tma_load(target, out.weight, ring.full(), filter, channel, 0, 0, 0);
+      tma_load(target + T::kSliceBytes, out.velocity, ring.full(), filter, channel, 0, 0, 0);
+    }
+    ring.next();
+  }
+}
+
+template <class T, class Output>
 __device__ __forceinline__ void produce(const FilterProblem& p,
                                         const TensorMap& dy,
                                         const TensorMap& x,
+                                        const Output& out,
                                         StageRing ring) {
   const int dy_bytes = p.chunk_pixels * T::kDyBytes;
   const int bytes = dy_bytes + ((p.chunk_pixels - 1) * p.stride + T::kTaps) * T::kXBytes;
@@ -151,6 +197,9 @@ __device__ __forceinline__ void produce(const FilterProblem& p,
                  column * p.stride - p.pad_left + place.s, walk.input_row(p, place.r), walk.block);
         ring.next();
       }
+    }
+    if constexpr (Output::kUpdates) {
+      if (out.slices) produce_slices<T>(p, place, out, ring);
     }
   }
 }
@@ -175,6 +224,81 @@ __device__ __forceinline__ void store_sums(const FilterProblem& p,
   }
 }
 
+// Four neighbouring lanes of a column of the warp (lane / 4) hold four neighbouring filters of four
+// sums each; afterwards lane i of them holds all filters of sum i. All lanes of a warp must call.
+__device__ __forceinline__ float4 transposed(const float (&v)[4]) {
+  const bool odd = threadIdx.x & 4, high = threadIdx.x & 8;
+  const float x = warp_shuffle_xor(odd ? v[0] : v[1], 4);
+  const float y = warp_shuffle_xor(odd ? v[2] : v[3], 4);
+  const float a0 = odd ? x : v[0], a1 = odd ? v[1] : x;  // of sum 0 or 1, filters 0, 1 or 2, 3
+  const float b0 = odd ? y : v[2], b1 = odd ? v[3] : y;  // of sum 2 or 3
+  const float p0 = warp_shuffle_xor(high ? a0 : b0, 8);
+  const float p1 = warp_shuffle_xor(high ? a1 : b1, 8);
+  return high ? float4{p0, p1, b0, b1} : float4{a0, a1, p0, p1};
+}
+
+// A tile of a linear layer: its weights come in slices, in the order of the channels.
+template <class T>
+__device__ __forceinline__ void update_slices(const FilterProblem& p,
+                                              const FilterPlace<T>& place,
+                                              const float (&sum)[T::kColumns / 2],
+                                              int warpgroup,
+                                              bool works,
+                                              const WeightUpdate& target,
+                                              const Rates& rates,
+                                              StageRing& ring) {
+  static_assert(T::kTaps == 1 && T::kChannels % T::kSlice == 0);
+  constexpr int kQuads = T::kSlice / 8;
+  // Of the four sums that `transposed` takes, this lane gets the one of this channel and filter.
+  const int lane = threadIdx.x % 32, which = lane / 4 % 4;
+  const int c = lane % 4 * 2 + which % 2;
+  const int k = 64 * warpgroup + threadIdx.x % kWarpgroup / 32 * 16 + which / 2 * 8 + lane / 16 * 4;
+  const int offset =
+      k / T::kBox * T::kBoxBytes + c * (T::kBox * 4) + ((k % T::kBox / 4) ^ c) * 16;  // swizzled
+#pragma unroll
+  for (int slice = 0; slice < T::kChannels / T::kSlice; ++slice) {
+    const int channel = place.channel + slice * T::kSlice;
+    if (channel >= p.C) break;
+    const unsigned char* stage = ring.await() + offset;
+    float4 w[kQuads], v[kQuads];
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) {
+      const unsigned char* row = stage + j * 8 * T::kBox * 4;
+      w[j] = load4(reinterpret_cast<const float*>(row));
+      v[j] = load4(reinterpret_cast<const float*>(row + T::kSliceBytes));
+    }
+    __syncwarp();  // all lanes have read the stage
+    ring.next();
+    ring.release(1);
+    if (!works) continue;
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) {
+      const float* s = sum + (slice * kQuads + j) * 4;
+      update(rates, w[j], v[j], transposed({s[0], s[1], s[2], s[3]}));
+      const int row = channel + 8 * j + c;
+      if (row < p.C && place.filter + k < p.K && !rates.stopped)
+        target.store(row, place.filter + k, w[j], v[j]);
+    }
+  }
+}
+
+// The same where the rows of the weights are not aligned.
+template <class T>
+__device__ __forceinline__ void update_sums(const FilterProblem& p,
+                                            const FilterPlace<T>& place,
+                                            const float (&sum)[T::kColumns / 2],
+                                            int first_filter,
+                                            const WeightUpdate& target,
+                                            const Rates& rates) {
+  if (rates.stopped) return;
+#pragma unroll
+  for (int i = 0; i < T::kColumns / 2; ++i) {
+    const int channel = place.channel + threadIdx.x % 4 * 2 + i / 4 * 8 + i % 2;
+    const int filter = first_filter + i / 2 % 2 * 8;
+    if (channel < p.C && filter < p.K) target.change(rates, channel, filter, sum[i]);
+  }
+}
+
 // The products of kPixels pixels, without a branch between them (see multiply_all in wgmma_maps.cuh).
 template <class T, int kPixels>
 __device__ __forceinline__ void multiply_pixels(float (&sum)[T::kColumns / 2],
@@ -191,11 +315,13 @@ __device__ __forceinline__ void multiply_pixels(float (&sum)[T::kColumns / 2],
   wgmma_commit();
 }
 
-template <class T>
+template <class T, class Output>
 __device__ __forceinline__ void consume(const FilterProblem& p,
                                         int warpgroup,
-                                        float* dweight,
+                                        const Output& out,
                                         StageRing ring) {
+  Rates rates{};
+  if constexpr (Output::kUpdates) rates = out.target.rates();
   const int dy_bytes = p.chunk_pixels * T::kDyBytes;
   const int tiles = int(p.tiles());
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
@@ -242,24 +368,30 @@ __device__ __forceinline__ void consume(const FilterProblem& p,
     wgmma_wait<0>();
     hold(sum);
     if (steps > 0) ring.release(1);
-    if (!works) continue;
     const int first_filter =
         place.filter + 64 * warpgroup + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
-    const bool whole = place.s + T::kTaps <= p.S && place.channel + T::kChannels <= p.C &&
-                       place.filter + 64 * (warpgroup + 1) <= p.K;
-    if (whole)
-      store_sums<T, true>(p, place, sum, first_filter, dweight);
-    else
-      store_sums<T, false>(p, place, sum, first_filter, dweight);
+    if constexpr (Output::kUpdates) {
+      if (out.slices)
+        update_slices<T>(p, place, sum, warpgroup, works, out.target, rates, ring);
+      else if (works)
+        update_sums<T>(p, place, sum, first_filter, out.target, rates);
+    } else if (works) {
+      const bool whole = place.s + T::kTaps <= p.S && place.channel + T::kChannels <= p.C &&
+                         place.filter + 64 * (warpgroup + 1) <= p.K;
+      if (whole)
+        store_sums<T, true>(p, place, sum, first_filter, out.dweight);
+      else
+        store_sums<T, false>(p, place, sum, first_filter, out.dweight);
+    }
   }
 }
 
-template <class T>
+template <class T, class Output>
 __global__ void __launch_bounds__(T::kThreads, 1)
     wgmma_filter_kernel(const __grid_constant__ TensorMap dy,
                         const __grid_constant__ TensorMap x,
                         const __grid_constant__ FilterProblem p,
-                        float* dweight) {
+                        const __grid_constant__ Output out) {
   RingBarriers& barriers = shared_storage<RingBarriers>();
   StageRing ring(barriers, p.ring);
   if (threadIdx.x == 0) ring.initialise(T::kConsumers * kWarpgroup / 32);
@@ -271,11 +403,11 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     if (threadIdx.x / 32 % 4 == 0 && elect_one()) {
       prefetch(dy);
       prefetch(x);
-      produce<T>(p, dy, x, ring);
+      produce<T>(p, dy, x, out, ring);
     }
   } else {
     become_consumer<T::kConsumers>();
-    consume<T>(p, warpgroup, dweight, ring);
+    consume<T>(p, warpgroup, out, ring);
   }
 }
 
@@ -283,7 +415,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
 struct FilterCall {
   Activation dy, x;
-  float* dweight;  // [parts] times dweight, each round_up(count, 4) floats
+  float* dweight;              // [parts] times dweight, each round_up(count, 4) floats
+  const WeightUpdate* update;  // of a linear layer, in one part; null: dweight is stored
   int64_t R, S, stride, pad_top, pad_left, groups;
   int64_t parts;  // an even_parts of FilterTile::chunks
 };
@@ -311,11 +444,32 @@ void launch_filter(const char* op, const FilterCall& call, Stream stream) {
           chunks, " groups of them; run the batch in parts");
   require(p.tiles() < int64_t{1} << 31, op, ": dweight has too many tiles for one launch, got ",
           p.tiles(), "; use more groups");
-  launch(wgmma_filter_kernel<T>, Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))),
-         Dim3(T::kThreads), std::size_t(p.ring.bytes()), stream,
-         load_map("dy", dy, T::kFilters, p.chunk_pixels, T::kLanes),
-         load_map("x", x, T::kChannels, T::x_pixels(call.stride, p.chunk_pixels), T::kLanes), p,
-         call.dweight);
+  const auto start = [&](const auto& out) {
+    launch(wgmma_filter_kernel<T, std::decay_t<decltype(out)>>,
+           Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))), Dim3(T::kThreads),
+           std::size_t(p.ring.bytes()), stream,
+           load_map("dy", dy, T::kFilters, p.chunk_pixels, T::kLanes),
+           load_map("x", x, T::kChannels, T::x_pixels(call.stride, p.chunk_pixels), T::kLanes), p,
+           out);
+  };
+  if constexpr (T::kTaps == 1) {
+    if (call.update) {
+      UpdateWeights out{{}, {}, *call.update, p.K % 4 == 0};
+      if (out.slices) {
+        p.ring = ring_shape(std::max(p.ring.stage_bytes, 2 * T::kSliceBytes), 0);
+        const auto map = [&](const char* what, const float* values) {
+          const int64_t row = int64_t{p.K} * 4;
+          return tensor_map(what, Element::float32, values, {p.K, p.C, 1, 1, 1},
+                            {row, row, row, row}, {T::kBox, T::kSlice, 1, 1, 1}, Swizzle::bytes128);
+        };
+        out.weight = map("weight", call.update->weight);
+        out.velocity = map("velocity", call.update->velocity);
+      }
+      start(out);
+      return;
+    }
+  }
+  start(StoreSums{call.dweight});
 }
 
 }  // namespace convnet

@@ -42,4 +42,8 @@ __device__ __forceinline__ void store4_bytes(uint8_t* address, uint32_t value) {
   *reinterpret_cast<uint32_t*>(address) = value;
 }
 
+__device__ __forceinline__ void prefetch_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 }  // namespace convnet
