@@ -245,7 +245,7 @@ class PoolLayer(LayerOnDevice):
 
     def backward(self, dy: Array, below: bool) -> Array:
         dx = self.side.gradient(self.shape.x)
-        ops.max_pool_backward(self.stream, self.shape, self.precision, dy, self.argmax, dx)
+        ops.max_pool_backward(self.stream, self.shape, self.precision, dy, self.argmax, None, dx)
         return dx
 
 
