@@ -31,7 +31,7 @@ from convnet.layers import (
 from convnet.layout import to_bf16, to_float32
 from convnet.precision import BF16, copy_columns
 from convnet.shapes import ConvShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
-from convnet.spec import Dropout, NetworkSpec, parameter_count, placed_layers
+from convnet.spec import Dropout, NetworkSpec, Pool, parameter_count, placed_layers
 
 Values = np.ndarray[Any, Any]
 PLACES = 100  # at which a sum is checked
@@ -102,7 +102,8 @@ def problems(
     """
     lanes = device.lanes(batch_size)
     N = padded(batch_size, lanes)
-    for placed in placed_layers(spec):
+    all_placed = list(placed_layers(spec))
+    for placed in all_placed:
         if layers and placed.layer.name not in layers:
             continue
         bench = Bench(device, precision, seed + placed.index)
@@ -116,6 +117,11 @@ def problems(
             bench.refill(parameter.value, 1 / math.sqrt(max(1, parameter.value.shape[0])))
         layer.copy_weights()
         yield from _passes(bench, layer)
+        behind = all_placed[placed.index + 1 : placed.index + 2]
+        if isinstance(layer, LrnLayer) and behind and isinstance(behind[0].layer, Pool):
+            size, stride = behind[0].layer.size, behind[0].layer.stride
+            pool = PoolShape.of(N, placed.C, placed.H, placed.W, size, stride, ceil_mode=True, lanes=lanes)
+            yield from _lrn_pool(bench, layer, pool)
     bench = Bench(device, precision, seed)
     if not layers or "softmax" in layers:
         yield _softmax(bench, SoftmaxShape(N, batch_size, spec.classes, lanes))
@@ -367,43 +373,51 @@ def _pool(bench: Bench, layer: PoolLayer) -> Iterator[Problem]:
                   check_forward)  # fmt: skip
     ops.max_pool_forward(bench.stream, shape, bench.precision, layer.x, y, argmax)
     yield Problem(layer.name, "backward", y.size, nbytes,
-                  lambda: ops.max_pool_backward(bench.stream, shape, bench.precision, gradient, argmax, dx),
+                  lambda: ops.max_pool_backward(bench.stream, shape, bench.precision, gradient, argmax, None, dx),
                   check_backward)  # fmt: skip
+
+
+def _channel_sums(shape: LrnShape, values: Values, before: int) -> Values:
+    """Of ``size`` channels from ``before`` channels before each, inside its group."""
+    c = shape.C // shape.groups
+    grouped = values.reshape(values.shape[0], shape.groups, c, -1)
+    total = np.zeros_like(grouped)
+    for shift in range(-before, shape.size - before):
+        low, high = max(0, -shift), min(c, c - shift)
+        if high > low:
+            total[:, :, low:high] += grouped[:, :, low + shift : high + shift]
+    return total.reshape(values.shape)
+
+
+def _lrn_denominator(shape: LrnShape, x: Values) -> Values:
+    return shape.k + shape.alpha * _channel_sums(shape, x * x, shape.size // 2)
+
+
+def _lrn_gradient(shape: LrnShape, dy: Values, x: Values) -> tuple[Values, Values]:
+    """dx and the sum of the absolute values of its terms, in float64."""
+    x, dy = x.astype(np.float64), dy.astype(np.float64)
+    d = _lrn_denominator(shape, x)
+    direct, shared = dy * d**-shape.beta, dy * x * d ** (-shape.beta - 1)
+    after, factor = shape.size - 1 - shape.size // 2, 2 * shape.alpha * shape.beta
+    magnitude = np.abs(direct) + factor * np.abs(x) * _channel_sums(shape, np.abs(shared), after)
+    return direct - factor * x * _channel_sums(shape, shared, after), magnitude
 
 
 def _lrn(bench: Bench, layer: LrnLayer) -> Iterator[Problem]:
     shape: LrnShape = layer.shape
     bench.refill(layer.x, 30.0)  # so large that the sum matters beside k
     gradient, y, dx = bench.normal(shape.x), bench.activation(shape.x), bench.activation(shape.x)
-    c = shape.C // shape.groups
-
-    def sums(values: Values, before: int) -> Values:
-        """Of ``size`` channels from ``before`` channels before each, inside its group."""
-        grouped = values.reshape(values.shape[0], shape.groups, c, -1)
-        total = np.zeros_like(grouped)
-        for shift in range(-before, shape.size - before):
-            low, high = max(0, -shift), min(c, c - shift)
-            if high > low:
-                total[:, :, low:high] += grouped[:, :, low + shift : high + shift]
-        return total.reshape(values.shape)
-
-    def denominator(x: Values) -> Values:
-        return shape.k + shape.alpha * sums(x * x, shape.size // 2)
 
     def check_forward() -> None:
         x = to_float32(layer.x.download()).astype(np.float64)
-        expected = x * denominator(x) ** -shape.beta
+        expected = x * _lrn_denominator(shape, x) ** -shape.beta
         limit = 16 * UNIT * np.abs(expected)
         limit += _output_limit(np.abs(expected) + limit, bench.precision)
         _within(f"{layer.name} forward", to_float32(y.download()), expected, limit)
 
     def check_backward() -> None:
-        x, dy = (to_float32(array.download()).astype(np.float64) for array in (layer.x, gradient))
-        d = denominator(x)
-        direct, shared = dy * d**-shape.beta, dy * x * d ** (-shape.beta - 1)
-        after, factor = shape.size - 1 - shape.size // 2, 2 * shape.alpha * shape.beta
-        magnitude = np.abs(direct) + factor * np.abs(x) * sums(np.abs(shared), after)
-        expected = direct - factor * x * sums(shared, after)
+        x, dy = (to_float32(array.download()) for array in (layer.x, gradient))
+        expected, magnitude = _lrn_gradient(shape, dy, x)
         limit = 32 * UNIT * magnitude
         limit += _output_limit(np.abs(expected) + limit, bench.precision)
         _within(f"{layer.name} backward", to_float32(dx.download()), expected, limit)
@@ -413,6 +427,36 @@ def _lrn(bench: Bench, layer: LrnLayer) -> Iterator[Problem]:
                   check_forward)  # fmt: skip
     yield Problem(layer.name, "backward", 4.0 * shape.size * y.size, 3 * y.nbytes,
                   lambda: ops.lrn_backward(bench.stream, shape, bench.precision, gradient, layer.x, dx),
+                  check_backward)  # fmt: skip
+
+
+def _lrn_pool(bench: Bench, layer: LrnLayer, pool: PoolShape) -> Iterator[Problem]:
+    """The normalisation and the pooling behind it in one kernel, checked against the two alone."""
+    shape: LrnShape = layer.shape
+    name, problem = f"{layer.name}+pool", (bench.stream, shape, pool, bench.precision)
+    gradient, p, dx = bench.normal(pool.y), bench.activation(pool.y), bench.activation(shape.x)
+    argmax = bench.poisoned(pool.y, np.uint8)
+
+    def check_forward() -> None:
+        y, expected = bench.activation(shape.x), bench.activation(pool.y)
+        ops.lrn_forward(bench.stream, shape, bench.precision, layer.x, y)
+        ops.max_pool_forward(bench.stream, pool, bench.precision, y, expected, None)
+        _within(f"{name} forward", to_float32(p.download()), to_float32(expected.download()), 0.0)
+
+    def check_backward() -> None:
+        dy = bench.activation(shape.x)
+        ops.max_pool_backward(bench.stream, pool, bench.precision, gradient, argmax, None, dy)
+        expected, magnitude = _lrn_gradient(shape, to_float32(dy.download()), to_float32(layer.x.download()))
+        limit = 32 * UNIT * magnitude + _output_limit(magnitude, bench.precision)  # dy alone is rounded
+        limit += _output_limit(np.abs(expected) + limit, bench.precision)
+        _within(f"{name} backward", to_float32(dx.download()), expected, limit)
+
+    nbytes, operations = layer.x.nbytes + p.nbytes + argmax.nbytes, 2.0 * shape.size * layer.x.size
+    yield Problem(name, "forward", operations, nbytes,
+                  lambda: ops.lrn_pool_forward(*problem, layer.x, p, argmax), check_forward)  # fmt: skip
+    ops.lrn_pool_forward(*problem, layer.x, p, argmax)
+    yield Problem(name, "backward", 2 * operations, nbytes + dx.nbytes,
+                  lambda: ops.lrn_pool_backward(*problem, gradient, argmax, layer.x, dx),
                   check_backward)  # fmt: skip
 
 

@@ -28,7 +28,14 @@ from .blas_conv import (
     linear_forward,
     linear_workspace,
 )
-from .blas_maps import lrn_backward, lrn_forward, max_pool_backward, max_pool_forward
+from .blas_maps import (
+    lrn_backward,
+    lrn_forward,
+    lrn_pool_backward,
+    lrn_pool_forward,
+    max_pool_backward,
+    max_pool_forward,
+)
 from .control import STEP, STOPPED
 from .parallel import run, scratch
 from .shapes import ConvShape, DropoutShape, IngestShape, LinearShape, SoftmaxShape
@@ -38,8 +45,9 @@ __all__ = [
     "conv_backward_filter_workspace", "conv_forward", "conv_variant", "dropout_backward", "dropout_forward",
     "fold_weight", "force_variant", "ingest", "ingest_planar", "linear_backward_data", "linear_backward_filter",
     "linear_backward_filter_update", "linear_forward", "linear_variant", "linear_workspace", "lrn_backward",
-    "lrn_forward", "max_pool_backward", "max_pool_forward", "relu_backward", "relu_forward", "scale", "sgd",
-    "sgd_many", "softmax_cross_entropy", "tanh_backward", "tanh_forward", "unfold_gradient", "variants",
+    "lrn_forward", "lrn_pool_backward", "lrn_pool_forward", "max_pool_backward", "max_pool_forward", "relu_backward",
+    "relu_forward", "scale", "sgd", "sgd_many", "softmax_cross_entropy", "tanh_backward", "tanh_forward",
+    "unfold_gradient", "variants",
 ]  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def max_pool2d_backward(
     shape = call.padded(shape)
     y, argmax, dx = call.empty(shape.y), call.device.empty(shape.y, np.uint8), call.empty(shape.x)
     ops.max_pool_forward(call.stream, shape, precision, call.put_images(x), y, argmax)
-    ops.max_pool_backward(call.stream, shape, precision, call.put_images(dy), argmax, dx)
+    ops.max_pool_backward(call.stream, shape, precision, call.put_images(dy), argmax, None, dx)
     return call.images(dx)
 
 

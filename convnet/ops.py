@@ -258,12 +258,20 @@ def max_pool_forward(
     stream.launch(stream.device.kernels.max_pool_forward, shape, precision, x, y, argmax)
 
 
-def max_pool_backward(stream: Stream, shape: PoolShape, precision: str, dy: Array, argmax: Array, dx: Array) -> None:
-    """dx from dy and the positions of the maxima."""
+def max_pool_backward(
+    stream: Stream, shape: PoolShape, precision: str, dy: Array, argmax: Array, mask: Array | None, dx: Array
+) -> None:
+    """dx from dy and the positions of the maxima; with ``mask``, the pooled y of a ReLU, 0 where it is not positive."""
     dtype = activation_dtype(precision)
-    operands = (("dy", dy, shape.y, dtype), ("argmax", argmax, shape.y, U8), ("dx", dx, shape.x, dtype))
-    _check("max_pool2d_backward", stream, *operands)
-    stream.launch(stream.device.kernels.max_pool_backward, shape, precision, dy, argmax, dx)
+    _check(
+        "max_pool2d_backward",
+        stream,
+        ("dy", dy, shape.y, dtype),
+        ("argmax", argmax, shape.y, U8),
+        ("mask", mask, shape.y, dtype),
+        ("dx", dx, shape.x, dtype),
+    )
+    stream.launch(stream.device.kernels.max_pool_backward, shape, precision, dy, argmax, mask, dx)
 
 
 def lrn_forward(stream: Stream, shape: LrnShape, precision: str, x: Array, y: Array) -> None:
@@ -279,6 +287,47 @@ def lrn_backward(stream: Stream, shape: LrnShape, precision: str, dy: Array, x: 
     operands = (("dy", dy, shape.x, dtype), ("x", x, shape.x, dtype), ("dx", dx, shape.x, dtype))
     _check("local_response_norm_backward", stream, *operands)
     stream.launch(stream.device.kernels.lrn_backward, shape, precision, dy, x, dx)
+
+
+def lrn_pool_forward(
+    stream: Stream, lrn: LrnShape, pool: PoolShape, precision: str, x: Array, p: Array, argmax: Array | None
+) -> None:
+    """p = the pooled lrn_forward of x, and the position of each maximum in its window."""
+    dtype = activation_dtype(precision)
+    _check(
+        "lrn_pool",
+        stream,
+        ("x", x, lrn.x, dtype),
+        ("x", x, pool.x, dtype),
+        ("p", p, pool.y, dtype),
+        ("argmax", argmax, pool.y, U8),
+    )
+    stream.launch(stream.device.kernels.lrn_pool_forward, lrn, pool, precision, x, p, argmax)
+
+
+def lrn_pool_backward(
+    stream: Stream,
+    lrn: LrnShape,
+    pool: PoolShape,
+    precision: str,
+    dp: Array,
+    argmax: Array,
+    x: Array,
+    dx: Array,
+    relu: bool = False,
+) -> None:
+    """dx from dp, the positions of the maxima and x; behind a ReLU, 0 where its output x is not positive."""
+    dtype = activation_dtype(precision)
+    _check(
+        "lrn_pool_backward",
+        stream,
+        ("dp", dp, pool.y, dtype),
+        ("argmax", argmax, pool.y, U8),
+        ("x", x, lrn.x, dtype),
+        ("x", x, pool.x, dtype),
+        ("dx", dx, lrn.x, dtype),
+    )
+    stream.launch(stream.device.kernels.lrn_pool_backward, lrn, pool, precision, dp, argmax, x, dx, relu)
 
 
 def relu_forward(stream: Stream, precision: str, x: Array, y: Array) -> None:

@@ -6,12 +6,13 @@ An id such as ``conv2-tiny-N8`` says layer (or edge), family and batch.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from convnet.shapes import ConvShape, Padding, PoolShape, four_paddings
+from convnet.shapes import ConvShape, LrnShape, Padding, PoolShape, four_paddings
 from convnet.spec import Conv, Linear, Lrn, Pool, network, placed_layers
 
 # A case of more multiply-adds (padded lanes included) takes the emulator too long; "cpu" and GPUs run them all.
@@ -363,6 +364,81 @@ LRN = [
     LrnCase("batch-130-N130", 130, 6, 2, 2, size=3),
     *(replace(case, C=case.C // 4, H=11, W=9) for case in _from_network(Lrn, "alexnet", "shrunk", 2, _lrn)),
     *_from_network(Lrn, "alexnet-tiny", "tiny", 8, _lrn),
+]
+
+
+@dataclass(frozen=True)
+class LrnPoolCase(Case):
+    """Normalisation in ``groups`` and the pooling behind it; inputs as in ``LrnCase``, or few different values."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    groups: int = 2
+    size: int = 3
+    stride: int = 2
+    padding: Padding = 0
+    ceil_mode: bool = True
+    window: int = 5
+    beta: float = 0.75
+    ties: bool = False
+
+    @property
+    def constants(self) -> dict:
+        return {"size": self.window, "alpha": 1e-4, "beta": self.beta, "k": 2.0}
+
+    @property
+    def pool(self) -> PoolCase:
+        return PoolCase(
+            self.id, self.N, self.C, self.H, self.W, self.size, self.stride, self.padding, self.ceil_mode
+        )  # fmt: skip
+
+    @property
+    def lrn(self) -> LrnShape:
+        return LrnShape(self.N, self.C, self.H, self.W, self.groups, 1, **self.constants)
+
+    def inputs(self):
+        """x, dp; a third of x is 0, as behind a ReLU, and the rest of any sign."""
+        shape, random = self.pool.shape(), self.random
+        x = random.uniform(-60, 60, (self.N, self.C, self.H, self.W)).astype(np.float32)
+        if self.ties:
+            x = random.integers(-2, 3, x.shape).astype(np.float32)
+        x[random.random(x.shape) < 1 / 3] = 0
+        return x, _normal(random, (self.N, self.C, shape.P, shape.Q))
+
+
+def _lrn_pools(name: str, family: str, N: int) -> list[LrnPoolCase]:
+    """Every normalisation of a network that a pooling layer follows."""
+    spec = network(name)
+    placed = list(placed_layers(spec))
+    return [
+        LrnPoolCase(f"{a.layer.name}-{family}-N{N}", N, a.C, a.H, a.W, spec.towers, b.layer.size, b.layer.stride)
+        for a, b in itertools.pairwise(placed)
+        if isinstance(a.layer, Lrn) and isinstance(b.layer, Pool)
+    ]
+
+
+LRN_POOL = [
+    LrnPoolCase("one-everything-N1", 1, 1, 1, 1, groups=1, size=1, stride=1),
+    LrnPoolCase("ties-N3", 3, 10, 9, 7, ties=True),
+    LrnPoolCase("cut-channels-N9", 9, 74, 7, 8),  # a group becomes two segments, the second one shorter
+    LrnPoolCase("three-groups-N24", 24, 21, 6, 11, groups=3),
+    LrnPoolCase("many-tiles-N16", 16, 6, 23, 31),
+    LrnPoolCase("batch-65-N65", 65, 8, 8, 9),
+    LrnPoolCase("no-overlap-N8", 8, 12, 9, 8, size=2, stride=2),
+    LrnPoolCase("dense-ties-N2", 2, 6, 5, 6, size=2, stride=1, ties=True),
+    LrnPoolCase("gaps-between-windows-N3", 3, 7, 11, 13, groups=1, size=2, stride=5, ceil_mode=False),
+    LrnPoolCase("uncovered-rim-N3", 3, 6, 10, 12, ceil_mode=False),
+    LrnPoolCase("padded-ties-N2", 2, 8, 7, 6, padding=1, ties=True),
+    LrnPoolCase("asymmetric-padding-N3", 3, 6, 9, 8, size=4, stride=3, padding=(0, 3, 2, 1), ceil_mode=False),
+    LrnPoolCase("window-of-4-N3", 3, 10, 7, 9, window=4),
+    LrnPoolCase("window-larger-than-C-N2", 2, 7, 6, 5, groups=1, window=16, size=2),
+    LrnPoolCase("beta-half-N2", 2, 6, 5, 7, beta=0.5),
+    LrnPoolCase("windows-of-three-strides-N2", 2, 6, 7, 8, size=3, stride=1),
+    LrnPoolCase("largest-window-N16", 16, 4, 17, 16, size=15, stride=1),
+    *(replace(case, C=case.C // 8) for case in _lrn_pools("alexnet", "shrunk", 2)),
+    *_lrn_pools("alexnet-tiny", "tiny", 8),
 ]
 
 

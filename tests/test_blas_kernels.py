@@ -45,12 +45,16 @@ def run_all(shapes=(CONV, DENSE)) -> list[np.ndarray]:
     x, dy = integers(POOL.x), integers(POOL.y)
     y, argmax, dx = poisoned(POOL.y), poisoned(POOL.y, np.uint8), poisoned(POOL.x)
     blas_kernels.max_pool_forward(POOL, "fp32", x, y, argmax, 0)
-    blas_kernels.max_pool_backward(POOL, "fp32", dy, argmax, dx, 0)
+    blas_kernels.max_pool_backward(POOL, "fp32", dy, argmax, None, dx, 0)
     results += [y, argmax, dx]
     y, dx = poisoned(LRN.x), poisoned(LRN.x)
     blas_kernels.lrn_forward(LRN, "fp32", x, y, 0)
     blas_kernels.lrn_backward(LRN, "fp32", integers(LRN.x), x, dx, 0)
     results += [y, dx]
+    p, dx = poisoned(POOL.y), poisoned(LRN.x)
+    blas_kernels.lrn_pool_forward(LRN, POOL, "fp32", x, p, argmax, 0)
+    blas_kernels.lrn_pool_backward(LRN, POOL, "fp32", integers(POOL.y), argmax, x, dx, True, 0)
+    results += [p, argmax, dx]
     x, weight, dy = integers(LINEAR.x), integers(LINEAR.weight), integers(LINEAR.y)
     y, dx, dweight = poisoned(LINEAR.y), poisoned(LINEAR.x), poisoned(LINEAR.weight)
     blas_kernels.linear_forward(LINEAR, "fp32", x, weight, None, y, False, None, None, None, 0)

@@ -55,6 +55,25 @@ def test_backward(device, precision, case, within):
     np.testing.assert_array_equal(dx, expected_backward(case, dy, x))
 
 
+@pytest.mark.parametrize("case", [case for case in cases.POOL if case.N > 2], ids=lambda case: case.id)
+def test_mask_drops_what_a_relu_would_drop(machine, precision, case):
+    """In front of the ReLU: the same bits as its mask behind the pooling, also for NaN."""
+    x, dy = (reference.held(values, precision) for values in case.inputs())
+    y, argmax = reference.pool_forward(np.maximum(x, 0), **case.geometry)
+    y, argmax = y.astype(np.float32), argmax.astype(np.uint8)
+    y[0, 0, 0, 0] = np.nan
+    assert (y <= 0).any() or case.id == "one-everything-N1" or not case.ties
+    shape = machine.padded(case.shape(N=case.N))
+    put, places = machine.put_images, machine.put_images(argmax)
+    results = []
+    for gradient, mask in ((dy, put(y, precision)), (np.where(y > 0, dy, np.float32(0)), None)):
+        dx = machine.activations(shape.x, precision)
+        operands = machine.stream, shape, precision, put(gradient, precision), places, mask
+        ops.max_pool_backward(*operands, dx)
+        results.append(machine.images(dx, case.N))
+    np.testing.assert_array_equal(*results)
+
+
 def test_bf16_is_rounded_once():
     """A sum that is rounded after every addition would show."""
     case = cases.PoolCase("rounded", 2, 3, 11, 11, 3, 1)

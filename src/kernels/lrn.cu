@@ -21,109 +21,21 @@
 //            powf.
 #include "lrn.hpp"
 
-#include <algorithm>
-#include <cmath>
-
 #include "arch/arch.cuh"
-#include "tile/quads.cuh"
+#include "tile/channels.cuh"
 
 namespace convnet {
 namespace {
 
-constexpr int kMaxSize = 16;
-constexpr int64_t kThreadsWanted = 1 << 17;  // about what an H100 keeps resident
-constexpr int64_t kMinSegment = 16;  // channels; below it re-reading outweighs the parallelism
-
-// Neighbouring image lanes of one thread.
-template <int kLanes>
-struct Lanes {
-  float v[kLanes];
-};
-
-template <int kLanes, class T>
-__device__ __forceinline__ Lanes<kLanes> load(const T* address) {
-  if constexpr (kLanes == 4) {
-    const float4 quad = load4(address);
-    return {{quad.x, quad.y, quad.z, quad.w}};
-  } else {
-    return {{load1(address)}};
-  }
-}
-
-template <int kLanes, class T>
-__device__ __forceinline__ void store(T* address, const Lanes<kLanes>& lanes) {
-  if constexpr (kLanes == 4)
-    store4(address, float4{lanes.v[0], lanes.v[1], lanes.v[2], lanes.v[3]});
-  else
-    store1(address, lanes.v[0]);
-}
-
-// The channels that a thread walks: those of one group, of which it produces [begin, end).
-struct Column {
-  int64_t first;  // offset of the group's channel 0 at this thread's pixel and lane
-  int64_t step;   // from one channel to the next
-  int channels, begin, end;
-
-  // Values of channel c; zero outside the group, which is what the sums want.
-  template <int kLanes, class T>
-  __device__ __forceinline__ Lanes<kLanes> read(const T* tensor, int c) const {
-    return c >= 0 && c < channels ? load<kLanes>(tensor + first + c * step) : Lanes<kLanes>{};
-  }
-};
-
-// How the channels of a group are cut up.
-struct Cut {
-  int channels, segment, segments;  // of a group, of a segment, per group
-};
-
-__device__ __forceinline__ Column column_of(const LrnShape& shape,
-                                            const LaneGrid& grid,
-                                            const Cut& cut,
-                                            const LanePlace& at) {
-  const int group = static_cast<int>(at.plane) / cut.segments;  // counted through all image blocks
-  const int begin = (static_cast<int>(at.plane) - group * cut.segments) * cut.segment;
-  const int end = cut.channels - begin < cut.segment ? cut.channels : begin + cut.segment;
-  const int64_t step = grid.pixels * shape.lanes;
-  const int64_t first = int64_t{group} * cut.channels * step + at.pixel * shape.lanes + at.lane;
-  return Column{first, step, cut.channels, begin, end};
-}
-
-// d^-beta and 1 / d.
-struct Powers {
-  float denominator, inverse;
-};
-
-// kTuned: beta is 0.75. The others look, so that 0.75 means the same roots with every window. They
-// are reciprocal roots because sqrtf and division, rounded exactly, take several times as many
-// instructions and would outlast the memory; the power is within 6 units in the last place.
-template <bool kTuned>
-__device__ __forceinline__ Powers powers(float d, float beta) {
-  if (kTuned || beta == 0.75f) {
-    const float root = rsqrtf(d);
-    return Powers{root * rsqrtf(d * root), root * root};
-  }
-  return Powers{powf(d, -beta), 1.0f / d};
-}
-
-// k + alpha * sum of squares of one lane over window[0..kSize)
-template <int kSize, int kLanes>
-__device__ __forceinline__ float divisor(const LrnShape& shape,
-                                         const Lanes<kLanes>* window,
-                                         int lane) {
-  float sum = 0.0f;
-#pragma unroll
-  for (int j = 0; j < kSize; ++j) sum += window[j].v[lane] * window[j].v[lane];
-  return shape.k + shape.alpha * sum;
-}
-
 // One turn of the loop reads kTurn channels ahead, so that several loads are under way at a time.
-template <class T, int kSize, int kLanes, int kTurn, bool kTuned>
+template <class T, int kSize, int kLanes, int kTurn, bool kRoots>
 __global__ void __launch_bounds__(kQuadThreads) lrn_forward_kernel(
     LrnShape shape, LaneGrid grid, Cut cut, const T* __restrict__ x, T* __restrict__ y) {
   constexpr int kBefore = kSize / 2, kAfter = kSize - 1 - kBefore;
   const LanePlace at = lane_place(grid);  // plane = segment of a group of an image block
   if (!at.inside) return;
-  const Column column = column_of(shape, grid, cut, at);
+  const Column column = column_of(cut, at.plane, int64_t{grid.pixels} * shape.lanes,
+                                  at.pixel * shape.lanes + at.lane);
 
   Lanes<kLanes> window[kSize - 1 + kTurn];  // x of channels c - kBefore and on
 #pragma unroll
@@ -140,8 +52,8 @@ __global__ void __launch_bounds__(kQuadThreads) lrn_forward_kernel(
       Lanes<kLanes> result;
 #pragma unroll
       for (int l = 0; l < kLanes; ++l) {
-        const float d = divisor<kSize>(shape, window + u, l);
-        result.v[l] = window[u + kBefore].v[l] * powers<kTuned>(d, shape.beta).denominator;
+        const float d = divisor<kSize>(shape, [&](int j) { return window[u + j].v[l]; });
+        result.v[l] = window[u + kBefore].v[l] * powers<kRoots>(d, shape.beta).denominator;
       }
       store(y + column.first + (c + u) * column.step, result);
     }
@@ -152,7 +64,7 @@ __global__ void __launch_bounds__(kQuadThreads) lrn_forward_kernel(
 
 // At channel c the newest term t_f is that of f = c + kBefore, whose window begins at c: the three
 // rings below move together.
-template <class T, int kSize, int kLanes, int kTurn, bool kTuned>
+template <class T, int kSize, int kLanes, int kTurn, bool kRoots>
 __global__ void __launch_bounds__(kQuadThreads, 2) lrn_backward_kernel(LrnShape shape,
                                                                        LaneGrid grid,
                                                                        Cut cut,
@@ -162,8 +74,8 @@ __global__ void __launch_bounds__(kQuadThreads, 2) lrn_backward_kernel(LrnShape 
   constexpr int kBefore = kSize / 2;
   const LanePlace at = lane_place(grid);  // plane = segment of a group of an image block
   if (!at.inside) return;
-  const Column column = column_of(shape, grid, cut, at);
-  const float factor = 2.0f * shape.alpha * shape.beta;
+  const Column column = column_of(cut, at.plane, int64_t{grid.pixels} * shape.lanes,
+                                  at.pixel * shape.lanes + at.lane);
 
   Lanes<kLanes> window[kSize - 1 + kTurn];       // x of channels c and on
   Lanes<kLanes> terms[kSize - 1 + kTurn];        // t of the kSize channels up to c + kBefore
@@ -192,15 +104,16 @@ __global__ void __launch_bounds__(kQuadThreads, 2) lrn_backward_kernel(LrnShape 
       Lanes<kLanes> result;
 #pragma unroll
       for (int l = 0; l < kLanes; ++l) {
-        const Powers power = powers<kTuned>(divisor<kSize>(shape, window + u, l), shape.beta);
-        const float scaled = slope[u].v[l] * power.denominator;
+        const float d = divisor<kSize>(shape, [&](int j) { return window[u + j].v[l]; });
+        const Powers power = powers<kRoots>(d, shape.beta);
+        const float scaled = lrn_direct(slope[u].v[l], power);
         direct[kBefore + u].v[l] = exists ? scaled : 0.0f;
         terms[kSize - 1 + u].v[l] =
-            exists ? scaled * window[u + kBefore].v[l] * power.inverse : 0.0f;
+            exists ? lrn_term(scaled, window[u + kBefore].v[l], power) : 0.0f;
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < kSize; ++j) sum += terms[u + j].v[l];
-        result.v[l] = direct[u].v[l] - factor * window[u].v[l] * sum;
+        result.v[l] = lrn_slope(shape, direct[u].v[l], window[u].v[l], sum);
       }
       if (c + u >= column.begin && c + u < column.end)
         store(dx + column.first + (c + u) * column.step, result);
@@ -215,55 +128,35 @@ __global__ void __launch_bounds__(kQuadThreads, 2) lrn_backward_kernel(LrnShape 
   }
 }
 
-struct Plan {
-  LaneGrid grid;
-  Cut cut;
-};
+// Lanes per thread: sizes up to 5 move four values at a time; larger windows of that width would not
+// fit in registers.
+int width_of(const LrnShape& shape) { return shape.size <= 5 ? 4 : 1; }
 
-Plan plan_for(const char* op, const LrnShape& shape) {
-  require(shape.size >= 1 && shape.size <= kMaxSize, op, ": size must be 1 to ", kMaxSize,
-          " channels, got size=", shape.size);
-  require(shape.groups >= 1 && shape.C >= 1 && shape.C <= kMaxGrid && shape.C % shape.groups == 0,
-          op, ": groups must divide the channels, got C=", shape.C, " groups=", shape.groups);
-  const int64_t planes = image_blocks(op, shape.N, shape.lanes) * shape.groups;
-  const int width = shape.size <= 5 ? 4 : 1;
-  const int64_t pixels = shape.H * shape.W;
-  const int64_t channels = shape.C / shape.groups;
-  const int64_t threads = std::max<int64_t>(1, planes * pixels * (shape.lanes / width));
-  const int64_t cuts =
-      std::max<int64_t>(1, std::min(kThreadsWanted / threads, channels / kMinSegment));
-  const int64_t segment = (channels + cuts - 1) / cuts;
-  const int64_t segments = (channels + segment - 1) / segment;
-  return Plan{
-      lane_grid(op, planes * segments, pixels, shape.lanes, width),
-      Cut{static_cast<int>(channels), static_cast<int>(segment), static_cast<int>(segments)}};
-}
-
-// Sizes up to 5 move four values at a time; larger windows of that width would not fit in
-// registers. The network's window of 5 with beta 0.75 is compiled without the general power.
+// The network's window of 5 with beta 0.75 is compiled without the general power.
 template <class T, int kSize = 1>
-void launch_forward(const LrnShape& shape, const Plan& plan, const T* x, T* y, Stream stream) {
+void launch_forward(
+    const LrnShape& shape, const ChannelPlan& plan, const T* x, T* y, Stream stream) {
   if (shape.size == kSize) {
     auto *kernel = lrn_forward_kernel < T, kSize, kSize <= 5 ? 4 : 1, 4, false > ;
     if constexpr (kSize == 5)
-      if (shape.beta == 0.75f) kernel = lrn_forward_kernel<T, 5, 4, 4, true>;
+      if (takes_roots(shape)) kernel = lrn_forward_kernel<T, 5, 4, 4, true>;
     launch(kernel, plan.grid.grid(), plan.grid.block(), 0, stream, shape, plan.grid, plan.cut, x,
            y);
-  } else if constexpr (kSize < kMaxSize) {
+  } else if constexpr (kSize < kMaxLrnSize) {
     launch_forward<T, kSize + 1>(shape, plan, x, y, stream);
   }
 }
 
 template <class T, int kSize = 1>
 void launch_backward(
-    const LrnShape& shape, const Plan& plan, const T* dy, const T* x, T* dx, Stream stream) {
+    const LrnShape& shape, const ChannelPlan& plan, const T* dy, const T* x, T* dx, Stream stream) {
   if (shape.size == kSize) {
     auto *kernel = lrn_backward_kernel < T, kSize, kSize <= 5 ? 4 : 1, 2, false > ;
     if constexpr (kSize == 5)
-      if (shape.beta == 0.75f) kernel = lrn_backward_kernel<T, 5, 4, 2, true>;
+      if (takes_roots(shape)) kernel = lrn_backward_kernel<T, 5, 4, 2, true>;
     launch(kernel, plan.grid.grid(), plan.grid.block(), 0, stream, shape, plan.grid, plan.cut, dy,
            x, dx);
-  } else if constexpr (kSize < kMaxSize) {
+  } else if constexpr (kSize < kMaxLrnSize) {
     launch_backward<T, kSize + 1>(shape, plan, dy, x, dx, stream);
   }
 }
@@ -272,7 +165,7 @@ void launch_backward(
 
 void lrn_forward(
     const LrnShape& shape, Precision precision, const void* x, void* y, Stream stream) {
-  const Plan plan = plan_for("lrn_forward", shape);
+  const ChannelPlan plan = channel_plan("lrn_forward", shape, width_of(shape));
   with_element(precision, [&](auto element) {
     using T = decltype(element);
     launch_forward(shape, plan, static_cast<const T*>(x), static_cast<T*>(y), stream);
@@ -285,7 +178,7 @@ void lrn_backward(const LrnShape& shape,
                   const void* x,
                   void* dx,
                   Stream stream) {
-  const Plan plan = plan_for("lrn_backward", shape);
+  const ChannelPlan plan = channel_plan("lrn_backward", shape, width_of(shape));
   with_element(precision, [&](auto element) {
     using T = decltype(element);
     launch_backward(shape, plan, static_cast<const T*>(dy), static_cast<const T*>(x),

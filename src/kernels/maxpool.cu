@@ -5,7 +5,7 @@
 //            maximum in row order. The first NaN, if there is one, wins and is the result. Backward
 //            dx(h,w) = sum of dy over the windows whose argmax is (h,w): it gathers, in row order,
 //            so that it needs no atomics, writes every element and gives the same bits every time.
-// Tensors    x, dx [N/L][C][H][W][L], y, dy [N/L][C][P][Q][L] by precision, argmax uint8 as y.
+// Tensors    x, dx [N/L][C][H][W][L], y, dy, mask [N/L][C][P][Q][L] by precision, argmax uint8 as y.
 //            Maxima are passed on as they are; sums are float32, rounded once.
 // Work       one thread per four neighbouring lanes of an output pixel (of an input pixel
 //            backward), up to 256 threads per block; a block stays inside one channel of one image
@@ -14,21 +14,17 @@
 // Barriers   none.
 // Needs      lanes a multiple of 8, size <= 15, every window with a pixel in it; 16-byte aligned
 //            activations, 4-byte aligned argmax.
-// Cost       4 HW + 5 PQ bytes per image and channel (2 HW + 3 PQ in bf16), forward and backward:
-//            bound by memory.
+// Cost       4 HW + 5 PQ bytes per image and channel (2 HW + 3 PQ in bf16), forward and backward,
+//            and 4 PQ (2 PQ) for the mask: bound by memory.
 #include "maxpool.hpp"
 
 #include <cmath>
 
 #include "arch/arch.cuh"
-#include "tile/quads.cuh"
+#include "tile/pool_windows.cuh"
 
 namespace convnet {
 namespace {
-
-__device__ __forceinline__ int clamp(int value, int low, int high) {
-  return value < low ? low : value > high ? high : value;
-}
 
 // kSize 0: the size is shape.size.
 template <class T, int kSize>
@@ -87,6 +83,7 @@ __global__ void __launch_bounds__(kQuadThreads)
                              LaneGrid grid,
                              const T* __restrict__ dy,
                              const uint8_t* __restrict__ argmax,
+                             const T* __restrict__ mask,
                              T* __restrict__ dx) {
   const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = input pixel
   if (!at.inside) return;
@@ -120,7 +117,13 @@ __global__ void __launch_bounds__(kQuadThreads)
       const int64_t k = plane + (int64_t{p} * Q + q) * shape.lanes;
       const uint32_t winners = load4_bytes(argmax + k);
       const float4 quad = load4(dy + k);
-      const float value[4] = {quad.x, quad.y, quad.z, quad.w};
+      float value[4] = {quad.x, quad.y, quad.z, quad.w};
+      if (mask) {
+        const float4 y = load4(mask + k);
+        const float maximum[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+        for (int l = 0; l < 4; ++l) value[l] = maximum[l] > 0.0f ? value[l] : 0.0f;
+      }
 #pragma unroll
       for (int l = 0; l < 4; ++l)
         if (covers && (winners >> (8 * l) & 0xffu) == position) sum[l] += value[l];
@@ -128,20 +131,6 @@ __global__ void __launch_bounds__(kQuadThreads)
   }
   store4(dx + (at.plane * grid.pixels + at.pixel) * shape.lanes + at.lane,
          float4{sum[0], sum[1], sum[2], sum[3]});
-}
-
-void check(const char* op, const PoolShape& shape) {
-  require(shape.size >= 1 && shape.size <= 15 && shape.stride >= 1 && shape.stride <= 65535, op,
-          ": the window must be 1 to 15 pixels wide and the stride 1 to 65535",
-          ", got size=", shape.size, " stride=", shape.stride);
-  require(shape.pad_top >= 0 && shape.pad_top < shape.size && shape.pad_left >= 0 &&
-              shape.pad_left < shape.size,
-          op, ": padding must be smaller than the window, got pad_top=", shape.pad_top,
-          " pad_left=", shape.pad_left, " size=", shape.size);
-  require(shape.P >= 1 && shape.Q >= 1 && (shape.P - 1) * shape.stride - shape.pad_top < shape.H &&
-              (shape.Q - 1) * shape.stride - shape.pad_left < shape.W,
-          op, ": every window must hold a pixel, got ", shape.P, "x", shape.Q, " windows on a ",
-          shape.H, "x", shape.W, " image; use the P and Q of PoolShape.of");
 }
 
 }  // namespace
@@ -153,7 +142,7 @@ void max_pool_forward(const PoolShape& shape,
                       uint8_t* argmax,
                       Stream stream) {
   const char* op = "max_pool_forward";
-  check(op, shape);
+  check_pool(op, shape);
   const LaneGrid grid = lane_grid(op, image_blocks(op, shape.N, shape.lanes) * shape.C,
                                   shape.P * shape.Q, shape.lanes);
   require_aligned(op, argmax);
@@ -169,10 +158,11 @@ void max_pool_backward(const PoolShape& shape,
                        Precision precision,
                        const void* dy,
                        const uint8_t* argmax,
+                       const void* mask,
                        void* dx,
                        Stream stream) {
   const char* op = "max_pool_backward";
-  check(op, shape);
+  check_pool(op, shape);
   const LaneGrid grid = lane_grid(op, image_blocks(op, shape.N, shape.lanes) * shape.C,
                                   shape.H * shape.W, shape.lanes);
   require_aligned(op, argmax);
@@ -181,7 +171,7 @@ void max_pool_backward(const PoolShape& shape,
     auto* kernel = shape.size == 3 && shape.stride == 2 ? max_pool_backward_kernel<T, 3, 2>
                                                         : max_pool_backward_kernel<T, 0, 0>;
     launch(kernel, grid.grid(), grid.block(), 0, stream, shape, grid, static_cast<const T*>(dy),
-           argmax, static_cast<T*>(dx));
+           argmax, static_cast<const T*>(mask), static_cast<T*>(dx));
   });
 }
 

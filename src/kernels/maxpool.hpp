@@ -14,10 +14,13 @@ void max_pool_forward(const PoolShape& shape,
                       Stream stream);
 
 // dx gathers from every window whose argmax is this pixel, windows in row order: no atomics, every element written.
+// mask (may be null): the pooled y of a ReLU's output; windows where it is not above 0 pass nothing on, so that dx is the
+// gradient in front of the ReLU.
 void max_pool_backward(const PoolShape& shape,
                        Precision precision,
                        const void* dy,
                        const uint8_t* argmax,
+                       const void* mask,
                        void* dx,
                        Stream stream);
 

@@ -7,9 +7,13 @@
 //   shared_storage<T>()      the block's dynamic shared memory seen as a T; the only way to shared memory
 //   load4 / store4           four neighbouring values, float (16-byte aligned) or bf16 (8-byte aligned), as four floats
 //   prefetch_l2(address)         starts to bring the 128 bytes that hold it into the second level of cache
+//   load_packed(address)     four neighbouring values as they lie in memory, for whoever waits to use them: float4 or bf16x4
+//   unpack4(packed)          as four floats
 //   load4_bytes / store4_bytes   four bytes, the first one lowest in the word; the address must be 4-byte aligned
 //   mul_rn / add_rn / sub_rn     one operation rounded to float32, never contracted into a fused multiply-add
+//   fma_rn(a, b, c)          a * b + c, rounded once
 //   rsqrtf(x)                    1 / sqrt(x), on a GPU within 2 units in the last place
+//   rsqrt_normal(x)          the same for a normal number x, without the instructions that serve the others
 //   tanhf(x)                     within 2 units in the last place of the rounded result
 //   warp_sum / warp_max      reduction over the 32 lanes of a warp (float, int), same in every lane; all 32 lanes must call it
 //   warp_shuffle_xor         the value (float, int) of lane (lane ^ mask); all 32 lanes must call it

@@ -135,10 +135,37 @@ __forceinline__ void store4_bytes(uint8_t* address,
 
 __forceinline__ void prefetch_l2(const void*) {}
 
+struct bf16x4 {
+  uint32_t low, high;
+};
+
+__forceinline__ float4 load_packed(const float* address,
+                                   std::source_location site = std::source_location::current()) {
+  return load4(address, site);
+}
+
+__forceinline__ bf16x4 load_packed(const bf16* address,
+                                   std::source_location site = std::source_location::current()) {
+  bf16x4 packed;
+  std::memcpy(&packed, emu::aligned<8>(address, site), 8);
+  return packed;
+}
+
+__forceinline__ float4 unpack4(float4 packed) { return packed; }
+
+__forceinline__ float4 unpack4(bf16x4 packed) {
+  return float4{
+      std::bit_cast<float>(packed.low << 16), std::bit_cast<float>(packed.low & 0xffff0000u),
+      std::bit_cast<float>(packed.high << 16), std::bit_cast<float>(packed.high & 0xffff0000u)};
+}
+
+__forceinline__ float rsqrt_normal(float x) { return rsqrtf(x); }
+
 // The emulator is compiled without contraction of floating-point expressions.
 __forceinline__ float mul_rn(float a, float b) { return a * b; }
 __forceinline__ float add_rn(float a, float b) { return a + b; }
 __forceinline__ float sub_rn(float a, float b) { return a - b; }
+__forceinline__ float fma_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
 }  // namespace convnet
 

@@ -23,10 +23,27 @@ __device__ __forceinline__ void store4(float* address, float4 value) {
   *reinterpret_cast<float4*>(address) = value;
 }
 
-__device__ __forceinline__ float4 load4(const bf16* address) {
+// Four bf16, two in each word.
+struct bf16x4 {
+  uint32_t low, high;
+};
+
+__device__ __forceinline__ float4 load_packed(const float* address) { return load4(address); }
+
+__device__ __forceinline__ bf16x4 load_packed(const bf16* address) {
   const uint2 pairs = *reinterpret_cast<const uint2*>(address);
-  return float4{__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
-                __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
+  return bf16x4{pairs.x, pairs.y};
+}
+
+__device__ __forceinline__ float4 unpack4(float4 packed) { return packed; }
+
+__device__ __forceinline__ float4 unpack4(bf16x4 packed) {
+  return float4{__uint_as_float(packed.low << 16), __uint_as_float(packed.low & 0xffff0000u),
+                __uint_as_float(packed.high << 16), __uint_as_float(packed.high & 0xffff0000u)};
+}
+
+__device__ __forceinline__ float4 load4(const bf16* address) {
+  return unpack4(load_packed(address));
 }
 
 __device__ __forceinline__ void store4(bf16* address, float4 value) {

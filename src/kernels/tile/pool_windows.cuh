@@ -1,0 +1,39 @@
+// Pooling windows: window p covers rows p * stride to p * stride + size - 1 of the padded image.
+#pragma once
+#include "quads.cuh"
+
+namespace convnet {
+
+__device__ __forceinline__ int clamp(int value, int low, int high) {
+  return value < low ? low : value > high ? high : value;
+}
+
+// The windows along one axis that hold a pixel: first to last, none where last < first.
+struct Covering {
+  int first, last;
+
+  // `at` is the pixel's padded coordinate, `count` how many windows there are.
+  __device__ __forceinline__ Covering(int at, const PoolShape& shape, int64_t count)
+      : first(at < shape.size
+                  ? 0
+                  : (at - static_cast<int>(shape.size)) / static_cast<int>(shape.stride) + 1),
+        last(at / static_cast<int>(shape.stride)) {
+    if (last >= count) last = static_cast<int>(count) - 1;
+  }
+};
+
+inline void check_pool(const char* op, const PoolShape& shape) {
+  require(shape.size >= 1 && shape.size <= 15 && shape.stride >= 1 && shape.stride <= 65535, op,
+          ": the window must be 1 to 15 pixels wide and the stride 1 to 65535",
+          ", got size=", shape.size, " stride=", shape.stride);
+  require(shape.pad_top >= 0 && shape.pad_top < shape.size && shape.pad_left >= 0 &&
+              shape.pad_left < shape.size,
+          op, ": padding must be smaller than the window, got pad_top=", shape.pad_top,
+          " pad_left=", shape.pad_left, " size=", shape.size);
+  require(shape.P >= 1 && shape.Q >= 1 && (shape.P - 1) * shape.stride - shape.pad_top < shape.H &&
+              (shape.Q - 1) * shape.stride - shape.pad_left < shape.W,
+          op, ": every window must hold a pixel, got ", shape.P, "x", shape.Q, " windows on a ",
+          shape.H, "x", shape.W, " image; use the P and Q of PoolShape.of");
+}
+
+}  // namespace convnet
