@@ -264,9 +264,9 @@ class LinearLayer(LayerOnDevice):
         elif rates is None:
             ops.linear_backward_filter(*problem, dy, self.x, self.weight.gradient, self.bias.gradient, workspace)
         else:
-            w, rate = self.weight, rates.get(self.weight.name, 1.0)
-            tensors = w.value, w.velocity, w.copy, self.bias.gradient, self.side.control
-            ops.linear_backward_filter_update(*problem, dy, self.x, *tensors, rate, w.decays, workspace)
+            w, dbias, rate = self.weight, self.bias.gradient, rates.get(self.weight.name, 1.0)
+            step = self.side.control, rate, w.decays, workspace
+            ops.linear_backward_filter_update(*problem, dy, self.x, w.value, w.velocity, w.copy, dbias, *step)
         return self.dx if below else None
 
 
