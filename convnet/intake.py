@@ -47,13 +47,13 @@ class Intake:
 
     def next_slot(self) -> int:
         """The slot that the last batch is not in; the second one comes with the first call."""
-        if len(self.slots) == 1:
-            self.slots.append(Slot(self._sides, self._N, self._batch))
-            if self.slots[0].images:
-                _, H, W, _ = self.slots[0].images[0].shape
-                self._make_room(H, W, 1)
+        self._make_slots()
         self._last ^= 1
         return self._last
+
+    def _make_slots(self) -> None:
+        if len(self.slots) == 1:
+            self.slots.append(Slot(self._sides, self._N, self._batch))
 
     def take(self, slot: int) -> list[Array]:
         """The batch in a slot, as inputs of the first layer: later work of all sides starts when it is there."""
@@ -112,6 +112,7 @@ class Intake:
         half = (size + 1) // 2
         wanted = count * (size * size + 2 * half * half) + self._N * size * size * 3
         self._kept = []
+        self._make_slots()  # what training needs is not to be missing when these images are there
         for side in self._sides:
             free = side.device.free()
             if free is not None and wanted > free:

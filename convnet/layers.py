@@ -264,9 +264,20 @@ class LinearLayer(LayerOnDevice):
         elif rates is None:
             ops.linear_backward_filter(*problem, dy, self.x, self.weight.gradient, self.bias.gradient, workspace)
         else:
-            w, dbias, rate = self.weight, self.bias.gradient, rates.get(self.weight.name, 1.0)
-            step = self.side.control, rate, w.decays, workspace
-            ops.linear_backward_filter_update(*problem, dy, self.x, w.value, w.velocity, w.copy, dbias, *step)
+            w = self.weight
+            ops.linear_backward_filter_update(
+                *problem,
+                dy,
+                self.x,
+                w.value,
+                w.velocity,
+                w.copy,
+                self.bias.gradient,
+                self.side.control,
+                rates.get(w.name, 1.0),
+                w.decays,
+                workspace,
+            )
         return self.dx if below else None
 
 

@@ -76,13 +76,24 @@ def test_training_from_kept_images(device):
     np.testing.assert_allclose(losses, original, rtol=0.01)
 
 
+def test_steps_at_once_from_kept_images(device):
+    images = photographs(11)
+    with kept(device, images) as net:
+        losses, weights = train(net)
+    with kept(device, images) as net:
+        results = [net.train_step_kept(*batch(step)) for step in range(3)]
+        np.testing.assert_array_equal(np.stack([result.get()[0] for result in results]), losses)
+        for name, weight in net.weights().items():
+            np.testing.assert_array_equal(weight, weights[name], err_msg=name)
+
+
 def test_two_devices_hold_a_copy_each():
     pytest.importorskip("convnet._emu", reason="the emulator is not built")
     images = photographs(11)
-    with convnet.Network(TINY, devices="emu:0,emu:1", batch_size=6, **OPTIONS) as net:
+    with kept("emu:0,emu:1", images[:1]) as net:
         before = net.memory()
     with kept("emu:0,emu:1", images) as net:
-        room = 11 * (37 * 37 + 2 * 19 * 19) + 8 * 37 * 37 * 3 + 8 * 4  # images, a batch of 8 lanes, their numbers
+        room = 10 * (37 * 37 + 2 * 19 * 19)  # of the images; a batch has the same room
         assert net.memory() == {name: nbytes + room for name, nbytes in before.items()}
         losses, _ = train(net)
     with kept("emu:0", images) as net:
@@ -95,8 +106,8 @@ def test_validation_goes_through_the_host(device):
     images = photographs(11)
     windows = np.tile(np.array([[2, 3, 1]], np.int32), (6, 1))
     with kept(device, images) as net:
-        planned = net.memory()
         train(net)
+        planned = net.memory()
         logits = net.evaluate_batch(images[:6], windows)
         assert net.memory() == planned
     with convnet.Network(TINY, devices=device, batch_size=6, **OPTIONS) as net:

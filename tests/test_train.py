@@ -123,13 +123,13 @@ def test_evaluations_can_be_rarer_and_the_last_one_is_always_made(images, tmp_pa
 
 def test_without_augmentation_the_order_is_still_shuffled(images, tmp_path, monkeypatch):
     seen = []
-    train_batch = convnet.Network.train_batch
+    train_step = convnet.Network.train_step
 
-    def note(network, pixels, labels, windows, noise):
+    def note(network, pixels, labels, windows, noise, *options):
         seen.append((labels, windows, noise))
-        return train_batch(network, pixels, labels, windows, noise)
+        return train_step(network, pixels, labels, windows, noise, *options)
 
-    monkeypatch.setattr(convnet.Network, "train_batch", note)
+    monkeypatch.setattr(convnet.Network, "train_step", note)
     assert here(images, *TINY, "--no-augment", "--epochs", "1", "-o", str(tmp_path)) == 0
     labels = np.concatenate([labels for labels, _, _ in seen])
     assert sorted(labels.tolist()) == [0] * 12 + [1] * 12 + [2] * 12

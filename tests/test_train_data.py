@@ -103,13 +103,13 @@ def test_normalisation_cannot_change_in_a_resumed_run(images, tmp_path, capsys):
 
 def test_noise_is_an_option(images, tmp_path, monkeypatch):
     seen = []
-    train_batch = convnet.Network.train_batch
+    train_step = convnet.Network.train_step
 
-    def note(network, pixels, labels, windows, noise):
+    def note(network, pixels, labels, windows, noise, *options):
         seen.append(noise.copy())
-        return train_batch(network, pixels, labels, windows, noise)
+        return train_step(network, pixels, labels, windows, noise, *options)
 
-    monkeypatch.setattr(convnet.Network, "train_batch", note)
+    monkeypatch.setattr(convnet.Network, "train_step", note)
     for number, options in enumerate(((), ("--noise", "0.3"), ("--noise", "0"))):
         assert here(images, *TINY, "-o", str(tmp_path / str(number)), "--steps", "1", *options) == 0
     paper, more, none = seen

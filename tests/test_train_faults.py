@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,13 +67,13 @@ SLOW = """
 import sys, time, pathlib
 import convnet
 from convnet.cli.train import main
-train_batch = convnet.Network.train_batch
+train_step = convnet.Network.train_step
 def slow(network, *arguments):
     if network.steps_done == 3:
         pathlib.Path(sys.argv[1]).touch()
         time.sleep(float(sys.argv[2]))
-    return train_batch(network, *arguments)
-convnet.Network.train_batch = slow
+    return train_step(network, *arguments)
+convnet.Network.train_step = slow
 sys.exit(main(sys.argv[3:]))
 """
 
@@ -182,16 +183,18 @@ def test_a_full_disk_is_an_error_in_the_end(images, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(images, tmp_path, monkeypatch, capsys, value):
-    train_batch = convnet.Network.train_batch
+    train_step = convnet.Network.train_step
 
     def spoiled(network, *arguments):
-        losses, ranks = train_batch(network, *arguments)
-        if network.steps_done == 6:
+        result = train_step(network, *arguments)
+        if network.steps_done == 7:
+            losses, ranks = result.get()
             losses = losses.copy()
             losses[3] = value
-        return losses, ranks
+            return SimpleNamespace(get=lambda: (losses, ranks))
+        return result
 
-    monkeypatch.setattr(convnet.Network, "train_batch", spoiled)
+    monkeypatch.setattr(convnet.Network, "train_step", spoiled)
     assert here(images, *TINY, "-o", str(tmp_path)) == 5
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -214,7 +217,7 @@ def test_an_error_of_ours_is_not_called_a_mistake_of_the_user(images, tmp_path, 
     def wrong(*_):
         raise ValueError("shapes do not fit")
 
-    monkeypatch.setattr(convnet.Network, "train_batch", wrong)
+    monkeypatch.setattr(convnet.Network, "train_step", wrong)
     assert here(images, *TINY, "-o", str(tmp_path)) == 1
     assert "RuntimeError: step 1: shapes do not fit" in capsys.readouterr().err
     assert "error: step 1: shapes do not fit" in (tmp_path / "log.txt").read_text()
