@@ -112,7 +112,6 @@ class Intake:
         half = (size + 1) // 2
         wanted = count * (size * size + 2 * half * half) + self._N * size * size * 3
         self._kept = []
-        self._make_slots()  # what training needs is not to be missing when these images are there
         for side in self._sides:
             free = side.device.free()
             if free is not None and wanted > free:
@@ -129,6 +128,7 @@ class Intake:
             )
             for side in self._sides
         ]
+        self._make_slots()
         self._make_room(size, size, 0)  # what validation needs is not to be missing in the middle of a run
 
     def store(self, first: int, planes: tuple[Values, Values, Values]) -> None:
