@@ -19,14 +19,15 @@
 //            Both: segments of groups as in lrn.cu. Windows of other than five channels, and backward
 //            pooling windows wider than two strides, go through plain loops that read again what the
 //            others keep.
-// Shared     forward: float y[2][5][pixel][lane] of the pixels under a tile, at most 80 KB. Even
-//            columns lie in front of odd ones, so that windows two columns apart are neighbours.
+// Shared     forward: y[2][5][pixel][lane] of the pixels under a tile, 16 bytes per four lanes, at most
+//            60 KB. Even columns lie in front of odd ones, so that windows two columns apart are
+//            neighbours.
 // Barriers   forward: one per turn, behind the writing of y. The next turn writes to the other half, and
 //            the one after that behind another barrier, which no thread passes before all have read.
 // Needs      what lrn.cu and maxpool.cu need, and one N, C, H, W and lanes.
 // Cost       forward 4 HW + 5 PQ bytes per image and channel (2 HW + 3 PQ in bf16), backward 8 HW + 5 PQ
-//            (4 HW + 3 PQ): bound by memory in fp32. In bf16 the roots and the issue of about 25 and 40
-//            instructions per value take about as long as the memory does.
+//            (4 HW + 3 PQ): bound by memory in fp32. In bf16 the issue of about 30 instructions per
+//            value forward and 43 backward takes longer than the memory does.
 #include "lrn_pool.hpp"
 
 #include <cmath>
@@ -41,7 +42,10 @@ namespace {
 constexpr int kSize = 5;  // channels of the window that lies in registers
 constexpr int kBefore = kSize / 2;
 constexpr int kTurn = kSize;  // so many channels later every slot of the window is where it was
-constexpr int kTileThreads = 384;  // two blocks of 80 registers a thread fill a multiprocessor
+
+// Of the largest block: two fill a multiprocessor with 80 (bf16) or 96 registers a thread.
+template <class T>
+constexpr int kTileThreads = sizeof(T) == 2 ? 384 : 320;
 
 template <class T>
 using Packed = decltype(load_packed(static_cast<const T*>(nullptr)));
@@ -88,9 +92,10 @@ __device__ __forceinline__ Lanes<4> read_divisor(const LrnShape& lrn,
 
 // ---- forward ----
 
-// The maxima of a window's normalised values, four lanes of them, and their places; `Stored` is what
-// lies in shared memory of such four. A place is row * size + column within the tile: it is different
-// for every pixel of a window, and grows in row order.
+// The maxima of a window's normalised values, four lanes of them, and their positions in the window;
+// `Stored` is what lies in shared memory of such four. A place is row * size + column within the tile:
+// it is different for every pixel of a window, grows in row order, and is the position plus the place
+// of the window's corner.
 template <class T>
 class Maxima;
 
@@ -107,17 +112,17 @@ class Maxima<float> {
     return float4{y.v[0], y.v[1], y.v[2], y.v[3]};
   }
 
-  // `first` is the place of the window's first pixel in the image, its maximum where all are -inf.
-  __device__ __forceinline__ explicit Maxima(int first) : place_{first, first, first, first} {}
+  // `first` is the position of the window's first pixel in the image, its maximum where all are -inf.
+  __device__ __forceinline__ explicit Maxima(int first) : position_{first, first, first, first} {}
 
-  __device__ __forceinline__ void take(const Stored& stored, int place) {
+  __device__ __forceinline__ void take(const Stored& stored, int position) {
     const Lanes<4> value = lanes_of(stored);
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       // Larger, or NaN; a best that is NaN is not equal to itself and stays.
       if (best_[l] == best_[l] && !(value.v[l] <= best_[l])) {
         best_[l] = value.v[l];
-        place_[l] = place;
+        position_[l] = position;
       }
     }
   }
@@ -125,11 +130,11 @@ class Maxima<float> {
   __device__ __forceinline__ float4 values() const {
     return float4{best_[0], best_[1], best_[2], best_[3]};
   }
-  __device__ __forceinline__ int place(int l) const { return place_[l]; }
+  __device__ __forceinline__ int position(int l, int) const { return position_[l]; }
 
  private:
   float best_[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
-  int place_[4];
+  int position_[4];
 };
 
 // Half of the bits of a float32 are enough for the value: an integer holds it above the complement of
@@ -165,7 +170,9 @@ class Maxima<bf16> {
     return unpack4(
         bf16x4{bits(0) >> 16 | (bits(1) & 0xffff0000u), bits(2) >> 16 | (bits(3) & 0xffff0000u)});
   }
-  __device__ __forceinline__ int place(int l) const { return 0xffff - (best_.key[l] & 0xffff); }
+  __device__ __forceinline__ int position(int l, int corner) const {
+    return 0xffff - corner - (best_.key[l] & 0xffff);
+  }
 
  private:
   // Its own inverse.
@@ -249,7 +256,7 @@ struct Tiling {
 
 // kPool 0: the size is pool.size.
 template <class T, class Normaliser, int kPool>
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads<T>, 2)
     lrn_pool_forward_kernel(LrnShape lrn,
                             PoolShape pool,
                             Tiling tiling,
@@ -288,26 +295,28 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int pooled = (thread - turn_channel * quads) / units;
   const int tile_p = pooled / tiling.Q, tile_q = pooled - tile_p * tiling.Q;
   const bool pools = turn_channel < kTurn && first_p + tile_p < P && first_q + tile_q < Q;
+  const int pool_end = pools ? column.end - turn_channel : 0;
   const int64_t out_place = (int64_t{first_p + tile_p} * Q + first_q + tile_q) * pool.lanes + lane;
   const Column out = column_of(cut, segment, pool.P * pool.Q * pool.lanes, out_place);
-  const int pool_end = pools ? column.end - turn_channel : 0;
   int64_t target = out.first + (out.begin + turn_channel) * out.step;
   const int window_row = tile_p * stride, window_column = tile_q * stride;
-  const int corner = window_row * size + window_column;  // the places of the window's first pixel,
-  const int first = corner + (top + window_row < 0 ? -(top + window_row) : 0) * size +
-                    (left + window_column < 0 ? -(left + window_column) : 0);  // and in the image
+  const int corner = window_row * size + window_column;
+  const int first = (top + window_row < 0 ? -(top + window_row) : 0) * size +
+                    (left + window_column < 0 ? -(left + window_column) : 0);
 
   const int tile_quads = tiling.rows * tiling.columns * units;  // of a channel
   const int place = row * size + w - left;
+  const int taps_at =
+      turn_channel * tile_quads + window_row * tiling.columns * units + thread % units;
   Normaliser normaliser;
   if (normalises)
     normaliser.begin(column, x);
   else if (row < tiling.rows)
     for (int i = 0; i < 2 * kTurn; ++i) halves[i * tile_quads + thread] = Maxima<T>::outside();
-  int half = 0;
+  int half = 0;  // where this turn's half begins
 #pragma unroll 1
   for (int c = column.begin; c < column.end; c += kTurn) {
-    Stored* const y = halves + half * kTurn * tile_quads;
+    Stored* const y = halves + half;
     if (normalises) {
 #pragma unroll
       for (int u = 0; u < kTurn; ++u)
@@ -316,15 +325,14 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     }
     __syncthreads();  // this turn's y is there
     if (c < pool_end) {
-      const Stored* const rows =
-          y + turn_channel * tile_quads + window_row * tiling.columns * units + thread % units;
+      const Stored* const taps = y + taps_at;
       Maxima<T> maxima(first);
 #pragma unroll 1  // a row's values in registers are enough
       for (int r = 0; r < size; ++r) {
 #pragma unroll(kPool ? kPool : 1)
         for (int s = 0; s < size; ++s) {
           const int k = (r * tiling.columns + place_of(window_column + s, tiling.columns)) * units;
-          maxima.take(rows[k], corner + r * size + s);
+          maxima.take(taps[k], r * size + s);
         }
       }
       store4(p + target, maxima.values());
@@ -332,12 +340,12 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         uint32_t positions = 0;
 #pragma unroll
         for (int l = 0; l < 4; ++l)
-          positions |= static_cast<uint32_t>(maxima.place(l) - corner) << (8 * l);
+          positions |= static_cast<uint32_t>(maxima.position(l, corner)) << (8 * l);
         store4_bytes(argmax + target, positions);
       }
     }
     target += kTurn * static_cast<int>(out.step);
-    half ^= 1;
+    half = kTurn * tile_quads - half;
   }
 }
 
@@ -421,7 +429,8 @@ struct Gradient {
     }
 
     Lanes<4> window[kSize], terms[kSize], direct[kSize];
-    const int start = column.begin - (kSize - 1);  // the terms of the first output begin here
+    // The terms of the first output begin here; there are none in front of the group.
+    const int start = column.begin > 0 ? column.begin - (kSize - 1) : -kBefore;
 #pragma unroll
     for (int j = 0; j < kSize; ++j) {
       window[j] = j < kSize - 1 ? column.read<4>(x, start + j) : Lanes<4>{};
@@ -570,7 +579,7 @@ void check(const char* op, const LrnShape& lrn, const PoolShape& pool) {
 
 // The tile with the least work: pixels that are normalised, and threads that are there for them.
 // One quad of lanes under the largest window, of 15 x 15, fits always.
-Tiling tiling_for(const PoolShape& pool) {
+Tiling tiling_for(const PoolShape& pool, int most_threads) {
   Tiling best{};
   int64_t least = INT64_MAX;
   for (int units = pool.lanes % 16 == 0 ? 4 : 2; best.threads == 0; units /= 2) {
@@ -579,7 +588,7 @@ Tiling tiling_for(const PoolShape& pool) {
         const int64_t rows = (P - 1) * pool.stride + pool.size;
         const int64_t columns = (Q - 1) * pool.stride + pool.size;
         const int64_t threads = (units * std::max(rows * columns, kTurn * P * Q) + 31) / 32 * 32;
-        if (threads > kTileThreads) break;
+        if (threads > most_threads) break;
         const int64_t down = (pool.P + P - 1) / P, across = (pool.Q + Q - 1) / Q;
         const int64_t overlap = pool.size - pool.stride;
         const int64_t pixels =
@@ -635,7 +644,8 @@ void lrn_pool_forward(const LrnShape& lrn,
   check(op, lrn, pool);
   require_aligned(op, argmax);
   const int64_t planes = image_blocks(op, lrn.N, lrn.lanes) * lrn.groups;
-  const Tiling tiling = tiling_for(pool);
+  const Tiling tiling =
+      tiling_for(pool, precision == Precision::bf16 ? kTileThreads<bf16> : kTileThreads<float>);
   const int64_t tiles = int64_t{tiling.down} * tiling.across * tiling.slices;
   const Cut cut = cut_channels(op, lrn, planes * tiles * tiling.threads);
   require(kTurn * pool.H * pool.W * pool.lanes <= kMaxGrid &&
