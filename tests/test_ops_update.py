@@ -109,7 +109,7 @@ UPDATED = [case for case in cases.LINEAR if case.id in (
     "maps-256-136-N128",  # several tiles
     "batch-257-N257",
     "batch-320-N320",
-)]  # fmt: skip
+)] + [cases.LinearCase("wide-tiles-N257", 257, 300, 132)]  # fmt: skip
 
 
 def step(arithmetic, case, integers: bool, fused: bool, control, decays: bool = True):

@@ -28,6 +28,7 @@ COLUMNS = {
     "HMMA": "products of a warp (mma.sync)",
     "LDSM": "matrix loads (ldmatrix)",
     "LDGSTS": "asynchronous copies (cp.async)",
+    "CCTL": "prefetches into the second level of cache",
     "FFMA": "multiply-adds in float32",
     "LDL": "loads from local memory",
     "STL": "stores to local memory",
@@ -50,6 +51,7 @@ RULES = [
     Rule("SimtTile", contain=("FFMA", "LDGSTS"), lack=("HMMA",)),
     Rule("MmaTile<Tf32", contain=("HMMA", "LDGSTS")),
     Rule("MmaTile<Bf16", contain=("HMMA", "LDGSTS", "LDSM")),
+    Rule("gradient_kernel<.*WeightUpdate", contain=("CCTL",)),
     Rule("wgmma_maps", ("sm_90a",), contain=("HGMMA", "UTMALDG", "UTMASTG"), lack=("HMMA", "FFMA", "LDGSTS")),
     Rule("wgmma_filter", ("sm_90a",), contain=("HGMMA", "UTMALDG"), lack=("HMMA", "FFMA", "LDGSTS")),
 ]

@@ -265,9 +265,11 @@ void run_wgmma_gradient(const LinearShape& shape, const GradientArguments& a) {
   call.dy = feature_activation(a.dy, shape.K, blocks);
   call.x = feature_activation(a.x, shape.C, blocks);
   call.dweight = a.dweight;
-  call.update = a.update;
   call.R = call.S = call.stride = call.groups = call.parts = 1;
-  launch_filter<T>("linear_backward_filter", call, a.stream);
+  if (a.update)
+    launch_filter_update<T>("linear_backward_filter", call, *a.update, a.stream);
+  else
+    launch_filter<T>("linear_backward_filter", call, a.stream);
   if (a.dbias)
     sum_rows(blocks, shape.K, shape.lanes, static_cast<const bf16*>(a.dy), a.dbias, a.workspace,
              a.stream);

@@ -189,7 +189,6 @@ void backward_filter(const Problem& t, int parts) {
   const FilterCall call{image_activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks),
                         image_activation(x.data, t.groups * t.C, t.H, t.W, t.blocks),
                         found.data(),
-                        nullptr,
                         t.R,
                         t.S,
                         t.stride,
@@ -230,9 +229,8 @@ void linear_update(const Problem& t) {
   FilterCall call{};
   call.dy = image_activation(dy.data, t.K, t.P, t.Q, t.blocks);
   call.x = image_activation(x.data, t.C, t.H, t.W, t.blocks);
-  call.update = &update;
   call.R = call.S = call.stride = call.groups = call.parts = 1;
-  launch_filter<T>("linear_update", call, nullptr);
+  launch_filter_update<T>("linear_update", call, update, nullptr);
   int wrong = 0;
   for (std::size_t i = 0; i < count; ++i) wrong += weight[i] != new_weight[i];
   report(wrong);

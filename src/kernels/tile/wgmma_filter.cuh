@@ -415,14 +415,13 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
 struct FilterCall {
   Activation dy, x;
-  float* dweight;              // [parts] times dweight, each round_up(count, 4) floats
-  const WeightUpdate* update;  // of a linear layer, in one part; null: dweight is stored
+  float* dweight;  // [parts] times dweight, each round_up(count, 4) floats
   int64_t R, S, stride, pad_top, pad_left, groups;
   int64_t parts;  // an even_parts of FilterTile::chunks
 };
 
 template <class T>
-void launch_filter(const char* op, const FilterCall& call, Stream stream) {
+FilterProblem filter_problem(const char* op, const FilterCall& call) {
   const Activation &dy = call.dy, &x = call.x;
   FilterProblem p{};
   p.C = int(x.maps / call.groups), p.H = int(x.rows), p.W = int(x.columns);
@@ -444,32 +443,46 @@ void launch_filter(const char* op, const FilterCall& call, Stream stream) {
           chunks, " groups of them; run the batch in parts");
   require(p.tiles() < int64_t{1} << 31, op, ": dweight has too many tiles for one launch, got ",
           p.tiles(), "; use more groups");
-  const auto start = [&](const auto& out) {
-    launch(wgmma_filter_kernel<T, std::decay_t<decltype(out)>>,
-           Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))), Dim3(T::kThreads),
-           std::size_t(p.ring.bytes()), stream,
-           load_map("dy", dy, T::kFilters, p.chunk_pixels, T::kLanes),
-           load_map("x", x, T::kChannels, T::x_pixels(call.stride, p.chunk_pixels), T::kLanes), p,
-           out);
-  };
-  if constexpr (T::kTaps == 1) {
-    if (call.update) {
-      UpdateWeights out{{}, {}, *call.update, p.K % 4 == 0};
-      if (out.slices) {
-        p.ring = ring_shape(std::max(p.ring.stage_bytes, 2 * T::kSliceBytes), 0);
-        const auto map = [&](const char* what, const float* values) {
-          const int64_t row = int64_t{p.K} * 4;
-          return tensor_map(what, Element::float32, values, {p.K, p.C, 1, 1, 1},
-                            {row, row, row, row}, {T::kBox, T::kSlice, 1, 1, 1}, Swizzle::bytes128);
-        };
-        out.weight = map("weight", call.update->weight);
-        out.velocity = map("velocity", call.update->velocity);
-      }
-      start(out);
-      return;
-    }
+  return p;
+}
+
+template <class T, class Output>
+void launch_filter(const FilterCall& call,
+                   const FilterProblem& p,
+                   const Output& out,
+                   Stream stream) {
+  const int64_t x_pixels = T::x_pixels(call.stride, p.chunk_pixels);
+  launch(wgmma_filter_kernel<T, Output>,
+         Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))), Dim3(T::kThreads),
+         std::size_t(p.ring.bytes()), stream,
+         load_map("dy", call.dy, T::kFilters, p.chunk_pixels, T::kLanes),
+         load_map("x", call.x, T::kChannels, x_pixels, T::kLanes), p, out);
+}
+
+template <class T>
+void launch_filter(const char* op, const FilterCall& call, Stream stream) {
+  launch_filter<T>(call, filter_problem<T>(op, call), StoreSums{call.dweight}, stream);
+}
+
+// Of a linear layer, in one part; call.dweight is not used.
+template <class T>
+void launch_filter_update(const char* op,
+                          const FilterCall& call,
+                          const WeightUpdate& update,
+                          Stream stream) {
+  FilterProblem p = filter_problem<T>(op, call);
+  UpdateWeights out{{}, {}, update, p.K % 4 == 0};
+  if (out.slices) {
+    p.ring = ring_shape(std::max(p.ring.stage_bytes, 2 * T::kSliceBytes), 0);
+    const auto map = [&](const char* what, const float* values) {
+      const int64_t row = int64_t{p.K} * 4;
+      return tensor_map(what, Element::float32, values, {p.K, p.C, 1, 1, 1}, {row, row, row, row},
+                        {T::kBox, T::kSlice, 1, 1, 1}, Swizzle::bytes128);
+    };
+    out.weight = map("weight", update.weight);
+    out.velocity = map("velocity", update.velocity);
   }
-  start(StoreSums{call.dweight});
+  launch_filter<T>(call, p, out, stream);
 }
 
 }  // namespace convnet
