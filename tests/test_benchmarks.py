@@ -18,9 +18,12 @@ from convnet.shapes import ConvShape
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 benchmarks = pytest.importorskip("benchmarks", reason="the benchmarks come with a checkout only")
-cudnn, data, floors, ops, prepare, problems, step, timing = (
+cudnn, data, floors, ops, our_network, pictures, prepare, problems, step, timing = (
     __import__(f"benchmarks.{name}", fromlist=["_"])
-    for name in ("cudnn", "data", "floors", "ops", "prepare", "problems", "step", "timing")
+    for name in (
+        *("cudnn", "data", "floors", "ops", "our_network", "pictures", "prepare", "problems", "step"),
+        "timing",
+    )
 )
 
 TINY = ["--model", "alexnet-tiny", "-b", "3", "--seconds", "0"]
@@ -142,6 +145,30 @@ def test_floors():
     assert floors.bound(1e9, 1e9, "bf16") == "memory"
 
 
+# microseconds of a step of alexnet on an H200, worked out by hand from the sizes of its layers, fused as in floors.plan
+@pytest.mark.parametrize(
+    ("precision", "N", "expected"),
+    [("bf16", 128, 1039), ("bf16", 256, 1779), ("bf16", 1024, 6342), ("tf32", 128, 2506), ("fp32", 128, 10029)],
+)
+def test_floor_of_a_step(precision, N, expected):
+    works = floors.plan(spec.network("alexnet"), N, precision)
+    assert 1e6 * floors.total(works, precision) == pytest.approx(expected, rel=0.005)
+
+
+def test_floor_of_parts():
+    found = {part: floors.plan(spec.network("alexnet"), 128, "bf16", part) for part in floors.PARTS}
+    assert set(step.WORK) == set(floors.PARTS)
+    forward, trained, whole = (floors.total(found[part], "bf16") for part in floors.PARTS)
+    assert forward < trained < whole
+    micro = {(w.layer, w.name): 1e6 * floors.seconds(w.flops, w.bytes, "bf16") for w in found["step"]}
+    assert micro["norm1+pool1", "backward"] == pytest.approx(38.7, abs=0.05)
+    assert micro["fc6", "backward filter and update"] == pytest.approx(158.8, abs=0.2)
+    assert micro["fc6", "backward data"] == pytest.approx(18.9, abs=0.05)
+    assert micro["conv2", "forward"] == pytest.approx(72.6, abs=0.05)
+    apart = floors.plan(spec.network("alexnet", lrn=False), 128, "bf16")
+    assert ("pool1", "backward") in {(w.layer, w.name) for w in apart}
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward data", "backward filter"])
 def test_pytorch_computes_the_same_convolution(direction):
     """Also where the last window overhangs: every candidate on a CPU against float64."""
@@ -166,44 +193,109 @@ def test_pytorch_computes_the_same_convolution(direction):
     assert torch.backends.cudnn.benchmark is False
 
 
-def test_whole_steps_without_a_peer(tmp_path, capsys):
-    arguments = ["--device", "cpu", "--model", "alexnet-tiny", "-b", "4", "--steps", "2", "--no-torch"]
-    assert step.main([*arguments, "-o", str(tmp_path / "step.json")]) == 0
+@pytest.fixture
+def few_pictures(monkeypatch):
+    monkeypatch.setattr(pictures, "DISTINCT", 4)
+    monkeypatch.setattr(pictures, "BATCHES", 2)
+
+
+STEP = ["--device", "cpu", "--model", "alexnet-tiny", "-b", "3", "--turns", "1"]
+
+
+def test_whole_steps_without_a_peer(few_pictures, tmp_path, capsys):
+    assert step.main([*STEP, "--no-torch", "--inference", "2", "-o", str(tmp_path / "step.json")]) == 0
     written = json.loads((tmp_path / "step.json").read_text())
-    assert len(written["seconds"]["convnet"]) == 2
-    assert written["convnet_images_per_second"] > 0
+    found = [(row["batch_size"], row["part"]) for row in written["ours"]]
+    assert found == [(3, "step"), (3, "forward+backward"), (3, "forward"), (2, "forward")]
+    assert all(row["images_per_second"] > 0 and row["memory_bytes"] > 0 for row in written["ours"])
+    assert written["left_out"] == "not wanted"
+    assert not written["rows"]
     assert "images/s" in capsys.readouterr().out
 
 
-def test_whole_steps_beside_pytorch():
+def test_whole_steps_beside_pytorch(few_pictures, tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    with Network("alexnet-tiny", "cpu", batch_size=4) as net:
-        results = step.compare(net, turns=1)
-    assert results["ratio"] > 0
-    assert len(results["torch"]["tried"]) == 4
+    assert step.main([*STEP, "--parts", "step,forward", "-o", str(tmp_path / "step.json")]) == 0
+    written = json.loads((tmp_path / "step.json").read_text())
+    assert len(written["rows"]) == 8  # two memory formats, two ways of normalising, two parts
+    for row in written["rows"]:
+        assert row["ratio"] > 0, row
+        assert len(row["turns"]["convnet"]) == 1
+    for best in written["best"]:
+        rows = [row for row in written["rows"] if row["part"] == best["part"]]
+        assert best["torch"] == min(rows, key=lambda row: row["seconds"])
+
+
+def test_rows_that_fail_are_kept(few_pictures, monkeypatch):
+    """CUDA graphs cannot work on a CPU, a wrong network is not timed, and what comes too late is left out."""
+    torch_network = pytest.importorskip("benchmarks.torch_network", reason="PyTorch is not installed")
+    by_band = torch_network.TorchNetwork._lrn_by_band
+    wrong = spec.Lrn("norm1", k=1.01)
+    monkeypatch.setattr(
+        torch_network.TorchNetwork,
+        "_lrn_by_band",
+        lambda net, x, layer: by_band(net, x, wrong if layer.name == "norm1" else layer),
+    )
+    race = step.Race("alexnet-tiny", "cpu", ["eager", "graph"], turns=1)
+    saved = []
+    race.save = lambda: saved.append(len(race.rows))
+    race.run(3, "fp32", ["step"])
+    assert saved == [*range(1, 9), 8]
+    failed = {(row["mode"], row["variant"]): row.get("failed", "") for row in race.rows}
+    assert not failed["eager", "contiguous"]
+    assert failed["graph", "contiguous"]
+    assert "not timed" in failed["eager", "contiguous, LRN rewritten"]
+    assert race.best[0]["torch"]["mode"] == "eager"
+    race.run(2, "fp32", ["step"], share=0.0)
+    assert [row.get("failed") for row in race.rows[8:]][1:] == ["no time left"] * 7
 
 
 def test_networks_that_differ_do_not_race():
     logits = np.arange(6.0).reshape(2, 3)
-    assert step._check_agreement(logits, logits) == 0
+    assert step.check_agreement(logits, logits) == 0
     with pytest.raises(RuntimeError, match="not timed"):
-        step._check_agreement(logits, logits * 1.001)
+        step.check_agreement(logits, logits * 1.001)
 
 
-def test_the_peer_has_a_precision():
-    """In bfloat16 it agrees within what is allowed for that, and would not within what float32 allows."""
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
-    from benchmarks.torch_network import VARIANTS, TorchNetwork
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_peer_is_the_same_function(precision):
+    """In every variant, within what is allowed for the precision and not within what a higher one allows."""
+    torch_network = pytest.importorskip("benchmarks.torch_network", reason="PyTorch is not installed")
+    if precision == "bf16":
+        pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    device = "cpu" if precision == "fp32" else "emu"
+    stored = np.stack([pictures.picture(64, seed) for seed in range(2)])
+    mean = our_network.mean_image(64)
+    with Network("alexnet-tiny", device, batch_size=2, precision=precision) as net:
+        images = (stored.transpose(0, 3, 1, 2) - mean) * np.float32(net.spec.input_scale)
+        ours = net.forward(np.ascontiguousarray(images))
+        weights = net.weights()
+    torch = torch_network.torch
+    batch = torch_network.on_device(net.spec, stored, mean, "cpu"), torch.arange(2)
+    for variant in torch_network.VARIANTS[:4]:
+        peer = torch_network.TorchNetwork(net.spec, weights, [batch], variant, "cpu", precision)
+        theirs = peer.first_logits()
+        assert step.check_agreement(ours, theirs, precision) > 0
+        if precision == "bf16":
+            with pytest.raises(RuntimeError, match="not timed"):
+                step.check_agreement(ours, theirs)
+    peer._lrn = peer._lrn_by_slices  # what is given to the compiler
+    assert step.check_agreement(ours, peer.first_logits(), precision) > 0
+    before = peer.first_logits()
+    peer.step(0)
+    assert (peer.first_logits() != before).any()
 
-    with Network("alexnet-tiny", "emu", batch_size=3, precision="bf16") as net:
-        images = np.random.default_rng(0).standard_normal((3, 3, 64, 64), dtype=np.float32)
-        peer = TorchNetwork(net.spec, net.weights(), [images], [np.arange(3)], VARIANTS[0], "cpu", 0.01, "bf16")
-        ours, theirs = net.forward(images), peer.logits(images)
-        peer.train(0)
-    assert step._check_agreement(ours, theirs, "bf16") > 0
-    with pytest.raises(RuntimeError, match="not timed"):
-        step._check_agreement(ours, theirs)
+
+def test_batches_of_the_step_are_those_of_the_peer(few_pictures):
+    """Ours come from planes on the device, theirs from the pictures: as equal as halved chroma allows."""
+    with Network("alexnet-tiny", "cpu", batch_size=3) as net:
+        drawn = np.stack([pictures.picture(73, seed) for seed in range(pictures.DISTINCT)])
+        batches = pictures.batches(3, 10, 73, 64, seed=1)
+        our_network.OurNetwork(net, drawn, batches).forward(1)
+        seen = net._intake.inputs[0].download()[0].transpose(3, 0, 1, 2)
+    expected = (batches[1].images(drawn, 64).transpose(0, 3, 1, 2) - 127.5) * net.spec.input_scale
+    assert np.corrcoef(seen.ravel(), expected.ravel())[0, 1] > 0.99
+    assert (batches[0].indices != batches[1].indices).any() or (batches[0].windows != batches[1].windows).any()
 
 
 def test_noise_is_half_the_middle_half():

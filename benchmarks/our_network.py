@@ -1,0 +1,51 @@
+"""Our network under the clock: what the other side is, too, as one object with three kinds of work."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.pictures import Batch
+from convnet import Network
+from convnet.data.planar import to_planes
+
+LR, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 5e-4
+
+
+class OurNetwork:
+    """``net`` with ``pictures``, uint8 (count, size, size, 3), on its devices: every step starts from a batch there.
+
+    The pictures lie there as luma and chroma planes: crop, flip, mean, scale and layout are part of each of our steps.
+    """
+
+    def __init__(self, net: Network, pictures: np.ndarray, batches: list[Batch]):
+        self.net, self.batches = net, batches
+        self.memory = sum(net.memory().values())  # without the pictures
+        net.set_input(mean_image(net.spec.crop))
+        net.keep_images(len(pictures), pictures.shape[1])
+        planes = [to_planes(image) for image in pictures]
+        net.store_images(0, *(np.stack(plane) for plane in zip(*planes, strict=True)))
+
+    def step(self, number: int) -> None:
+        """Forward, loss, backward, update."""
+        self.train(number)
+        self.net.step(LR, MOMENTUM, WEIGHT_DECAY)
+
+    def train(self, number: int) -> None:
+        """Forward, loss and backward: gradients are ready."""
+        batch = self.batches[number % len(self.batches)]
+        self.net.train_batch_kept(batch.indices, batch.labels, batch.windows, batch.noise)
+
+    def forward(self, number: int) -> None:
+        """Logits in test mode, left on the device."""
+        batch = self.batches[number % len(self.batches)]
+        self.net._intake.kept(batch.indices, batch.windows, batch.noise)
+        self.net._run_forward(len(batch.indices), train=False, logits=False)
+
+    def synchronize(self) -> None:
+        for side in self.net._sides:
+            side.device.synchronize()
+
+
+def mean_image(crop: int) -> np.ndarray:
+    """What is subtracted from every image, float32 (3, crop, crop)."""
+    return np.full((3, crop, crop), 127.5, np.float32)
