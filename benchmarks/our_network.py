@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from benchmarks.pictures import Batch
@@ -27,8 +29,12 @@ class OurNetwork:
 
     def step(self, number: int) -> None:
         """Forward, loss, backward, update."""
-        self.train(number)
-        self.net.step(LR, MOMENTUM, WEIGHT_DECAY)
+        for piece in self.pieces(number):
+            piece()
+
+    def pieces(self, number: int) -> list[Callable[[], None]]:
+        """A step whose kernels are launched one by one, as pieces between which the host may wait for the device."""
+        return [lambda: self.train(number), lambda: self.net.step(LR, MOMENTUM, WEIGHT_DECAY)]
 
     def train(self, number: int) -> None:
         """Forward, loss and backward: gradients are ready."""

@@ -52,9 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--precision", metavar="P,...", help="of both sides (GPU: bf16,tf32,fp32; else fp32)")
     parser.add_argument("--inference", metavar="N,...", help="images for the forward pass alone (GPU: 1,8,64,128,512)")
     parser.add_argument("--parts", default=",".join(WORK), help=f"of a step (default: {','.join(WORK)})")
-    parser.add_argument(
-        "--modes", metavar="M,...", help="of PyTorch (GPU: eager,graph,compile,compile+graph; else eager)"
-    )
+    parser.add_argument("--modes", metavar="M,...", help="of PyTorch (GPU: all; else eager)")
     parser.add_argument("--turns", type=int, default=5, help="measured turns of each side in a row (default: 5)")
     parser.add_argument("--minutes", type=float, help=f"when to stop (GPU: {MINUTES:g}; else never)")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
@@ -69,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     batches = [int(n) for n in chosen(options.batch_size, "128,256,512,1024", "32")]
     inference = [int(n) for n in chosen(options.inference, "1,8,64,128,512", "")]
-    modes = chosen(options.modes, "eager,graph,compile,compile+graph", "eager")
+    modes = chosen(options.modes, ",".join(MODES), "eager")
     precisions = chosen(options.precision, "bf16,tf32,fp32", "fp32")
     parts = options.parts.split(",")
     for wanted, known in ((precisions, PRECISIONS), (parts, list(WORK)), (modes, MODES)):
@@ -128,7 +126,8 @@ class Race:
         except RuntimeError as error:  # no memory, most likely
             self.ours += [{**place, "part": part, "failed": reason(error)} for part in parts]
             self.best += [{**place, "part": part} for part in parts]
-            return self.save()
+            self.save()
+            return
         with net:
             ours = OurNetwork(net, self.pictures, batches)
             times: dict[str, list[float]] = {part: [] for part in parts}

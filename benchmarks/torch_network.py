@@ -168,7 +168,7 @@ class TorchNetwork:
 
     def _lrn_by_slices(self, x: torch.Tensor, layer: Lrn) -> torch.Tensor:
         """The sum over maps as a sum of shifted slices, for a compiler to make one kernel of; powers in float32."""
-        N, C, H, W = x.shape
+        C = x.shape[1]
         towers, before = self.spec.towers, layer.size // 2
         with torch.autocast(self.device.type, enabled=False):
             own = x.float().unflatten(1, (towers, C // towers))

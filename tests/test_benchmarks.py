@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.util
 import json
 import sys
 from pathlib import Path
 
+import fake_cuda
 import numpy as np
 import pytest
 import reference
 from runs import ENVIRONMENT
 
+import convnet
 from convnet import Network, backend, spec
+from convnet import device as cuda_device
 from convnet.data import open_dataset
-from convnet.shapes import ConvShape
+from convnet.shapes import ConvShape, LinearShape
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 benchmarks = pytest.importorskip("benchmarks", reason="the benchmarks come with a checkout only")
-cudnn, data, floors, ops, our_network, pictures, prepare, problems, step, timing = (
+cudnn, data, floors, ops, our_network, pictures, prepare, problems, step, timeline, timing = (
     __import__(f"benchmarks.{name}", fromlist=["_"])
     for name in (
         *("cudnn", "data", "floors", "ops", "our_network", "pictures", "prepare", "problems", "step"),
-        "timing",
+        *("timeline", "timing"),
     )
 )
 
@@ -199,6 +204,15 @@ def few_pictures(monkeypatch):
     monkeypatch.setattr(pictures, "BATCHES", 2)
 
 
+@pytest.fixture
+def torch_network(monkeypatch):
+    """The peer, on one thread: small problems, for which threads would wait for each other."""
+    peer = pytest.importorskip("benchmarks.torch_network", reason="PyTorch is not installed")
+    monkeypatch.setattr(step.parallel, "threads", lambda: 1)
+    peer.torch.set_num_threads(1)
+    return peer
+
+
 STEP = ["--device", "cpu", "--model", "alexnet-tiny", "-b", "3", "--turns", "1"]
 
 
@@ -213,8 +227,7 @@ def test_whole_steps_without_a_peer(few_pictures, tmp_path, capsys):
     assert "images/s" in capsys.readouterr().out
 
 
-def test_whole_steps_beside_pytorch(few_pictures, tmp_path):
-    pytest.importorskip("torch", reason="PyTorch is not installed")
+def test_whole_steps_beside_pytorch(torch_network, few_pictures, tmp_path):
     assert step.main([*STEP, "--parts", "step,forward", "-o", str(tmp_path / "step.json")]) == 0
     written = json.loads((tmp_path / "step.json").read_text())
     assert len(written["rows"]) == 8  # two memory formats, two ways of normalising, two parts
@@ -226,9 +239,8 @@ def test_whole_steps_beside_pytorch(few_pictures, tmp_path):
         assert best["torch"] == min(rows, key=lambda row: row["seconds"])
 
 
-def test_rows_that_fail_are_kept(few_pictures, monkeypatch):
+def test_rows_that_fail_are_kept(torch_network, few_pictures, monkeypatch):
     """CUDA graphs cannot work on a CPU, a wrong network is not timed, and what comes too late is left out."""
-    torch_network = pytest.importorskip("benchmarks.torch_network", reason="PyTorch is not installed")
     by_band = torch_network.TorchNetwork._lrn_by_band
     wrong = spec.Lrn("norm1", k=1.01)
     monkeypatch.setattr(
@@ -258,9 +270,8 @@ def test_networks_that_differ_do_not_race():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_peer_is_the_same_function(precision):
+def test_the_peer_is_the_same_function(torch_network, precision):
     """In every variant, within what is allowed for the precision and not within what a higher one allows."""
-    torch_network = pytest.importorskip("benchmarks.torch_network", reason="PyTorch is not installed")
     if precision == "bf16":
         pytest.importorskip("convnet._emu", reason="the emulator is not built")
     device = "cpu" if precision == "fp32" else "emu"
@@ -296,6 +307,113 @@ def test_batches_of_the_step_are_those_of_the_peer(few_pictures):
     expected = (batches[1].images(drawn, 64).transpose(0, 3, 1, 2) - 127.5) * net.spec.input_scale
     assert np.corrcoef(seen.ravel(), expected.ravel())[0, 1] > 0.99
     assert (batches[0].indices != batches[1].indices).any() or (batches[0].windows != batches[1].windows).any()
+
+
+# what one step of alexnet-tiny launches on a CPU, up to where the towers join
+FIRST_LAUNCHES = [
+    ("", "ingest_planar"), ("conv1", "conv_forward"), ("norm1", "lrn_forward"), ("pool1", "max_pool_forward"),
+    ("conv2", "conv_forward"), ("norm2", "lrn_forward"), ("pool2", "max_pool_forward"), ("conv3", "conv_forward"),
+]  # fmt: skip
+
+
+def test_a_timeline_knows_whose_kernels_run(few_pictures, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(ops, "peaks", lambda device, seconds: (1e9, 1e11))
+    files = ["-o", str(tmp_path / "t.json"), "--figure", str(tmp_path / "t.svg")]
+    assert timeline.main(["--model", "alexnet-tiny", "-b", "2", *files]) == 0
+    written = json.loads((tmp_path / "t.json").read_text())
+    launches = [timeline.Launch(**launch) for launch in written["launches"]]
+    found = [(x.layer, x.kernel) for x in launches]
+    assert found[: len(FIRST_LAUNCHES)] == FIRST_LAUNCHES
+    assert {("", "softmax_cross_entropy"), ("fc7", "linear_backward_filter"), ("drop6", "dropout_backward")} <= {*found}
+    conv2 = launches[4]
+    assert conv2.flops == 2 * 2 * 64 * 15 * 15 * 16 * 25
+    assert conv2.bytes == 4 * (2 * 15 * 15 * (32 + 64) + 64 * 16 * 25 + 64)
+    assert conv2.floor == max(conv2.flops / 1e11, conv2.bytes / 1e9)
+    starts = [x.start for x in launches]
+    assert starts == sorted(starts)
+    assert starts[0] == 0 < min(x.seconds for x in launches)
+    assert written["seconds"] >= written["kernel_seconds"] == pytest.approx(sum(x.seconds for x in launches))
+    shown = capsys.readouterr().out
+    assert "conv2 conv_backward_data" in shown
+    assert "largest gaps" in shown
+    assert "conv2  conv_backward_data" in (tmp_path / "t.svg").read_text()
+
+
+def test_operands_of_kernels():
+    """Weights that are updated count twice, scratch memory and pictures that are not read do not."""
+    device = backend.open_device("cpu")
+    some, kept, images = device.empty((100,)), device.empty((10, 8), np.uint8), device.empty((2,), np.int32)
+    assert timeline.work("sgd", (100, some, some, some, None, 1, 0.1, 0.9, 0.0)) == (0.0, 4 * 100 * 5)
+    shape = LinearShape(4, 5, 6, 4)
+    assert timeline.work("linear_backward_filter", (shape, "fp32", some, some, some, None, some)) == (240.0, 1200)
+    planes = (None, "fp32", kept, kept, kept, images, images, images, images, images)
+    assert timeline.work("ingest_planar", planes) == (0.0, 3 * 2 * 8 + 5 * 8)
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """One that computes as the emulator does: every line for CUDA runs."""
+    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    for name, module in fake_cuda.modules(fake_cuda.Machine(gpus=1), emu).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    gpu = sys.modules["convnet._gpu"]
+    for name, function in vars(gpu).items():
+        if getattr(function, "__name__", "") == "run":
+            function.__name__ = name  # as compiled functions have it
+    monkeypatch.setattr(cuda_device, "_load_driver_library", lambda: None)
+    monkeypatch.setattr(convnet, "_gpu", gpu, raising=False)
+    cuda_device._driver.cache_clear()
+    yield
+    gc.collect()
+    cuda_device._driver.cache_clear()
+
+
+def test_steps_and_timeline_on_a_gpu(fake_gpu, few_pictures, monkeypatch, tmp_path):
+    monkeypatch.setattr(timeline, "AHEAD", 1 << 10)
+    monkeypatch.setattr(timeline, "REPEATS", 1)
+    monkeypatch.setitem(spec.NETWORKS, "narrow", lambda: spec.network("alexnet-tiny", width=0.25, crop=32))
+    arguments = ["--model", "narrow", "-b", "2", "--turns", "1", "--precision", "fp32", "--inference", "1"]
+    assert step.main([*arguments, "-o", str(tmp_path / "step.json")]) == 0
+    written = json.loads((tmp_path / "step.json").read_text())
+    assert written["device"] == "cuda:0"
+    assert written["left_out"] == "PyTorch sees no GPU"
+    assert [(row["batch_size"], row["part"]) for row in written["ours"]][2:] == [(2, "forward"), (1, "forward")]
+    assert all(row["floor_share"] > 0 for row in written["ours"])
+    files = ["-o", str(tmp_path / "t.json"), "--figure", str(tmp_path / "t.png")]
+    assert timeline.main(["--device", "cuda:0", "--model", "narrow", "-b", "2", *files]) == 0
+    written = json.loads((tmp_path / "t.json").read_text())
+    assert [(x["layer"], x["kernel"]) for x in written["launches"]][: len(FIRST_LAUNCHES)] == FIRST_LAUNCHES
+    assert written["plan_floor_seconds"] > 0
+    assert {x["seconds"] for x in written["launches"]} == {1e-3}  # what this GPU's clock always says
+    assert written["waits_for_launches"] > 0  # it never has anything left to do
+
+
+def test_captured_work_reads_the_batch_of_its_turn(torch_network, monkeypatch):
+    """With stand-ins for CUDA's graphs, which run nothing: what is captured once is played, on other images."""
+    torch, played = torch_network.torch, []
+
+    class Graph:
+        def replay(self):
+            played.append(net._images.sum().item())
+
+    class Stream:
+        wait_stream = staticmethod(lambda other: None)
+
+    for name, stand_in in {
+        "Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "synchronize": lambda: None,
+        "stream": contextlib.nullcontext, "graph": contextlib.nullcontext,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with Network("alexnet-tiny", "cpu", batch_size=1) as ours:
+        weights = ours.weights()
+    batches = [(torch.full((1, 3, 65, 65), float(k)), torch.zeros(1, dtype=torch.int64)) for k in range(2)]
+    net = torch_network.TorchNetwork(spec.network("alexnet-tiny"), weights, batches, torch_network.Variant(), "cpu")
+    net.captured = True
+    for number in range(3):
+        net.step(number)
+    assert played == [0, 3 * 65 * 65, 0]
+    assert len(net._graphs) == 1
+    assert torch_network.Variant(compiled=True).mode(True) == "compile+graph"
 
 
 def test_noise_is_half_the_middle_half():
