@@ -14,18 +14,23 @@ LR, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 5e-4
 
 
 class OurNetwork:
-    """``net`` with ``pictures``, uint8 (count, size, size, 3), on its devices: every step starts from a batch there.
+    """``net`` with ``pictures``, uint8 (count, size, size, 3): every step starts from a batch in its device's memory.
 
-    The pictures lie there as luma and chroma planes: crop, flip, mean, scale and layout are part of each of our steps.
+    On a GPU that holds all pictures as luma and chroma planes. Crop, flip, mean, scale and layout are part of each of
+    our steps.
     """
 
     def __init__(self, net: Network, pictures: np.ndarray, batches: list[Batch]):
         self.net, self.batches = net, batches
         self.memory = sum(net.memory().values())  # without the pictures
+        self.images: list[np.ndarray] = []
         net.set_input(mean_image(net.spec.crop))
-        net.keep_images(len(pictures), pictures.shape[1])
-        planes = [to_planes(image) for image in pictures]
-        net.store_images(0, *(np.stack(plane) for plane in zip(*planes, strict=True)))
+        if net.devices[0].startswith("cuda"):
+            net.keep_images(len(pictures), pictures.shape[1])
+            planes = [to_planes(image) for image in pictures]
+            net.store_images(0, *(np.stack(plane) for plane in zip(*planes, strict=True)))
+        else:
+            self.images = [pictures[batch.indices] for batch in batches]
 
     def step(self, number: int) -> None:
         """Forward, loss, backward, update."""
@@ -38,13 +43,21 @@ class OurNetwork:
 
     def train(self, number: int) -> None:
         """Forward, loss and backward: gradients are ready."""
-        batch = self.batches[number % len(self.batches)]
-        self.net.train_batch_kept(batch.indices, batch.labels, batch.windows, batch.noise)
+        k = number % len(self.batches)
+        batch = self.batches[k]
+        if self.images:
+            self.net.train_batch(self.images[k], batch.labels, batch.windows, batch.noise)
+        else:
+            self.net.train_batch_kept(batch.indices, batch.labels, batch.windows, batch.noise)
 
     def forward(self, number: int) -> None:
         """Logits in test mode, left on the device."""
-        batch = self.batches[number % len(self.batches)]
-        self.net._intake.kept(batch.indices, batch.windows, batch.noise)
+        k = number % len(self.batches)
+        batch = self.batches[k]
+        if self.images:
+            self.net._ingest(self.images[k], batch.windows, batch.noise)
+        else:
+            self.net._intake.kept(batch.indices, batch.windows, batch.noise)
         self.net._run_forward(len(batch.indices), train=False, logits=False)
 
     def synchronize(self) -> None:

@@ -7,8 +7,8 @@ row is one way of writing the network in PyTorch (``torch_network.Variant``: mem
 rewritten, eager, compiled, captured as a CUDA graph), measured in blocks of calls that alternate with blocks of ours in
 the same process; the fastest row of each part is "best PyTorch", and the ratio is that row's. cuDNN searches all its
 algorithms, the optimizer is the fused one, gradients are set to none, and each of eight batches holds other images.
-PyTorch starts from its own images in the type and layout that it likes best; ours from pictures kept on the device as
-uint8 planes, so that crop, flip, mean, scale and layout are part of it. Both use the same precision (PyTorch's bf16 is
+PyTorch starts from its own images in the type and layout that it likes best; ours from uint8 pictures in the device's
+memory, so that crop, flip, mean, scale and layout are part of it. Both use the same precision (PyTorch's bf16 is
 autocast) and number of threads. A row that fails is kept with its reason.
 
 On a GPU all precisions and batch sizes are measured unless told otherwise, each within its share of ``--minutes``; rows

@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import fake_cuda
@@ -16,18 +17,18 @@ import reference
 from runs import ENVIRONMENT
 
 import convnet
-from convnet import Network, backend, spec
+from convnet import Network, backend, spec, trainer
 from convnet import device as cuda_device
 from convnet.data import open_dataset
 from convnet.shapes import ConvShape, LinearShape
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 benchmarks = pytest.importorskip("benchmarks", reason="the benchmarks come with a checkout only")
-cudnn, data, floors, ops, our_network, pictures, prepare, problems, step, timeline, timing = (
+cudnn, data, floors, loop, ops, our_network, pictures, prepare, problems, report, step, timeline, timing = (
     __import__(f"benchmarks.{name}", fromlist=["_"])
     for name in (
-        *("cudnn", "data", "floors", "ops", "our_network", "pictures", "prepare", "problems", "step"),
-        *("timeline", "timing"),
+        *("cudnn", "data", "floors", "train", "ops", "our_network", "pictures", "prepare", "problems", "report"),
+        *("step", "timeline", "timing"),
     )
 )
 
@@ -297,21 +298,21 @@ def test_the_peer_is_the_same_function(torch_network, precision):
     assert (peer.first_logits() != before).any()
 
 
-def test_batches_of_the_step_are_those_of_the_peer(few_pictures):
-    """Ours come from planes on the device, theirs from the pictures: as equal as halved chroma allows."""
+def test_batches_of_the_step_are_those_of_the_peer(torch_network, few_pictures):
     with Network("alexnet-tiny", "cpu", batch_size=3) as net:
         drawn = np.stack([pictures.picture(73, seed) for seed in range(pictures.DISTINCT)])
         batches = pictures.batches(3, 10, 73, 64, seed=1)
         our_network.OurNetwork(net, drawn, batches).forward(1)
         seen = net._intake.inputs[0].download()[0].transpose(3, 0, 1, 2)
-    expected = (batches[1].images(drawn, 64).transpose(0, 3, 1, 2) - 127.5) * net.spec.input_scale
-    assert np.corrcoef(seen.ravel(), expected.ravel())[0, 1] > 0.99
+        expected = torch_network.on_device(net.spec, batches[1].images(drawn, 64), our_network.mean_image(64), "cpu")
+    np.testing.assert_allclose(seen, expected[:, :, :64, :64].numpy(), rtol=1e-6, atol=1e-6)
+    assert not expected[:, :, 64:].any()
     assert (batches[0].indices != batches[1].indices).any() or (batches[0].windows != batches[1].windows).any()
 
 
 # what one step of alexnet-tiny launches on a CPU, up to where the towers join
 FIRST_LAUNCHES = [
-    ("", "ingest_planar"), ("conv1", "conv_forward"), ("norm1", "lrn_forward"), ("pool1", "max_pool_forward"),
+    ("conv1", "conv_forward"), ("norm1", "lrn_forward"), ("pool1", "max_pool_forward"),
     ("conv2", "conv_forward"), ("norm2", "lrn_forward"), ("pool2", "max_pool_forward"), ("conv3", "conv_forward"),
 ]  # fmt: skip
 
@@ -323,7 +324,7 @@ def test_a_timeline_knows_whose_kernels_run(few_pictures, monkeypatch, tmp_path,
     written = json.loads((tmp_path / "t.json").read_text())
     launches = [timeline.Launch(**launch) for launch in written["launches"]]
     found = [(x.layer, x.kernel) for x in launches]
-    assert found[: len(FIRST_LAUNCHES)] == FIRST_LAUNCHES
+    assert found[: 1 + len(FIRST_LAUNCHES)] == [("", "ingest"), *FIRST_LAUNCHES]
     assert {("", "softmax_cross_entropy"), ("fc7", "linear_backward_filter"), ("drop6", "dropout_backward")} <= {*found}
     conv2 = launches[4]
     assert conv2.flops == 2 * 2 * 64 * 15 * 15 * 16 * 25
@@ -382,7 +383,8 @@ def test_steps_and_timeline_on_a_gpu(fake_gpu, few_pictures, monkeypatch, tmp_pa
     files = ["-o", str(tmp_path / "t.json"), "--figure", str(tmp_path / "t.png")]
     assert timeline.main(["--device", "cuda:0", "--model", "narrow", "-b", "2", *files]) == 0
     written = json.loads((tmp_path / "t.json").read_text())
-    assert [(x["layer"], x["kernel"]) for x in written["launches"]][: len(FIRST_LAUNCHES)] == FIRST_LAUNCHES
+    found = [(x["layer"], x["kernel"]) for x in written["launches"]]
+    assert found[: 1 + len(FIRST_LAUNCHES)] == [("", "ingest_planar"), *FIRST_LAUNCHES]
     assert written["plan_floor_seconds"] > 0
     assert {x["seconds"] for x in written["launches"]} == {1e-3}  # what this GPU's clock always says
     assert written["waits_for_launches"] > 0  # it never has anything left to do
@@ -482,3 +484,101 @@ def test_preparing_beside_pillow(tmp_path, monkeypatch, capsys):
 def test_impossible_settings_of_the_prepare_benchmark(wrong, capsys):
     assert prepare.main(wrong) == 2
     assert "are needed" in capsys.readouterr().err
+
+
+def test_the_loop_from_every_place(tmp_path, monkeypatch, capsys):
+    """Two epochs of few tiny steps; records are told from those of the first epoch by their step."""
+    monkeypatch.setattr(loop, "RECORD_STEPS", 1)
+    monkeypatch.setattr(trainer, "RECORD_STEPS", 1)
+    monkeypatch.setitem(spec.NETWORKS, "narrow", lambda: spec.network("alexnet-tiny", width=0.25, crop=32))
+    monkeypatch.setattr(prepare, "SIZES", [(48, 40)])
+    arguments = ["--model", "narrow", "-b", "2", "-j", "1", "--steps", "3", "--turns", "1"]
+    assert loop.main([*arguments, "-o", str(tmp_path / "train.json")]) == 0
+    rows = json.loads((tmp_path / "train.json").read_text())["rows"]
+    assert [row["place"] for row in rows] == ["device", "memory", "files"]
+    assert all(row["images_per_second"] > 0 and 0 <= row["waiting"] <= 1 for row in rows)
+    assert "images from files" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="steps"):
+        loop.main([*arguments, "--steps", "2"])
+
+
+# ---- learning ----
+
+
+@pytest.fixture
+def quality(torch_network):
+    return pytest.importorskip("benchmarks.quality")
+
+
+def test_losses_stay_with_those_of_pytorch(quality, tmp_path, capsys):
+    files = ["-o", str(tmp_path / "q.json"), "--figure", str(tmp_path / "q.svg")]
+    assert quality.main(["-b", "4", "--steps", "10", *files]) == 0
+    written = json.loads((tmp_path / "q.json").read_text())
+    assert len(written["convnet"]) == len(written["pytorch"]) == len(written["controls"][2]) == 10
+    assert written["overlap"] is True
+    assert written["convnet"] != written["pytorch"]
+    assert "the curves overlap" in capsys.readouterr().out
+    assert "distance from PyTorch" in (tmp_path / "q.svg").read_text()
+
+
+def test_losses_of_another_network_do_not(quality):
+    """Without weight decay, or with an LRN that divides its alpha by the size of the window."""
+    tiny = spec.network("alexnet-tiny", dropout=0.0)
+    batches = quality.draw_batches(tiny, 4, 10)
+    results: dict = {}
+    assert len(list(quality.compare(tiny, "cpu", "fp32", batches, 0.02, results))) == 6
+    assert results["overlap"]
+    layers = (replace(x, alpha=x.alpha / x.size) if isinstance(x, spec.Lrn) else x for x in tiny.layers)
+    for network, decay in ((tiny, 0.0), (replace(tiny, layers=tuple(layers)), quality.WEIGHT_DECAY)):
+        with Network(network, "cpu", batch_size=4) as net:
+            wrong = quality.ours(net, batches, 0.02, decay)
+        assert not quality.verdict(results["pytorch"], wrong, results["controls"])["overlap"]
+    assert not quality.verdict(results["pytorch"], [float("nan")] * 10, results["controls"])["overlap"]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_losses_on_tensor_cores_stay_with_those_of_pytorch(quality, precision):
+    emulator()
+    narrow = spec.network("alexnet-tiny", dropout=0.0, width=0.25, crop=32)
+    results: dict = {}
+    list(quality.compare(narrow, "emu", precision, quality.draw_batches(narrow, 8, 5), 0.02, results))
+    assert results["overlap"], results
+    assert max(results["distances"]) > 2.0**-20  # these are not products of float32
+
+
+# ---- what README.md says ----
+
+
+def test_readme_holds_what_the_results_say():
+    text = report.README.read_text()
+    assert text == report.replaced(text, report.section(report.load(timing.RESULTS)))
+    assert report.FIGURE.exists()
+    with pytest.raises(ValueError, match="once each"):
+        report.replaced(text.replace(report.END, ""), "")
+
+
+def test_tables_of_what_was_measured():
+    torch = {"images_per_second": 40e3, "mode": "graph", "variant": "channels_last", "ratio": 2.25, "ratio_noise": 0.01}
+    row = {"precision": "bf16", "batch_size": 128, "seconds": 1.4e-3, "images_per_second": 90e3, "memory_bytes": 10**9}
+    rows = [
+        {**row, "part": "step", "torch": torch, "floor_share": 0.73},
+        {**row, "part": "forward", "torch": torch},
+        {**row, "batch_size": 256, "part": "step", "failed": "no memory"},
+    ]
+    del rows[2]["seconds"]
+    gpu = {"gpus": [{"name": "NVIDIA H200"}]}
+    shared = {"benchmark": "step", "device": "cuda:0", "model": "alexnet", "cuda": gpu, "versions": {}}
+    older = {**shared, "date": "2026-01-01", "best": [{**rows[0], "images_per_second": 1.0}]}
+    places = [{"place": place, "images_per_second": 50e3, "waiting": 0.25} for place in report.PLACES]
+    loops = {"benchmark": "train", "device": "cuda:0", "model": "alexnet", "precision": "bf16", "batch_size": 128}
+    found = [older, {**shared, "date": "2026-01-02", "best": rows}, {**loops, "date": "2026-01-03", "rows": places}]
+    shown = report.section(found)
+    floor = "| bf16 | 128 | 90,000 (73 %) | 123,271 | 40,000 (graph, channels_last) | 2.25 (+- 1 %) | 1.00 GB |"
+    assert floor in shown
+    assert "| bf16 | 256 | not measured |" in shown
+    assert "90,000 (2.25)" in shown
+    assert "50,000 (25 %)" in shown
+    assert "on one GPU (NVIDIA H200, 2026-01-02)" in shown
+    assert "| fp32 | not measured |" in shown
+    figure = report.draw(found)
+    assert sum(bar.get_height() > 0 for bar in figure.axes[0].patches) == 2
