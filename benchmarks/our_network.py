@@ -6,31 +6,29 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.pictures import Batch
+from benchmarks.pictures import Album, Batch
 from convnet import Network
-from convnet.data.planar import to_planes
 
 LR, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 5e-4
 
 
 class OurNetwork:
-    """``net`` with ``pictures``, uint8 (count, size, size, 3): every step starts from a batch in its device's memory.
+    """``net`` with an ``album`` of pictures: every step starts from a batch in its device's memory.
 
     On a GPU that holds all pictures as luma and chroma planes. Crop, flip, mean, scale and layout are part of each of
     our steps.
     """
 
-    def __init__(self, net: Network, pictures: np.ndarray, batches: list[Batch]):
+    def __init__(self, net: Network, album: Album, batches: list[Batch]):
         self.net, self.batches = net, batches
         self.memory = sum(net.memory().values())  # without the pictures
         self.images: list[np.ndarray] = []
         net.set_input(mean_image(net.spec.crop))
         if net.devices[0].startswith("cuda"):
-            net.keep_images(len(pictures), pictures.shape[1])
-            planes = [to_planes(image) for image in pictures]
-            net.store_images(0, *(np.stack(plane) for plane in zip(*planes, strict=True)))
+            net.keep_images(*album.planes[0].shape[:2])
+            net.store_images(0, *album.planes)
         else:
-            self.images = [pictures[batch.indices] for batch in batches]
+            self.images = [album.images[batch.indices] for batch in batches]
 
     def step(self, number: int) -> None:
         """Forward, loss, backward, update."""
@@ -59,6 +57,11 @@ class OurNetwork:
         else:
             self.net._intake.kept(batch.indices, batch.windows, batch.noise)
         self.net._run_forward(len(batch.indices), train=False, logits=False)
+
+    def first_logits(self) -> np.ndarray:
+        """Of the first batch, in test mode."""
+        self.forward(0)
+        return self.net.activation(self.net.spec.layers[-1].name)
 
     def synchronize(self) -> None:
         for side in self.net._sides:

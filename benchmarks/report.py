@@ -113,8 +113,8 @@ def section(found: list[Row]) -> str:
         f"|{'---|' * (len(PLACES) + 1)}",
         *_loops(found),
         "",
-        "Learning beside PyTorch, the same weights and data through both (`benchmarks/quality.py` says what overlapping "
-        "means):",
+        "Learning beside PyTorch, the same weights and data through both (`benchmarks/quality.py` says what the last "
+        "column means):",
         "",
         "| precision | steps | loss at the end, PyTorch's | ours | the curves |",
         "|---|---|---|---|---|",

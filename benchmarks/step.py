@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     end = time.monotonic() + 60 * minutes if minutes else None
     for number, (n, precision, wanted) in enumerate(problems):
-        share = (end - time.monotonic()) / (len(problems) - number) if end else None
+        left = sum(len(later) for *_, later in problems[number:])
+        share = (end - time.monotonic()) * len(wanted) / left if end else None
         race.run(n, precision, wanted, share)
         print(report(race.best[-len(wanted) :], header=not number), flush=True)
     faulthandler.cancel_dump_traceback_later()
@@ -107,8 +108,7 @@ class Race:
         self.left_out = _why_not(device) if with_torch else "not wanted"
         self.block = 0.05 if device.startswith("cuda") else 0.0  # seconds of work between two looks at the clock
         self.save: Callable[[], Any] = lambda: None
-        size = self.spec.image_size
-        self.pictures = np.stack([pictures.picture(size, seed) for seed in range(pictures.DISTINCT)])
+        self.album = pictures.Album(self.spec.image_size)
 
     def results(self) -> dict[str, Any]:
         return {
@@ -129,7 +129,7 @@ class Race:
             self.save()
             return
         with net:
-            ours = OurNetwork(net, self.pictures, batches)
+            ours = OurNetwork(net, self.album, batches)
             times: dict[str, list[float]] = {part: [] for part in parts}
             if not self.left_out:
                 with cudnn.settings(precision):
@@ -146,14 +146,13 @@ class Race:
         from benchmarks.torch_network import VARIANTS, TorchNetwork, on_device
 
         torch.set_num_threads(parallel.threads())
-        mean, net = mean_image(self.spec.crop), ours.net
-        stored = [batch.images(self.pictures, self.spec.crop) for batch in ours.batches]
+        mean = mean_image(self.spec.crop)
+        stored = [batch.images(self.album, self.spec.crop) for batch in ours.batches]
         batches = [
             (on_device(self.spec, images, mean, self.device), torch.from_numpy(batch.labels).long().to(self.device))
             for images, batch in zip(stored, ours.batches, strict=True)
         ]
-        images = (stored[0].transpose(0, 3, 1, 2) - mean) * np.float32(self.spec.input_scale)
-        expected, weights = net.forward(np.ascontiguousarray(images)), net.weights()
+        expected, weights = ours.first_logits(), ours.net.weights()
         for variant in VARIANTS:
             made: list[Any] = []  # one network, or why there is none
 

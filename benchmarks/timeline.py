@@ -90,8 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(net: Network) -> dict[str, Any]:
     """The launches of one step, of several the one that took the median time."""
     n, device = net.batch_size, net._sides[0].device
-    drawn = np.stack([pictures.picture(net.spec.image_size, seed) for seed in range(pictures.DISTINCT)])
-    ours = OurNetwork(net, drawn, pictures.batches(n, net.spec.classes, net.spec.image_size, net.spec.crop, seed=n))
+    size = net.spec.image_size
+    ours = OurNetwork(net, pictures.Album(size), pictures.batches(n, net.spec.classes, size, net.spec.crop, seed=n))
     ours.step(0)
     ours.synchronize()
     start = time.perf_counter()

@@ -300,11 +300,14 @@ def test_the_peer_is_the_same_function(torch_network, precision):
 
 def test_batches_of_the_step_are_those_of_the_peer(torch_network, few_pictures):
     with Network("alexnet-tiny", "cpu", batch_size=3) as net:
-        drawn = np.stack([pictures.picture(73, seed) for seed in range(pictures.DISTINCT)])
-        batches = pictures.batches(3, 10, 73, 64, seed=1)
-        our_network.OurNetwork(net, drawn, batches).forward(1)
+        album, batches = pictures.Album(73), pictures.batches(3, 10, 73, 64, seed=1)
+        our_network.OurNetwork(net, album, batches).forward(1)
         seen = net._intake.inputs[0].download()[0].transpose(3, 0, 1, 2)
-        expected = torch_network.on_device(net.spec, batches[1].images(drawn, 64), our_network.mean_image(64), "cpu")
+        expected = torch_network.on_device(net.spec, batches[1].images(album, 64), our_network.mean_image(64), "cpu")
+        net.keep_images(len(album.images), 73)  # as on a GPU
+        net.store_images(0, *album.planes)
+        net._intake.kept(batches[1].indices, batches[1].windows, batches[1].noise)
+        np.testing.assert_array_equal(net._intake.inputs[0].download()[0].transpose(3, 0, 1, 2), seen)
     np.testing.assert_allclose(seen, expected[:, :, :64, :64].numpy(), rtol=1e-6, atol=1e-6)
     assert not expected[:, :, 64:].any()
     assert (batches[0].indices != batches[1].indices).any() or (batches[0].windows != batches[1].windows).any()
