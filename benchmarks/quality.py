@@ -1,40 +1,41 @@
 """Whether training here is training as PyTorch does it: the same weights, data and order through both, loss by loss.
 
-Example: python -m benchmarks.quality --steps 300 --figure quality.png
+Example: python -m benchmarks.quality --warm-up 200 --lr 0.005 --steps 150 --figure quality.png
 
 A network without dropout learns the drawn shapes on both sides, PyTorch's in float32 on the CPU. Two right programs do
 not stay together for ever: training amplifies rounding, and now and then all at once, where a value crosses zero in
 front of a ReLU or two maxima change places. How far apart it takes two programs is measured, too: PyTorch trains again,
 ``CONTROLS`` times, from weights that were each moved by one rounding of the precision, up or down at random.
 
-The curves overlap when in each fifth of the run ours is no further from PyTorch's than ``FACTOR`` times the furthest
-control, in that fifth or the next (when amplification sets in is chance), plus the rounding of the loss itself. A
-distance is the root mean square of the difference of the losses. If all of them were normal numbers of one size, a
-right program would fail about once in a hundred fifths; a wrong one differs from the first steps on, where in fp32
-controls differ in the last digit.
+The curves overlap when ours is no further from PyTorch's than ``FACTOR`` times the furthest control plus the rounding
+of the loss itself, in each stretch of the run: its last half, the quarter before, the eighth before that and so on. The
+furthest is that of the stretch or of the next one, for it is chance when amplification sets in. A distance is the root
+mean square of the difference of the losses. If all of them were normal numbers of one size, a right program would fail
+about once in a hundred stretches. The first stretches tell wrong programs from right ones, in fp32 by the last digits;
+the last ones tell whether ours learns as well. Nowhere is training as sensitive as at its start, where networks leave
+chance sooner or later for no reason but rounding; ``--warm-up`` goes past that.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from benchmarks import timing
-from benchmarks.torch_network import TorchNetwork, Variant, overhang
 from convnet import Network
 from convnet.data import Loader, Statistics, open_dataset
 from convnet.figures import BLUE, ORANGE, check_path
 from convnet.precision import PRECISIONS
 from convnet.spec import Conv, NetworkSpec, network
 
-CONTROLS, FACTOR, FIFTHS = 3, 4.0, 5
+CONTROLS, FACTOR, STRETCHES = 3, 4.0, 7
 ROUNDING = {"fp32": 2.0**-23, "tf32": 2.0**-11, "bf16": 2.0**-8}  # of a weight: in fp32 one unit in the last place
 LOSS_ROUNDING = 2.0**-22  # of its value: sums of float32 on both sides
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
@@ -56,8 +57,12 @@ class Batch:
     windows: np.ndarray
     noise: np.ndarray
 
-    def inputs(self, spec: NetworkSpec) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the network is to see, computed anew: float32 (n, 3, crop, crop) and a first layer's overhang."""
+    def inputs(self, spec: NetworkSpec) -> tuple[Any, Any]:
+        """Images float32 (n, 3, ...), with a first layer's overhang, and labels as PyTorch's network is to see them."""
+        import torch
+
+        from benchmarks.torch_network import overhang
+
         cut = np.empty((len(self.images), 3, spec.crop, spec.crop), np.float32)
         for k, (top, left, flip) in enumerate(self.windows):
             window = self.images[k, top : top + spec.crop, left : left + spec.crop].transpose(2, 0, 1)
@@ -76,23 +81,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-b", "--batch-size", type=int, default=16, help="images per step (default: 16)")
     parser.add_argument("--steps", type=int, default=300, help="default: 300")
     parser.add_argument("--lr", type=float, default=0.02, help="learning rate (default: 0.02)")
+    parser.add_argument(
+        "--warm-up", type=int, default=0, metavar="N", help="steps at four times the rate, before (default: 0)"
+    )
     parser.add_argument("--figure", metavar="FILE.png", help="draw it, too (.png or .svg)")
     parser.add_argument("-o", "--output", metavar="FILE.json", help="where to write (default: into benchmarks/results)")
     options = parser.parse_args(arguments)
-    if min(options.batch_size, options.steps // FIFTHS) < 1:
-        raise ValueError(f"at least 1 image and {FIFTHS} steps are needed")
+    if min(options.batch_size, options.steps) < 1:
+        raise ValueError("at least 1 image and 1 step are needed")
     figure = check_path(options.figure) if options.figure else None
     spec = network(options.model, dropout=0.0, num_classes=10)
-    batches = draw_batches(spec, options.batch_size, options.steps)
+    batches = draw_batches(spec, options.batch_size, options.warm_up + options.steps)
+    before, batches = batches[: options.warm_up], batches[options.warm_up :]
     path = timing.target("quality", options.device, options.output)
-    settings = {"model": spec.name, "precision": options.precision, "batch_size": options.batch_size, "lr": options.lr}
+    settings = {"model": spec.name, "precision": options.precision, "batch_size": options.batch_size, "lr": options.lr,
+                "warm_up": options.warm_up}  # fmt: skip
     results: dict[str, Any] = {}
-    for _ in compare(spec, options.device, options.precision, batches, options.lr, results):
+    for _ in compare(spec, options.device, options.precision, batches, options.lr, results, before):
         timing.write("quality", options.device, {**settings, **results}, str(path))
     print(report(results))
     if figure:
-        title = f"{spec.name}, {options.batch_size} images a step, {options.precision} on {options.device}"
-        draw(results, title).savefig(figure, dpi=120, metadata={"Software": None} if figure.suffix == ".png" else None)
+        drawn = draw({**settings, **results, "device": options.device})
+        drawn.savefig(figure, dpi=120, metadata={"Software": None} if figure.suffix == ".png" else None)
     print(f"written to {path}")
     return 0 if results["overlap"] else 1
 
@@ -111,17 +121,27 @@ def draw_batches(spec: NetworkSpec, n: int, steps: int) -> list[Batch]:
             epoch += 1
 
 
-def compare(spec: NetworkSpec, device: str, precision: str, batches: list[Batch], lr: float, results: dict[str, Any]):
-    """Fills ``results`` with the losses of PyTorch, of ours and of the controls, and the verdict; yields after each."""
+def compare(
+    spec: NetworkSpec, device: str, precision: str, batches: list[Batch], lr: float, results: dict[str, Any],
+    before: Sequence[Batch] = (),
+) -> Iterator[None]:  # fmt: skip
+    """Fills ``results`` with the losses of PyTorch, of ours and of the controls, and the verdict; yields after each.
+
+    The weights they all start from are those of a new network that PyTorch trained on the batches ``before``.
+    """
     with Network(spec, device, len(batches[0].labels), precision) as net:
         weights = net.weights()
-        results["pytorch"] = theirs(spec, weights, batches, lr)
+        if before:
+            weights = theirs(spec, weights, before, 4 * lr)[1]
+            net.load_weights(weights)
+        results["pytorch"], _ = theirs(spec, weights, batches, lr)
         yield
         results["convnet"] = ours(net, batches, lr)
         yield
     results["controls"] = []
     for seed in range(CONTROLS):
-        results["controls"].append(theirs(spec, moved(weights, ROUNDING[precision], seed), batches, lr))
+        control, _ = theirs(spec, moved(weights, ROUNDING[precision], seed), batches, lr)
+        results["controls"].append(control)
         yield
     results |= verdict(results["pytorch"], results["convnet"], results["controls"])
     yield
@@ -138,8 +158,12 @@ def ours(net: Network, batches: list[Batch], lr: float, weight_decay: float = WE
     return losses
 
 
-def theirs(spec: NetworkSpec, weights: dict[str, np.ndarray], batches: list[Batch], lr: float) -> list[float]:
-    """The same by PyTorch."""
+def theirs(
+    spec: NetworkSpec, weights: dict[str, np.ndarray], batches: Sequence[Batch], lr: float
+) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The same by PyTorch, and the weights afterwards."""
+    from benchmarks.torch_network import TorchNetwork, Variant
+
     first = batches[0].inputs(spec)
     peer = TorchNetwork(spec, weights, [first], Variant(), "cpu", "fp32", lr, MOMENTUM, WEIGHT_DECAY)
     losses = []
@@ -149,7 +173,7 @@ def theirs(spec: NetworkSpec, weights: dict[str, np.ndarray], batches: list[Batc
         loss.backward()
         peer.optimizer.step()
         losses.append(loss.item())
-    return losses
+    return losses, {name: value.detach().numpy() for name, value in peer.parameters.items()}
 
 
 def moved(weights: dict[str, np.ndarray], rounding: float, seed: int) -> dict[str, np.ndarray]:
@@ -162,26 +186,28 @@ def moved(weights: dict[str, np.ndarray], rounding: float, seed: int) -> dict[st
 
 
 def verdict(pytorch: list[float], convnet: list[float], controls: list[list[float]]) -> dict[str, Any]:
-    """Distances and their limits in every fifth of the run, and whether the curves ``overlap``."""
-    reference, cuts = np.array(pytorch), np.linspace(0, len(pytorch), FIFTHS + 1).astype(int)
-    fifths = [slice(*cut) for cut in pairwise(cuts)]
+    """Distances and their limits in every stretch of the run, the steps at which these end, and whether the curves
+    ``overlap``."""
+    reference, n = np.array(pytorch), len(pytorch)
+    ends = sorted({n >> k for k in range(STRETCHES)} - {0})
+    stretches = [slice(*cut) for cut in pairwise([0, *ends])]
 
     def distances(curve: list[float]) -> np.ndarray:
         squares = (np.array(curve) - reference) ** 2
-        return np.sqrt([squares[fifth].mean() for fifth in fifths])
+        return np.sqrt([squares[stretch].mean() for stretch in stretches])
 
     furthest = np.max([distances(control) for control in controls], axis=0)
     furthest = np.maximum(furthest, [*furthest[1:], 0.0])
-    limits = FACTOR * furthest + [LOSS_ROUNDING * reference[fifth].mean() for fifth in fifths]
+    limits = FACTOR * furthest + [LOSS_ROUNDING * reference[stretch].mean() for stretch in stretches]
     found = distances(convnet)
     overlap = bool((found <= limits).all())  # not where anything is NaN
-    return {"distances": found.tolist(), "limits": limits.tolist(), "overlap": overlap}
+    return {"ends": ends, "distances": found.tolist(), "limits": limits.tolist(), "overlap": overlap}
 
 
 def report(results: dict[str, Any]) -> str:
     lines = [
-        (f"fifth {number + 1}", f"{distance:.2e}", f"{limit:.2e}", f"{distance / limit:.2f}")
-        for number, (distance, limit) in enumerate(zip(results["distances"], results["limits"], strict=True))
+        (f"to step {end}", f"{distance:.2e}", f"{limit:.2e}", f"{distance / limit:.2f}")
+        for end, distance, limit in zip(results["ends"], results["distances"], results["limits"], strict=True)
     ]
     last = slice(-max(1, len(results["pytorch"]) // 10), None)
     ends = (f"{name} {np.mean(results[name][last]):.3f}" for name in ("pytorch", "convnet"))
@@ -192,15 +218,26 @@ def report(results: dict[str, Any]) -> str:
     )
 
 
-def draw(results: dict[str, Any], title: str) -> Figure:
-    """Both curves over each other, and under them how far they and the controls are apart."""
+def smooth(values: list[float], reach: int) -> np.ndarray:
+    """The mean of each value and its neighbours, fewer at the ends."""
+    parts = (values[max(0, k - reach) : k + reach + 1] for k in range(len(values)))
+    return np.array([np.mean(part) for part in parts])
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """All curves over each other, and under them how far ours and the controls are from PyTorch's, step by step."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     losses, apart = figure.subplots(2, 1, sharex=True)
     reference, steps = np.array(results["pytorch"]), range(1, 1 + len(results["pytorch"]))
-    losses.plot(steps, reference, color=ORANGE, linewidth=4, alpha=0.7, label="PyTorch, float32")
-    losses.plot(steps, results["convnet"], color=BLUE, linewidth=1, label="convnet")
-    losses.set_ylabel("loss of each batch")
-    losses.set_title(title, fontsize=10)
+    reach = len(reference) // 30
+    for number, control in enumerate(results["controls"]):
+        name = "PyTorch from weights moved by one rounding" if not number else None
+        losses.plot(steps, smooth(control, reach), color="0.7", linewidth=1.5, label=name)
+    losses.plot(steps, smooth(results["pytorch"], reach), color=ORANGE, linewidth=4, alpha=0.7, label="PyTorch")
+    losses.plot(steps, smooth(results["convnet"], reach), color=BLUE, linewidth=1.5, label="convnet")
+    losses.set_ylabel(f"loss, mean of {2 * reach + 1} steps" if reach else "loss")
+    results_of = f"{results['model']}, {results['batch_size']} images a step, {results['precision']}"
+    losses.set_title(f"{results_of} on {results['device']}, beside PyTorch in float32", fontsize=10)
     smallest = LOSS_ROUNDING * reference.mean() / 4
     for number, control in enumerate(results["controls"]):
         difference = np.maximum(np.abs(np.array(control) - reference), smallest)

@@ -1,4 +1,4 @@
-"""The tables of measurements in README.md and the figure beside them, from the JSON in ``benchmarks/results``.
+"""The tables of measurements in README.md and the figures beside them, from the JSON in ``benchmarks/results``.
 
     python -m benchmarks.report           writes both
     python -m benchmarks.report --check   says whether README.md is up to date (exit code 1 where it is not)
@@ -18,12 +18,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import floors, timing
+from benchmarks import floors, quality, timing
 from convnet.figures import BLUE, ORANGE
 from convnet.spec import network
 
 ROOT = Path(__file__).parent.parent
-README, FIGURE = ROOT / "README.md", ROOT / "docs" / "steps.png"
+README, FIGURE, CURVES = ROOT / "README.md", ROOT / "docs" / "steps.png", ROOT / "docs" / "quality.png"
 BEGIN, END = "<!-- measurements: made by python -m benchmarks.report -->", "<!-- end of measurements -->"
 PRECISIONS, BATCHES, INFERENCE = ("bf16", "tf32", "fp32"), (128, 256, 512, 1024), (1, 8, 64, 128, 512)
 MODEL = "alexnet"
@@ -44,7 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         return int(text != wanted)
     README.write_text(wanted)
     draw(found).savefig(FIGURE, dpi=120, metadata={"Software": None})
-    print(f"{README} and {FIGURE} are up to date")
+    learning = [results for results in found if results["benchmark"] == "quality" and results["precision"] == "fp32"]
+    if learning:
+        quality.draw(learning[-1]).savefig(CURVES, dpi=120, metadata={"Software": None})
+    print(f"{README} and its figures are up to date")
     return 0
 
 
@@ -120,6 +123,8 @@ def section(found: list[Row]) -> str:
         "|---|---|---|---|---|",
         *(_learning(found, precision) for precision in reversed(PRECISIONS)),
         "",
+        f"![losses of both, and how far they are apart](docs/{CURVES.name})",
+        "",
         f"![images/s of training steps of {MODEL}](docs/{FIGURE.name})",
     ]
     return "\n".join(lines)
@@ -183,7 +188,8 @@ def _learning(found: list[Row], precision: str) -> str:
             ends = (f"{statistics.mean(curve[-max(1, len(curve) // 10) :]):.3f}" for curve in curves)
             place = f"{precision} on {results['device']} ({results['model']})"
             verdict = "overlap" if results["overlap"] else "do not overlap"
-            return f"| {place} | {len(curves[0])} | {' | '.join(ends)} | {verdict} |"
+            number = f"{len(curves[0])}{f' behind {warm}' if (warm := results.get('warm_up')) else ''}"
+            return f"| {place} | {number} | {' | '.join(ends)} | {verdict} |"
     return f"| {precision} | {MISSING} | | | |"
 
 

@@ -41,6 +41,7 @@ AGREEMENT = {"fp32": 1e-4, "tf32": 2 * 10**0.5 * 2.0**-11, "bf16": 2 * 10**0.5 *
 WORK = {"step": "step", "forward+backward": "train", "forward": "forward"}  # methods of both sides, by part
 MODES = ("eager", "graph", "compile", "compile+graph")  # of PyTorch
 MINUTES = 8.0
+LATE = "no time left"
 Row = dict[str, Any]
 
 
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     gpu = options.device.startswith("cuda")
 
     def chosen(text: str | None, on_gpu: str, elsewhere: str) -> list[str]:
-        return [part for part in (text or (on_gpu if gpu else elsewhere)).split(",") if part]
+        return [part for part in ((on_gpu if gpu else elsewhere) if text is None else text).split(",") if part]
 
     batches = [int(n) for n in chosen(options.batch_size, "128,256,512,1024", "32")]
     inference = [int(n) for n in chosen(options.inference, "1,8,64,128,512", "")]
@@ -74,9 +75,6 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown := [name for name in wanted if name not in known]:
             parser.error(f'"{unknown[0]}" is none of {", ".join(known)}')
     minutes = options.minutes or (MINUTES if gpu else None)
-    if minutes and gpu:  # a library that hangs must not hold the machine; what was measured is on disk
-        faulthandler.dump_traceback_later(90 * minutes + 60, exit=True, file=sys.__stderr__)
-
     race = Race(options.model, options.device, modes, options.turns, not options.no_torch)
     path = timing.target("step", options.device, options.output)
     race.save = lambda: timing.write("step", options.device, race.results(), str(path))
@@ -86,13 +84,15 @@ def main(arguments: list[str] | None = None) -> int:
         (n, p, ["forward"]) for n in inference for p in precisions if not ("forward" in parts and n in batches)
     ]
     end = time.monotonic() + 60 * minutes if minutes else None
-    for number, (n, precision, wanted) in enumerate(problems):
-        left = sum(len(later) for *_, later in problems[number:])
-        share = (end - time.monotonic()) * len(wanted) / left if end else None
-        race.run(n, precision, wanted, share)
-        print(report(race.best[-len(wanted) :], header=not number), flush=True)
-    faulthandler.cancel_dump_traceback_later()
-    race.save()
+    if gpu and minutes:  # a library that hangs must not hold the machine; what was measured is on disk
+        faulthandler.dump_traceback_later(90 * minutes + 60, exit=True, file=sys.__stderr__)
+    try:
+        for number, (n, precision, wanted) in enumerate(problems):
+            left = sum(len(later) for *_, later in problems[number:])
+            race.run(n, precision, wanted, (end - time.monotonic()) * len(wanted) / left if end else None)
+            print(report(race.best[-len(wanted) :], header=not number), flush=True)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     print(f"written to {path}")
     return 0 if any("seconds" in row for row in race.ours) else 1
 
@@ -117,15 +117,19 @@ class Race:
         }  # fmt: skip
 
     def run(self, n: int, precision: str, parts: list[str], share: float | None = None) -> None:
-        """Measures ``parts`` with ``n`` images, in ``share`` seconds where these suffice for more than one variant."""
+        """Measures ``parts`` with ``n`` images, in ``share`` seconds where these suffice for more than one variant, and
+        not at all where none are left."""
         end = time.monotonic() + share if share is not None else float("inf")
         place = {"batch_size": n, "precision": precision}
         batches = pictures.batches(n, self.spec.classes, self.spec.image_size, self.spec.crop, seed=n)
         try:
+            if share is not None and share < 0:
+                raise TimeoutError(LATE)
             net = Network(self.spec, self.device, n, precision)
-        except RuntimeError as error:  # no memory, most likely
-            self.ours += [{**place, "part": part, "failed": reason(error)} for part in parts]
-            self.best += [{**place, "part": part} for part in parts]
+        except (RuntimeError, TimeoutError) as error:  # no memory, most likely
+            failed = [{**place, "part": part, "failed": reason(error)} for part in parts]
+            self.ours += failed
+            self.best += failed
             self.save()
             return
         with net:
@@ -176,7 +180,7 @@ class Race:
         """Adds ``row`` with what was measured, or why nothing was; our own ``times`` grow."""
         work = WORK[row["part"]]
         if times and time.monotonic() > end:
-            row["failed"] = "no time left"
+            row["failed"] = LATE
         else:
             try:
                 theirs = peer()

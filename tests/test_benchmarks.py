@@ -260,7 +260,10 @@ def test_rows_that_fail_are_kept(torch_network, few_pictures, monkeypatch):
     assert "not timed" in failed["eager", "contiguous, LRN rewritten"]
     assert race.best[0]["torch"]["mode"] == "eager"
     race.run(2, "fp32", ["step"], share=0.0)
-    assert [row.get("failed") for row in race.rows[8:]][1:] == ["no time left"] * 7
+    assert [row.get("failed") for row in race.rows[8:]][1:] == [step.LATE] * 7
+    race.run(1, "fp32", ["step"], share=-1.0)
+    assert step.LATE in race.ours[-1]["failed"]
+    assert step.LATE in step.report(race.best)
 
 
 def test_networks_that_differ_do_not_race():
@@ -515,7 +518,7 @@ def quality(torch_network):
 
 def test_losses_stay_with_those_of_pytorch(quality, tmp_path, capsys):
     files = ["-o", str(tmp_path / "q.json"), "--figure", str(tmp_path / "q.svg")]
-    assert quality.main(["-b", "4", "--steps", "10", *files]) == 0
+    assert quality.main(["-b", "4", "--steps", "10", "--warm-up", "2", *files]) == 0
     written = json.loads((tmp_path / "q.json").read_text())
     assert len(written["convnet"]) == len(written["pytorch"]) == len(written["controls"][2]) == 10
     assert written["overlap"] is True
