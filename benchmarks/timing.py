@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import IGNORED
 from convnet import info
 from convnet.backend import Device, DeviceError, Stream
+from convnet.checkpoint import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,6 +51,34 @@ def repeated(measure: Callable[[], float], seconds: float = 1.0, least: int = 3,
     times: list[float] = []
     while len(times) < least or (sum(times) < seconds and len(times) < most):
         times.append(measure())
+    return times
+
+
+def in_turns(
+    sides: Sequence[tuple[Callable[[int], None], Callable[[], None]]], turns: int, block: float
+) -> list[list[float]]:
+    """Seconds per call of every side, ``turns`` times, the sides one after the other in each turn.
+
+    A side is a function of the number of the call, and one that waits until its calls are done. A turn is as many calls
+    as fill ``block`` seconds, at least one. The first call and one turn go unmeasured.
+    """
+    counts = []
+    for work, wait in sides:
+        work(0)
+        wait()
+        start = time.perf_counter()
+        work(1)
+        wait()
+        counts.append(max(1, round(block / (time.perf_counter() - start))))
+    times: list[list[float]] = [[] for _ in sides]
+    for turn in range(turns + 1):
+        for (work, wait), count, found in zip(sides, counts, times, strict=True):
+            start = time.perf_counter()
+            for number in range(count):
+                work(number)
+            wait()
+            if turn:
+                found.append((time.perf_counter() - start) / count)
     return times
 
 
@@ -108,12 +137,19 @@ def _processor() -> str:
     return platform.processor()
 
 
+def target(name: str, device: str, path: str | None) -> Path:
+    """The file that results go to: ``path``, or one in the results folder that says what and when."""
+    return Path(path) if path else RESULTS / f"{name}-{device.replace(':', '')}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+
+
 def write(name: str, device: str, results: dict[str, Any], path: str | None) -> Path:
-    """Writes ``results`` with the machine's description, to ``path`` or into the results folder; returns the file."""
-    target = Path(path) if path else RESULTS / f"{name}-{device.replace(':', '')}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"benchmark": name, **description(device), **results}, indent=1) + "\n")
-    return target
+    """Writes ``results`` with the machine's description to ``target(...)``, whole or not at all; returns the file."""
+    file = target(name, device, path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(
+        file, (json.dumps({"benchmark": name, **description(device), **results}, indent=1) + "\n").encode()
+    )
+    return file
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import fake_cuda
 import numpy as np
 import pytest
 import reference
 from runs import ENVIRONMENT
 
-from convnet import Network, backend, spec
+import convnet
+from convnet import Network, backend, spec, trainer
+from convnet import device as cuda_device
 from convnet.data import open_dataset
-from convnet.shapes import ConvShape
+from convnet.shapes import ConvShape, LinearShape
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 benchmarks = pytest.importorskip("benchmarks", reason="the benchmarks come with a checkout only")
-cudnn, data, floors, ops, prepare, problems, step, timing = (
+cudnn, data, floors, loop, ops, our_network, pictures, prepare, problems, report, step, timeline, timing = (
     __import__(f"benchmarks.{name}", fromlist=["_"])
-    for name in ("cudnn", "data", "floors", "ops", "prepare", "problems", "step", "timing")
+    for name in (
+        *("cudnn", "data", "floors", "train", "ops", "our_network", "pictures", "prepare", "problems", "report"),
+        *("step", "timeline", "timing"),
+    )
 )
 
 TINY = ["--model", "alexnet-tiny", "-b", "3", "--seconds", "0"]
@@ -142,6 +151,30 @@ def test_floors():
     assert floors.bound(1e9, 1e9, "bf16") == "memory"
 
 
+# microseconds of a step of alexnet on an H200, worked out by hand from the sizes of its layers, fused as in floors.plan
+@pytest.mark.parametrize(
+    ("precision", "N", "expected"),
+    [("bf16", 128, 1039), ("bf16", 256, 1779), ("bf16", 1024, 6342), ("tf32", 128, 2506), ("fp32", 128, 10029)],
+)
+def test_floor_of_a_step(precision, N, expected):
+    works = floors.plan(spec.network("alexnet"), N, precision)
+    assert 1e6 * floors.total(works, precision) == pytest.approx(expected, rel=0.005)
+
+
+def test_floor_of_parts():
+    found = {part: floors.plan(spec.network("alexnet"), 128, "bf16", part) for part in floors.PARTS}
+    assert set(step.WORK) == set(floors.PARTS)
+    forward, trained, whole = (floors.total(found[part], "bf16") for part in floors.PARTS)
+    assert forward < trained < whole
+    micro = {(w.layer, w.name): 1e6 * floors.seconds(w.flops, w.bytes, "bf16") for w in found["step"]}
+    assert micro["norm1+pool1", "backward"] == pytest.approx(38.7, abs=0.05)
+    assert micro["fc6", "backward filter and update"] == pytest.approx(158.8, abs=0.2)
+    assert micro["fc6", "backward data"] == pytest.approx(18.9, abs=0.05)
+    assert micro["conv2", "forward"] == pytest.approx(72.6, abs=0.05)
+    apart = floors.plan(spec.network("alexnet", lrn=False), 128, "bf16")
+    assert ("pool1", "backward") in {(w.layer, w.name) for w in apart}
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward data", "backward filter"])
 def test_pytorch_computes_the_same_convolution(direction):
     """Also where the last window overhangs: every candidate on a CPU against float64."""
@@ -166,44 +199,229 @@ def test_pytorch_computes_the_same_convolution(direction):
     assert torch.backends.cudnn.benchmark is False
 
 
-def test_whole_steps_without_a_peer(tmp_path, capsys):
-    arguments = ["--device", "cpu", "--model", "alexnet-tiny", "-b", "4", "--steps", "2", "--no-torch"]
-    assert step.main([*arguments, "-o", str(tmp_path / "step.json")]) == 0
+@pytest.fixture
+def few_pictures(monkeypatch):
+    monkeypatch.setattr(pictures, "DISTINCT", 4)
+    monkeypatch.setattr(pictures, "BATCHES", 2)
+
+
+@pytest.fixture
+def torch_network(monkeypatch):
+    """The peer, on one thread: small problems, for which threads would wait for each other."""
+    peer = pytest.importorskip("benchmarks.torch_network", reason="PyTorch is not installed")
+    monkeypatch.setattr(step.parallel, "threads", lambda: 1)
+    peer.torch.set_num_threads(1)
+    return peer
+
+
+STEP = ["--device", "cpu", "--model", "alexnet-tiny", "-b", "3", "--turns", "1"]
+
+
+def test_whole_steps_without_a_peer(few_pictures, tmp_path, capsys):
+    assert step.main([*STEP, "--no-torch", "--inference", "2", "-o", str(tmp_path / "step.json")]) == 0
     written = json.loads((tmp_path / "step.json").read_text())
-    assert len(written["seconds"]["convnet"]) == 2
-    assert written["convnet_images_per_second"] > 0
+    found = [(row["batch_size"], row["part"]) for row in written["ours"]]
+    assert found == [(3, "step"), (3, "forward+backward"), (3, "forward"), (2, "forward")]
+    assert all(row["images_per_second"] > 0 and row["memory_bytes"] > 0 for row in written["ours"])
+    assert written["left_out"] == "not wanted"
+    assert not written["rows"]
     assert "images/s" in capsys.readouterr().out
 
 
-def test_whole_steps_beside_pytorch():
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    with Network("alexnet-tiny", "cpu", batch_size=4) as net:
-        results = step.compare(net, turns=1)
-    assert results["ratio"] > 0
-    assert len(results["torch"]["tried"]) == 4
+def test_whole_steps_beside_pytorch(torch_network, few_pictures, tmp_path):
+    assert step.main([*STEP, "--parts", "step,forward", "-o", str(tmp_path / "step.json")]) == 0
+    written = json.loads((tmp_path / "step.json").read_text())
+    assert len(written["rows"]) == 8  # two memory formats, two ways of normalising, two parts
+    for row in written["rows"]:
+        assert row["ratio"] > 0, row
+        assert len(row["turns"]["convnet"]) == 1
+    for best in written["best"]:
+        rows = [row for row in written["rows"] if row["part"] == best["part"]]
+        assert best["torch"] == min(rows, key=lambda row: row["seconds"])
+
+
+def test_rows_that_fail_are_kept(torch_network, few_pictures, monkeypatch):
+    """CUDA graphs cannot work on a CPU, a wrong network is not timed, and what comes too late is left out."""
+    by_band = torch_network.TorchNetwork._lrn_by_band
+    wrong = spec.Lrn("norm1", k=1.01)
+    monkeypatch.setattr(
+        torch_network.TorchNetwork,
+        "_lrn_by_band",
+        lambda net, x, layer: by_band(net, x, wrong if layer.name == "norm1" else layer),
+    )
+    race = step.Race("alexnet-tiny", "cpu", ["eager", "graph"], turns=1)
+    saved = []
+    race.save = lambda: saved.append(len(race.rows))
+    race.run(3, "fp32", ["step"])
+    assert saved == [*range(1, 9), 8]
+    failed = {(row["mode"], row["variant"]): row.get("failed", "") for row in race.rows}
+    assert not failed["eager", "contiguous"]
+    assert failed["graph", "contiguous"]
+    assert "not timed" in failed["eager", "contiguous, LRN rewritten"]
+    assert race.best[0]["torch"]["mode"] == "eager"
+    race.run(2, "fp32", ["step"], share=0.0)
+    assert [row.get("failed") for row in race.rows[8:]][1:] == [step.LATE] * 7
+    race.run(1, "fp32", ["step"], share=-1.0)
+    assert step.LATE in race.ours[-1]["failed"]
+    assert step.LATE in step.report(race.best)
 
 
 def test_networks_that_differ_do_not_race():
     logits = np.arange(6.0).reshape(2, 3)
-    assert step._check_agreement(logits, logits) == 0
+    assert step.check_agreement(logits, logits) == 0
     with pytest.raises(RuntimeError, match="not timed"):
-        step._check_agreement(logits, logits * 1.001)
+        step.check_agreement(logits, logits * 1.001)
 
 
-def test_the_peer_has_a_precision():
-    """In bfloat16 it agrees within what is allowed for that, and would not within what float32 allows."""
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
-    from benchmarks.torch_network import VARIANTS, TorchNetwork
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_peer_is_the_same_function(torch_network, precision):
+    """In every variant, within what is allowed for the precision and not within what a higher one allows."""
+    if precision == "bf16":
+        pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    device = "cpu" if precision == "fp32" else "emu"
+    stored = np.stack([pictures.picture(64, seed) for seed in range(2)])
+    mean = our_network.mean_image(64)
+    with Network("alexnet-tiny", device, batch_size=2, precision=precision) as net:
+        images = (stored.transpose(0, 3, 1, 2) - mean) * np.float32(net.spec.input_scale)
+        ours = net.forward(np.ascontiguousarray(images))
+        weights = net.weights()
+    torch = torch_network.torch
+    batch = torch_network.on_device(net.spec, stored, mean, "cpu"), torch.arange(2)
+    for variant in torch_network.VARIANTS[:4]:
+        peer = torch_network.TorchNetwork(net.spec, weights, [batch], variant, "cpu", precision)
+        theirs = peer.first_logits()
+        assert step.check_agreement(ours, theirs, precision) > 0
+        if precision == "bf16":
+            with pytest.raises(RuntimeError, match="not timed"):
+                step.check_agreement(ours, theirs)
+    peer._lrn = peer._lrn_by_slices  # what is given to the compiler
+    assert step.check_agreement(ours, peer.first_logits(), precision) > 0
+    before = peer.first_logits()
+    peer.step(0)
+    assert (peer.first_logits() != before).any()
 
-    with Network("alexnet-tiny", "emu", batch_size=3, precision="bf16") as net:
-        images = np.random.default_rng(0).standard_normal((3, 3, 64, 64), dtype=np.float32)
-        peer = TorchNetwork(net.spec, net.weights(), [images], [np.arange(3)], VARIANTS[0], "cpu", 0.01, "bf16")
-        ours, theirs = net.forward(images), peer.logits(images)
-        peer.train(0)
-    assert step._check_agreement(ours, theirs, "bf16") > 0
-    with pytest.raises(RuntimeError, match="not timed"):
-        step._check_agreement(ours, theirs)
+
+def test_batches_of_the_step_are_those_of_the_peer(torch_network, few_pictures):
+    with Network("alexnet-tiny", "cpu", batch_size=3) as net:
+        album, batches = pictures.Album(73), pictures.batches(3, 10, 73, 64, seed=1)
+        our_network.OurNetwork(net, album, batches).forward(1)
+        seen = net._intake.inputs[0].download()[0].transpose(3, 0, 1, 2)
+        expected = torch_network.on_device(net.spec, batches[1].images(album, 64), our_network.mean_image(64), "cpu")
+        net.keep_images(len(album.images), 73)  # as on a GPU
+        net.store_images(0, *album.planes)
+        net._intake.kept(batches[1].indices, batches[1].windows, batches[1].noise)
+        np.testing.assert_array_equal(net._intake.inputs[0].download()[0].transpose(3, 0, 1, 2), seen)
+    np.testing.assert_allclose(seen, expected[:, :, :64, :64].numpy(), rtol=1e-6, atol=1e-6)
+    assert not expected[:, :, 64:].any()
+    assert (batches[0].indices != batches[1].indices).any() or (batches[0].windows != batches[1].windows).any()
+
+
+# what one step of alexnet-tiny launches on a CPU, up to where the towers join
+FIRST_LAUNCHES = [
+    ("conv1", "conv_forward"), ("norm1", "lrn_forward"), ("pool1", "max_pool_forward"),
+    ("conv2", "conv_forward"), ("norm2", "lrn_forward"), ("pool2", "max_pool_forward"), ("conv3", "conv_forward"),
+]  # fmt: skip
+
+
+def test_a_timeline_knows_whose_kernels_run(few_pictures, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(ops, "peaks", lambda device, seconds: (1e9, 1e11))
+    files = ["-o", str(tmp_path / "t.json"), "--figure", str(tmp_path / "t.svg")]
+    assert timeline.main(["--model", "alexnet-tiny", "-b", "2", *files]) == 0
+    written = json.loads((tmp_path / "t.json").read_text())
+    launches = [timeline.Launch(**launch) for launch in written["launches"]]
+    found = [(x.layer, x.kernel) for x in launches]
+    assert found[: 1 + len(FIRST_LAUNCHES)] == [("", "ingest"), *FIRST_LAUNCHES]
+    assert {("", "softmax_cross_entropy"), ("fc7", "linear_backward_filter"), ("drop6", "dropout_backward")} <= {*found}
+    conv2 = launches[4]
+    assert conv2.flops == 2 * 2 * 64 * 15 * 15 * 16 * 25
+    assert conv2.bytes == 4 * (2 * 15 * 15 * (32 + 64) + 64 * 16 * 25 + 64)
+    assert conv2.floor == max(conv2.flops / 1e11, conv2.bytes / 1e9)
+    starts = [x.start for x in launches]
+    assert starts == sorted(starts)
+    assert starts[0] == 0 < min(x.seconds for x in launches)
+    assert written["seconds"] >= written["kernel_seconds"] == pytest.approx(sum(x.seconds for x in launches))
+    shown = capsys.readouterr().out
+    assert "conv2 conv_backward_data" in shown
+    assert "largest gaps" in shown
+    assert "conv2  conv_backward_data" in (tmp_path / "t.svg").read_text()
+
+
+def test_operands_of_kernels():
+    """Weights that are updated count twice, scratch memory and pictures that are not read do not."""
+    device = backend.open_device("cpu")
+    some, kept, images = device.empty((100,)), device.empty((10, 8), np.uint8), device.empty((2,), np.int32)
+    assert timeline.work("sgd", (100, some, some, some, None, 1, 0.1, 0.9, 0.0)) == (0.0, 4 * 100 * 5)
+    shape = LinearShape(4, 5, 6, 4)
+    assert timeline.work("linear_backward_filter", (shape, "fp32", some, some, some, None, some)) == (240.0, 1200)
+    planes = (None, "fp32", kept, kept, kept, images, images, images, images, images)
+    assert timeline.work("ingest_planar", planes) == (0.0, 3 * 2 * 8 + 5 * 8)
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """One that computes as the emulator does: every line for CUDA runs."""
+    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    for name, module in fake_cuda.modules(fake_cuda.Machine(gpus=1), emu).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    gpu = sys.modules["convnet._gpu"]
+    for name, function in vars(gpu).items():
+        if getattr(function, "__name__", "") == "run":
+            function.__name__ = name  # as compiled functions have it
+    monkeypatch.setattr(cuda_device, "_load_driver_library", lambda: None)
+    monkeypatch.setattr(convnet, "_gpu", gpu, raising=False)
+    cuda_device._driver.cache_clear()
+    yield
+    gc.collect()
+    cuda_device._driver.cache_clear()
+
+
+def test_steps_and_timeline_on_a_gpu(fake_gpu, few_pictures, monkeypatch, tmp_path):
+    monkeypatch.setattr(timeline, "AHEAD", 1 << 10)
+    monkeypatch.setattr(timeline, "REPEATS", 1)
+    monkeypatch.setitem(spec.NETWORKS, "narrow", lambda: spec.network("alexnet-tiny", width=0.25, crop=32))
+    arguments = ["--model", "narrow", "-b", "2", "--turns", "1", "--precision", "fp32", "--inference", "1"]
+    assert step.main([*arguments, "-o", str(tmp_path / "step.json")]) == 0
+    written = json.loads((tmp_path / "step.json").read_text())
+    assert written["device"] == "cuda:0"
+    assert written["left_out"] == "PyTorch sees no GPU"
+    assert [(row["batch_size"], row["part"]) for row in written["ours"]][2:] == [(2, "forward"), (1, "forward")]
+    assert all(row["floor_share"] > 0 for row in written["ours"])
+    files = ["-o", str(tmp_path / "t.json"), "--figure", str(tmp_path / "t.png")]
+    assert timeline.main(["--device", "cuda:0", "--model", "narrow", "-b", "2", *files]) == 0
+    written = json.loads((tmp_path / "t.json").read_text())
+    found = [(x["layer"], x["kernel"]) for x in written["launches"]]
+    assert found[: 1 + len(FIRST_LAUNCHES)] == [("", "ingest_planar"), *FIRST_LAUNCHES]
+    assert written["plan_floor_seconds"] > 0
+    assert {x["seconds"] for x in written["launches"]} == {1e-3}  # what this GPU's clock always says
+    assert written["waits_for_launches"] > 0  # it never has anything left to do
+
+
+def test_captured_work_reads_the_batch_of_its_turn(torch_network, monkeypatch):
+    """With stand-ins for CUDA's graphs, which run nothing: what is captured once is played, on other images."""
+    torch, played = torch_network.torch, []
+
+    class Graph:
+        def replay(self):
+            played.append(net._images.sum().item())
+
+    class Stream:
+        wait_stream = staticmethod(lambda other: None)
+
+    for name, stand_in in {
+        "Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "synchronize": lambda: None,
+        "stream": contextlib.nullcontext, "graph": contextlib.nullcontext,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with Network("alexnet-tiny", "cpu", batch_size=1) as ours:
+        weights = ours.weights()
+    batches = [(torch.full((1, 3, 65, 65), float(k)), torch.zeros(1, dtype=torch.int64)) for k in range(2)]
+    net = torch_network.TorchNetwork(spec.network("alexnet-tiny"), weights, batches, torch_network.Variant(), "cpu")
+    net.captured = True
+    for number in range(3):
+        net.step(number)
+    assert played == [0, 3 * 65 * 65, 0]
+    assert len(net._graphs) == 1
+    assert torch_network.Variant(compiled=True).mode(True) == "compile+graph"
 
 
 def test_noise_is_half_the_middle_half():
@@ -272,3 +490,101 @@ def test_preparing_beside_pillow(tmp_path, monkeypatch, capsys):
 def test_impossible_settings_of_the_prepare_benchmark(wrong, capsys):
     assert prepare.main(wrong) == 2
     assert "are needed" in capsys.readouterr().err
+
+
+def test_the_loop_from_every_place(tmp_path, monkeypatch, capsys):
+    """Two epochs of few tiny steps; records are told from those of the first epoch by their step."""
+    monkeypatch.setattr(loop, "RECORD_STEPS", 1)
+    monkeypatch.setattr(trainer, "RECORD_STEPS", 1)
+    monkeypatch.setitem(spec.NETWORKS, "narrow", lambda: spec.network("alexnet-tiny", width=0.25, crop=32))
+    monkeypatch.setattr(prepare, "SIZES", [(48, 40)])
+    arguments = ["--model", "narrow", "-b", "2", "-j", "1", "--steps", "3", "--turns", "1"]
+    assert loop.main([*arguments, "-o", str(tmp_path / "train.json")]) == 0
+    rows = json.loads((tmp_path / "train.json").read_text())["rows"]
+    assert [row["place"] for row in rows] == ["device", "memory", "files"]
+    assert all(row["images_per_second"] > 0 and 0 <= row["waiting"] <= 1 for row in rows)
+    assert "images from files" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="steps"):
+        loop.main([*arguments, "--steps", "2"])
+
+
+# ---- learning ----
+
+
+@pytest.fixture
+def quality(torch_network):
+    return pytest.importorskip("benchmarks.quality")
+
+
+def test_losses_stay_with_those_of_pytorch(quality, tmp_path, capsys):
+    files = ["-o", str(tmp_path / "q.json"), "--figure", str(tmp_path / "q.svg")]
+    assert quality.main(["-b", "4", "--steps", "10", "--warm-up", "2", *files]) == 0
+    written = json.loads((tmp_path / "q.json").read_text())
+    assert len(written["convnet"]) == len(written["pytorch"]) == len(written["controls"][2]) == 10
+    assert written["overlap"] is True
+    assert written["convnet"] != written["pytorch"]
+    assert "the curves overlap" in capsys.readouterr().out
+    assert "distance from PyTorch" in (tmp_path / "q.svg").read_text()
+
+
+def test_losses_of_another_network_do_not(quality):
+    """Without weight decay, or with an LRN that divides its alpha by the size of the window."""
+    tiny = spec.network("alexnet-tiny", dropout=0.0)
+    batches = quality.draw_batches(tiny, 4, 10)
+    results: dict = {}
+    assert len(list(quality.compare(tiny, "cpu", "fp32", batches, 0.02, results))) == 6
+    assert results["overlap"]
+    layers = (replace(x, alpha=x.alpha / x.size) if isinstance(x, spec.Lrn) else x for x in tiny.layers)
+    for network, decay in ((tiny, 0.0), (replace(tiny, layers=tuple(layers)), quality.WEIGHT_DECAY)):
+        with Network(network, "cpu", batch_size=4) as net:
+            wrong = quality.ours(net, batches, 0.02, decay)
+        assert not quality.verdict(results["pytorch"], wrong, results["controls"])["overlap"]
+    assert not quality.verdict(results["pytorch"], [float("nan")] * 10, results["controls"])["overlap"]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_losses_on_tensor_cores_stay_with_those_of_pytorch(quality, precision):
+    emulator()
+    narrow = spec.network("alexnet-tiny", dropout=0.0, width=0.25, crop=32)
+    results: dict = {}
+    list(quality.compare(narrow, "emu", precision, quality.draw_batches(narrow, 8, 5), 0.02, results))
+    assert results["overlap"], results
+    assert max(results["distances"]) > 2.0**-20  # these are not products of float32
+
+
+# ---- what README.md says ----
+
+
+def test_readme_holds_what_the_results_say():
+    text = report.README.read_text()
+    assert text == report.replaced(text, report.section(report.load(timing.RESULTS)))
+    assert report.FIGURE.exists()
+    with pytest.raises(ValueError, match="once each"):
+        report.replaced(text.replace(report.END, ""), "")
+
+
+def test_tables_of_what_was_measured():
+    torch = {"images_per_second": 40e3, "mode": "graph", "variant": "channels_last", "ratio": 2.25, "ratio_noise": 0.01}
+    row = {"precision": "bf16", "batch_size": 128, "seconds": 1.4e-3, "images_per_second": 90e3, "memory_bytes": 10**9}
+    rows = [
+        {**row, "part": "step", "torch": torch, "floor_share": 0.73},
+        {**row, "part": "forward", "torch": torch},
+        {**row, "batch_size": 256, "part": "step", "failed": "no memory"},
+    ]
+    del rows[2]["seconds"]
+    gpu = {"gpus": [{"name": "NVIDIA H200"}]}
+    shared = {"benchmark": "step", "device": "cuda:0", "model": "alexnet", "cuda": gpu, "versions": {}}
+    older = {**shared, "date": "2026-01-01", "best": [{**rows[0], "images_per_second": 1.0}]}
+    places = [{"place": place, "images_per_second": 50e3, "waiting": 0.25} for place in report.PLACES]
+    loops = {"benchmark": "train", "device": "cuda:0", "model": "alexnet", "precision": "bf16", "batch_size": 128}
+    found = [older, {**shared, "date": "2026-01-02", "best": rows}, {**loops, "date": "2026-01-03", "rows": places}]
+    shown = report.section(found)
+    floor = "| bf16 | 128 | 90,000 (73 %) | 123,271 | 40,000 (graph, channels_last) | 2.25 (+- 1 %) | 1.00 GB |"
+    assert floor in shown
+    assert "| bf16 | 256 | not measured |" in shown
+    assert "90,000 (2.25)" in shown
+    assert "50,000 (25 %)" in shown
+    assert "on one GPU (NVIDIA H200, 2026-01-02)" in shown
+    assert "| fp32 | not measured |" in shown
+    figure = report.draw(found)
+    assert sum(bar.get_height() > 0 for bar in figure.axes[0].patches) == 2

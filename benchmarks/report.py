@@ -1,0 +1,228 @@
+"""The tables of measurements in README.md and the figures beside them, from the JSON in ``benchmarks/results``.
+
+    python -m benchmarks.report           writes both
+    python -m benchmarks.report --check   says whether README.md is up to date (exit code 1 where it is not)
+
+Of several measurements of one thing the newest counts. What nobody measured says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks import floors, quality, timing
+from convnet.figures import BLUE, ORANGE
+from convnet.spec import network
+
+ROOT = Path(__file__).parent.parent
+README, FIGURE, CURVES = ROOT / "README.md", ROOT / "docs" / "steps.png", ROOT / "docs" / "quality.png"
+BEGIN, END = "<!-- measurements: made by python -m benchmarks.report -->", "<!-- end of measurements -->"
+PRECISIONS, BATCHES, INFERENCE = ("bf16", "tf32", "fp32"), (128, 256, 512, 1024), (1, 8, 64, 128, 512)
+MODEL = "alexnet"
+PLACES = {"device": "on the device", "memory": "in host memory", "files": "in JPEG files, 256 pixels"}
+MISSING = "not measured"
+Row = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    options = parser.parse_args(arguments)
+    text = README.read_text()
+    found = load(timing.RESULTS)
+    wanted = replaced(text, section(found))
+    if options.check:
+        print("up to date" if text == wanted else f"{README} is not what benchmarks/results says")
+        return int(text != wanted)
+    README.write_text(wanted)
+    draw(found).savefig(FIGURE, dpi=120, metadata={"Software": None})
+    learning = [results for results in found if results["benchmark"] == "quality" and results["precision"] == "fp32"]
+    if learning:
+        quality.draw(learning[-1]).savefig(CURVES, dpi=120, metadata={"Software": None})
+    print(f"{README} and its figures are up to date")
+    return 0
+
+
+def load(folder: Path) -> list[Row]:
+    """All results, the oldest first."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return sorted(found, key=lambda results: results["date"])
+
+
+def replaced(text: str, middle: str) -> str:
+    """``text`` with ``middle`` between the two marks. Raises ``ValueError`` where these are not there once each."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"README.md must contain the lines {BEGIN!r} and {END!r} once each")
+    return f"{text.partition(BEGIN)[0]}{BEGIN}\n{middle}\n{END}{text.partition(END)[2]}"
+
+
+def steps(found: list[Row], kind: str) -> dict[tuple[str, int, str], Row]:
+    """The newest rows of ``benchmarks.step`` on a device of this kind, by precision, images and part."""
+    rows = {}
+    for results in found:
+        if results["benchmark"] == "step" and results["device"].startswith(kind) and results["model"] == MODEL:
+            for row in results["best"]:
+                if "seconds" in row:
+                    rows[row["precision"], row["batch_size"], row["part"]] = row
+    return rows
+
+
+def machine(found: list[Row], kind: str) -> str:
+    """What the newest step on a device of this kind was measured on."""
+    for results in reversed(found):
+        if results["benchmark"] == "step" and results["device"].startswith(kind):
+            gpus = results.get("cuda", {}).get("gpus", [])
+            torch = results.get("versions", {}).get("torch")
+            beside = f", PyTorch {torch.partition('+')[0]}" if torch else ""
+            name = gpus[0]["name"] if gpus else f"{results['cores']} cores of an {results['processor']}"
+            return f"{name}, {results['date'][:10]}{beside}"
+    return MISSING
+
+
+def section(found: list[Row]) -> str:
+    """What stands between the marks."""
+    gpu = steps(found, "cuda")
+    lines = [
+        f'Training steps of `{MODEL}` on one GPU ({machine(found, "cuda")}); "floor" is what an H200 needs at least, '
+        "everything fused:",
+        "",
+        "| precision | images | images/s (share of the floor) | at the floor | best PyTorch | ratio | memory |",
+        "|---|---|---|---|---|---|---|",
+        *(_step(precision, n, gpu.get((precision, n, "step"))) for precision in PRECISIONS for n in BATCHES),
+        "",
+        "Inference, images/s (and the ratio to the best PyTorch):",
+        "",
+        f"| precision | {' | '.join(f'N = {n}' for n in INFERENCE)} |",
+        f"|{'---|' * (len(INFERENCE) + 1)}",
+        *(f"| {p} | {' | '.join(_inference(gpu.get((p, n, 'forward'))) for n in INFERENCE)} |" for p in PRECISIONS),
+        "",
+        f"Training steps of `{MODEL}` on a CPU ({machine(found, 'cpu')}), float32:",
+        "",
+        "| images | images/s | best PyTorch | ratio |",
+        "|---|---|---|---|",
+        *_cpu(steps(found, "cpu")),
+        "",
+        "`convnet-train` itself, images/s by where the images are (and the share of time that it waits for them):",
+        "",
+        f"| device, network | {' | '.join(PLACES.values())} |",
+        f"|{'---|' * (len(PLACES) + 1)}",
+        *_loops(found),
+        "",
+        "Learning beside PyTorch, the same weights and data through both (`benchmarks/quality.py` says what the last "
+        "column means):",
+        "",
+        "| precision | steps | loss at the end, PyTorch's | ours | the curves |",
+        "|---|---|---|---|---|",
+        *(_learning(found, precision) for precision in reversed(PRECISIONS)),
+        "",
+        f"![losses of both, and how far they are apart](docs/{CURVES.name})",
+        "",
+        f"![images/s of training steps of {MODEL}](docs/{FIGURE.name})",
+    ]
+    return "\n".join(lines)
+
+
+def _step(precision: str, n: int, row: Row | None) -> str:
+    floor = n / floors.total(floors.plan(network(MODEL), n, precision), precision)
+    cells = [precision, str(n), MISSING, f"{floor:,.0f}", MISSING, "", ""]
+    if row:
+        theirs = row.get("torch")
+        share = f" ({100 * row['floor_share']:.0f} %)" if "floor_share" in row else ""
+        cells[2] = f"{row['images_per_second']:,.0f}{share}"
+        cells[4:6] = [_peer(theirs), _ratio(theirs)] if theirs else [MISSING, ""]
+        cells[6] = f"{row['memory_bytes'] / 1e9:.2f} GB"
+    return f"| {' | '.join(cells)} |"
+
+
+def _peer(row: Row) -> str:
+    return f"{row['images_per_second']:,.0f} ({row['mode']}, {row['variant']})"
+
+
+def _ratio(row: Row) -> str:
+    return f"{row['ratio']:.2f} (+- {100 * row['ratio_noise']:.0f} %)"
+
+
+def _inference(row: Row | None) -> str:
+    if not row:
+        return MISSING
+    return f"{row['images_per_second']:,.0f}" + (f" ({row['torch']['ratio']:.2f})" if "torch" in row else "")
+
+
+def _cpu(rows: dict[tuple[str, int, str], Row]) -> Iterator[str]:
+    measured = {n: row for (_, n, part), row in rows.items() if part == "step"}
+    for n, row in sorted(measured.items(), key=lambda item: item[0]):
+        theirs = row.get("torch")
+        beside = f"{_peer(theirs)} | {_ratio(theirs)}" if theirs else f"{MISSING} |"
+        yield f"| {n} | {row['images_per_second']:,.1f} | {beside} |"
+    if not measured:
+        yield f"| | {MISSING} | {MISSING} | |"
+
+
+def _loops(found: list[Row]) -> Iterator[str]:
+    """The newest of every device, network and precision; a GPU's line is there in any case."""
+    newest = {
+        (results["device"], results["model"], results["precision"], results["batch_size"]): results["rows"]
+        for results in found
+        if results["benchmark"] == "train"
+    }
+    if not any(device.startswith("cuda") for device, *_ in newest):
+        yield f"| GPU, {MODEL} | {' | '.join(MISSING for _ in PLACES)} |"
+    for (device, model, precision, n), rows in newest.items():
+        cells = {row["place"]: f"{row['images_per_second']:,.0f} ({100 * row['waiting']:.0f} %)" for row in rows}
+        shown = " | ".join(cells.get(place, MISSING) for place in PLACES)
+        yield f"| {device}, {model}, {precision}, {n} images | {shown} |"
+
+
+def _learning(found: list[Row], precision: str) -> str:
+    for results in reversed(found):
+        if results["benchmark"] == "quality" and results["precision"] == precision and "overlap" in results:
+            curves = results["pytorch"], results["convnet"]
+            ends = (f"{statistics.mean(curve[-max(1, len(curve) // 10) :]):.3f}" for curve in curves)
+            place = f"{precision} on {results['device']} ({results['model']})"
+            verdict = "overlap" if results["overlap"] else "do not overlap"
+            number = f"{len(curves[0])}{f' behind {warm}' if (warm := results.get('warm_up')) else ''}"
+            return f"| {place} | {number} | {' | '.join(ends)} | {verdict} |"
+    return f"| {precision} | {MISSING} | | | |"
+
+
+def draw(found: list[Row]) -> Figure:
+    """A panel for every precision: images/s by batch size, with the floors."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    rows = steps(found, "cuda")
+    for axes, precision in zip(figure.subplots(1, len(PRECISIONS)), PRECISIONS, strict=True):
+        top = 0.0
+        for place, n in enumerate(BATCHES):
+            row = rows.get((precision, n, "step"))
+            rate = n / floors.total(floors.plan(network(MODEL), n, precision), precision) / 1e3
+            top = max(top, rate)
+            label = "floor of an H200" if not place else None
+            axes.plot([place - 0.45, place + 0.45], [rate] * 2, color="black", linewidth=2, label=label)
+            if not row:
+                axes.text(place, rate / 40, MISSING, rotation=90, ha="center", va="bottom", color="0.5", fontsize=9)
+                continue
+            axes.bar(place - 0.2, row["images_per_second"] / 1e3, 0.4, color=BLUE)
+            if "torch" in row:
+                axes.bar(place + 0.2, row["torch"]["images_per_second"] / 1e3, 0.4, color=ORANGE)
+        if any(key[0] == precision for key in rows):
+            axes.bar(0, 0, color=BLUE, label="convnet")
+            axes.bar(0, 0, color=ORANGE, label="best PyTorch")
+        axes.set_title(precision, fontsize=10)
+        axes.set_xticks(range(len(BATCHES)), [str(n) for n in BATCHES])
+        axes.set_xlabel("images per step")
+        axes.set_ylim(0, 1.25 * top)
+        axes.legend(fontsize=8, loc="upper left")
+    figure.axes[0].set_ylabel("thousand images per second")
+    figure.suptitle(f"training steps of {MODEL} on one GPU: {machine(found, 'cuda')}", fontsize=10)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(timing.command(main))
