@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from benchmarks.pictures import Album, Batch
@@ -31,13 +29,14 @@ class OurNetwork:
             self.images = [album.images[batch.indices] for batch in batches]
 
     def step(self, number: int) -> None:
-        """Forward, loss, backward, update."""
-        for piece in self.pieces(number):
-            piece()
-
-    def pieces(self, number: int) -> list[Callable[[], None]]:
-        """A step whose kernels are launched one by one, as pieces between which the host may wait for the device."""
-        return [lambda: self.train(number), lambda: self.net.step(LR, MOMENTUM, WEIGHT_DECAY)]
+        """Forward, loss, backward, update; nobody waits for the results."""
+        k = number % len(self.batches)
+        batch = self.batches[k]
+        if self.images:
+            self.net.train_step(self.images[k], batch.labels, batch.windows, batch.noise, LR, MOMENTUM, WEIGHT_DECAY)
+        else:
+            options = batch.labels, batch.windows, batch.noise, LR, MOMENTUM, WEIGHT_DECAY
+            self.net.train_step_kept(batch.indices, *options)
 
     def train(self, number: int) -> None:
         """Forward, loss and backward: gradients are ready."""

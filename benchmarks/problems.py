@@ -15,23 +15,14 @@ from typing import Any
 import numpy as np
 
 from convnet import ops
+from convnet.assemble import build, input_fold, pool_shape
 from convnet.backend import Array, Device, Stream, padded
 from convnet.control import control_words
-from convnet.layers import (
-    ConvLayer,
-    DropoutLayer,
-    LayerOnDevice,
-    LinearLayer,
-    LrnLayer,
-    PoolLayer,
-    Side,
-    build,
-    input_fold,
-)
+from convnet.layers import ConvLayer, DropoutLayer, Fusion, LayerOnDevice, LinearLayer, LrnLayer, PoolLayer, Side
 from convnet.layout import to_bf16, to_float32
 from convnet.precision import BF16, copy_columns
 from convnet.shapes import ConvShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
-from convnet.spec import Dropout, NetworkSpec, Pool, parameter_count, placed_layers
+from convnet.spec import NetworkSpec, Pool, parameter_count, placed_layers
 
 Values = np.ndarray[Any, Any]
 PLACES = 100  # at which a sum is checked
@@ -62,16 +53,16 @@ class Bench:
 
     def __init__(self, device: Device, precision: str, seed: int):
         self.device, self.precision, self.random = device, precision, np.random.default_rng(seed)
-        self.side = Side(device, precision, 0, 1)
+        self.side = Side(device, precision, 0, 1, shared=False)
         self.stream: Stream = self.side.stream
 
     def normal(self, shape: tuple[int, ...], spread: float = 1.0) -> Array:
         """An activation."""
-        return self.refill(self.side.activations(shape), spread)
+        return self.refill(self.device.empty(shape, self.side.dtype), spread)
 
     def activation(self, shape: tuple[int, ...]) -> Array:
         """An activation that somebody has to write: NaN until then."""
-        return self.poisoned(shape, self.side.activations((1,)).dtype)
+        return self.poisoned(shape, self.side.dtype)
 
     def operand(self, array: Array) -> Values:
         """What a product reads of an activation or a weight, as float64."""
@@ -109,19 +100,16 @@ def problems(
         bench = Bench(device, precision, seed + placed.index)
         fold = input_fold(spec, precision) if placed.index == 0 else 1
         x = bench.normal((N // lanes, placed.C * fold**2, placed.H // fold, placed.W // fold, lanes))
-        if isinstance(placed.layer, Dropout):
-            x = x.view((N // lanes, placed.C, lanes))
-        layer = build(placed, bench.side, x, N, lanes, spec.towers, seed)
+        layer = build([placed], bench.side, Fusion(0, 1, masks=False, masked=False), N, lanes, spec, seed)
         bench.side.allocate()
+        layer.x = x.view(layer.shape_in)
         for parameter in layer.parameters:
             bench.refill(parameter.value, 1 / math.sqrt(max(1, parameter.value.shape[0])))
         layer.copy_weights()
         yield from _passes(bench, layer)
         behind = all_placed[placed.index + 1 : placed.index + 2]
         if isinstance(layer, LrnLayer) and behind and isinstance(behind[0].layer, Pool):
-            size, stride = behind[0].layer.size, behind[0].layer.stride
-            pool = PoolShape.of(N, placed.C, placed.H, placed.W, size, stride, ceil_mode=True, lanes=lanes)
-            yield from _lrn_pool(bench, layer, pool)
+            yield from _lrn_pool(bench, layer, pool_shape(behind[0], 1, N, lanes))
     bench = Bench(device, precision, seed)
     if not layers or "softmax" in layers:
         yield _softmax(bench, SoftmaxShape(N, batch_size, spec.classes, lanes))
@@ -462,14 +450,14 @@ def _lrn_pool(bench: Bench, layer: LrnLayer, pool: PoolShape) -> Iterator[Proble
 
 def _dropout(bench: Bench, layer: DropoutLayer) -> Iterator[Problem]:
     def check() -> None:
-        mask = layer.mask.download()
-        kept, deviation = mask.mean(), math.sqrt(layer.p * (1 - layer.p) / mask.size)
-        if not (np.isin(mask, (0, 1)).all() and abs(kept - (1 - layer.p)) < 6 * deviation):
-            raise WrongResult(f"{layer.name} forward: the mask keeps {kept:.3f} of its elements, not {1 - layer.p}")
+        mask, p = layer.kept.download(), layer.shape.p
+        kept, deviation = mask.mean(), math.sqrt(p * (1 - p) / mask.size)
+        if not (np.isin(mask, (0, 1)).all() and abs(kept - (1 - p)) < 6 * deviation):
+            raise WrongResult(f"{layer.name} forward: the mask keeps {kept:.3f} of its elements, not {1 - p}")
         _within(f"{layer.name} forward", to_float32(layer.y.download()), to_float32(layer.x.download()) * mask, 0.0)
 
     yield Problem(
-        layer.name, "forward", layer.x.size, 2 * layer.x.nbytes + layer.mask.nbytes, lambda: layer.forward(True), check
+        layer.name, "forward", layer.x.size, 2 * layer.x.nbytes + layer.kept.nbytes, lambda: layer.forward(True), check
     )
 
 

@@ -11,13 +11,16 @@ log = logging.getLogger(__name__)
 
 
 class Graphs:
-    """Graphs over ``streams``. The first of each kind of work is not captured: devices then do what they do once."""
+    """Graphs over ``streams``. The first of each kind of work is not captured: devices then do what they do once.
+
+    ``capturing`` False queues everything piece by piece, for whoever wants to watch.
+    """
 
     def __init__(self, streams: list[Stream]):
         self._streams = streams
         self._found: dict[Hashable, Graph | None] = {}  # None: was queued once
         self._settings: Hashable = None
-        self._usable = True
+        self.capturing = True
 
     def run(self, key: Hashable, settings: Hashable, queue: Callable[[], None]) -> None:
         """Does what ``queue`` queues on the streams, which must be the same for the same ``key`` and ``settings``. With
@@ -26,7 +29,7 @@ class Graphs:
         if settings != self._settings:
             self._found.clear()
             self._settings = settings
-        if key in self._found and self._usable:
+        if key in self._found and self.capturing:
             if self._found[key] is None:
                 self._found[key] = self._capture(queue)
             if (graph := self._found[key]) is not None:
@@ -42,6 +45,6 @@ class Graphs:
                 queue()
         except DeviceError as error:
             log.warning("%s", error)
-            self._usable = False
+            self.capturing = False
             return None
         return graph
