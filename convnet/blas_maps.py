@@ -234,9 +234,7 @@ def _bands(shape: PoolShape) -> tuple[int, int]:
 
 def _band(shape: PoolShape, p0: int, p1: int, h0: int, h1: int) -> PoolShape:
     """Windows p0 to p1 of one image block on rows h0 to h1."""
-    return replace(
-        shape, N=shape.lanes, H=h1 - h0, P=p1 - p0, pad_top=shape.pad_top + h0 - p0 * shape.stride
-    )  # fmt: skip
+    return replace(shape, N=shape.lanes, H=h1 - h0, P=p1 - p0, pad_top=shape.pad_top + h0 - p0 * shape.stride)
 
 
 def lrn_pool_forward(

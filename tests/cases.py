@@ -390,9 +390,8 @@ class LrnPoolCase(Case):
 
     @property
     def pool(self) -> PoolCase:
-        return PoolCase(
-            self.id, self.N, self.C, self.H, self.W, self.size, self.stride, self.padding, self.ceil_mode
-        )  # fmt: skip
+        sizes = (self.N, self.C, self.H, self.W, self.size, self.stride)
+        return PoolCase(self.id, *sizes, self.padding, self.ceil_mode)
 
     @property
     def lrn(self) -> LrnShape:
