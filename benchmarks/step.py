@@ -188,7 +188,7 @@ class Race:
                 own, other = timing.in_turns(sides, self.turns, self.block)
                 times += own
                 row |= compared(own, other, row["batch_size"])
-                if row["part"] == "step" and not theirs.captured:
+                if row["part"] == "step":
                     row["memory_bytes"] = theirs.peak_memory()
             except Exception as error:
                 row["failed"] = reason(error)

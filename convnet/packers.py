@@ -31,8 +31,8 @@ def usable_cores() -> int:
 def in_order(tasks: Iterator[Task], workers: int, stop: list[int]) -> Generator[Packed, None, None]:
     """What ``pack`` makes of every task, in their order; in this process where there is one worker.
 
-    Raises ``Stopped`` where ``stop`` says so. Processes rather than threads: on two cores already, the interpreter lock
-    cost threads a tenth of the speed and more.
+    Raises ``Stopped`` where ``stop`` says so. Processes rather than threads: Pillow's files and NumPy's sums
+    hold the interpreter lock for a part of every image.
     """
     if workers == 1:
         for task in tasks:

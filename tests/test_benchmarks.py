@@ -567,7 +567,7 @@ def test_tables_of_what_was_measured():
     torch = {"images_per_second": 40e3, "mode": "graph", "variant": "channels_last", "ratio": 2.25, "ratio_noise": 0.01}
     row = {"precision": "bf16", "batch_size": 128, "seconds": 1.4e-3, "images_per_second": 90e3, "memory_bytes": 10**9}
     rows = [
-        {**row, "part": "step", "torch": torch, "floor_share": 0.73},
+        {**row, "part": "step", "torch": {**torch, "memory_bytes": 2 * 10**9}, "floor_share": 0.73},
         {**row, "part": "forward", "torch": torch},
         {**row, "batch_size": 256, "part": "step", "failed": "no memory"},
     ]
@@ -579,7 +579,9 @@ def test_tables_of_what_was_measured():
     loops = {"benchmark": "train", "device": "cuda:0", "model": "alexnet", "precision": "bf16", "batch_size": 128}
     found = [older, {**shared, "date": "2026-01-02", "best": rows}, {**loops, "date": "2026-01-03", "rows": places}]
     shown = report.section(found)
-    floor = "| bf16 | 128 | 90,000 (73 %) | 123,271 | 40,000 (graph, channels_last) | 2.25 (+- 1 %) | 1.00 GB |"
+    floor = (
+        "| bf16 | 128 | 90,000 (73 %) | 123,271 | 40,000 (graph, channels_last) | 2.25 (+- 1 %) | 1.00 GB / 2.00 GB |"
+    )
     assert floor in shown
     assert "| bf16 | 256 | not measured |" in shown
     assert "90,000 (2.25)" in shown
