@@ -94,7 +94,7 @@ def section(found: list[Row]) -> str:
         f'Training steps of `{MODEL}` on one GPU ({machine(found, "cuda")}); "floor" is what an H200 needs at least, '
         "everything fused:",
         "",
-        "| precision | images | images/s (share of the floor) | at the floor | best PyTorch | ratio | memory, PyTorch's |",
+        "| precision | images | images/s (share of the floor) | at the floor | best PyTorch | ratio | memory, theirs |",
         "|---|---|---|---|---|---|---|",
         *(_step(precision, n, gpu.get((precision, n, "step"))) for precision in PRECISIONS for n in BATCHES),
         "",
