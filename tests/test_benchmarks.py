@@ -206,6 +206,13 @@ def few_pictures(monkeypatch):
 
 
 @pytest.fixture
+def narrow(monkeypatch):
+    """A network for whose steps one need not wait, under a name."""
+    monkeypatch.setitem(spec.NETWORKS, "narrow", lambda: spec.network("alexnet-tiny", width=0.25, crop=32))
+    return "narrow"
+
+
+@pytest.fixture
 def torch_network(monkeypatch):
     """The peer, on one thread: small problems, for which threads would wait for each other."""
     peer = pytest.importorskip("benchmarks.torch_network", reason="PyTorch is not installed")
@@ -376,11 +383,10 @@ def fake_gpu(monkeypatch):
     cuda_device._driver.cache_clear()
 
 
-def test_steps_and_timeline_on_a_gpu(fake_gpu, few_pictures, monkeypatch, tmp_path):
+def test_steps_and_timeline_on_a_gpu(fake_gpu, few_pictures, narrow, monkeypatch, tmp_path):
     monkeypatch.setattr(timeline, "AHEAD", 1 << 10)
     monkeypatch.setattr(timeline, "REPEATS", 1)
-    monkeypatch.setitem(spec.NETWORKS, "narrow", lambda: spec.network("alexnet-tiny", width=0.25, crop=32))
-    arguments = ["--model", "narrow", "-b", "2", "--turns", "1", "--precision", "fp32", "--inference", "1"]
+    arguments = ["--model", narrow, "-b", "2", "--turns", "1", "--precision", "fp32", "--inference", "1"]
     assert step.main([*arguments, "-o", str(tmp_path / "step.json")]) == 0
     written = json.loads((tmp_path / "step.json").read_text())
     assert written["device"] == "cuda:0"
@@ -388,7 +394,7 @@ def test_steps_and_timeline_on_a_gpu(fake_gpu, few_pictures, monkeypatch, tmp_pa
     assert [(row["batch_size"], row["part"]) for row in written["ours"]][2:] == [(2, "forward"), (1, "forward")]
     assert all(row["floor_share"] > 0 for row in written["ours"])
     files = ["-o", str(tmp_path / "t.json"), "--figure", str(tmp_path / "t.png")]
-    assert timeline.main(["--device", "cuda:0", "--model", "narrow", "-b", "2", *files]) == 0
+    assert timeline.main(["--device", "cuda:0", "--model", narrow, "-b", "2", *files]) == 0
     written = json.loads((tmp_path / "t.json").read_text())
     found = [(x["layer"], x["kernel"]) for x in written["launches"]]
     assert found[: 1 + len(FIRST_LAUNCHES)] == [("", "ingest_planar"), *FIRST_LAUNCHES]
@@ -493,13 +499,12 @@ def test_impossible_settings_of_the_prepare_benchmark(wrong, capsys):
     assert "are needed" in capsys.readouterr().err
 
 
-def test_the_loop_from_every_place(tmp_path, monkeypatch, capsys):
+def test_the_loop_from_every_place(narrow, tmp_path, monkeypatch, capsys):
     """Two epochs of few tiny steps; records are told from those of the first epoch by their step."""
     monkeypatch.setattr(loop, "RECORD_STEPS", 1)
     monkeypatch.setattr(trainer, "RECORD_STEPS", 1)
-    monkeypatch.setitem(spec.NETWORKS, "narrow", lambda: spec.network("alexnet-tiny", width=0.25, crop=32))
     monkeypatch.setattr(prepare, "SIZES", [(48, 40)])
-    arguments = ["--model", "narrow", "-b", "2", "-j", "1", "--steps", "3", "--turns", "1"]
+    arguments = ["--model", narrow, "-b", "2", "-j", "1", "--steps", "3", "--turns", "1"]
     assert loop.main([*arguments, "-o", str(tmp_path / "train.json")]) == 0
     rows = json.loads((tmp_path / "train.json").read_text())["rows"]
     assert [row["place"] for row in rows] == ["device", "memory", "files"]
@@ -517,9 +522,9 @@ def quality(torch_network):
     return pytest.importorskip("benchmarks.quality")
 
 
-def test_losses_stay_with_those_of_pytorch(quality, tmp_path, capsys):
+def test_losses_stay_with_those_of_pytorch(quality, narrow, tmp_path, capsys):
     files = ["-o", str(tmp_path / "q.json"), "--figure", str(tmp_path / "q.svg")]
-    assert quality.main(["-b", "4", "--steps", "10", "--warm-up", "2", *files]) == 0
+    assert quality.main(["--model", narrow, "-b", "4", "--steps", "10", "--warm-up", "2", *files]) == 0
     written = json.loads((tmp_path / "q.json").read_text())
     assert len(written["convnet"]) == len(written["pytorch"]) == len(written["controls"][2]) == 10
     assert written["overlap"] is True
@@ -530,7 +535,7 @@ def test_losses_stay_with_those_of_pytorch(quality, tmp_path, capsys):
 
 def test_losses_of_another_network_do_not(quality):
     """With another weight decay, or with an LRN that divides its alpha by the size of the window."""
-    tiny = spec.network("alexnet-tiny", dropout=0.0)
+    tiny = spec.network("alexnet-tiny", dropout=0.0, width=0.25, crop=32)
     batches = quality.draw_batches(tiny, 4, 10)
     results: dict = {}
     assert len(list(quality.compare(tiny, "cpu", "fp32", batches, 0.02, results))) == 6
@@ -547,11 +552,11 @@ def test_losses_of_another_network_do_not(quality):
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_losses_on_tensor_cores_stay_with_those_of_pytorch(quality, precision):
+def test_losses_on_tensor_cores_stay_with_those_of_pytorch(quality, narrow, precision):
     emulator()
-    narrow = spec.network("alexnet-tiny", dropout=0.0, width=0.25, crop=32)
+    tiny = spec.network(narrow, dropout=0.0)
     results: dict = {}
-    list(quality.compare(narrow, "emu", precision, quality.draw_batches(narrow, 8, 5), 0.02, results))
+    list(quality.compare(tiny, "emu", precision, quality.draw_batches(tiny, 8, 5), 0.02, results))
     assert results["overlap"], results
     assert max(results["distances"]) > 2.0**-20  # these are not products of float32
 
