@@ -1,5 +1,6 @@
-"""Timings: ``python -m benchmarks.ops`` for layers and passes, ``python -m benchmarks.step`` for training steps,
-``python -m benchmarks.data`` for the way of images into the network."""
+"""Timings: ``python -m benchmarks.ops`` for layers and passes, ``step`` for training steps and inference, ``timeline``
+for the kernels of one step, ``train`` for the training loop, ``data`` for the way of images into the network and
+``prepare`` for packing them. ``quality`` compares learning with PyTorch's, ``report`` writes README.md's tables."""
 
 import os
 import sys

@@ -11,9 +11,9 @@ The curves overlap when ours is no further from PyTorch's than ``FACTOR`` times 
 of the loss itself, in each stretch of the run: its last half, the quarter before, the eighth before that and so on. The
 furthest is that of the stretch or of the next one, for it is chance when amplification sets in. A distance is the root
 mean square of the difference of the losses. If all of them were normal numbers of one size, a right program would fail
-about once in a hundred stretches. The first stretches tell wrong programs from right ones, in fp32 by the last digits;
-the last ones tell whether ours learns as well. Nowhere is training as sensitive as at its start, where networks leave
-chance sooner or later for no reason but rounding; ``--warm-up`` goes past that.
+about once in a hundred stretches. As long as no control has gone its own way, wrong programs are told from right ones,
+in fp32 by the last digits of the loss; from then on, whether ours learns as well. Nowhere is training as sensitive as
+at its start, where networks leave chance sooner or later for no reason but rounding; ``--warm-up`` goes past that.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def section(found: list[Row]) -> str:
         f'Training steps of `{MODEL}` on one GPU ({machine(found, "cuda")}); "floor" is what an H200 needs at least, '
         "everything fused:",
         "",
-        "| precision | images | images/s (share of the floor) | at the floor | best PyTorch | ratio | memory |",
+        "| precision | images | images/s (share of the floor) | at the floor | best PyTorch | ratio | memory, theirs |",
         "|---|---|---|---|---|---|---|",
         *(_step(precision, n, gpu.get((precision, n, "step"))) for precision in PRECISIONS for n in BATCHES),
         "",
@@ -138,7 +138,8 @@ def _step(precision: str, n: int, row: Row | None) -> str:
         share = f" ({100 * row['floor_share']:.0f} %)" if "floor_share" in row else ""
         cells[2] = f"{row['images_per_second']:,.0f}{share}"
         cells[4:6] = [_peer(theirs), _ratio(theirs)] if theirs else [MISSING, ""]
-        cells[6] = f"{row['memory_bytes'] / 1e9:.2f} GB"
+        sizes = (r["memory_bytes"] for r in (row, theirs) if r and r.get("memory_bytes"))
+        cells[6] = " / ".join(f"{size / 1e9:.2f} GB" for size in sizes)
     return f"| {' | '.join(cells)} |"
 
 

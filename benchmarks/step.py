@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import gc
 import statistics
 import sys
 import time
@@ -136,15 +137,18 @@ class Race:
             ours = OurNetwork(net, self.album, batches)
             times: dict[str, list[float]] = {part: [] for part in parts}
             if not self.left_out:
-                with cudnn.settings(precision):
-                    for row, peer in self._peers(ours, place):
-                        for part in parts:
-                            self._row({**row, "part": part}, ours, peer, times[part], end)
+                try:
+                    with cudnn.settings(precision):
+                        for row, peer in self._peers(ours, place):
+                            for part in parts:
+                                self._row({**row, "part": part}, ours, peer, times[part], end)
+                except RuntimeError as error:
+                    self.rows.append({**place, "failed": reason(error)})
             for part in parts:
                 self._own(place, part, ours, times[part])
 
     def _peers(self, ours: OurNetwork, place: Row) -> Iterator[tuple[Row, Callable[[], Any]]]:
-        """What to measure, and a function that makes the network for it (the same one in both of its modes)."""
+        """What to measure, and a function that makes the network for it, the same one in both of its modes."""
         import torch
 
         from benchmarks.torch_network import VARIANTS, TorchNetwork, on_device
@@ -158,13 +162,14 @@ class Race:
         ]
         expected, weights = ours.first_logits(), ours.net.weights()
         for variant in VARIANTS:
-            made: list[Any] = []  # one network, or why there is none
+            made: list[Any] = []  # the network, once it is known to be right
 
             def peer(captured: bool, variant: Any = variant, made: list[Any] = made) -> Any:
                 if not made:
-                    made.append(TorchNetwork(self.spec, weights, batches, variant, self.device, place["precision"],
-                                             LR, MOMENTUM, WEIGHT_DECAY))  # fmt: skip
-                    check_agreement(expected, made[0].first_logits(), place["precision"])
+                    hyper = LR, MOMENTUM, WEIGHT_DECAY
+                    new = TorchNetwork(self.spec, weights, batches, variant, self.device, place["precision"], *hyper)
+                    check_agreement(expected, new.first_logits(), place["precision"])
+                    made.append(new)
                 made[0].captured = captured
                 return made[0]
 
@@ -173,6 +178,7 @@ class Race:
                     row = {**place, "mode": variant.mode(captured), "variant": str(variant)}
                     yield row, lambda captured=captured: peer(captured)
             made.clear()
+            gc.collect()  # networks refer to themselves
             if self.device.startswith("cuda"):
                 torch.cuda.empty_cache()
 
@@ -188,7 +194,7 @@ class Race:
                 own, other = timing.in_turns(sides, self.turns, self.block)
                 times += own
                 row |= compared(own, other, row["batch_size"])
-                if row["part"] == "step" and not theirs.captured:
+                if row["part"] == "step":
                     row["memory_bytes"] = theirs.peak_memory()
             except Exception as error:
                 row["failed"] = reason(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -90,8 +91,9 @@ def noise(values: Sequence[float]) -> float:
     return (high - low) / 2 / middle
 
 
+@functools.cache
 def description(device: str) -> dict[str, Any]:
-    """Where and on what the numbers were taken."""
+    """Where and on what the numbers were taken, as things were when this was first asked for."""
     from threadpoolctl import threadpool_info
 
     blas = [f"{d['internal_api']} {d['version']} {d.get('architecture', '')}".strip() for d in threadpool_info()
@@ -111,7 +113,18 @@ def description(device: str) -> dict[str, Any]:
         from convnet import device as cuda
 
         found["cuda"] = cuda.describe()
+        found["clocks"] = _clocks()
     return found
+
+
+def _clocks() -> str:
+    """What nvidia-smi says of clocks, power and temperature; "" where it says nothing."""
+    query = ["--query-gpu=name,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu"]
+    try:
+        done = subprocess.run(["nvidia-smi", *query, "--format=csv"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
 
 
 def _commit() -> str:

@@ -96,6 +96,7 @@ class TorchNetwork:
         self.captured = False  # whether work is captured as a CUDA graph, once, and played from then on
         self._graphs: dict[str, Callable[[], None]] = {}
         self._images, self._labels = (t.clone() for t in self.batches[0])  # what a captured graph reads
+        self._peak: int | None = None
         self._loss, self._logits = self.loss, self.logits
         if variant.compiled:
             torch._dynamo.reset()  # or earlier networks count towards the limit of compilations
@@ -248,9 +249,12 @@ class TorchNetwork:
             torch.cuda.synchronize(self.device)
 
     def peak_memory(self) -> int | None:
-        """Bytes that tensors take at most in a step of single calls, one batch included; None where nobody counts."""
-        if self.device.type != "cuda":
-            return None
+        """Bytes that tensors take at most in a step of single calls, one batch included; None where nobody counts.
+
+        Measured once: the memory of captured graphs does not show afterwards.
+        """
+        if self.device.type != "cuda" or self._peak:
+            return self._peak
         self._gradients(*self.batches[0])
         self.optimizer.step()
         self.synchronize()
@@ -259,4 +263,5 @@ class TorchNetwork:
             self._gradients(*self.batches[number % len(self.batches)])
             self.optimizer.step()
         self.synchronize()
-        return int(torch.cuda.max_memory_allocated(self.device)) - self._elsewhere
+        self._peak = int(torch.cuda.max_memory_allocated(self.device)) - self._elsewhere
+        return self._peak
