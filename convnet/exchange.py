@@ -1,14 +1,15 @@
 """What crosses between the devices of a network: parts of activations on the way forward, gradients on the way back.
 
 All devices hold activations in image blocks, in which the channels of one side are contiguous: an exchange is a few
-copies per image block and side. Each copy is queued on the stream of the device that receives it, behind an event that
-says the data is there; nobody goes on to overwrite what another side may still be reading.
+copies per image block and side. Each copy is queued on a stream of the device that receives it, behind an event that
+says the data is there; nobody goes on to overwrite what another side may still be reading. Gradients travel on streams
+of their own, while their devices compute those of the weights.
 """
 
 from __future__ import annotations
 
 from . import ops
-from .backend import Array
+from .backend import Array, Event
 from .layers import Side
 
 
@@ -18,6 +19,8 @@ class Exchange:
 
     def __init__(self, sides: list[Side], part: int):
         self.sides = sides
+        self.streams = [side.device.stream() for side in sides] if part else []
+        self._under_way: list[tuple[list[Array], Event]] = []
         self.log: list[tuple[str, str, int]] = []
         # the gradients that all sides computed for this side's part wait here to be summed, into the last of these
         self._staged = [
@@ -39,34 +42,40 @@ class Exchange:
                 side.stream.wait(read)
         self.log.append((layer, "forward", nbytes))
 
-    def reduce(self, layer: str, wholes: list[Array], shape: tuple[int, ...]) -> list[Array]:
-        """Sums, for every side, what the sides computed for its part, in the order of the sides.
+    def scatter(self, layer: str, wholes: list[Array], shape: tuple[int, ...]) -> None:
+        """Starts to bring every side what the sides computed for its part.
 
         ``wholes`` are gradients of the whole activation, one per side that computed one; ``shape`` is that of a part.
         """
-        ready = [side.stream.record() for side, _ in zip(self.sides, wholes, strict=False)]
+        ready = [side.stream.record() for side in self.sides]
         nbytes = 0
-        staged: list[list[Array]] = []
-        for owner, side in enumerate(self.sides):
-            staged.append([stage.view(shape) for stage in self._staged[owner][: len(wholes)]])
+        self._under_way = []
+        for owner, stream in enumerate(self.streams):
+            for event in ready:  # also of those that computed nothing: what is staged must have been summed up
+                stream.wait(event)
+            staged = [stage.view(shape) for stage in self._staged[owner][: len(wholes)]]
             for computed, whole in enumerate(wholes):
-                side.stream.wait(ready[computed])
                 sources = _channels(whole, owner, len(self.sides))
-                for target, source in zip(_blocks(staged[owner][computed]), sources, strict=True):
-                    side.stream.copy(target, source)
-                nbytes += staged[owner][computed].nbytes if computed != owner else 0
-        fetched = [side.stream.record() for side in self.sides]
-        for side in self.sides:
-            for event in fetched:
-                side.stream.wait(event)
+                for target, source in zip(_blocks(staged[computed]), sources, strict=True):
+                    stream.copy(target, source)
+                nbytes += staged[computed].nbytes if computed != owner else 0
+            self._under_way.append((staged, stream.record()))
         self.log.append((layer, "backward", nbytes))
-        return [self._sum(side, parts) for side, parts in zip(self.sides, staged, strict=True)]
+
+    def sums(self) -> list[Array]:
+        """What ``scatter`` brought, summed up for every side in the order of the sides, when all of it is there."""
+        for side in self.sides:
+            for _, fetched in self._under_way:
+                side.stream.wait(fetched)
+        return [self._sum(side, parts) for side, (parts, _) in zip(self.sides, self._under_way, strict=True)]
 
     def _sum(self, side: Side, parts: list[Array]) -> Array:
-        if len(parts) == 1:
-            return parts[0]
+        """In memory of its own: what is staged may be overwritten while the sum is still read."""
         total = self._staged[side.index][-1].view(parts[0].shape)
-        ops.add(side.stream, side.precision, parts[0], parts[1], total)
+        if len(parts) == 1:
+            side.stream.copy(total, parts[0])
+        else:
+            ops.add(side.stream, side.precision, parts[0], parts[1], total)
         for part in parts[2:]:
             ops.add(side.stream, side.precision, total, part, total)
         return total

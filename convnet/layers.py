@@ -1,8 +1,9 @@
 """Layers at work: each owns its tensors on one device and queues its kernels forward and backward.
 
-``forward(train)`` fills ``y`` from ``x``. ``backward(dy)`` takes the gradient of the loss with respect to ``y``, which
-it may overwrite, computes the gradients of the parameters unless the layer is ``frozen``, and returns the gradient with
-respect to ``x`` where a layer ``below`` needs it, else None.
+``forward(train)`` fills ``y`` from ``x``. ``backward_data(dy)`` takes the gradient of the loss with respect to ``y``,
+which it may overwrite, and returns the gradient with respect to ``x`` where a layer ``below`` needs it, else None.
+``backward_weights(dy)`` then computes the gradients of the parameters, unless the layer is ``frozen``: two calls,
+because the first result can already be on its way to another device meanwhile.
 
 Where layers are fused, one of these stands for several layers of the specification, and the derivative of a ReLU is
 applied by whoever writes the gradient with respect to its output: see ``Fusion``.
@@ -109,17 +110,20 @@ class LayerOnDevice(ABC):
     shape_out: tuple[int, ...] = field(init=False)
     parameters: list[Parameter] = field(init=False, default_factory=list)  # the weight first
     frozen: bool = field(init=False, default=False)
-    steps_backward: ClassVar[bool] = False  # does ``backward`` update the weight, when it is given rates?
+    steps_backward: ClassVar[bool] = False  # does ``backward_weights`` update the weight, when it is given rates?
 
     @abstractmethod
     def forward(self, train: bool) -> None: ...
 
     @abstractmethod
-    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array | None:
-        """With ``rates``, parameters whose gradients would be much traffic are updated at once: see ``LinearLayer``."""
+    def backward_data(self, dy: Array, below: bool) -> Array | None: ...
+
+    def backward_weights(self, dy: Array, rates: Mapping[str, float] | None) -> None:  # noqa: B027
+        """With ``rates``, parameters whose gradients would be much traffic are updated at once: see ``LinearLayer``.
+        ``dy`` is what ``backward_data`` left."""
 
     def updates(self, rates: Mapping[str, float], taken: bool) -> list[ops.Update]:
-        """The step of all parameters, their copies included; with ``taken``, of those that ``backward`` left."""
+        """The step of all parameters, copies included; with ``taken``, of those that ``backward_weights`` left."""
         parameters = self.parameters[1:] if taken and self.steps_backward else self.parameters
         return [
             ops.Update(p.value, p.velocity, p.gradient, p.copy, rates.get(p.name, 1.0), p.decays) for p in parameters
@@ -200,17 +204,20 @@ class ConvLayer(LayerOnDevice):
         ops.conv_forward(self.stream, self.product, self.precision, *operands, self.y, self.activation == "relu")
         activate(self)
 
-    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array | None:
-        problem = self.stream, self.product, self.precision
+    def backward_data(self, dy: Array, below: bool) -> Array | None:
         activate_backward(self, dy)
-        if not self.frozen:
-            ops.conv_backward_filter(*problem, dy, self.x, self.dfilters, self.bias.gradient, self.side.workspace)
-            if self.folds:
-                ops.unfold_gradient(self.stream, self.shape, self.dfilters, self.weight.gradient)
         if not below:
             return None
-        ops.conv_backward_data(*problem, dy, self.filters, self.dx, self.mask)
+        ops.conv_backward_data(self.stream, self.product, self.precision, dy, self.filters, self.dx, self.mask)
         return self.dx
+
+    def backward_weights(self, dy: Array, rates: Mapping[str, float] | None) -> None:
+        if self.frozen:
+            return
+        operands = dy, self.x, self.dfilters, self.bias.gradient, self.side.workspace
+        ops.conv_backward_filter(self.stream, self.product, self.precision, *operands)
+        if self.folds:
+            ops.unfold_gradient(self.stream, self.shape, self.dfilters, self.weight.gradient)
 
     def copy_weights(self) -> None:
         super().copy_weights()
@@ -226,9 +233,9 @@ class ConvLayer(LayerOnDevice):
 class LinearLayer(LayerOnDevice):
     """Fully-connected layer with bias, activation, and the dropout behind a ReLU.
 
-    Of ReLU and dropout together the derivative is 1 where y is positive. With ``rates``, ``backward`` updates the
-    weights while it computes their gradient, which then never exists in memory; the gradient with respect to x comes
-    first, from the weights that were.
+    Of ReLU and dropout together the derivative is 1 where y is positive. With ``rates``, ``backward_weights`` updates
+    the weights while it computes their gradient, which then never exists in memory; ``backward_data`` comes first and
+    reads the weights that were.
     """
 
     shape: LinearShape
@@ -254,31 +261,35 @@ class LinearLayer(LayerOnDevice):
         ops.linear_forward(self.stream, self.shape, self.precision, *operands, self.y, relu, *dropping, workspace)
         activate(self)
 
-    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array | None:
-        problem, workspace = (self.stream, self.shape, self.precision), self.side.workspace
+    def backward_data(self, dy: Array, below: bool) -> Array | None:
         activate_backward(self, dy)
-        if below:
-            ops.linear_backward_data(*problem, dy, self.matrix, self.dx, self.mask, workspace)
+        if not below:
+            return None
+        operands = dy, self.matrix, self.dx, self.mask, self.side.workspace
+        ops.linear_backward_data(self.stream, self.shape, self.precision, *operands)
+        return self.dx
+
+    def backward_weights(self, dy: Array, rates: Mapping[str, float] | None) -> None:
+        problem = self.stream, self.shape, self.precision
+        w, dbias, workspace = self.weight, self.bias.gradient, self.side.workspace
         if self.frozen:
-            pass
-        elif rates is None:
-            ops.linear_backward_filter(*problem, dy, self.x, self.weight.gradient, self.bias.gradient, workspace)
-        else:
-            w = self.weight
-            ops.linear_backward_filter_update(
-                *problem,
-                dy,
-                self.x,
-                w.value,
-                w.velocity,
-                w.copy,
-                self.bias.gradient,
-                self.side.control,
-                rates.get(w.name, 1.0),
-                w.decays,
-                workspace,
-            )
-        return self.dx if below else None
+            return
+        if rates is None:
+            ops.linear_backward_filter(*problem, dy, self.x, w.gradient, dbias, workspace)
+            return
+        ops.linear_backward_filter_update(
+            *problem,
+            dy,
+            self.x,
+            w.value,
+            w.velocity,
+            w.copy,
+            dbias,
+            self.side.control,
+            rates.get(w.name, 1.0),
+            w.decays,
+            workspace,
+        )
 
 
 def activate(layer: ConvLayer | LinearLayer) -> None:
@@ -312,7 +323,7 @@ class PoolLayer(LayerOnDevice):
         argmax = self.argmax if train else None
         ops.max_pool_forward(self.stream, self.shape, self.precision, self.x, self.y, argmax)
 
-    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array:
+    def backward_data(self, dy: Array, below: bool) -> Array:
         mask = self.y if self.fusion.masks else None
         ops.max_pool_backward(self.stream, self.shape, self.precision, dy, self.argmax, mask, self.dx)
         return self.dx
@@ -332,7 +343,7 @@ class LrnLayer(LayerOnDevice):
     def forward(self, train: bool) -> None:
         ops.lrn_forward(self.stream, self.shape, self.precision, self.x, self.y)
 
-    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array:
+    def backward_data(self, dy: Array, below: bool) -> Array:
         ops.lrn_backward(self.stream, self.shape, self.precision, dy, self.x, self.dx)
         return self.dx
 
@@ -355,7 +366,7 @@ class LrnPoolLayer(LayerOnDevice):
         argmax = self.argmax if train else None
         ops.lrn_pool_forward(self.stream, self.lrn, self.pool, self.precision, self.x, self.y, argmax)
 
-    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array:
+    def backward_data(self, dy: Array, below: bool) -> Array:
         problem = self.stream, self.lrn, self.pool, self.precision
         ops.lrn_pool_backward(*problem, dy, self.argmax, self.x, self.dx, relu=self.fusion.masks)
         return self.dx
@@ -382,6 +393,6 @@ class DropoutLayer(LayerOnDevice):
         x, y, mask = (array.view(self.shape.x) for array in (self.x, self.y, self.kept))
         ops.dropout_forward(self.stream, self.shape, self.precision, x, y, mask, self.side.control)
 
-    def backward(self, dy: Array, below: bool, rates: Mapping[str, float] | None) -> Array:
+    def backward_data(self, dy: Array, below: bool) -> Array:
         ops.dropout_backward(self.stream, self.precision, dy, self.kept, self.dx)
         return self.dx

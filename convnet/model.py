@@ -81,7 +81,7 @@ class Network:
         self._intake = Intake(self._sides, self._N, self._lanes, self.spec.crop, self._fold)
         self._wiring.read(self._intake.slots[0].inputs)
         self.set_input(np.zeros((3, self.spec.crop, self.spec.crop), np.float32))
-        self._graphs = Graphs([side.stream for side in self._sides])
+        self._graphs = Graphs(self._wiring.streams)
         self.load_weights(initial_weights(self.spec, seed))
         self.load_velocity({name: np.zeros_like(w) for name, w in self.weights().items()})
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import ops
 from .assemble import build, fuse, masks
-from .backend import Array
+from .backend import Array, Stream
 from .exchange import Exchange
 from .layers import ConvLayer, Fusion, LayerOnDevice, Side
 from .shapes import SoftmaxShape
@@ -72,6 +72,11 @@ class Wiring:
             layer.x = array
 
     @property
+    def streams(self) -> list[Stream]:
+        """All that work is queued on."""
+        return [side.stream for side in self.sides] + self.exchange.streams
+
+    @property
     def learning(self) -> list[list[LayerOnDevice]]:
         """Blocks that have weights, those of frozen layers included."""
         return [block for block in self.blocks if block[0].parameters]
@@ -102,13 +107,17 @@ class Wiring:
         lowest = min(index for index, block in enumerate(self.blocks) if block[0].parameters and not block[0].frozen)
         for index in range(len(self.blocks) - 1, lowest - 1, -1):
             block = self.blocks[index]
-            passed = [layer.backward(dy, index > lowest, rates) for layer, dy in zip(block, gradients, strict=True)]
-            gradients = [dx for dx in passed if dx is not None]
+            passed = [layer.backward_data(dy, index > lowest) for layer, dy in zip(block, gradients, strict=True)]
+            computed = [dx for dx in passed if dx is not None]
+            crosses = index > lowest and index in self._wholes
+            if crosses:
+                self.exchange.scatter(block[0].name, computed, self.blocks[index - 1][0].y.shape)
+            for layer, dy in zip(block, gradients, strict=True):
+                layer.backward_weights(dy, rates)
             if index == lowest:
                 break
             below = self.blocks[index - 1]
-            if index in self._wholes:
-                gradients = self.exchange.reduce(block[0].name, gradients, below[0].y.shape)
+            gradients = self.exchange.sums() if crosses else computed
             # a layer may see its input with another shape (features instead of maps)
             gradients = [dx.view(layer.y.shape) for dx, layer in zip(gradients, below, strict=True)]
         if rates is not None:
