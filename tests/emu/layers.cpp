@@ -16,6 +16,7 @@
 #include "gemm.hpp"
 #include "ingest.hpp"
 #include "ingest_planar.hpp"
+#include "lrn_pool.hpp"
 #include "softmax.hpp"
 
 namespace convnet {
@@ -112,6 +113,33 @@ void softmax() {
   for (int n = 0; n < 16; ++n) hash = (hash ^ static_cast<uint64_t>(ranks[n])) * 1099511628211u;
 }
 
+void normalise_and_pool() {
+  const LrnShape lrn{.N = 16,
+                     .C = 22,
+                     .H = 9,
+                     .W = 11,
+                     .groups = 2,
+                     .lanes = 8,
+                     .size = 5,
+                     .alpha = 0.5f,
+                     .beta = 0.75f,
+                     .k = 1.0f};
+  const PoolShape pool{.N = 16,
+                       .C = 22,
+                       .H = 9,
+                       .W = 11,
+                       .P = 4,
+                       .Q = 5,
+                       .size = 3,
+                       .stride = 2,
+                       .pad_top = 0,
+                       .pad_left = 0,
+                       .lanes = 8};
+  const Array<float> p(16 * 22 * 4 * 5);
+  lrn_pool_forward(lrn, pool, Precision::fp32, values(16 * 22 * 9 * 11), p, nullptr, nullptr);
+  take(p);
+}
+
 void ingest_images() {
   const IngestShape shape{.N = 8,
                           .valid = 7,
@@ -164,6 +192,7 @@ int main(int count, char** arguments) {
                                               {"gemm", convnet::linear},
                                               {"ingest", convnet::ingest_images},
                                               {"ingest_planar", convnet::ingest_planes},
+                                              {"lrn_pool", convnet::normalise_and_pool},
                                               {"softmax", convnet::softmax}};
   if (count < 2 || !ops.contains(arguments[1])) {
     for (const auto& [name, run] : ops) std::puts(name.c_str());
