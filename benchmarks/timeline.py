@@ -159,6 +159,8 @@ SIGNATURES = _signatures()
 
 def work(kernel: str, arguments: tuple[Any, ...]) -> tuple[float, float]:
     """FLOPs, and bytes of all operands; weights that are updated count twice, scratch memory does not count."""
+    if kernel == "sgd_many":
+        return 0.0, sum(work("sgd", tensor)[1] for tensor in arguments[0])
     given = dict(zip(SIGNATURES.get(kernel, []), arguments, strict=False))
     arrays = {name: value for name, value in given.items() if isinstance(value, Array) and name != "workspace"}
     sizes = {name: float(array.nbytes) for name, array in arrays.items()}

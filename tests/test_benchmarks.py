@@ -313,12 +313,12 @@ def test_batches_of_the_step_are_those_of_the_peer(torch_network, few_pictures):
     with Network("alexnet-tiny", "cpu", batch_size=3) as net:
         album, batches = pictures.Album(73), pictures.batches(3, 10, 73, 64, seed=1)
         our_network.OurNetwork(net, album, batches).forward(1)
-        seen = net._intake.inputs[0].download()[0].transpose(3, 0, 1, 2)
+        seen = net._intake.slots[0].inputs[0].download()[0].transpose(3, 0, 1, 2)
         expected = torch_network.on_device(net.spec, batches[1].images(album, 64), our_network.mean_image(64), "cpu")
         net.keep_images(len(album.images), 73)  # as on a GPU
         net.store_images(0, *album.planes)
         net._intake.kept(batches[1].indices, batches[1].windows, batches[1].noise)
-        np.testing.assert_array_equal(net._intake.inputs[0].download()[0].transpose(3, 0, 1, 2), seen)
+        np.testing.assert_array_equal(net._intake.slots[0].inputs[0].download()[0].transpose(3, 0, 1, 2), seen)
     np.testing.assert_allclose(seen, expected[:, :, :64, :64].numpy(), rtol=1e-6, atol=1e-6)
     assert not expected[:, :, 64:].any()
     assert (batches[0].indices != batches[1].indices).any() or (batches[0].windows != batches[1].windows).any()
@@ -326,8 +326,8 @@ def test_batches_of_the_step_are_those_of_the_peer(torch_network, few_pictures):
 
 # what one step of alexnet-tiny launches on a CPU, up to where the towers join
 FIRST_LAUNCHES = [
-    ("conv1", "conv_forward"), ("norm1", "lrn_forward"), ("pool1", "max_pool_forward"),
-    ("conv2", "conv_forward"), ("norm2", "lrn_forward"), ("pool2", "max_pool_forward"), ("conv3", "conv_forward"),
+    ("conv1", "conv_forward"), ("norm1", "lrn_pool_forward"),
+    ("conv2", "conv_forward"), ("norm2", "lrn_pool_forward"), ("conv3", "conv_forward"),
 ]  # fmt: skip
 
 
@@ -339,8 +339,9 @@ def test_a_timeline_knows_whose_kernels_run(few_pictures, monkeypatch, tmp_path,
     launches = [timeline.Launch(**launch) for launch in written["launches"]]
     found = [(x.layer, x.kernel) for x in launches]
     assert found[: 1 + len(FIRST_LAUNCHES)] == [("", "ingest"), *FIRST_LAUNCHES]
-    assert {("", "softmax_cross_entropy"), ("fc7", "linear_backward_filter"), ("drop6", "dropout_backward")} <= {*found}
-    conv2 = launches[4]
+    fused = {("fc7", "linear_backward_filter_update"), ("norm2", "lrn_pool_backward"), ("", "sgd_many")}
+    assert {("", "softmax_cross_entropy"), *fused} <= {*found}
+    conv2 = launches[3]
     assert conv2.flops == 2 * 2 * 64 * 15 * 15 * 16 * 25
     assert conv2.bytes == 4 * (2 * 15 * 15 * (32 + 64) + 64 * 16 * 25 + 64)
     assert conv2.floor == max(conv2.flops / 1e11, conv2.bytes / 1e9)
@@ -359,6 +360,8 @@ def test_operands_of_kernels():
     device = backend.open_device("cpu")
     some, kept, images = device.empty((100,)), device.empty((10, 8), np.uint8), device.empty((2,), np.int32)
     assert timeline.work("sgd", (100, some, some, some, None, 1, 0.1, 0.9, 0.0)) == (0.0, 4 * 100 * 5)
+    tensor = (100, some, some, some, None, 1, 1.0, True)
+    assert timeline.work("sgd_many", ((tensor, tensor), some)) == (0.0, 2 * 4 * 100 * 5)
     shape = LinearShape(4, 5, 6, 4)
     assert timeline.work("linear_backward_filter", (shape, "fp32", some, some, some, None, some)) == (240.0, 1200)
     planes = (None, "fp32", kept, kept, kept, images, images, images, images, images)
