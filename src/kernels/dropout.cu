@@ -35,6 +35,7 @@ __device__ __forceinline__ float4 keep(float4 v, uint32_t mask) {
 template <class T>
 __global__ void __launch_bounds__(kQuadThreads) dropout_forward_kernel(
     DropoutShape shape, LaneGrid grid, uint64_t threshold, const T* x, T* y, uint8_t* mask) {
+  begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = image block, pixel = feature
   if (!at.inside) return;
   uint32_t bytes = 0;
@@ -53,6 +54,7 @@ __global__ void __launch_bounds__(kQuadThreads) dropout_forward_kernel(
 template <class T>
 __global__ void __launch_bounds__(kQuadThreads)
     dropout_backward_kernel(int64_t count, const T* dy, const uint8_t* mask, T* dx) {
+  begin_kernel();
   int64_t i = map_index();
   if (i + 4 <= count) {
     store4(dx + i, keep(load4(dy + i), load4_bytes(mask + i)));

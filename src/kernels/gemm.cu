@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                    bool relu,
                    typename T::Arithmetic::Element* out,
                    float* partial) {
+  begin_kernel();
   constexpr int kDepth = T::Arithmetic::kDepth;
   auto& ring = shared_storage<Ring<WeightOperands<T, Weights>>>();
   const int first_row = blockIdx.y * T::kM;
@@ -100,6 +101,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                     const typename T::Arithmetic::Element* dy,
                     const typename T::Arithmetic::Element* x,
                     float* dweight) {
+  begin_kernel();
   constexpr int kDepth = T::Arithmetic::kDepth;
   auto& ring = shared_storage<Ring<GradientOperands<T>>>();
   const int first_row = blockIdx.x * T::kM, first_column = blockIdx.y * T::kN;

@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(kQuadThreads, 4)
                             const T* __restrict__ x,
                             T* __restrict__ y,
                             uint8_t* __restrict__ argmax) {
+  begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = output pixel
   if (!at.inside) return;
   const int size = kSize ? kSize : static_cast<int>(shape.size);
@@ -88,6 +89,7 @@ __global__ void __launch_bounds__(kQuadThreads)
                              const T* __restrict__ dy,
                              const uint8_t* __restrict__ argmax,
                              T* __restrict__ dx) {
+  begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = input pixel
   if (!at.inside) return;
   const int size = kSize ? kSize : static_cast<int>(shape.size);

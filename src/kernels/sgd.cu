@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(kQuadThreads) sgd_kernel(int64_t count,
                                                            bf16* copy,
                                                            CopyRows rows,
                                                            Rates rates) {
+  begin_kernel();
   int64_t i = map_index();
   if (i + 4 <= count) {
     float4 w = load4(weight + i);

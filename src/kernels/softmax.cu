@@ -64,6 +64,7 @@ __global__ void __launch_bounds__(kThreads)
                                  int32_t* __restrict__ ranks,
                                  float* __restrict__ probs,
                                  T* __restrict__ dlogits) {
+  begin_kernel();
   const int segment = static_cast<int>(threadIdx.x) / kLanes;
   const int64_t n = int64_t{blockIdx.x} * kLanes + threadIdx.x % kLanes;
   const int64_t block = blockIdx.x / static_cast<unsigned>(shape.lanes / kLanes);
