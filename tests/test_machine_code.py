@@ -22,6 +22,7 @@ _Z4gemmPf:
         /*0000*/                   LDC R1, c[0x0][0x28] ;
         /*0110*/              @!PT LDS RZ, [RZ] ;
         /*0120*/                   LDGSTS.E.BYPASS.128 [R13], desc[UR6][R2.64], !P0 ;
+        /*0128*/                   ACQBULK ;
         /*0130*/             @!UP0 UTMALDG.4D [UR8], [UR6] ;
 .L_x_1:
         /*0140*/               @P0 LDL.LU R5, [R1] ;
@@ -47,7 +48,7 @@ def test_kernels_consist_of_what_they_should():
 
 
 def test_parse():
-    once = ["LDC", "LDS", "LDGSTS", "UTMALDG", "LDL", "WARPGROUP", "BRA"]
+    once = ["LDC", "LDS", "LDGSTS", "UTMALDG", "LDL", "WARPGROUP", "BRA", "ACQBULK", "EARLY"]
     assert sass_report.parse(LISTING) == {
         "_Z4gemmPf": Counter({**dict.fromkeys(once, 1), "HMMA": 2}),
         "_Z4copyPf": Counter({"EXIT": 1}),
@@ -57,7 +58,7 @@ def test_parse():
 COUNTS = {
     ("sm_80", "a.cu", "f<Mma>"): Counter({"HMMA": 3}),
     ("sm_90a", "a.cu", "f<Mma>"): Counter({"HMMA": 3, "STL": 1}),
-    ("sm_90a", "b.cu", "g"): Counter({"FFMA": 9}),
+    ("sm_90a", "b.cu", "g"): Counter({"FFMA": 9, "ACQBULK": 1, "EARLY": 2}),
 }
 
 
@@ -68,6 +69,10 @@ COUNTS = {
         (Rule("", contain=("HMMA",)), ["sm_90a b.cu g: has no HMMA (products of a warp (mma.sync))"]),
         (Rule("", lack=("LDL", "STL")), ["sm_90a a.cu f<Mma>: 1 STL (stores to local memory)"]),
         (Rule("", ("sm_80",), lack=("LDL", "STL")), []),
+        (
+            Rule("g", contain=("ACQBULK",), lack=("EARLY",)),
+            ["sm_90a b.cu g: 2 EARLY (accesses to global memory in front of the first such wait)"],
+        ),
         (Rule("wgmma", contain=("HGMMA",)), ["no kernel has a name like 'wgmma': the rule for them means nothing"]),
         (Rule("g", ("sm_80",)), ["no kernel has a name like 'g': the rule for them means nothing"]),
         (Rule("wgmma", contain=("HGMMA",), may_be_absent=True), []),

@@ -32,7 +32,10 @@ COLUMNS = {
     "FFMA": "multiply-adds in float32",
     "LDL": "loads from local memory",
     "STL": "stores to local memory",
+    "ACQBULK": "waits for the kernels before (griddepcontrol.wait)",
+    "EARLY": "accesses to global memory in front of the first such wait",
 }
+GLOBAL_ACCESSES = {"LD", "ST", "LDG", "STG", "LDGSTS", "UTMALDG", "UTMASTG", "UBLKCP", "ATOM", "ATOMG", "RED", "REDG"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Rule:
 
 RULES = [
     Rule("", lack=("LDL", "STL")),
+    Rule("", ("sm_90a",), contain=("ACQBULK",), lack=("EARLY",)),
     Rule("SimtTile", contain=("FFMA", "LDGSTS"), lack=("HMMA",)),
     Rule("MmaTile<Tf32", contain=("HMMA", "LDGSTS")),
     Rule("MmaTile<Bf16", contain=("HMMA", "LDGSTS", "LDSM")),
@@ -80,7 +84,11 @@ def parse(listing: str) -> dict[str, Counter[str]]:
     for section in re.split(r"^\s*\.section\s+\.text\.", listing, flags=re.MULTILINE)[1:]:
         name = re.split(r"[,\s]", section, maxsplit=1)[0]
         # /*0110*/   @!PT LDS.64 RZ, [RZ] ;
-        kernels[name] = Counter(re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", section, re.MULTILINE))
+        code = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", section, re.MULTILINE)
+        kernels[name] = Counter(code)
+        if "ACQBULK" in code:
+            in_front = code[: code.index("ACQBULK")]
+            kernels[name]["EARLY"] = sum(instruction in GLOBAL_ACCESSES for instruction in in_front)
     return kernels
 
 
@@ -133,7 +141,7 @@ def main() -> int:
     counts = report(compiler, program)
     print(f"{'':34}" + "".join(f"{column:>8}" for column in [*COLUMNS, "all"]))
     for kernel, count in counts.items():
-        numbers = [*(count[column] for column in COLUMNS), count.total()]
+        numbers = [*(count[column] for column in COLUMNS), count.total() - count["EARLY"]]
         print(f"{kernel[0]:7} {kernel[1]:26}" + "".join(f"{number:8}" for number in numbers) + f"  {kernel[2]}")
     for rule in RULES:
         print(f"{len(matches(counts, rule)):4} kernels have a name like {rule.kernels!r}")

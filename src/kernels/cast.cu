@@ -19,6 +19,7 @@ namespace {
 
 __global__ void __launch_bounds__(kQuadThreads)
     cast_weight_kernel(int64_t count, CopyRows rows, const float* weight, bf16* copy) {
+  begin_kernel();
   const int64_t i = map_index();  // in the copy, whose rows are whole quads
   if (i >= count) return;
   const int64_t row = i / rows.padded;

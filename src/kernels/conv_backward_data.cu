@@ -199,6 +199,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                               const typename T::Arithmetic::Element* weight,
                               typename T::Arithmetic::Element* dx,
                               const typename T::Arithmetic::Element* mask) {
+  begin_kernel();
   auto& ring = shared_storage<Ring<Operands<T>>>();
   const int first_channel = blockIdx.y * T::kM;
   const int64_t first_column = int64_t{blockIdx.x} * T::kN;

@@ -182,6 +182,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                                 const typename T::Arithmetic::Element* dy,
                                 const typename T::Arithmetic::Element* x,
                                 float* partial) {
+  begin_kernel();
   auto& ring = shared_storage<Ring<Operands<T>>>();
   const int group = blockIdx.z;
   const int part = blockIdx.y / unsigned(reduction.filter_tiles);

@@ -234,6 +234,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                         const float* bias,
                         bool relu,
                         typename T::Arithmetic::Element* y) {
+  begin_kernel();
   auto& ring = shared_storage<Ring<Order<T>>>();
   const int first_filter = blockIdx.y * T::kM;
   const int64_t first_column = int64_t{blockIdx.x} * T::kN;

@@ -24,6 +24,7 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kQuadThreads) dropout_forward_kernel(
     LaneGrid grid, int64_t lanes, Dropout dropout, const T* x, T* y, uint8_t* mask) {
+  begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = image block, pixel = feature
   if (!at.inside) return;
   const uint32_t bytes = kept(dropout, dropout.control->step, at.plane * lanes + at.lane, at.pixel);
@@ -35,6 +36,7 @@ __global__ void __launch_bounds__(kQuadThreads) dropout_forward_kernel(
 template <class T>
 __global__ void __launch_bounds__(kQuadThreads)
     dropout_backward_kernel(int64_t count, const T* dy, const uint8_t* mask, T* dx) {
+  begin_kernel();
   int64_t i = map_index();
   if (i + 4 <= count) {
     store4(dx + i, keep(load4(dy + i), load4_bytes(mask + i)));

@@ -30,6 +30,7 @@ struct Folding {
 
 __global__ void __launch_bounds__(kQuadThreads)
     fold_weight_kernel(int64_t count, Folding f, CopyRows rows, const float* weight, bf16* copy) {
+  begin_kernel();
   const int64_t i = map_index();  // in the copy, whose rows are whole quads
   if (i >= count) return;
   const int64_t row = i / rows.padded;
@@ -46,6 +47,7 @@ __global__ void __launch_bounds__(kQuadThreads)
 
 __global__ void __launch_bounds__(kQuadThreads) unfold_gradient_kernel(
     int64_t count, Folding f, int64_t columns, const float* folded, float* gradient) {
+  begin_kernel();
   const int64_t i = int64_t{blockIdx.x} * kQuadThreads + threadIdx.x;
   if (i >= count) return;
   const int64_t row = i / columns, line = row / f.S, c = line / f.R;

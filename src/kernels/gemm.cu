@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                    const typename T::Arithmetic::Element* mask,
                    typename T::Arithmetic::Element* out,
                    float* partial) {
+  begin_kernel();
   constexpr int kDepth = T::Arithmetic::kDepth;
   auto& ring = shared_storage<Ring<WeightOperands<T, Weights>>>();
   const int first_row = blockIdx.y * T::kM;
@@ -114,6 +115,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                     const typename T::Arithmetic::Element* dy,
                     const typename T::Arithmetic::Element* x,
                     const Output out) {
+  begin_kernel();
   constexpr int kDepth = T::Arithmetic::kDepth;
   constexpr bool kUpdates = std::is_same_v<Output, WeightUpdate>;
   auto& ring = shared_storage<Ring<GradientOperands<T>>>();

@@ -32,6 +32,7 @@ __global__ void __launch_bounds__(kStripThreads) ingest_kernel(IngestShape shape
                                                                const float* __restrict__ noise,
                                                                const float* __restrict__ mean,
                                                                T* __restrict__ y) {
+  begin_kernel();
   Strip& shared = shared_storage<Strip>();
   const StripPlace place = strip_place(shape);
   const int crop = static_cast<int>(shape.crop);

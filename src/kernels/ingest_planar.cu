@@ -43,6 +43,7 @@ __global__ void __launch_bounds__(kStripThreads)
                          const float* __restrict__ noise,
                          const float* __restrict__ mean,
                          T* __restrict__ y) {
+  begin_kernel();
   Strip& shared = shared_storage<Strip>();
   const StripPlace place = strip_place(shape);
   const int H = static_cast<int>(shape.H), W = static_cast<int>(shape.W);

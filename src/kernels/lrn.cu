@@ -31,6 +31,7 @@ namespace {
 template <class T, int kSize, int kLanes, int kTurn, bool kRoots>
 __global__ void __launch_bounds__(kQuadThreads) lrn_forward_kernel(
     LrnShape shape, LaneGrid grid, Cut cut, const T* __restrict__ x, T* __restrict__ y) {
+  begin_kernel();
   constexpr int kBefore = kSize / 2, kAfter = kSize - 1 - kBefore;
   const LanePlace at = lane_place(grid);  // plane = segment of a group of an image block
   if (!at.inside) return;
@@ -71,6 +72,7 @@ __global__ void __launch_bounds__(kQuadThreads, 2) lrn_backward_kernel(LrnShape 
                                                                        const T* __restrict__ dy,
                                                                        const T* __restrict__ x,
                                                                        T* __restrict__ dx) {
+  begin_kernel();
   constexpr int kBefore = kSize / 2;
   const LanePlace at = lane_place(grid);  // plane = segment of a group of an image block
   if (!at.inside) return;

@@ -264,6 +264,7 @@ __global__ void __launch_bounds__(kTileThreads<T>, 2)
                             const T* __restrict__ x,
                             T* __restrict__ p,
                             uint8_t* __restrict__ argmax) {
+  begin_kernel();
   using Stored = typename Maxima<T>::Stored;
   Stored* const halves = &shared_storage<Stored>();
   const int thread = static_cast<int>(threadIdx.x), units = tiling.units;
@@ -547,6 +548,7 @@ __global__ void __launch_bounds__(kQuadThreads, 2)
                              const T* __restrict__ x,
                              T* __restrict__ dx,
                              bool relu) {
+  begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = segment of a group of an image block
   if (!at.inside) return;
   const Gradient<T> gradient(lrn, pool, cut, at, dp, argmax, x, dx, relu);

@@ -34,6 +34,7 @@ __global__ void __launch_bounds__(kQuadThreads, 4)
                             const T* __restrict__ x,
                             T* __restrict__ y,
                             uint8_t* __restrict__ argmax) {
+  begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = output pixel
   if (!at.inside) return;
   const int size = kSize ? kSize : static_cast<int>(shape.size);
@@ -85,6 +86,7 @@ __global__ void __launch_bounds__(kQuadThreads)
                              const uint8_t* __restrict__ argmax,
                              const T* __restrict__ mask,
                              T* __restrict__ dx) {
+  begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = input pixel
   if (!at.inside) return;
   const int size = kSize ? kSize : static_cast<int>(shape.size);

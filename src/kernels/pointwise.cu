@@ -19,12 +19,14 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kQuadThreads)
     add_kernel(int64_t count, const T* a, const T* b, T* y) {
+  begin_kernel();
   map(count, a, b, y, [](float u, float v) { return u + v; });
 }
 
 template <class T>
 __global__ void __launch_bounds__(kQuadThreads)
     scale_kernel(int64_t count, const T* x, float factor, T* y) {
+  begin_kernel();
   map(count, x, y, [factor](float value) { return value * factor; });
 }
 

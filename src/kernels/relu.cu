@@ -20,12 +20,14 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kQuadThreads)
     relu_forward_kernel(int64_t count, const T* x, T* y) {
+  begin_kernel();
   map(count, x, y, [](float value) { return value <= 0.0f ? 0.0f : value; });
 }
 
 template <class T>
 __global__ void __launch_bounds__(kQuadThreads)
     relu_backward_kernel(int64_t count, const T* dy, const T* y, T* dx) {
+  begin_kernel();
   map(count, dy, y, dx, [](float slope, float value) { return value > 0.0f ? slope : 0.0f; });
 }
 

@@ -35,6 +35,7 @@ struct Parts {
 
 __global__ void __launch_bounds__(kQuadThreads)
     sgd_kernel(const __grid_constant__ Parts parts, const Control* control) {
+  begin_kernel();
   int index = 0;
   unsigned first_block = 0;
   while (blockIdx.x >= parts.part[index].end) first_block = parts.part[index++].end;

@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kThreads)
                                  float* __restrict__ probs,
                                  T* __restrict__ dlogits,
                                  Control* __restrict__ control) {
+  begin_kernel();
   const int segment = static_cast<int>(threadIdx.x) / kLanes;
   const int64_t n = int64_t{blockIdx.x} * kLanes + threadIdx.x % kLanes;
   const int64_t block = blockIdx.x / static_cast<unsigned>(shape.lanes / kLanes);

@@ -21,12 +21,14 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kQuadThreads)
     tanh_forward_kernel(int64_t count, const T* x, T* y) {
+  begin_kernel();
   map(count, x, y, [](float value) { return tanhf(value); });
 }
 
 template <class T>
 __global__ void __launch_bounds__(kQuadThreads)
     tanh_backward_kernel(int64_t count, const T* dy, const T* y, T* dx) {
+  begin_kernel();
   map(count, dy, y, dx,
       [](float slope, float value) { return mul_rn(slope, sub_rn(1.0f, mul_rn(value, value))); });
 }

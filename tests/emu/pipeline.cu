@@ -9,6 +9,7 @@ template void pipeline<Mistake::none>(const bf16*, const bf16*, const bf16*, int
 
 template <int N, bool kTransposeA, bool kTransposeB>
 __global__ void __launch_bounds__(128) columns_kernel(float* out, const uint32_t* registers) {
+  begin_kernel();
   bf16* shared = &shared_storage<bf16>();
   float sum[N / 2];
   uint32_t a[4];

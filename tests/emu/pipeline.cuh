@@ -37,6 +37,7 @@ __global__ void __launch_bounds__(384, 1) pipeline_kernel(const __grid_constant_
                                                           int steps,
                                                           int column_tiles,
                                                           int tiles) {
+  begin_kernel();
   PipelineShared& shared = shared_storage<PipelineShared>();
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {

@@ -27,6 +27,7 @@ struct Values {
 
 template <bool kBarrier>
 __global__ void reverse_kernel(float* x) {
+  begin_kernel();
   Values& shared = shared_storage<Values>();
   float* mine = x + int64_t{blockIdx.x} * kThreads + threadIdx.x;
   shared.value[threadIdx.x] = *mine;
@@ -35,10 +36,12 @@ __global__ void reverse_kernel(float* x) {
 }
 
 __global__ void half_warp_barrier_kernel(float*) {
+  begin_kernel();
   if (threadIdx.x % 32 < 16) __syncthreads();
 }
 
 __global__ void half_warp_sum_kernel(float* x) {
+  begin_kernel();
   if (threadIdx.x % 32 < 16)
     __syncthreads();
   else
@@ -46,6 +49,7 @@ __global__ void half_warp_sum_kernel(float* x) {
 }
 
 __global__ void two_barriers_kernel(float*) {
+  begin_kernel();
   if (threadIdx.x < 32)
     __syncthreads();
   else
@@ -53,6 +57,7 @@ __global__ void two_barriers_kernel(float*) {
 }
 
 __global__ void a_warp_leaves_kernel(float* x) {
+  begin_kernel();
   if (threadIdx.x >= 32) return;
   Values& shared = shared_storage<Values>();
   shared.value[threadIdx.x] = x[threadIdx.x];
@@ -61,6 +66,7 @@ __global__ void a_warp_leaves_kernel(float* x) {
 }
 
 __global__ void shared_access_kernel(float* x, int offset, bool write) {
+  begin_kernel();
   Values& shared = shared_storage<Values>();
   shared.value[threadIdx.x] = 0.0f;
   __syncthreads();
@@ -73,6 +79,7 @@ __global__ void shared_access_kernel(float* x, int offset, bool write) {
 
 // What a block leaves behind must not serve the next one.
 __global__ void uninitialised_kernel(float* x) {
+  begin_kernel();
   float& place = shared_storage<Values>().value[threadIdx.x];
   x[threadIdx.x] = place;
   place = 1.0f;
@@ -81,6 +88,7 @@ __global__ void uninitialised_kernel(float* x) {
 // --- warps
 
 __global__ void warp_kernel(float* x) {
+  begin_kernel();
   const float v = x[threadIdx.x];
   x[threadIdx.x] = warp_sum(v);
   x[blockDim.x + threadIdx.x] = warp_max(v);
@@ -89,6 +97,7 @@ __global__ void warp_kernel(float* x) {
 }
 
 __global__ void two_warp_sums_kernel(float* x) {
+  begin_kernel();
   if (threadIdx.x % 2 == 0)
     x[threadIdx.x] = warp_sum(1.0f);
   else
@@ -96,6 +105,7 @@ __global__ void two_warp_sums_kernel(float* x) {
 }
 
 __global__ void a_lane_leaves_kernel(float* x) {
+  begin_kernel();
   if (threadIdx.x == 35) return;
   x[threadIdx.x] = warp_sum(1.0f);
 }
@@ -103,6 +113,7 @@ __global__ void a_lane_leaves_kernel(float* x) {
 // A lane hands a value to its neighbour; without the wait it would have to be a barrier of the block.
 template <bool kWait>
 __global__ void neighbour_kernel(float* x) {
+  begin_kernel();
   Values& shared = shared_storage<Values>();
   shared.value[threadIdx.x] = x[threadIdx.x];
   if (kWait) __syncwarp();
@@ -112,6 +123,7 @@ __global__ void neighbour_kernel(float* x) {
 // --- global memory, stacks, launches
 
 __global__ void global_access_kernel(float* x, int offset, bool write) {
+  begin_kernel();
   float* place = x + threadIdx.x + offset;
   if (write)
     *place = 1.0f;
@@ -119,7 +131,22 @@ __global__ void global_access_kernel(float* x, int offset, bool write) {
     x[threadIdx.x] = *place;
 }
 
-__global__ void unaligned_kernel(float* x) { store4(x, load4(x + 1)); }
+__global__ void unaligned_kernel(float* x) {
+  begin_kernel();
+  store4(x, load4(x + 1));
+}
+
+__global__ void never_begun_kernel(float* x) { x[threadIdx.x] = 1.0f; }
+
+template <bool kAsync>
+__global__ void too_early_kernel(float* x) {
+  Values& shared = shared_storage<Values>();
+  if (kAsync)
+    copy_async<4>(&shared.value[0], x, true);
+  else
+    store4(x, load4(x));
+  begin_kernel();
+}
 
 int overflow(int depth) {
   volatile char frame[256];
@@ -127,9 +154,13 @@ int overflow(int depth) {
   return depth < 0 ? 0 : overflow(depth + 1) + frame[0];
 }
 
-__global__ void overflow_kernel(float* x) { x[0] = static_cast<float>(overflow(0)); }
+__global__ void overflow_kernel(float* x) {
+  begin_kernel();
+  x[0] = static_cast<float>(overflow(0));
+}
 
 __global__ void nested_kernel(float* x) {
+  begin_kernel();
   launch(uninitialised_kernel, Dim3(1), Dim3(1), 0, nullptr, x);
 }
 
@@ -137,6 +168,7 @@ std::mutex log_mutex;
 std::vector<std::string> visits;
 
 __global__ void visit_kernel() {
+  begin_kernel();
   const std::lock_guard lock(log_mutex);
   visits.push_back(message(blockIdx.x, " ", blockIdx.y, " ", blockIdx.z, " ", threadIdx.x, " ",
                            threadIdx.y, " ", threadIdx.z, " of ", gridDim.x, " ", gridDim.y, " ",
@@ -212,6 +244,9 @@ const std::map<std::string, std::function<void()>>& scenarios() {
       {"global_write_behind", [=] { run(global_access_kernel, kThreads, one, block, 1, true); }},
       {"global_write_in_front", [=] { run(global_access_kernel, kThreads, one, block, -1, true); }},
       {"unaligned", [=] { run(unaligned_kernel, kThreads, one, one); }},
+      {"never_begun", [=] { run(never_begun_kernel, kThreads, one, block); }},
+      {"too_early", [=] { run(too_early_kernel<false>, kThreads, one, one); }},
+      {"too_early_copy", [=] { run(too_early_kernel<true>, kThreads, one, one); }},
       {"overflow", [=] { run(overflow_kernel, 1, one, one); }},
       {"nested", [=] { run(nested_kernel, 1, one, one); }},
       {"no_threads", [=] { run(uninitialised_kernel, 1, one, Dim3(0)); }},

@@ -34,6 +34,7 @@ __device__ char* at(int byte) {
 
 // Words in, per word: to_bf16, its value again, round_tf32, and packed with the next word as the upper half.
 __global__ void convert_kernel(const Word* in, Word* out) {
+  begin_kernel();
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   const int count = static_cast<int>(gridDim.x * blockDim.x);
   const float x = std::bit_cast<float>(in[i]);
@@ -49,6 +50,7 @@ __global__ void convert_kernel(const Word* in, Word* out) {
 // Per thread: sums, fragments of a, fragments of b in; sums out.
 template <bool kTf32, int M, int N>
 __global__ void mma_kernel(const Word* in, Word* out) {
+  begin_kernel();
   float sum[M][N][4];
   Word a[M][4], b[N][2];
   const Word* mine = in + threadIdx.x * (M * N * 4 + M * 4 + N * 2);
@@ -63,6 +65,7 @@ __global__ void mma_kernel(const Word* in, Word* out) {
 }
 
 __global__ void mma_by_half_a_warp_kernel(const Word*, Word*) {
+  begin_kernel();
   float sum[1][1][4] = {};
   const Word a[1][4] = {}, b[1][2] = {};
   if (threadIdx.x % 32 < 16) mma_bf16(sum, a, b);
@@ -73,6 +76,7 @@ __global__ void mma_by_half_a_warp_kernel(const Word*, Word*) {
 // Two rows (bytes of shared memory) per thread, then the words of shared memory in; eight registers per thread out.
 template <bool kTransposed>
 __global__ void load_kernel(const Word* in, Word* out) {
+  begin_kernel();
   Shared& shared = shared_storage<Shared>();
   for (int i = static_cast<int>(threadIdx.x); i < kSharedWords; i += kThreads)
     shared.word[i] = in[2 * kThreads + i];
@@ -89,6 +93,7 @@ __global__ void load_kernel(const Word* in, Word* out) {
 
 // A row and four registers per thread in; the words of shared memory out.
 __global__ void store_kernel(const Word* in, Word* out) {
+  begin_kernel();
   const Word* mine = in + 5 * threadIdx.x;
   const Word r[4] = {mine[1], mine[2], mine[3], mine[4]};
   store_matrices_transposed(at(static_cast<int>(mine[0])), r);
@@ -100,6 +105,7 @@ __global__ void store_kernel(const Word* in, Word* out) {
 // Every lane writes a row that another one passes to load_matrices.
 template <bool kWait>
 __global__ void load_neighbours_kernel(const Word*, Word* out) {
+  begin_kernel();
   const int number = static_cast<int>(threadIdx.x);
   for (int i = 0; i < 4; ++i) shared_storage<Shared>().word[4 * number + i] = 0x10001;
   if (kWait) __syncwarp();
@@ -112,6 +118,7 @@ __global__ void load_neighbours_kernel(const Word*, Word* out) {
 // Every lane reads a row that another one stored.
 template <bool kWait>
 __global__ void store_for_neighbours_kernel(const Word*, Word* out) {
+  begin_kernel();
   const int number = static_cast<int>(threadIdx.x);
   const Word r[4] = {0x10001, 0x10001, 0x10001, 0x10001};
   store_matrices_transposed(at(16 * number), r);
@@ -123,6 +130,7 @@ __global__ void store_for_neighbours_kernel(const Word*, Word* out) {
 // Faulty rows: `byte` of shared memory.
 template <bool kStore>
 __global__ void row_kernel(const Word*, Word*, int byte) {
+  begin_kernel();
   Word r[1][4] = {};
   void* const row = at(byte);
   const void* const rows[1] = {row};
@@ -137,6 +145,7 @@ __global__ void row_kernel(const Word*, Word*, int byte) {
 // Per thread: whether the source exists, and `bytes` of it in; what each thread finds of its neighbour out.
 template <int kBytes>
 __global__ void copy_kernel(const Word* in, Word* out) {
+  begin_kernel();
   constexpr int kWords = kBytes / 4;
   const int mine = static_cast<int>(threadIdx.x), other = mine ^ 33;
   const bool exists = in[mine] != 0;
@@ -152,6 +161,7 @@ __global__ void copy_kernel(const Word* in, Word* out) {
 
 // What the words of three groups (one word, none, two words) and of a copy outside of any are, before and after each wait.
 __global__ void groups_kernel(const Word* in, Word* out) {
+  begin_kernel();
   Shared& shared = shared_storage<Shared>();
   for (int i = 0; i < 4; ++i) shared.word[i] = 7;
   auto look = [&, time = 0]() mutable {
@@ -183,6 +193,7 @@ __global__ void groups_kernel(const Word* in, Word* out) {
 enum class Without { nothing, barrier, wait };
 template <Without kWithout>
 __global__ void ring_kernel(const Word* in, Word* out) {
+  begin_kernel();
   constexpr int kStages = 3, kTiles = 8;
   const int mine = static_cast<int>(threadIdx.x);
   const auto fetch = [&](int tile) {
@@ -205,12 +216,14 @@ __global__ void ring_kernel(const Word* in, Word* out) {
 // Faulty copies: `from` bytes into `in`, to `byte` of shared memory.
 template <int kBytes>
 __global__ void address_kernel(const Word* in, Word*, int from, int byte) {
+  begin_kernel();
   copy_async<kBytes>(at(byte), reinterpret_cast<const char*>(in) + from, true);
   copy_async_commit();
   copy_async_wait<0>();
 }
 
 __global__ void from_shared_kernel(const Word*, Word*) {
+  begin_kernel();
   copy_async<16>(at(0), at(64), true);
   copy_async_commit();
   copy_async_wait<0>();
@@ -218,6 +231,7 @@ __global__ void from_shared_kernel(const Word*, Word*) {
 
 // The same bytes twice: by two threads, or by one, at once or after having landed.
 __global__ void overlap_kernel(const Word* in, Word*) {
+  begin_kernel();
   copy_async<4>(at(static_cast<int>(threadIdx.x) / 2 * 4), in, true);
   copy_async_commit();
   __syncthreads();
@@ -226,6 +240,7 @@ __global__ void overlap_kernel(const Word* in, Word*) {
 
 template <bool kLanded>
 __global__ void twice_kernel(const Word* in, Word* out) {
+  begin_kernel();
   copy_async<16>(at(16), in, true);
   copy_async_commit();
   if (kLanded) copy_async_wait<0>();
@@ -236,6 +251,7 @@ __global__ void twice_kernel(const Word* in, Word* out) {
 }
 
 __global__ void written_kernel(const Word* in, Word*) {
+  begin_kernel();
   copy_async<16>(at(16), in, true);
   copy_async_commit();
   *at(31) = 1;
@@ -243,6 +259,7 @@ __global__ void written_kernel(const Word* in, Word*) {
 }
 
 __global__ void source_written_kernel(const Word* in, Word*) {
+  begin_kernel();
   copy_async<16>(at(16), in, true);
   copy_async_commit();
   const_cast<Word*>(in)[3] = 1;
@@ -251,6 +268,7 @@ __global__ void source_written_kernel(const Word* in, Word*) {
 
 template <bool kCommit, int kLeft>
 __global__ void left_kernel(const Word* in, Word*) {
+  begin_kernel();
   copy_async<16>(at(16), in, true);
   if (kCommit) copy_async_commit();
   copy_async_wait<kLeft>();
@@ -262,6 +280,7 @@ enum class Writer { matrix_store, copy };
 template <Writer kWriter, bool kFence>
 __global__ void written_for_tensor_copy_kernel(const Word* in,
                                                const __grid_constant__ TensorMap map) {
+  begin_kernel();
   const int mine = static_cast<int>(threadIdx.x);
   if (mine == 0) prefetch(map);
   __syncthreads();

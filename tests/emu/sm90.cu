@@ -68,6 +68,7 @@ void see(std::size_t at, const std::string& text) {
 }
 
 __global__ void script_kernel(const __grid_constant__ TensorMap map, int shared_bytes) {
+  begin_kernel();
   unsigned char* shared = &shared_storage<unsigned char>();
   Barrier* barriers = reinterpret_cast<Barrier*>(shared + shared_bytes) - 8;
   float sum[32], other[32];
@@ -187,6 +188,7 @@ OperandArguments next_operand(char**& arguments) {
 template <int N, bool kTransposeA, bool kTransposeB, bool kRegisters>
 __global__ void product_kernel(
     unsigned char* data, int shared_bytes, int steps, OperandArguments a, OperandArguments b) {
+  begin_kernel();
   unsigned char* shared = &shared_storage<unsigned char>();
   for (int i = threadIdx.x; i < shared_bytes; i += 128) shared[i] = data[i];
   fence_async_proxy();
@@ -274,6 +276,7 @@ __global__ void copy_kernel(const __grid_constant__ TensorMap map,
                             int offset,
                             emu::TensorCoordinates at,
                             bool load) {
+  begin_kernel();
   unsigned char* shared = &shared_storage<unsigned char>();
   Barrier& barrier = *reinterpret_cast<Barrier*>(shared + bytes);
   if (load) {

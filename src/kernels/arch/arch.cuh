@@ -4,6 +4,8 @@
 // declared below.
 //
 //   launch(kernel, Dim3 grid, Dim3 block, shared_bytes, stream, args...)   host: starts a kernel, throws when it cannot
+//   begin_kernel()           what every thread of every kernel does before it reads or writes global memory: until then the
+//                            kernels before it on its stream may still be running
 //   shared_storage<T>()      the block's dynamic shared memory seen as a T; the only way to shared memory
 //   load4 / store4           four neighbouring values, float (16-byte aligned) or bf16 (8-byte aligned), as four floats
 //   prefetch_l2(address)         starts to bring the 128 bytes that hold it into the second level of cache

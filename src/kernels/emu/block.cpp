@@ -89,6 +89,7 @@ void Block::start_block(uint64_t number) {
     thread.word = &kNothing;
     thread.seen = 0;
     thread.fiber = nullptr;
+    thread.begun = false;
   }
   const int count = static_cast<int>(threads_.size());
   for (std::size_t w = 0; w < warps_.size(); ++w) {
@@ -143,6 +144,7 @@ void Block::fiber_main() {
 
 // Returns whose turn it is now, nullptr when the last block is done.
 Thread* Block::end_thread(Thread& thread) {
+  if (!thread.begun) fail("a thread ended without begin_kernel()");
   copies.check_end(thread.number);
   if (sm90_used_) sm90_->end_thread(thread);
   thread.word = &kForEver;

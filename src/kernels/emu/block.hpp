@@ -78,6 +78,7 @@ struct Thread {
   const uint64_t* word;  // goes on when *word != seen
   uint64_t seen;
   Fiber* fiber;  // none yet: not started
+  bool begun;    // called begin_kernel()
   const char* waits_for;
   Site site;
 
@@ -154,6 +155,8 @@ class Block {
 
 // Throws std::runtime_error; in a kernel it ends the launch, and launch() throws it again.
 [[noreturn]] void fail(const std::string& text);
+// For accesses to global memory that do not wait for the kernels before.
+[[noreturn]] void fail_too_early(Site site);
 
 // What a launch needs from the outside: runs all its blocks on several OS threads, throws std::runtime_error.
 void run_launch(Launch& launch);

@@ -22,6 +22,7 @@ void copy_async(void* target,
                 std::source_location site = std::source_location::current()) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "copy_async: 4, 8 or 16 bytes");
   emu::Block& block = *emu::here->block;
+  if (!emu::here->begun) emu::fail_too_early(site);
   for (const void* address : {static_cast<const void*>(target), source})
     if (reinterpret_cast<uintptr_t>(address) % kBytes != 0)
       emu::fail_unaligned(address, kBytes, site);

@@ -57,6 +57,8 @@ __forceinline__ T& shared_storage(std::source_location site = std::source_locati
   return *reinterpret_cast<T*>(shared.data());
 }
 
+__forceinline__ void begin_kernel() { emu::here->begun = true; }
+
 namespace emu {
 
 [[noreturn]] void fail_unaligned(const void* address, int bytes, Site site);
@@ -64,6 +66,8 @@ namespace emu {
 // Hardware faults on an address that is not a multiple of the access; the CPU would not.
 template <int kBytes, class T>
 __forceinline__ T* aligned(T* address, Site site) {
+  if (!here->begun) [[unlikely]]
+    fail_too_early(site);
   if (reinterpret_cast<uintptr_t>(address) % kBytes != 0) [[unlikely]]
     fail_unaligned(address, kBytes, site);
   return static_cast<T*>(__builtin_assume_aligned(address, kBytes));

@@ -22,6 +22,10 @@ void fail_unaligned(const void* address, int bytes, Site site) {
                bytes, " (", address, ")"));
 }
 
+void fail_too_early(Site site) {
+  fail(message("access in ", describe(site), " in front of begin_kernel()"));
+}
+
 void fail_not_shared(const char* operation, const void* address, Site site) {
   const SharedMemory& shared = here->block->shared;
   fail(message(operation, " in ", describe(site), " to an address outside the ", shared.size(),

@@ -287,6 +287,7 @@ void tma_load(void* target,
               int c3,
               int c4,
               std::source_location site) {
+  if (!emu::here->begun) emu::fail_too_early(site);
   emu::here->block->sm90("tma_load", site)
       .copies.load(target, map, barrier, {c0, c1, c2, c3, c4}, site);
 }
@@ -299,6 +300,7 @@ void tma_store(const TensorMap& map,
                int c3,
                int c4,
                std::source_location site) {
+  if (!emu::here->begun) emu::fail_too_early(site);
   emu::here->block->sm90("tma_store", site).copies.store(map, source, {c0, c1, c2, c3, c4}, site);
 }
 

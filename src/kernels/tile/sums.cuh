@@ -73,6 +73,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(int64_t count,
                                                                 const float* partial,
                                                                 const Finish<Element> finish,
                                                                 Element* out) {
+  begin_kernel();
   const int64_t first = (int64_t{blockIdx.x} * kSumThreads + threadIdx.x) * 4;
   if (first >= count) return;
   float4 sum = load4(partial + first);
@@ -97,6 +98,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(int64_t count,
 template <int kThreads, class Element>
 __global__ void __launch_bounds__(kThreads)
     sum_rows_kernel(int64_t size, int64_t stride, const Element* dy, float* partial) {
+  begin_kernel();
   auto& warp_sums = shared_storage<float[kThreads / 32]>();
   const Element* row = dy + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * size;
   float sum = 0.0f;

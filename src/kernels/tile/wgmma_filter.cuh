@@ -395,6 +395,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   RingBarriers& barriers = shared_storage<RingBarriers>();
   StageRing ring(barriers, p.ring);
   if (threadIdx.x == 0) ring.initialise(T::kConsumers * kWarpgroup / 32);
+  begin_kernel();
   __syncthreads();  // the barriers exist
 
   const int warpgroup = warp_uniform(int(threadIdx.x) / kWarpgroup);

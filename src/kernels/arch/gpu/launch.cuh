@@ -30,6 +30,16 @@ inline int multiprocessors() {
   return count;
 }
 
+// From sm_90 on a kernel may start while the one before it on the stream ends, so that the blocks of the one fill the
+// processors that those of the other leave (programmatic dependent launch). The first instruction says that the next
+// kernel may do so as soon as all blocks of this one have begun, the second waits until the kernels before are done and
+// what they wrote is visible. As every kernel waits, the one before is done only when all before it are.
+__device__ __forceinline__ void begin_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Launches on `stream` of the current device and returns at once. More than 48 KiB of dynamic shared memory is opted into.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...),
@@ -43,9 +53,18 @@ void launch(void (*kernel)(Parameters...),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
                "opting into shared memory");
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(
-      static_cast<Parameters>(arguments)...);
-  cuda_check(cudaGetLastError(), "kernel launch");
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t configuration{};
+  configuration.gridDim = grid;
+  configuration.blockDim = block;
+  configuration.dynamicSmemBytes = shared_bytes;
+  configuration.stream = stream;
+  configuration.attrs = &early;
+  configuration.numAttrs = architecture() >= 90 ? 1 : 0;
+  cuda_check(cudaLaunchKernelEx(&configuration, kernel, static_cast<Parameters>(arguments)...),
+             "kernel launch");
 }
 
 }  // namespace convnet
