@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable
 
-from .backend import DeviceError, Graph, Stream
+from .backend import Graph, Stream
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ class Graphs:
         self._found: dict[Hashable, Graph | None] = {}  # None: was queued once
         self._settings: Hashable = None
         self.capturing = True
+        self.launched = 0  # graphs, so far
 
     def run(self, key: Hashable, settings: Hashable, queue: Callable[[], None]) -> None:
         """Does what ``queue`` queues on the streams, which must be the same for the same ``key`` and ``settings``. With
@@ -34,6 +35,7 @@ class Graphs:
                 self._found[key] = self._capture(queue)
             if (graph := self._found[key]) is not None:
                 graph.launch()
+                self.launched += 1
                 return
         self._found.setdefault(key, None)
         queue()
@@ -43,8 +45,8 @@ class Graphs:
         try:
             with first.capture(others) as graph:
                 queue()
-        except DeviceError as error:
-            log.warning("%s", error)
+        except RuntimeError as error:  # DeviceErrors are among these; a step queued by pieces computes the same
+            log.warning("work cannot be captured, and is queued piece by piece: %s", error)
             self.capturing = False
             return None
         return graph

@@ -67,6 +67,7 @@ def test_a_step_at_once_is_the_step_in_parts(arithmetic, constants):
         opened(arithmetic.device, arithmetic.precision) as other,
     ):
         assert_same(in_parts(one, 5, **constants), at_once(other, 5, **constants))
+        assert other._graphs.launched == 3
 
 
 @pytest.mark.parametrize("frozen", [("conv1",), ("fc6", "conv3")], ids=" ".join)
@@ -98,6 +99,7 @@ def test_two_devices(pair):  # noqa: F811
     with opened(pair[1]) as one, opened(pair[1]) as other:
         assert_same(in_parts(one, 4), at_once(other, 4))
         assert other.exchanges() == one.exchanges() != []
+        assert other._graphs.launched == 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
@@ -233,4 +235,5 @@ def test_devices_that_cannot_capture_do_without(monkeypatch, caplog):
     monkeypatch.setattr(host.HostStream, "_begin_capture", refuse)
     with opened("cpu") as other:
         assert_same(right, at_once(other, 5))
+        assert other._graphs.launched == 0
     assert "cannot reach" in caplog.text
