@@ -312,7 +312,7 @@ def draw(results: dict[str, Any], device: str) -> Figure:
     legend = [
         Patch(color=colour, label=f"{name} {100 * part:.0f} %") for name, (part, colour) in kinds(launches).items()
     ]
-    bars.legend(handles=legend, fontsize=8, loc="lower right")
+    figure.legend(handles=legend, fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
 
