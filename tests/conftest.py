@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import socket
 import subprocess
 from collections import Counter
@@ -17,6 +18,9 @@ import pytest
 from convnet import backend, host
 from convnet.layout import pack_activations, to_bf16, to_float32, unpack_activations
 from convnet.precision import activation_dtype
+
+# A shell starts background jobs with SIGINT ignored, which the programs under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEVICES = ("cpu", "emu", "cuda")
 ran: Counter[str] = Counter()
