@@ -13,11 +13,10 @@ import math
 import os
 import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from .precision import PRECISIONS
-from .schedule import stages_of
+from .schedule import is_finite, stages_of
 from .spec import ACTIVATIONS, TrainDefaults
 
 if sys.version_info >= (3, 11):
@@ -194,7 +193,7 @@ def _check(name: str, option: Option, value: Any) -> None:
         raise ValueError(f"{spelled(name)} must be {_KINDS[option.kind]}, got {value!r}")
     if option.choices and value not in option.choices:
         raise ValueError(f"{spelled(name)} must be one of {', '.join(option.choices)}, got {value!r}")
-    if number and not (option.low <= value < option.below and option.above < value and math.isfinite(value)):
+    if number and not (option.low <= value < option.below and option.above < value and is_finite(value)):
         bounds = [f"at least {option.low}"] if math.isfinite(option.low) else []
         bounds += [f"more than {option.above}"] if math.isfinite(option.above) else []
         bounds += [f"less than {option.below}"] if math.isfinite(option.below) else []
@@ -211,7 +210,7 @@ def read_toml(path: str) -> dict[str, Any]:
             values = tomllib.load(file)
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--config {path}: not valid TOML: {error}") from error
     for name in values:
         if name not in OPTIONS:
@@ -247,10 +246,11 @@ def _value(value: Any) -> str:
 def merged(flags: dict[str, Any], file: dict[str, Any], saved: dict[str, Any]) -> Config:
     """One configuration from what the command line, a TOML file and a checkpoint say, in this order of precedence."""
     values = {**{name: value for name, value in saved.items() if name in OPTIONS}, **file, **flags}
+    # os.path.expanduser leaves the home of a user who does not exist as it is, Path.expanduser has an error of its own
     if isinstance(data := values.get("data"), str) and data != "shapes":
-        values["data"] = os.path.abspath(Path(data).expanduser())
+        values["data"] = os.path.abspath(os.path.expanduser(data))
     if isinstance(start := values.get("init_from"), str):
-        values["init_from"] = os.path.abspath(Path(start).expanduser())
+        values["init_from"] = os.path.abspath(os.path.expanduser(start))
     return Config(**values)
 
 

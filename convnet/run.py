@@ -146,7 +146,12 @@ def saved_statistics(saved: Checkpoint) -> Statistics:
     colour = saved.state["colour"]
     if "mean" not in saved.tensors:
         raise CheckpointError(f"{saved.path}: expected the mean image, found no tensor of that name")
-    return Statistics(saved.tensors["mean"], **{name: np.array(values, np.float32) for name, values in colour.items()})
+    try:
+        with np.errstate(over="raise"):
+            values = {name: np.array(value, np.float32) for name, value in colour.items()}
+        return Statistics(saved.tensors["mean"], **values)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"{saved.path}: expected the images' colours, found something else: {error}") from error
 
 
 class StopRequest:

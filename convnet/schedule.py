@@ -36,6 +36,14 @@ class Stage:
         return self.layers.get(layer, own) / self.lr
 
 
+def is_finite(value: float) -> bool:
+    """Also of whole numbers that are beyond all floats: those are not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def stages_of(tables: Sequence[dict[str, Any]]) -> tuple[Stage, ...]:
     """Stages from tables as TOML and JSON have them. Raises ``ValueError`` for what they cannot be."""
     names = {f.name for f in dataclasses.fields(Stage)}
@@ -49,7 +57,7 @@ def stages_of(tables: Sequence[dict[str, Any]]) -> tuple[Stage, ...]:
             raise ValueError(f"{where}: layers must be a table of names and rates, got {layers!r}")
         rates = {"lr": table["lr"], "bias_lr": table.get("bias_lr"), "noise": table.get("noise"), **layers}
         for name, value in rates.items():
-            number_ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            number_ok = isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)
             if value is not None and (not number_ok or value < 0 or (name == "lr" and value == 0)):
                 least = "more than 0" if name == "lr" else "at least 0"
                 raise ValueError(f"{where}: {name} must be a number of {least}, got {value!r}")

@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import tokenize
 import zlib
 from pathlib import Path
 from typing import Any
@@ -164,8 +165,20 @@ def _checked(path: Path, hashes: dict[str, Any]) -> bytes:
     return raw
 
 
+def _array(raw: bytes) -> NDArray[Any]:
+    """An array as ``numpy.save`` writes it. Raises ``ValueError``.
+
+    Not ``numpy.load``, which reads archives and other formats too.
+    """
+    try:
+        array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
+    except (MemoryError, SyntaxError, tokenize.TokenError) as error:  # of a header that promises too much, or is none
+        raise ValueError(f"not an array of NumPy: {error}") from error
+    return array
+
+
 def _index(root: Path, part: str, raw: bytes, classes: int) -> Index:
-    index: Index = np.load(io.BytesIO(raw), allow_pickle=False)
+    index: Index = _array(raw)
     if index.dtype != INDEX or index.ndim != 1 or not len(index):
         raise ValueError(f"{part}.npy: expected an index of at least one image, found {index.dtype} {index.shape}")
     if not 0 <= index["label"].min() <= index["label"].max() < classes:
@@ -184,7 +197,7 @@ def _index(root: Path, part: str, raw: bytes, classes: int) -> Index:
 
 
 def _statistics(told: dict[str, Any], raw: bytes, size: int) -> Statistics:
-    mean = np.load(io.BytesIO(raw), allow_pickle=False)
+    mean = _array(raw)
     colour = {name: np.array(told.get(name), np.float32) for name in ("std", "deviations", "directions")}
     for name, values, shape in [
         ("mean.npy", mean, (3, size, size)),

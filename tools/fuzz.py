@@ -1,0 +1,585 @@
+"""Fuzzes what reads other people's files: checkpoints, CIFAR-10, prepared stores and configurations.
+
+    python tools/fuzz.py --inputs 1000000                  # the long campaign, over all targets
+    python tools/fuzz.py --inputs 10000 --target pickle    # one target
+    python tools/fuzz.py --replay tests/fuzz               # inputs that were findings once
+
+Small valid files are mutated, byte by byte and by structure, and given to the reader. Allowed are success and the
+errors that the reader's documentation names. Everything else is a finding: another exception, the death of the
+process, more than SECONDS of time or MEMORY of memory. It is printed with its number, and its files are kept in
+the folder --keep. Input i of a target is the same whenever and wherever it is made: --seed chooses another series.
+
+Inputs run in a process of their own, which is started again where one kills it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import io
+import json
+import mmap
+import os
+import pickletools
+import random
+import re
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process that forks should have one thread
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import numpy as np  # noqa: E402
+import safetensors.numpy  # noqa: E402
+from data_files import cifar_files, python2_batch, python2_meta, write_cifar  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from convnet import checkpoint  # noqa: E402
+from convnet.checkpoint import CheckpointError  # noqa: E402
+from convnet.config import Config, merged, read_toml, to_toml  # noqa: E402
+from convnet.data.cifar import open_cifar  # noqa: E402
+from convnet.data.dataset import DataError  # noqa: E402
+from convnet.data.pickles import read_plain  # noqa: E402
+from convnet.data.store import FORMAT, HASHED, INDEX, VERSION, open_store, shard_name  # noqa: E402
+from convnet.run import saved_options  # noqa: E402
+from convnet.trained import load_trained  # noqa: E402
+
+SECONDS = 5.0  # of one input, on a busy machine: the slowest takes some milliseconds
+STUCK = 60.0  # the same for code that does not return to Python
+MEMORY = 400 * 2**20  # a reader may take a file of the largest size it allows, which is 64 MiB, and unpack it
+LARGEST = 2**20  # of a mutated file
+# Of all inputs; the quick readers take more.
+SHARES = {
+    "checkpoint": 20, "checkpoint-state": 10, "cifar-binary": 10, "cifar-python": 8,
+    "pickle": 20, "store": 6, "store-arrays": 6, "config": 20,
+}  # fmt: skip
+Files = dict[str, bytes]
+Random = random.Random
+
+NUMBERS = [0, 1, -1, 127, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
+WORDS = [
+    *(str(number).encode() for number in NUMBERS),
+    *(b"nan", b"NaN", b"inf", b"-Infinity", b"1e999", b"-0.0", b"9" * 400, b"9" * 5000, b"0x" + b"f" * 400),
+    *(b"null", b"true", b"None", b"False", b"[]", b"{}", b"()", b'""', b"''", b'"\\ud800"', b"\\u0000"),
+    *(b"\x00", b"\xff\xfe", b"\xed\xa0\x80", b"\n", b"\r", b"\\", b"../../etc/passwd", b"~nobody-of-that-name/x"),
+    *(b"[" * 3000, b"(" * 300, b'{"a":' * 3000, b"[" * 100_000, b"'<u8'", b"'O'", b"'|V24'", b"(9223372036854775807,)"),
+]
+DEEP = "deep below"  # replaced by arrays in arrays in the text, since the writer of JSON has a limit too
+VALUES: list[Any] = [None, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**400, 0.5, -1e308, float("nan"), float("inf")]
+VALUES += ["", "\ud800", "\0", "x" * 5000, "conv1", [], {}, [None], [[1, 2], [3]], {"": 0}, [1e30] * 3, DEEP]
+
+
+@dataclass(frozen=True)
+class Target:
+    """``files``: valid ones. ``run``: reads them in a folder. ``finish``: mends sums that the mutation broke, so that
+    what lies behind them is reached. ``shapers``: mutations of one file that know its structure."""
+
+    files: Files
+    run: Callable[[Path], object]
+    allowed: tuple[type[Exception], ...]
+    shapers: dict[str, Callable[[Random, bytes], bytes]]
+    finish: Callable[[Random, Files], Files] = lambda random, files: files
+    words: tuple[bytes, ...] = ()
+
+
+# ---- mutations ----
+
+
+def mutate(random: Random, raw: bytes, words: tuple[bytes, ...]) -> bytes:
+    """One to some changes of a few bytes."""
+    data = bytearray(raw)
+    for _ in range(random.choice((1, 1, 1, 2, 3, 6))):
+        size = len(data)
+        # headers are at the start, and small beside what follows
+        at = random.randrange(min(size, 256) if random.random() < 0.4 else size) if size else 0
+        kind = random.randrange(9)
+        if kind == 0 and size:
+            data[at] ^= 1 << random.randrange(8)
+        elif kind == 1 and size:
+            data[at] = random.randrange(256)
+        elif kind == 2:
+            length = random.choice((1, 2, 4, 8))
+            number = random.choice((*NUMBERS, size, size - 1, size + 1)) % 256**length
+            data[at : at + length] = number.to_bytes(length, random.choice(("little", "big")))
+        elif kind == 3:
+            data[at:at] = random.choice((*WORDS, *words))
+        elif kind == 4:
+            word = random.choice((*WORDS, *words))
+            data[at : at + len(word)] = word
+        elif kind == 5:
+            found = [match.span() for match in re.finditer(rb"[0-9]+", data[:4096])]
+            if found:
+                start, end = random.choice(found)
+                data[start:end] = random.choice(WORDS)
+        elif kind == 6:
+            del data[at : at + random.choice((1, 4, 64, size))]
+        elif kind == 7:
+            part = data[at : at + random.choice((1, 8, 64, 512))]
+            data[at:at] = part * random.choice((1, 2, 100))
+        else:
+            data[at : at + 16] = random.randbytes(16)
+    return bytes(data[:LARGEST])
+
+
+def mutate_value(random: Random, value: Any) -> Any:
+    """A JSON value with one part of it replaced, removed, doubled or renamed."""
+    if isinstance(value, (dict, list)) and value and random.random() < 0.85:
+        changed = value.copy()
+        keys = list(changed) if isinstance(changed, dict) else list(range(len(changed)))
+        key, action = random.choice(keys), random.random()
+        if action < 0.1:
+            del changed[key]
+        elif action < 0.2:
+            other = random.choice(keys)
+            if isinstance(changed, dict) and random.random() < 0.5:
+                changed[random.choice(("", "x", "\ud800", "../x", str(key).upper()))] = changed.pop(key)
+            else:
+                changed[key], changed[other] = changed[other], changed[key]
+        else:
+            changed[key] = mutate_value(random, changed[key])
+        return changed
+    if isinstance(value, (int, float)) and random.random() < 0.5:
+        return random.choice((*NUMBERS, value + 1, value - 1, value * 0.5 if abs(value) < 2**64 else 0.5, -value))
+    return random.choice(VALUES)
+
+
+def mutate_json(random: Random, raw: bytes) -> bytes:
+    value = json.loads(raw)
+    for _ in range(random.choice((1, 1, 2, 4))):
+        value = mutate_value(random, value)
+    text = json.dumps(value, sort_keys=True)  # as checkpoints write it
+    return text.replace(f'"{DEEP}"', "[" * 5000 + "]" * 5000).encode()
+
+
+# ---- checkpoints ----
+
+
+def checkpoint_files() -> Files:
+    state = {
+        "step": 120, "epoch": 1, "position": 64, "seed": 7, "schedule": {"lowest": 0.1, "waited": 2, "drops": 1},
+        "running": {"images": 3, "loss": 0.5, "top1": 1, "top5": 0}, "best": {"error": None, "step": None},
+        "config": json.loads(json.dumps(Config().__dict__)), "classes": ["a", "b"],
+        "dataset": {"name": "n", "fingerprint": "f"}, "versions": {"convnet": "0"},
+        "colour": {"std": [1.0] * 3, "deviations": [1.0] * 3, "directions": [[1.0] * 3] * 3},
+    }  # fmt: skip
+    ones = np.ones((2, 3), np.float32)
+    tensors = {"weights/a": ones, "velocity/a": ones, "mean": np.ones((3, 4, 4), np.float32)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "file")
+        checkpoint.save(path, tensors, state)
+        return {"file": path.read_bytes()}
+
+
+def split_header(raw: bytes) -> tuple[bytes, bytes]:
+    length = struct.unpack("<Q", raw[:8])[0]
+    return raw[8 : 8 + length], raw[8 + length :]
+
+
+def mutate_header(random: Random, raw: bytes) -> bytes:
+    """safetensors' own header: names, types, shapes and offsets of the tensors."""
+    header, data = split_header(raw)
+    header = mutate_json(random, header)
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def mutate_state(random: Random, raw: bytes) -> bytes:
+    """A checkpoint with a right hash and wrong contents."""
+    header, _ = split_header(raw)
+    text = mutate_json(random, json.loads(header)["__metadata__"][checkpoint.KEY].encode()).decode()
+    tensors = safetensors.numpy.load(raw)
+    try:
+        state = json.loads(text)
+    except RecursionError:
+        return safetensors.numpy.save(tensors, {checkpoint.KEY: text})
+    if random.random() < 0.3:
+        name = random.choice(list(tensors))
+        values: Any = random.choice((np.nan, np.inf, 1e-42, 0.0))
+        tensors[name] = np.full(random.choice(((), (0,), (2, 3), (5, 1, 1))), values, random.choice((np.float32, "f8")))
+    if random.random() < 0.1:
+        tensors.pop(random.choice(list(tensors)))
+    if not isinstance(state, dict):
+        return raw
+    state.pop("sha256", None)
+    text = json.dumps(state, sort_keys=True)  # NaN and all: what checkpoint.save refuses to write
+    sealed = {**state, "sha256": checkpoint._digest(tensors, text)}
+    return safetensors.numpy.save(tensors, {checkpoint.KEY: json.dumps(sealed, sort_keys=True)})
+
+
+def run_checkpoint(folder: Path) -> None:
+    found = checkpoint.load(folder / "file")
+    saved_options(found, {"seed": 1})
+    load_trained(folder / "file", lambda text: None)
+
+
+# ---- CIFAR-10 ----
+
+
+def archive(kind: str) -> Files:
+    with tempfile.TemporaryDirectory() as folder:
+        return {"file": write_cifar(Path(folder, "x"), kind, cifar_files(kind, 2), mode="w:").read_bytes()}
+
+
+def mend_archive(random: Random, files: Files) -> Files:
+    """Right checksums in most of the headers, and sometimes a compressed file."""
+    data = bytearray(files["file"])
+    if random.random() < 0.8:
+        for at in range(0, len(data) - 511, 512):
+            if data[at + 257 : at + 262] == b"ustar":
+                data[at + 148 : at + 156] = b" " * 8
+                data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    raw = bytes(data)
+    if random.random() < 0.05:
+        raw = gzip.compress(raw, 1, mtime=0)
+        raw = mutate(random, raw, ()) if random.random() < 0.5 else raw
+    return {"file": raw}
+
+
+def mutate_member(random: Random, raw: bytes) -> bytes:
+    """A header of a tar archive: names, sizes, types."""
+    data = bytearray(raw)
+    headers = [at for at in range(0, len(data) - 511, 512) if data[at + 257 : at + 262] == b"ustar"]
+    at = random.choice(headers)
+    field, length = random.choice(
+        ((0, 100), (100, 8), (124, 12), (136, 12), (156, 1), (157, 100), (257, 8), (345, 155))
+    )
+    if field == 156:
+        data[at + field] = random.choice(b"01234567gxLKSDMVNX\0")
+    elif field == 124:
+        size = random.choice(
+            (b"%011o\0" % random.choice(NUMBERS[:10]), b"77777777777\0", b"\x80" + random.randbytes(11))
+        )
+        data[at + field : at + field + length] = size[:length].ljust(length, b"\0")
+    else:
+        data[at + field : at + field + length] = mutate(random, bytes(data[at + field : at + field + length]), ())[
+            :length
+        ].ljust(length, b"\0")
+    return bytes(data)
+
+
+def run_cifar(folder: Path) -> None:
+    dataset = open_cifar(folder / "file", size=32)
+    dataset.train.image(0)
+
+
+def pickle_files() -> Files:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8), np.array([3])
+    return {"batch": python2_batch(images, labels), "meta": python2_meta()}
+
+
+def run_pickle(folder: Path) -> None:
+    for name in ("batch", "meta"):
+        read_plain((folder / name).read_bytes(), name)
+
+
+# ---- prepared stores ----
+
+
+def store_files() -> Files:
+    files: Files = {}
+    told: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": 8, "classes": ["a", "b"], "fingerprint": "f"}
+    told |= {"keep_aspect": False, "std": [1.0] * 3, "deviations": [1.0] * 3, "directions": [[1.0] * 3] * 3}
+    image = io.BytesIO()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(image, "JPEG")
+    raw = image.getvalue()
+    for part in ("train", "val"):
+        index = np.zeros(2, INDEX)
+        index["offset"], index["length"], index["label"], index["crc32"] = (
+            (0, len(raw)),
+            len(raw),
+            (0, 1),
+            zlib.crc32(raw),
+        )
+        files[shard_name(part, 0)] = raw * 2
+        files[f"{part}.npy"] = as_npy(index)
+        files[f"{part}-names.txt"] = b"a/1.jpg\nb/2.jpg\n"
+    files["mean.npy"] = as_npy(np.ones((3, 8, 8), np.float32))
+    files["store.json"] = json.dumps(told).encode()
+    return seal(random.Random(0), files)
+
+
+def as_npy(values: np.ndarray[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=False)
+    return file.getvalue()
+
+
+def seal(random: Random, files: Files) -> Files:
+    """Right hashes in store.json, where it is still an object."""
+    try:
+        told = json.loads(files["store.json"])
+    except (ValueError, RecursionError):
+        return files
+    if not isinstance(told, dict) or random.random() < 0.05:
+        return files
+    hashes = {name: hashlib.sha256(files[name]).hexdigest() for name in HASHED}
+    try:
+        return {**files, "store.json": json.dumps({**told, "sha256": hashes}).encode()}
+    except RecursionError:
+        return files
+
+
+def mutate_index(random: Random, raw: bytes) -> bytes:
+    """Numbers of an index whose header is right."""
+    values = np.load(io.BytesIO(raw)).copy()
+    flat = values.view(np.uint8).reshape(-1)
+    at, length = random.randrange(len(flat)), random.choice((1, 4, 8))
+    number = random.choice(NUMBERS) % 256**length
+    flat[at : at + length] = list(number.to_bytes(length, "little"))[: len(flat) - at]
+    return as_npy(values)
+
+
+def mutate_npy_header(random: Random, raw: bytes) -> bytes:
+    """The text of an array's header, of the right length."""
+    length = struct.unpack("<H", raw[8:10])[0]
+    header = mutate(random, raw[10 : 10 + length], ())[:65535]
+    return raw[:8] + struct.pack("<H", len(header)) + header + raw[10 + length :]
+
+
+def run_store(folder: Path) -> None:
+    dataset = open_store(folder, size=8)
+    for split in (dataset.train, dataset.valid):
+        for index in range(min(len(split), 4)):
+            split.name(index)
+            split.image(index)
+
+
+# ---- configurations ----
+
+
+def config_files() -> Files:
+    text = to_toml(Config(stages=[{"epoch": 0, "lr": 0.1}, {"epoch": 3, "lr": 0.01, "layers": {"conv1": 0.0}}]))
+    return {"config.toml": text.encode()}
+
+
+def mutate_line(random: Random, raw: bytes) -> bytes:
+    """One option of the file with another value."""
+    lines = raw.split(b"\n")
+    at = random.randrange(len(lines))
+    name = lines[at].split(b" = ")[0]
+    lines[at] = name + b" = " + random.choice((*WORDS, b'"text"', b"1.5", b"2024-01-01", b"{ a = 1 }", b'["x"]'))
+    return b"\n".join(lines)
+
+
+def run_config(folder: Path) -> None:
+    merged({}, read_toml(str(folder / "config.toml")), {})
+
+
+def targets() -> dict[str, Target]:
+    opcodes = tuple(opcode.code.encode("latin1") for opcode in pickletools.opcodes)
+    opcodes += (b"cos\nsystem\n", b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n", b"c_codecs\nencode\n")
+    state = {"file": mutate_state}
+    npy = {f"{name}.npy": mutate_npy_header for name in ("train", "val", "mean")}
+    index = {"train.npy": mutate_index, "val.npy": mutate_index, "store.json": mutate_json}
+    members = {"file": mutate_member}
+    return {
+        "checkpoint": Target(checkpoint_files(), run_checkpoint, (CheckpointError,), {"file": mutate_header}),
+        "checkpoint-state": Target(checkpoint_files(), run_checkpoint, (CheckpointError,), state),
+        "cifar-binary": Target(archive("bin"), run_cifar, (DataError,), members, mend_archive),
+        "cifar-python": Target(archive("py"), run_cifar, (DataError,), members, mend_archive, opcodes),
+        "pickle": Target(pickle_files(), run_pickle, (DataError,), {}, words=opcodes),
+        "store": Target(store_files(), run_store, (DataError,), index, seal),
+        "store-arrays": Target(store_files(), run_store, (DataError,), npy, seal),
+        "config": Target(config_files(), run_config, (ValueError,), {"config.toml": mutate_line}),
+    }
+
+
+# ---- the campaign ----
+
+
+class Hang(BaseException):
+    """Not an Exception, which a reader may catch."""
+
+
+def too_long(*_: object) -> None:
+    raise Hang(f"more than {SECONDS} s")
+
+
+def make(target: Target, name: str, seed: int, number: int) -> Files:
+    """Input ``number`` of a target: the files that are not as they were."""
+    random = Random(f"{name} {seed} {number}")
+    file = random.choice(list(target.files))
+    raw, shaper = target.files[file], target.shapers.get(file)
+    raw = shaper(random, raw) if shaper and random.random() < 0.6 else mutate(random, raw, target.words)
+    made = target.finish(random, {**target.files, file: raw})
+    return {file: raw for file, raw in made.items() if raw != target.files[file]}
+
+
+def check(target: Target, folder: Path, files: Files) -> str | None:
+    """What is wrong with how a target reads ``files``: one line, the same for the same fault."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+    fault = None
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        target.run(folder)
+    except target.allowed:
+        pass
+    except (Exception, Hang) as error:
+        places = traceback.extract_tb(error.__traceback__)
+        here = [place for place in places if f"{ROOT}/convnet/" in place.filename] or places
+        text = " ".join(str(error).split())
+        fault = f"{type(error).__name__} at {Path(here[-1].filename).name}:{here[-1].lineno}: {text:.100}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    for name in files:
+        (folder / name).write_bytes(target.files[name])
+    return f"memory: {grown // 1024} MiB for one input" if fault is None and grown * 1024 > MEMORY else fault
+
+
+def prepare_process(target: Target) -> Path:
+    """Limits, and a folder with the target's files."""
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2 * MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, too_long)
+    shared = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=shared if shared.is_dir() else None))
+    for name, raw in target.files.items():
+        (folder / name).write_bytes(raw)
+    return folder
+
+
+def guarded(work: Callable[[mmap.mmap], None]) -> tuple[int, int]:
+    """Runs ``work`` in a process of its own: the signal that ended it (0 for none), and the number it noted last."""
+    noted = mmap.mmap(-1, 8)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work(noted)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    last, since = b"", time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.02)
+        if noted[:] != last:
+            last, since = noted[:], time.monotonic()
+        elif time.monotonic() - since > STUCK:
+            os.kill(child, signal.SIGKILL)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise RuntimeError("the fuzzer itself failed; see above")
+    return (os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0), struct.unpack("<q", noted[:])[0]
+
+
+class Findings:
+    """Prints each fault once, and keeps the files of its first input. Counts across processes by what lies there."""
+
+    def __init__(self, keep: Path) -> None:
+        self.keep = keep
+
+    def add(self, name: str, seed: int, number: int, fault: str, files: Files) -> None:
+        label = hashlib.sha256(re.sub(r": .*", "", fault).encode()).hexdigest()[:8]
+        folder = self.keep / name / label
+        if folder.exists():
+            return
+        folder.mkdir(parents=True)
+        for file, raw in files.items():
+            (folder / file).write_bytes(raw)
+        print(f"FINDING {name}, seed {seed}, input {number}: {fault}; kept in {folder}", flush=True)
+
+    def count(self) -> int:
+        return sum(1 for _ in self.keep.glob("*/*"))
+
+
+def campaign(name: str, inputs: int, seed: int, findings: Findings) -> None:
+    """Inputs 0 to ``inputs`` - 1 of a target."""
+    target = targets()[name]
+    done, began = 0, time.monotonic()
+
+    def work(noted: mmap.mmap) -> None:
+        folder = prepare_process(target)
+        try:
+            for number in range(done, inputs):
+                noted[:] = struct.pack("<q", number)
+                files = make(target, name, seed, number)
+                if fault := check(target, folder, files):
+                    findings.add(name, seed, number, fault, files)
+        finally:
+            shutil.rmtree(folder)
+
+    while done < inputs:
+        killer, number = guarded(work)
+        if killer:
+            findings.add(name, seed, number, f"ended by signal {killer}", make(target, name, seed, number))
+        done = number + 1
+    seconds = time.monotonic() - began
+    print(
+        f"{name}: {inputs:,} inputs of seed {seed} in {seconds:.0f} s ({inputs / max(seconds, 1e-9):,.0f}/s)",
+        flush=True,
+    )
+
+
+def replay(corpus: Path) -> list[str]:
+    """Faults of the inputs that are kept as CORPUS/TARGET/LABEL/FILE."""
+    faults: list[str] = []
+    cases = sorted(corpus.glob("*/*"))
+    known = targets()
+    for case in cases:
+        target = known[case.parent.name]
+        files = {path.name: path.read_bytes() for path in case.iterdir()}
+        reader, writer = os.pipe()
+
+        def work(noted: mmap.mmap, target: Target = target, files: Files = files, writer: int = writer) -> None:
+            folder = prepare_process(target)
+            try:
+                os.write(writer, (check(target, folder, files) or "").encode()[:1000])
+            finally:
+                shutil.rmtree(folder)
+
+        killer, _ = guarded(work)
+        os.close(writer)
+        with open(reader, "rb") as file:
+            fault = file.read().decode() or (f"ended by signal {killer}" if killer else "")
+        if fault:
+            faults.append(f"{case.parent.name}/{case.name}: {fault}")
+    print(f"{len(cases)} kept inputs, {len(faults)} of them findings")
+    return faults
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Fuzzes the readers of files; exit code 1 where something was found.")
+    parser.add_argument("--inputs", type=int, default=1_000_000, help="in total, shared by the targets")
+    parser.add_argument("--seed", type=int, default=0, help="of the series of inputs")
+    parser.add_argument("--target", choices=list(targets()), action="append", help="only this one; may be repeated")
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="folder for inputs that fail")
+    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="only run the inputs kept there")
+    options = parser.parse_args(arguments)
+    if options.replay:
+        faults = replay(options.replay)
+        print(*faults, sep="\n")
+        return 1 if faults else 0
+    findings = Findings(options.keep)
+    before = findings.count()
+    shares = {name: share for name, share in SHARES.items() if not options.target or name in options.target}
+    for name, share in shares.items():
+        campaign(name, max(1, round(options.inputs * share / sum(shares.values()))), options.seed, findings)
+    print(f"{findings.count() - before} findings")
+    return 1 if findings.count() > before else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
