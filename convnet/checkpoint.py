@@ -109,6 +109,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def load(path: Path) -> Checkpoint:
     """Reads and checks a whole file. Raises ``CheckpointError``."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for, and a device has no end
+        raise CheckpointError(f"{path}: expected a checkpoint, found something that is not a regular file")
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}

@@ -235,7 +235,10 @@ class Trainer:
         losses, ranks = done.result.get()
         if not np.isfinite(losses).all():
             first, last = done.position, done.position + done.images - 1
-            raise self._diverged(f"the loss is {losses.mean()} (images {first} to {last} of epoch {self.epoch + 1})")
+            where = f"images {first} to {last} of epoch {self.epoch + 1}"
+            spoiled = next((n for n, v in self.network.weights().items() if not np.isfinite(v).all()), None)
+            named = f"; the first parameter that is not finite: {spoiled}" if spoiled else ""
+            raise self._diverged(f"the loss is {losses.mean()} ({where}{named})")
         self.step += 1
         self.position = done.position + done.images
         self.running.add(losses, ranks)

@@ -60,6 +60,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--order-seed", type=int, default=0, metavar="N", help="of the orders in which emulated threads and streams run"
     )
+    parser.addoption("--kills", type=int, metavar="N", help="of a training run: a campaign, see docs/reliability.md")
 
 
 def pytest_collection_modifyitems(items):

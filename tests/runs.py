@@ -64,7 +64,7 @@ def straight_run() -> Path:
     return folder
 
 
-def spawn(*arguments: str, code: str = TRAIN):
+def spawn(*arguments: str, code: str = TRAIN, **options):
     """``convnet-train``, or other code, in a new process."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -72,6 +72,7 @@ def spawn(*arguments: str, code: str = TRAIN):
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
+        **options,
     )
 
 

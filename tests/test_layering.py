@@ -139,6 +139,8 @@ def only_declared_dependencies(path: str, tree: ast.AST) -> Iterator[str]:
 
 def no_code_from_data(path: str, tree: ast.AST) -> Iterator[str]:
     """No call that may run what a file contains, or write where it says: pickle, eval, YAML objects, archives."""
+    dangerous = {"pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load", "shutil.unpack_archive"}
+    yield from (f"imports {name}" for name, _ in imports(tree) if name in dangerous)
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and path != "convnet/data/pickles.py":
             yield from (f"derives from {ast.unparse(b)}" for b in node.bases if "Unpickler" in ast.unparse(b))
@@ -146,7 +148,8 @@ def no_code_from_data(path: str, tree: ast.AST) -> Iterator[str]:
             continue
         called = ast.unparse(node.func)
         if re.fullmatch(
-            r"eval|exec|c?[pP]ickle\.(loads?|Unpickler)|yaml\.(unsafe_|full_)?load|torch\.load|marshal\.loads?", called
+            r"(builtins\.)?(eval|exec)|c?[pP]ickle\.(loads?|Unpickler)|yaml\.(unsafe_|full_)?load|torch\.load|marshal\.loads?",
+            called,
         ):
             yield f"calls {called}"
         if called.endswith((".extractall", "unpack_archive")):
@@ -156,6 +159,28 @@ def no_code_from_data(path: str, tree: ast.AST) -> Iterator[str]:
             for k in node.keywords
         ):
             yield f"calls {called} with allow_pickle"
+
+
+# modules that reach for other machines or listen to them, and those that keep objects as pickles
+NETWORK = {"socket", "socketserver", "ssl", "http", "urllib", "urllib3", "ftplib", "smtplib", "poplib", "imaplib"}
+NETWORK |= {"telnetlib", "xmlrpc", "webbrowser", "asyncio", "requests", "httpx", "aiohttp", "huggingface_hub"}
+PICKLES = {"shelve", "joblib", "dill", "cloudpickle", "marshal"}
+
+
+def no_network_and_no_shell(path: str, tree: ast.AST) -> Iterator[str]:
+    """Nothing is fetched, served, or handed to a shell, which would run what a file's name contains."""
+    for name, _ in imports(tree):
+        if name.split(".")[0] in NETWORK | PICKLES or name.startswith("multiprocessing.managers"):
+            yield f"imports {name}"
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if re.fullmatch(r"os\.(system|popen|spawn\w+)|subprocess\.(getoutput|getstatusoutput)|__import__", called):
+            yield f"calls {called}"
+        for keyword in node.keywords:
+            if keyword.arg == "shell" and not (isinstance(keyword.value, ast.Constant) and not keyword.value.value):
+                yield f"calls {called} with shell"
 
 
 # rule, a path where it applies, a violation there
@@ -178,11 +203,22 @@ PYTHON_RULES: list[tuple[Callable[[str, ast.AST], Iterator[str]], str, str]] = [
     (no_code_from_data, "convnet/config.py", "yaml.load(text)"),
     (no_code_from_data, "convnet/data/cifar.py", "archive.extractall(folder)"),
     (no_code_from_data, "convnet/data/cifar.py", "np.load(file, allow_pickle=True)"),
+    (no_code_from_data, "tools/cubins.py", "def f():\n    builtins.exec(text)"),
+    (no_code_from_data, "benchmarks/report.py", "from pickle import loads"),
+    (no_network_and_no_shell, "convnet/train.py", "import urllib.request"),
+    (no_network_and_no_shell, "convnet/data/store.py", "def f():\n    from http import client"),
+    (no_network_and_no_shell, "convnet/journal.py", "import shelve"),
+    (no_network_and_no_shell, "tools/cubins.py", "subprocess.run(line, shell=True)"),
+    (no_network_and_no_shell, "benchmarks/timing.py", "os.system(line)"),
 ]
 
 
 def python_files() -> list[Path]:
-    return sorted((ROOT / "convnet").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py"))
+    folders = ("convnet", "benchmarks", "tools", "build_backend")
+    return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))] + [ROOT / "tools/gpu-check"]
+
+
+EVERYWHERE = (only_device_imports_pycuda, no_code_from_data, no_network_and_no_shell)  # not in convnet/ alone
 
 
 @pytest.mark.parametrize(
@@ -193,7 +229,7 @@ def test_python(rule):
     for file in python_files():
         path = file.relative_to(ROOT).as_posix()
         # benchmarks may compare with other libraries; only convnet's own devices use pycuda
-        if path.startswith("convnet/") or rule is only_device_imports_pycuda:
+        if path.startswith("convnet/") or rule in EVERYWHERE:
             complaints += [f"{path} {complaint}" for complaint in rule(path, ast.parse(file.read_text()))]
     assert not complaints
 

@@ -41,13 +41,13 @@ def steps_written(folder: Path) -> int:
     return max((int(path.stem[5:13]) for path in checkpoint.files(folder / "checkpoints")), default=0)
 
 
-def kill_until_done(images, folder, kills, seed):
+def kill_until_done(images, folder, kills, seed, last=LAST_STEP, *options):
     """Runs with ``--resume auto`` again and again, killed at a random moment each time; the last run is left alone."""
     chance = random.Random(seed)
-    command = [images, *TINY, "-o", str(folder), "--save-every", "1", "--resume", "auto"]
+    command = [images, *TINY, *options, "-o", str(folder), "--save-every", "1", "--resume", "auto"]
     for _ in range(kills):
         process, reached = spawn(*command), steps_written(folder)
-        wait_for(lambda reached=reached: steps_written(folder) > reached or reached >= LAST_STEP - 1, process)
+        wait_for(lambda reached=reached: steps_written(folder) > reached or reached >= last - 1, process)
         time.sleep(chance.uniform(0, 0.05))
         process.kill()
         process.communicate()
@@ -59,6 +59,20 @@ def test_killed_at_any_moment_a_run_ends_the_same(straight, images, tmp_path, ki
     kill_until_done(images, tmp_path / "run", kills, seed=kills)
     assert final(tmp_path / "run") == final(straight)
     assert training(tmp_path / "run") == training(straight)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_as_many_kills_as_asked_for_and_the_same_weights(images, tmp_path, pytestconfig):
+    """A campaign: every kill hits a run that has made at least one step more, and the run is long enough for all."""
+    kills = pytestconfig.getoption("kills")
+    if kills is None:
+        pytest.skip("--kills N says how many")
+    epochs = kills // 2  # of five steps: several steps may pass before a kill
+    longer = ["--epochs", str(epochs), "--lr-schedule", "constant"]
+    run(images, *TINY, *longer, "-o", str(tmp_path / "straight"))
+    kill_until_done(images, tmp_path / "run", kills, kills, 5 * epochs, *longer)
+    assert final(tmp_path / "run", 5 * epochs) == final(tmp_path / "straight", 5 * epochs)
+    assert training(tmp_path / "run") == training(tmp_path / "straight")
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
@@ -78,8 +92,8 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-def slow_run(images, folder, flag, seconds=1):
-    return spawn(str(flag), str(seconds), images, *TINY, "-o", str(folder), code=SLOW)
+def slow_run(images, folder, flag, seconds=1, options=(), **how):
+    return spawn(str(flag), str(seconds), images, *TINY, "-o", str(folder), *options, code=SLOW, **how)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
@@ -119,14 +133,15 @@ def test_sighup_writes_a_checkpoint_and_goes_on(images, tmp_path):
     assert [int(path.stem[5:]) for path in checkpoint.files(tmp_path / "run" / "checkpoints")] == [4, 5, 10]
 
 
-def test_asked_to_stop_during_an_evaluation_repeats_it(straight, images, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_asked_to_stop_during_an_evaluation_repeats_it(straight, images, tmp_path, monkeypatch, number):
     evaluate_batch = convnet.Network.evaluate_batch
     asked = []
 
     def ask_once(network, *arguments):
         if not asked:
             asked.append(True)
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return evaluate_batch(network, *arguments)
 
     monkeypatch.setattr(convnet.Network, "evaluate_batch", ask_once)

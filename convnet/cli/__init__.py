@@ -80,7 +80,10 @@ def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
 
 
 def tolerate_encoding() -> None:
-    """Names that the terminal cannot show must not end a run."""
+    """Names that the terminal cannot show must not end a run, nor that there is nobody to show them to."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for as long as the process lives)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

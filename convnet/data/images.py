@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,6 +36,8 @@ def load_square(path: str | Path, size: int) -> U8:
     limits are checked before anything is decoded.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for, and a device has no end
+            raise BadImage("not a regular file")
         with open(path, "rb") as file:
             return decode_square(file, size)
     except OSError as error:
