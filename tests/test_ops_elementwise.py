@@ -31,6 +31,14 @@ def test_relu(device, precision, count):
     assert (functional.relu_backward(np.ones_like(y), np.zeros_like(y), **options) == 0).all()
 
 
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+def test_no_values_are_no_work(device, precision, name):
+    """A launch without thread blocks is an error; nothing to do is none."""
+    nothing, options = np.zeros(0, np.float32), {"device": device, "precision": precision}
+    assert getattr(functional, name)(nothing, **options).size == 0
+    assert getattr(functional, f"{name}_backward")(nothing, nothing, **options).size == 0
+
+
 def test_relu_keeps_the_shape(device):
     x = values(60).reshape(3, 4, 5)
     y = functional.relu(x, device=device)
