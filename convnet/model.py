@@ -75,6 +75,7 @@ class Network:
         self._valid = 0  # images of the last forward(train=True), 0 when there is nothing to go backward from
         self._last = 0  # images of the last forward, whose activations are there
         self._kept = False  # are there gradients?
+        self._step_exchanges: list[tuple[str, str, int]] = []  # of a whole step
         self._closed = False
         self._fold = input_fold(self.spec, precision)
         self._wiring = Wiring(self.spec, self._sides, self._N, self._lanes, seed, fused)
@@ -98,8 +99,8 @@ class Network:
         return parameter_count(self.spec)
 
     def memory(self) -> dict[str, int]:
-        """Bytes allocated on each device: all that training and inference on float32 images need, and the buffer of
-        stored uint8 images once there is one."""
+        """Bytes allocated on each device so far: buffers of stored images and of gradients, and a second batch, come
+        with the first call that needs them."""
         self._check_open()
         return {side.device.name: side.device.allocated for side in self._sides}
 
@@ -384,6 +385,7 @@ class Network:
         inputs = self._intake.take(slot)
         settings = tuple(sorted(rates.items())), tuple(self.frozen)
         self._graphs.run((slot, n), settings, lambda: self._queue_step(inputs, slot, n, rates))
+        self._wiring.exchange.log[:] = self._step_exchanges  # nothing is queued piece by piece when a graph is launched
         self._intake.give_back(slot)
         self.steps_done += 1
         stream = self._sides[0].stream
@@ -393,6 +395,7 @@ class Network:
         self._wiring.read(inputs)
         self._wiring.forward(train=True)
         self._wiring.backward(self._intake.slots[slot].labels, n, rates)
+        self._step_exchanges = list(self._wiring.exchange.log)
 
     # ---- life
 

@@ -100,6 +100,11 @@ def test_two_devices(pair):  # noqa: F811
         assert_same(in_parts(one, 4), at_once(other, 4))
         assert other.exchanges() == one.exchanges() != []
         assert other._graphs.launched == 2
+        (batch,) = batches(1)
+        other.evaluate_batch(batch[0], batch[2])
+        assert other.exchanges() != one.exchanges()
+        other.train_step(*batch).get()  # launched as a whole: what crossed is known from when it was queued
+        assert other.exchanges() == one.exchanges()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
