@@ -268,7 +268,7 @@ def open_device(name: str) -> Device:
     """Opens "cpu", "emu", "emu:i" or "cuda:i". Raises ``DeviceError`` when it is not there, with the reason."""
     from . import device, host
 
-    kind, _, index = name.partition(":")
+    kind, _, index = name.partition(":") if isinstance(name, str) else ("", "", "")
     if kind not in ("cpu", "emu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
         raise ValueError(f'device must be "cpu", "emu[:i]" or "cuda[:i]", got "{name}"')
     return device.open_cuda(int(index or 0)) if kind == "cuda" else host.open_host(kind, int(index or 0))
