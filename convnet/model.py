@@ -13,7 +13,8 @@ import numpy as np
 
 from .assemble import input_fold
 from .backend import Array, Fetch, open_devices, padded
-from .control import LR, WEIGHT_DECAY, control_words
+from .control import LR, SPOILED, WEIGHT_DECAY, control_words
+from .diagnosis import first_not_finite
 from .graphs import Graphs
 from .initial import initial_weights
 from .intake import Intake
@@ -247,7 +248,8 @@ class Network:
         decay.
 
         ``rates`` multiplies the learning rate of single parameters, by name. Where a loss of the last ``backward`` was
-        not finite, parameters stay as they are. Raises ``RuntimeError`` where there are no gradients.
+        not finite, parameters stay as they are; so does every single value whose gradient is not. Raises
+        ``RuntimeError`` where there are no gradients.
         """
         self._check_open()
         self._check_gradients("step")
@@ -315,6 +317,20 @@ class Network:
         slot = self._intake.next_slot()
         self._intake.kept(indices, windows, noise, slot)
         return self._run_step(slot, labels, (lr, momentum, weight_decay), rates or {})
+
+    def first_not_finite(self, labels: Values) -> str | None:
+        """Where the numbers of a step on the images of the last ``train_batch``, or ``backward``, stop being finite:
+        "conv2.weight", "the output of conv3", "the loss", "the gradient of fc6.bias"; None where all of them are. For
+        finding a mistake: computes all of it once more. Raises ``RuntimeError`` where there was no such call.
+        """
+        self._check_gradients("first_not_finite")
+        n = len(labels)
+        self._check_labels(labels, n)
+        self._intake.labels(labels)
+        self._wiring.read(self._intake.take(0))
+        found = first_not_finite(self._wiring, self._intake.slots[0].labels, n)
+        self._intake.give_back(0)
+        return found
 
     def evaluate_batch(self, images: Values, windows: Values) -> Values:
         """Logits, float32 (n, classes), of stored images in test mode; arguments as in ``train_batch``."""
@@ -389,7 +405,8 @@ class Network:
         self._intake.give_back(slot)
         self.steps_done += 1
         stream = self._sides[0].stream
-        return StepResult(stream.fetch(self._wiring.losses), stream.fetch(self._wiring.ranks), n)
+        controls = [side.stream.fetch(side.control) for side in self._sides]
+        return StepResult(stream.fetch(self._wiring.losses), stream.fetch(self._wiring.ranks), controls, n)
 
     def _queue_step(self, inputs: list[Array], slot: int, n: int, rates: Mapping[str, float]) -> None:
         self._wiring.read(inputs)
@@ -451,9 +468,14 @@ class Network:
 class StepResult:
     """What a training step found out, on its way here while the step may still run."""
 
-    def __init__(self, losses: Fetch, ranks: Fetch, n: int):
-        self._losses, self._ranks, self._n = losses, ranks, n
+    def __init__(self, losses: Fetch, ranks: Fetch, controls: list[Fetch], n: int):
+        self._losses, self._ranks, self._controls, self._n = losses, ranks, controls, n
 
     def get(self) -> tuple[Values, Values]:
         """Losses, float32 (n,), and ranks of the true classes, int32 (n,), when they are there."""
         return self._losses.get()[: self._n], self._ranks.get()[: self._n]
+
+    def gradients_finite(self) -> bool:
+        """Whether all were that parameters took a step by, when that is known. Single values that were not have changed
+        no parameter; ``Network.first_not_finite`` finds out where they come from."""
+        return not any(control.get()[SPOILED] for control in self._controls)

@@ -42,6 +42,7 @@ FOUNDATION = {
     "exchange": {"backend", "ops", "layers"},
     "intake": {"shapes", "backend", "ops", "layers"},
     "wiring": {"shapes", "spec", "backend", "ops", "layers", "assemble", "exchange"},
+    "diagnosis": {"backend", "layout", "wiring"},
     "graphs": {"backend"},
     "model": {
         "spec",
@@ -51,6 +52,7 @@ FOUNDATION = {
         "layers",
         "assemble",
         "wiring",
+        "diagnosis",
         "graphs",
         "intake",
         "initial",

@@ -199,6 +199,80 @@ def test_a_loss_that_is_not_finite_teaches_nothing(device):
             np.testing.assert_array_equal(values, velocity[name], err_msg=name)
 
 
+def trap(net) -> dict:
+    """Weights whose loss is finite, and whose gradient of fc7.weight is not."""
+    weights = net.weights()
+    weights["fc6.bias"][:] = 3e38  # what fc7 reads, and what its slopes of some ten are multiplied by
+    weights["fc7.weight"][:], weights["fc7.bias"][:] = 0, 1
+    weights["fc8.weight"][:] = 100 * np.sign(weights["fc8.weight"])
+    return weights
+
+
+@pytest.mark.parametrize("devices", ["cpu", "emu", "emu:0,emu:1"])
+@pytest.mark.parametrize("at_once", [True, False], ids=["train_step", "step"])
+def test_a_gradient_that_is_not_finite_spoils_no_weight(devices, at_once):
+    with opened(devices) as net:
+        weights, velocity = trap(net), net.velocity()
+        net.load_weights(weights)
+        (batch,) = batches(1)
+        if at_once:
+            result = net.train_step(*batch)
+            losses, _ = result.get()
+            assert not result.gradients_finite()
+        else:
+            losses, _ = net.train_batch(*batch)
+            assert not np.isfinite(net.gradients()["fc7.weight"]).all()
+            net.step()
+        assert np.isfinite(losses).all()
+        for name, values in [*net.weights().items(), *net.velocity().items()]:
+            assert np.isfinite(values).all(), name
+        kept = net.velocity()["fc7.weight"] == velocity["fc7.weight"]
+        assert kept.any()
+        np.testing.assert_array_equal(net.weights()["fc7.weight"][kept], weights["fc7.weight"][kept])
+        assert (net.weights()["fc8.weight"] != weights["fc8.weight"]).any()  # what was finite took its step
+        net.load_weights(convnet.Network(TINY, devices="cpu", batch_size=1, seed=3).weights())
+        result = net.train_step(*batch)
+        assert result.gradients_finite()  # nothing of it stays for the next step
+
+
+@pytest.mark.parametrize("devices", ["cpu", "emu:0,emu:1"])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({}, None),
+        ({"conv3.weight": np.nan, "fc7.bias": np.inf}, "conv3.weight"),
+        ({"conv2.weight": 3e38}, "the output of conv2"),
+        ({"fc8.bias": 3e38}, "the loss"),
+        (None, "the gradient of fc7.weight"),
+    ],
+    ids=["nothing", "weight", "output", "loss", "gradient"],
+)
+def test_the_first_that_is_not_finite_is_named(devices, fused, change, place):
+    (batch,) = batches(1)
+    with opened(devices, fused=fused) as net:
+        weights = trap(net) if change is None else net.weights()
+        for name, value in (change or {}).items():
+            weights[name].flat[::2] = value
+        if place == "the loss":
+            weights["fc8.bias"][1::2] = -3e38  # logits are finite, but not the differences between them
+        net.load_weights(weights)
+        with np.errstate(all="ignore"):
+            net.train_batch(*batch)
+            assert net.first_not_finite(batch[1]) == place
+
+
+def test_an_input_that_is_not_finite_is_named():
+    images, labels, windows, noise = next(batches(1))
+    noise[2, 1] = np.inf
+    with opened("cpu") as net:
+        with pytest.raises(RuntimeError, match="first_not_finite: there are no gradients"):
+            net.first_not_finite(labels)
+        with np.errstate(all="ignore"):
+            net.train_batch(images, labels, windows, noise)
+            assert net.first_not_finite(labels) == "the input"
+
+
 def test_steps_keep_no_gradients():
     with opened("cpu") as net:
         at_once(net, 1)
