@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from . import arguments
 from .assemble import input_fold
 from .backend import Array, Fetch, open_devices, padded
 from .control import LR, SPOILED, WEIGHT_DECAY, control_words
@@ -84,6 +85,7 @@ class Network:
         self._wiring.read(self._intake.slots[0].inputs)
         self.set_input(np.zeros((3, self.spec.crop, self.spec.crop), np.float32))
         self._graphs = Graphs(self._wiring.streams)
+        self._parameters = [p.name for layer in self._wiring.learning for p in layer[0].parameters]
         self.load_weights(initial_weights(self.spec, seed))
         self.load_velocity({name: np.zeros_like(w) for name, w in self.weights().items()})
 
@@ -223,7 +225,7 @@ class Network:
         ``train`` turns dropout on and prepares for ``backward``; otherwise dropped layers are multiplied by 1 - p.
         """
         crop = self.spec.crop
-        self._check_batch("forward", images, (3, crop, crop), np.float32)
+        self._check_batch("forward", images, (3, crop, crop), "float32")
         x = rounded(pack_activations(fold_images(images, self._fold), self._lanes, self._N), self.precision)
         self._intake.values(x)
         return self._run_forward(len(images), train)
@@ -253,6 +255,7 @@ class Network:
         """
         self._check_open()
         self._check_gradients("step")
+        self._check_constants("step", (lr, momentum, weight_decay), rates or {})
         words = control_words(0, lr, momentum, weight_decay)[LR : WEIGHT_DECAY + 1]
         for side in self._sides:
             side.stream.upload(side.control.view(words.shape, LR), words)
@@ -296,6 +299,7 @@ class Network:
         """
         self._check_images(images)
         self._check_labels(labels, len(images))
+        self._check_constants("train_step", (lr, momentum, weight_decay), rates or {})
         slot = self._intake.next_slot()
         self._intake.images(images, windows, noise, slot)
         return self._run_step(slot, labels, (lr, momentum, weight_decay), rates or {})
@@ -314,6 +318,7 @@ class Network:
         """``train_step`` with images that ``store_images`` brought: ``indices`` (n,) are their places."""
         self._check_indices(indices)
         self._check_labels(labels, len(indices))
+        self._check_constants("train_step", (lr, momentum, weight_decay), rates or {})
         slot = self._intake.next_slot()
         self._intake.kept(indices, windows, noise, slot)
         return self._run_step(slot, labels, (lr, momentum, weight_decay), rates or {})
@@ -425,12 +430,14 @@ class Network:
             raise RuntimeError(f"{what}: there are no gradients; they come from backward or train_batch")
 
     def _check_images(self, images: Values) -> None:
-        size = images.shape[1:3] if images.ndim == 4 else (self.spec.crop, self.spec.crop)
-        self._check_batch("train_batch", images, (*size, 3), np.uint8)
+        rows = isinstance(images, np.ndarray) and images.ndim == 4
+        size = images.shape[1:3] if rows else (self.spec.crop, self.spec.crop)
+        self._check_batch("train_batch", images, (*size, 3), "uint8")
 
     def _check_indices(self, indices: Values) -> None:
         self._check_open()
-        if not 1 <= len(indices) <= self.batch_size:
+        arguments.array("train_batch_kept", "indices", indices, ("n",), "integers")
+        if len(indices) > self.batch_size:
             raise ValueError(f"train_batch_kept: there must be 1 to {self.batch_size} images, got {len(indices)}")
 
     def _check_labels(self, labels: Values, n: int) -> None:
@@ -440,14 +447,25 @@ class Network:
         if labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
 
-    def _check_batch(self, op: str, images: Values, shape: tuple[int, ...], dtype: Any) -> None:
+    def _check_batch(self, op: str, images: Values, shape: tuple[int, ...], dtype: str) -> None:
         self._check_open()
-        n = len(images) if images.ndim else 0
-        if images.shape[1:] != shape or images.dtype != dtype or not 1 <= n <= self.batch_size:
+        arguments.array(op, "images", images, ("n", *shape), dtype)
+        if len(images) > self.batch_size:
             raise ValueError(
-                f"{op}: images must be {np.dtype(dtype).name} of shape (n, {', '.join(map(str, shape))}) with 1 <= n "
-                f"<= {self.batch_size} (the batch size), got {images.dtype} of shape {images.shape}"
+                f"{op}: there must be 1 to {self.batch_size} images (the batch size), got {len(images)}; use smaller "
+                "batches or a network of a larger batch size"
             )
+
+    def _check_constants(self, op: str, constants: Sequence[float], rates: Mapping[str, float]) -> None:
+        """What updates multiply by: one number that is none would spoil all weights."""
+        for name, value in zip(("lr", "momentum", "weight_decay"), constants, strict=True):
+            arguments.number(op, name, value)
+        for name, value in rates.items():
+            if name not in self._parameters:
+                raise ValueError(
+                    f'{op}: rates: no parameter is called "{name}"; there are {", ".join(self._parameters)}'
+                )
+            arguments.number(op, f"rates[{name!r}]", value)
 
     def close(self) -> None:
         """Gives all device memory back. May be called twice."""

@@ -40,11 +40,12 @@ FOUNDATION = {
     "assemble": {"shapes", "spec", "layers"},
     "initial": {"spec", "rng"},
     "exchange": {"backend", "ops", "layers"},
-    "intake": {"shapes", "backend", "ops", "layers"},
+    "intake": {"arguments", "shapes", "backend", "ops", "layers"},
     "wiring": {"shapes", "spec", "backend", "ops", "layers", "assemble", "exchange"},
     "diagnosis": {"backend", "layout", "wiring"},
     "graphs": {"backend"},
     "model": {
+        "arguments",
         "spec",
         "control",
         "backend",
