@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 import traceback
@@ -57,7 +58,11 @@ def _exit_code(error: Exception) -> int:
 
 
 def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
-    """Runs a command's work; an error becomes one line on standard error and an exit code."""
+    """Runs a command's work; an error becomes one line on standard error and an exit code, and so does a warning of the
+    modules below."""
+    from ..backend import KernelFault
+
+    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
     try:
         return work()
     except BrokenPipeError:
@@ -73,7 +78,7 @@ def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, MemoryError):
             text = f"out of memory ({text}); use a smaller --batch-size"
-        elif code == UNEXPECTED:
+        elif code == UNEXPECTED and not isinstance(error, KernelFault):
             text = f"{type(error).__name__}: {text}" + ("" if verbose else " (-v shows where)")
         print(f"{name}: error: {text}", file=sys.stderr)
         return code
