@@ -481,8 +481,6 @@ class _Allocation:
 
     def __del__(self) -> None:
         self.device._allocated -= self.nbytes
-        if self.device.dead:
-            return
         with self.device.current(), suppress(self.device.driver.Error):  # it is told at the next call that can raise
             self.memory.free()
 

@@ -20,7 +20,9 @@ from convnet import backend, checkpoint, device
 from convnet.cli.eval import main as evaluate
 from convnet.cli.predict import main as predict
 from convnet.cli.show import main as show
+from convnet.control import WORDS
 from convnet.footprint import Use
+from convnet.graphs import Graphs
 from convnet.spec import network
 
 emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
@@ -40,9 +42,9 @@ def machine(monkeypatch):
 # ---- memory
 
 
-@pytest.mark.parametrize("kept", [0, 12])
 @pytest.mark.parametrize(
-    ("devices", "precision"), [("cpu", "fp32"), ("emu:0,emu:1", "bf16"), ("cuda:0,cuda:1", "fp32"), ("cuda:0", "bf16")]
+    ("devices", "precision", "kept"),
+    [("cpu", "fp32", 0), ("emu:0,emu:1", "bf16", 0), ("cuda:0,cuda:1", "fp32", 12), ("cuda:0", "bf16", 0)],
 )
 def test_the_plan_is_what_a_network_allocates(machine, devices, precision, kept):
     machine()
@@ -54,15 +56,15 @@ def test_the_plan_is_what_a_network_allocates(machine, devices, precision, kept)
     with convnet.Network(spec, devices, 8, precision) as net:
         if kept:
             net.keep_images(kept, 40)
-        for _ in range(3):
+        for _ in range(2):
             if kept:
                 net.train_step_kept(np.arange(5), labels, windows, noise).get()
             else:
                 net.train_step(images, labels, windows, noise).get()
-            net.evaluate_batch(images, windows)
+        net.evaluate_batch(images, windows)
         assert net.memory() == planned
-    assert all(min(parts.values()) >= 0 for parts in use.footprints(8).values())
-    del net
+    if devices == "cuda:0":  # beside what has a name: control words, the mean image, losses and ranks
+        assert use.footprints(8)["cuda:0"]["all else"] == 4 * WORDS + 4 * 3 * 32 * 32 + 2 * 4 * 8
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -86,20 +88,20 @@ def needed(batch_size: int, devices: str = "cuda:0", **options) -> int:
 def test_where_memory_runs_out_a_run_says_what_takes_it_and_what_would_fit(machine, tmp_path, capsys):
     """At the last allocation of all, which comes with a step; and the advice is good."""
     fake = machine()
-    fake.capacity = needed(32) - 1
+    fake.capacity = needed(16) - 1
     command = [shared_images(), *SMALL, "-o", str(tmp_path / "run")]
-    assert here(*command, "-b", "32") == 6
+    assert here(*command, "-b", "16") == 6
     error = capsys.readouterr().err
     total = f"{fake.capacity / 1e6:.0f}"
     assert re.search(rf"cuda:0: no memory for \d+ MB: \d+ of {total} MB are free, this process holds \d+ MB; ", error)
-    assert "32 images at a time need " in error
+    assert "16 images at a time need " in error
     for part in ("weights, their momentum and gradients", "activations and their grad", "workspace", "two batches of"):
         assert re.search(rf"{part}[a-z ]* [0-9.,]+ MB", error), part
-    assert error.endswith("; -b 16 would fit\n")
+    assert error.endswith("; -b 8 would fit\n")
     assert error.count("\n") == 1
     gc.collect()
     assert not fake.memory
-    assert here(*command[:-1], str(tmp_path / "smaller"), "-b", "16") == 0
+    assert here(*command[:-1], str(tmp_path / "smaller"), "-b", "8") == 0
 
 
 def test_a_run_that_goes_on_cannot_take_a_smaller_batch(machine, tmp_path, capsys):
@@ -194,9 +196,8 @@ def breaks(monkeypatch):
         (ILLEGAL, "cuda:0", 0, 1, "a kernel broke off.*CUDA_LAUNCH_BLOCKING=1, or under compute-sanitizer"),
         (ILLEGAL, "cuda:0,cuda:1", 1, 1, "a kernel broke off.*CUDA_LAUNCH_BLOCKING=1, or under compute-sanitizer"),
         (ECC, "cuda:0,cuda:1", 1, 6, r"the device is lost; look at nvidia-smi.*use another one \(--device\)"),
-        (ECC, "cuda:0", 0, 6, r"the device is lost; look at nvidia-smi.*use another one \(--device\)"),
     ],
-    ids=["fault", "fault of the second", "second lost", "lost"],
+    ids=["fault", "fault of the second", "second lost"],
 )
 def test_from_a_broken_device_nothing_is_written(machine, breaks, tmp_path, capsys, text, devices, gpu, code, told):
     """In the second epoch, in which steps are launched as graphs; a checkpoint was due after this very step."""
@@ -212,7 +213,6 @@ def test_from_a_broken_device_nothing_is_written(machine, breaks, tmp_path, caps
     assert f"the last checkpoint is {kept}; go on with: convnet-train --resume auto -o {tmp_path}" in error
     assert f"error: cuda:{gpu}" in (tmp_path / "log.txt").read_text()
     assert not list(tmp_path.rglob("*.tmp"))
-    assert here("--resume", "auto", "-o", str(tmp_path), "--device", "cpu") == 0
 
 
 def test_the_last_kernels_are_named(machine, breaks, tmp_path, capsys):
@@ -242,7 +242,7 @@ def test_an_evaluation_on_a_broken_device_writes_nothing(machine, tmp_path, caps
 def test_other_errors_of_the_driver_leave_a_device_alive(machine):
     fake = machine()
     first, second = backend.open_devices("cuda:0,cuda:1")
-    array = first.empty((4,))
+    array, stream = first.empty((4,)), first.stream()
     with pytest.raises(convnet.DeviceError, match=r"cuda:0: invalid address"), first.current():
         fake.owner(5)
     assert not first.dead
@@ -252,6 +252,21 @@ def test_other_errors_of_the_driver_leave_a_device_alive(machine):
     assert second.dead
     second.close()
     assert array.download().size == 4
+    fake.dead[0] = ILLEGAL
+    with pytest.raises(backend.KernelFault, match=r"cuda:0: add: .*illegal.*a kernel broke off"):  # from the runtime
+        stream.launch(first.kernels.add, 4, "fp32", array, array, array)
+
+
+def test_a_fault_while_work_is_captured_is_one(machine):
+    """And is not taken for something that cannot be captured."""
+    fake = machine()
+    (opened,) = backend.open_devices("cuda:0")
+    graphs = Graphs([opened.stream()])
+    graphs.run("step", None, lambda: None)
+    fake.dead[0] = ILLEGAL
+    with pytest.raises(backend.KernelFault):
+        graphs.run("step", None, lambda: None)
+    assert graphs.capturing
 
 
 # ---- drivers and GPUs that cannot be used
@@ -281,14 +296,22 @@ UNUSABLE = {
 }
 
 
-@pytest.mark.parametrize("machine_of", UNUSABLE)
-def test_a_gpu_that_cannot_be_used_is_a_sentence_and_with_auto_a_warning(tmp_path, machine_of):
-    options, reason = UNUSABLE[machine_of]
+@pytest.mark.parametrize("which", UNUSABLE)
+def test_a_gpu_that_cannot_be_used_is_a_sentence_and_with_auto_a_warning(machine, tmp_path, capsys, caplog, which):
+    options, reason = UNUSABLE[which]
+    machine(**options)
+    command = [shared_images(), *TINY, "--steps", "1"]
+    assert here(*command, "-o", str(tmp_path / "gpu"), "--device", "cuda:0") == 6
+    assert capsys.readouterr().err == f"convnet-train: error: {reason}\n"
+    assert not caplog.records
+    assert here(*command, "-o", str(tmp_path / "any"), "--device", "auto") == 0
+    assert [record.getMessage() for record in caplog.records] == [f"{reason}; computing on the CPU"]
+
+
+def test_the_warning_is_one_line(tmp_path):
+    options, reason = UNUSABLE["too old"]
     command = [str(Path(__file__).parent), json.dumps(options), shared_images(), *TINY, "--steps", "1", "-q"]
-    process = spawn(*command, "-o", str(tmp_path / "gpu"), "--device", "cuda:0", code=PRETEND)
-    assert process.communicate(timeout=120)[1] == f"convnet-train: error: {reason}\n"
-    assert process.returncode == 6
-    process = spawn(*command, "-o", str(tmp_path / "any"), "--device", "auto", code=PRETEND)
+    process = spawn(*command, "-o", str(tmp_path), "--device", "auto", code=PRETEND)
     assert process.communicate(timeout=120)[1] == f"warning: {reason}; computing on the CPU\n"
     assert process.returncode == 0
 
