@@ -20,6 +20,7 @@ FOUNDATION = {
     "precision": set(),
     "shapes": {"precision"},
     "rng": set(),
+    "files": set(),
     "control": set(),
     "parallel": set(),
     "spec": {"shapes"},
@@ -58,7 +59,7 @@ FOUNDATION = {
     },
 }
 LAZY = {"backend": {"device", "host"}, "device": {"_gpu"}, "host": {"_emu", "blas_kernels"}}
-DATA_MAY_IMPORT = {"data", "rng"}
+DATA_MAY_IMPORT = {"data", "rng", "files"}
 DATA_DEPENDENCIES = {"numpy", "PIL", "simplejpeg", "tqdm"}
 # tomli on Python 3.10, where the standard library has no tomllib
 DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib"}
