@@ -95,8 +95,10 @@ class RowsFile:
                 write_csv(self.path.with_suffix(".csv"), self._lines)
                 os.replace(self._temporary, self.path)
         finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            try:
+                self._file.close()  # which writes what is left, and fails where there is no room
+            finally:
+                self._temporary.unlink(missing_ok=True)
 
 
 def read_rows(path: Path) -> tuple[Values, list[dict[str, str]]]:
