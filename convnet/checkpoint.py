@@ -20,6 +20,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from .files import open_regular
+
 FORMAT = "convnet checkpoint"
 VERSION = 1
 KEY = "convnet"  # of the metadata
@@ -109,9 +111,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def load(path: Path) -> Checkpoint:
     """Reads and checks a whole file. Raises ``CheckpointError``."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for, and a device has no end
-        raise CheckpointError(f"{path}: expected a checkpoint, found something that is not a regular file")
     try:
+        open_regular(path).close()
         with safetensors.safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .files import open_regular
 from .precision import PRECISIONS
 from .schedule import is_finite, stages_of
 from .spec import ACTIVATIONS, TrainDefaults
@@ -206,7 +207,7 @@ _KINDS = {int: "a whole number", float: "a number", str: "text in quotes", bool:
 def read_toml(path: str) -> dict[str, Any]:
     """Options from a TOML file. Raises ``ValueError`` for files that cannot be read and names that do not exist."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             values = tomllib.load(file)
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from error

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, Device, DeviceError, Event, Fetch, Graph, Stream, handle
+from .backend import Array, Device, DeviceError, Event, Fetch, Graph, OutOfMemory, Stream, handle
 from .precision import PRECISIONS
 
 GUARD_BYTES = 256
@@ -269,7 +269,7 @@ class HostDevice(Device):
             guarded = None if self.kind == "cpu" else Guarded(shape, wanted)
             memory = np.empty(nbytes, np.uint8) if guarded is None else guarded.inner
         except MemoryError as error:
-            raise DeviceError(f"{self.name}: no memory for {nbytes / 1e6:.0f} MB; use a smaller batch") from error
+            raise OutOfMemory(f"{self.name}: no memory for {nbytes / 1e6:.0f} MB") from error
         self._allocated += nbytes
         self.allocations += 1
         weakref.finalize(memory if guarded is None else guarded.memory, self._forget, nbytes)

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .checkpoint import write_atomically
+from .files import read_regular
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ints = np.ndarray[Any, np.dtype[np.int32]]
@@ -119,7 +120,7 @@ class MetricsFile:
         if not self.path.exists():
             return []
         found = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_regular(self.path).decode("utf-8", "replace").splitlines():
             try:
                 found.append(json.loads(line))
             except ValueError:

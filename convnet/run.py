@@ -80,6 +80,13 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / checkpoint.file_name(step)
 
+    def last_checkpoint(self) -> str:
+        """Where a run that broke off goes on, in words."""
+        kept = checkpoint.files(self.checkpoints)
+        if not kept:
+            return "there is no checkpoint yet"
+        return f"the last checkpoint is {kept[-1]}; go on with: convnet-train --resume auto -o {self.path}"
+
 
 def find_checkpoint(output: Path | None, resume: str | None, warn: Any) -> tuple[Path | None, Checkpoint | None]:
     """The run folder (None: to be chosen) and the checkpoint to go on from (None: a new run).

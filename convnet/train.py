@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint
+from .backend import DeviceLost, KernelFault
 from .config import merged, read_toml
 from .data import cached, open_dataset, statistics
+from .footprint import Use
 from .metrics import Console
 from .resident import keep_on_device
 from .run import RunFolder, check_dataset, default_folder, find_checkpoint, saved_options, saved_statistics
@@ -47,15 +49,14 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
 
     from .model import Network
 
-    with Network(
-        config.model,
-        devices=config.device,
-        batch_size=config.batch_size,
-        precision=config.precision,
-        num_classes=len(dataset.classes),
-        seed=config.seed,
-        **config.network_options(),
-    ) as network:
+    spec = network_spec(config.model, num_classes=len(dataset.classes), **config.network_options())
+    kept = len(dataset.train) if config.cache == "device" else 0
+    use = Use(spec, config.device, config.precision, spec.image_size, training=True, kept=kept)
+    fits = "a new run with -b {} would fit" if saved else "-b {} would fit"
+    with (
+        use.explained(config.batch_size, fits),
+        Network(spec, config.device, config.batch_size, config.precision, seed=config.seed) as network,
+    ):
         if saved:
             checkpoint.check_network(saved, network.weights())
         new = transfer(source, network, dataset.classes) if source else []
@@ -74,6 +75,10 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
             try:
                 trainer = Trainer(network, dataset, found, config, folder, console, saved, new)
                 return trainer.train()
+            except (DeviceLost, KernelFault) as error:  # nothing more is asked of the device, nor written
+                told = type(error)(f"{error}; {folder.last_checkpoint()}")
+                console.note(f"error: {told}")
+                raise told from error
             except Exception as error:
                 console.note(f"error: {error}")
                 raise

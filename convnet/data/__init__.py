@@ -1,6 +1,7 @@
 """Data sets for training: what a path holds is recognised, not asked for.
 
-Imports NumPy, Pillow, the standard library and ``convnet.rng`` alone: data can be looked at without any device.
+Imports NumPy, Pillow, the standard library, ``convnet.rng`` and ``convnet.files`` alone: data can be looked at
+without any device.
 """
 
 from __future__ import annotations
