@@ -1,4 +1,4 @@
-"""Checks of what users pass to ``convnet.functional``, and the problem shapes that follow from it.
+"""Checks of what users pass to ``convnet.functional`` and ``Network``, and the problem shapes that follow from it.
 
 Every image is a lane of its own in the shapes made here. Raises ``ValueError`` that names the operation, the rule, the
 values and the remedy.
@@ -30,6 +30,33 @@ def floats(op: str, name: str, values: Values, like: str | tuple[int, ...] | Non
     if isinstance(like, str) and (values.ndim != len(like) or values.size == 0):
         axes = ", ".join(like)
         raise ValueError(f"{op}: {name} must have shape ({axes}), no size 0, got {values.shape}; reshape it")
+
+
+# Kinds of numbers, and the letters that NumPy has for them.
+KINDS = {"integers": "iu", "real numbers": "iuf"}
+
+
+def array(op: str, name: str, values: Values, shape: tuple[int | str, ...], dtype: str) -> None:
+    """Checks the shape, where a letter stands for any size but 0, and the dtype: its name, or one of ``KINDS``."""
+    sizes = values.shape if isinstance(values, np.ndarray) else ()
+    fits = len(sizes) == len(shape) and all(
+        size == wanted or (isinstance(wanted, str) and size > 0) for size, wanted in zip(sizes, shape, strict=True)
+    )
+    if not fits or (values.dtype.kind not in KINDS[dtype] if dtype in KINDS else values.dtype.name != dtype):
+        axes = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
+        raise ValueError(f"{op}: {name} must be a NumPy array of {dtype} of shape ({axes}), got {described(values)}")
+
+
+def described(values: Any) -> str:
+    """What was passed, in words."""
+    return f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+
+
+def number(op: str, name: str, value: float) -> None:
+    """Checks that it is a real number within float32."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not abs(value) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"{op}: {name} must be a finite number, got {value!r}")
 
 
 def integer(op: str, name: str, value: int, low: int, high: int) -> int:

@@ -289,9 +289,15 @@ def open_device(name: str) -> Device:
     """Opens "cpu", "emu", "emu:i" or "cuda:i". Raises ``DeviceError`` when it is not there, with the reason."""
     from . import device, host
 
-    (name,) = device_list(name)
-    kind, _, index = name.partition(":")
-    return device.open_cuda(int(index or 0)) if kind == "cuda" else host.open_host(kind, int(index or 0))
+    kind, index = _kind_and_index(name)
+    return device.open_cuda(index) if kind == "cuda" else host.open_host(kind, index)
+
+
+def _kind_and_index(name: str) -> tuple[str, int]:
+    kind, _, index = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind not in KINDS or (index and not (index.isdecimal() and len(index) < 5)) or (kind == "cpu" and index):
+        raise ValueError(f'device must be "cpu", "emu[:i]" or "cuda[:i]", got "{name}"')
+    return kind, int(index or 0)
 
 
 def open_devices(names: str, most: int = 2) -> list[Device]:
@@ -306,9 +312,7 @@ def device_list(names: str) -> list[str]:
     """The devices of a comma-separated list, in full. Raises ``ValueError`` where they cannot be."""
     chosen = [name.strip() for name in names.split(",")]
     for name in chosen:
-        kind, _, index = name.partition(":")
-        if kind not in KINDS or (index and not (index.isdecimal() and len(index) < 5)) or (kind == "cpu" and index):
-            raise ValueError(f'device must be "cpu", "emu[:i]" or "cuda[:i]", got "{name}"')
+        _kind_and_index(name)
     canonical = [f"{name}:0" if name in ("emu", "cuda") else name for name in chosen]
     if len(set(canonical)) != len(canonical):
         raise ValueError(f'devices must differ from each other, got "{names}"')

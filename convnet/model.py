@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from . import arguments
 from .assemble import input_fold
 from .backend import Array, Fetch, open_devices, padded
-from .control import LR, WEIGHT_DECAY, control_words
+from .control import LR, SPOILED, WEIGHT_DECAY, control_words
+from .diagnosis import first_not_finite
 from .graphs import Graphs
 from .initial import initial_weights
 from .intake import Intake
@@ -83,6 +85,7 @@ class Network:
         self._wiring.read(self._intake.slots[0].inputs)
         self.set_input(np.zeros((3, self.spec.crop, self.spec.crop), np.float32))
         self._graphs = Graphs(self._wiring.streams)
+        self._parameters = [p.name for layer in self._wiring.learning for p in layer[0].parameters]
         self.load_weights(initial_weights(self.spec, seed))
         self.load_velocity({name: np.zeros_like(w) for name, w in self.weights().items()})
 
@@ -222,7 +225,7 @@ class Network:
         ``train`` turns dropout on and prepares for ``backward``; otherwise dropped layers are multiplied by 1 - p.
         """
         crop = self.spec.crop
-        self._check_batch("forward", images, (3, crop, crop), np.float32)
+        self._check_batch("forward", images, (3, crop, crop), "float32")
         x = rounded(pack_activations(fold_images(images, self._fold), self._lanes, self._N), self.precision)
         self._intake.values(x)
         return self._run_forward(len(images), train)
@@ -247,10 +250,12 @@ class Network:
         decay.
 
         ``rates`` multiplies the learning rate of single parameters, by name. Where a loss of the last ``backward`` was
-        not finite, parameters stay as they are. Raises ``RuntimeError`` where there are no gradients.
+        not finite, parameters stay as they are; so does every single value whose gradient is not. Raises
+        ``RuntimeError`` where there are no gradients.
         """
         self._check_open()
         self._check_gradients("step")
+        self._check_constants("step", (lr, momentum, weight_decay), rates or {})
         words = control_words(0, lr, momentum, weight_decay)[LR : WEIGHT_DECAY + 1]
         for side in self._sides:
             side.stream.upload(side.control.view(words.shape, LR), words)
@@ -294,6 +299,7 @@ class Network:
         """
         self._check_images(images)
         self._check_labels(labels, len(images))
+        self._check_constants("train_step", (lr, momentum, weight_decay), rates or {})
         slot = self._intake.next_slot()
         self._intake.images(images, windows, noise, slot)
         return self._run_step(slot, labels, (lr, momentum, weight_decay), rates or {})
@@ -312,9 +318,24 @@ class Network:
         """``train_step`` with images that ``store_images`` brought: ``indices`` (n,) are their places."""
         self._check_indices(indices)
         self._check_labels(labels, len(indices))
+        self._check_constants("train_step", (lr, momentum, weight_decay), rates or {})
         slot = self._intake.next_slot()
         self._intake.kept(indices, windows, noise, slot)
         return self._run_step(slot, labels, (lr, momentum, weight_decay), rates or {})
+
+    def first_not_finite(self, labels: Values) -> str | None:
+        """Where the numbers of a step on the images of the last ``train_batch``, or ``backward``, stop being finite:
+        "conv2.weight", "the output of conv3", "the loss", "the gradient of fc6.bias"; None where all of them are. For
+        finding a mistake: computes all of it once more. Raises ``RuntimeError`` where there was no such call.
+        """
+        self._check_gradients("first_not_finite")
+        n = len(labels)
+        self._check_labels(labels, n)
+        self._intake.labels(labels)
+        self._wiring.read(self._intake.take(0))
+        found = first_not_finite(self._wiring, self._intake.slots[0].labels, n)
+        self._intake.give_back(0)
+        return found
 
     def evaluate_batch(self, images: Values, windows: Values) -> Values:
         """Logits, float32 (n, classes), of stored images in test mode; arguments as in ``train_batch``."""
@@ -389,7 +410,8 @@ class Network:
         self._intake.give_back(slot)
         self.steps_done += 1
         stream = self._sides[0].stream
-        return StepResult(stream.fetch(self._wiring.losses), stream.fetch(self._wiring.ranks), n)
+        controls = [side.stream.fetch(side.control) for side in self._sides]
+        return StepResult(stream.fetch(self._wiring.losses), stream.fetch(self._wiring.ranks), controls, n)
 
     def _queue_step(self, inputs: list[Array], slot: int, n: int, rates: Mapping[str, float]) -> None:
         self._wiring.read(inputs)
@@ -408,12 +430,14 @@ class Network:
             raise RuntimeError(f"{what}: there are no gradients; they come from backward or train_batch")
 
     def _check_images(self, images: Values) -> None:
-        size = images.shape[1:3] if images.ndim == 4 else (self.spec.crop, self.spec.crop)
-        self._check_batch("train_batch", images, (*size, 3), np.uint8)
+        rows = isinstance(images, np.ndarray) and images.ndim == 4
+        size = images.shape[1:3] if rows else (self.spec.crop, self.spec.crop)
+        self._check_batch("train_batch", images, (*size, 3), "uint8")
 
     def _check_indices(self, indices: Values) -> None:
         self._check_open()
-        if not 1 <= len(indices) <= self.batch_size:
+        arguments.array("train_batch_kept", "indices", indices, ("n",), "integers")
+        if len(indices) > self.batch_size:
             raise ValueError(f"train_batch_kept: there must be 1 to {self.batch_size} images, got {len(indices)}")
 
     def _check_labels(self, labels: Values, n: int) -> None:
@@ -423,14 +447,25 @@ class Network:
         if labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
 
-    def _check_batch(self, op: str, images: Values, shape: tuple[int, ...], dtype: Any) -> None:
+    def _check_batch(self, op: str, images: Values, shape: tuple[int, ...], dtype: str) -> None:
         self._check_open()
-        n = len(images) if images.ndim else 0
-        if images.shape[1:] != shape or images.dtype != dtype or not 1 <= n <= self.batch_size:
+        arguments.array(op, "images", images, ("n", *shape), dtype)
+        if len(images) > self.batch_size:
             raise ValueError(
-                f"{op}: images must be {np.dtype(dtype).name} of shape (n, {', '.join(map(str, shape))}) with 1 <= n "
-                f"<= {self.batch_size} (the batch size), got {images.dtype} of shape {images.shape}"
+                f"{op}: there must be 1 to {self.batch_size} images (the batch size), got {len(images)}; use smaller "
+                "batches or a network of a larger batch size"
             )
+
+    def _check_constants(self, op: str, constants: Sequence[float], rates: Mapping[str, float]) -> None:
+        """What updates multiply by: one number that is none would spoil all weights."""
+        for name, value in zip(("lr", "momentum", "weight_decay"), constants, strict=True):
+            arguments.number(op, name, value)
+        for name, value in rates.items():
+            if name not in self._parameters:
+                raise ValueError(
+                    f'{op}: rates: no parameter is called "{name}"; there are {", ".join(self._parameters)}'
+                )
+            arguments.number(op, f"rates[{name!r}]", value)
 
     def close(self) -> None:
         """Gives all device memory back. May be called twice."""
@@ -451,9 +486,14 @@ class Network:
 class StepResult:
     """What a training step found out, on its way here while the step may still run."""
 
-    def __init__(self, losses: Fetch, ranks: Fetch, n: int):
-        self._losses, self._ranks, self._n = losses, ranks, n
+    def __init__(self, losses: Fetch, ranks: Fetch, controls: list[Fetch], n: int):
+        self._losses, self._ranks, self._controls, self._n = losses, ranks, controls, n
 
     def get(self) -> tuple[Values, Values]:
         """Losses, float32 (n,), and ranks of the true classes, int32 (n,), when they are there."""
         return self._losses.get()[: self._n], self._ranks.get()[: self._n]
+
+    def gradients_finite(self) -> bool:
+        """Whether all were that parameters took a step by, when that is known. Single values that were not have changed
+        no parameter; ``Network.first_not_finite`` finds out where they come from."""
+        return not any(control.get()[SPOILED] for control in self._controls)

@@ -15,7 +15,7 @@ import pytest
 
 import convnet
 from convnet import blas_kernels
-from convnet.shapes import ConvShape, DropoutShape, IngestShape
+from convnet.shapes import ConvShape, DropoutShape, IngestShape, LinearShape
 
 
 def promised(stub: str) -> dict[str, list[str]]:
@@ -119,7 +119,7 @@ def test_wrong_addresses_and_shapes(emu, arguments, error, text):
     ("field", "value", "error"),
     [
         ("K", -1, ValueError),
-        ("K", 2**40 + 1, ValueError),
+        ("K", 2**31, ValueError),
         ("pad_top", -1, ValueError),
         ("K", "4", TypeError),
         ("K", 4.0, TypeError),
@@ -129,6 +129,40 @@ def test_wrong_addresses_and_shapes(emu, arguments, error, text):
 def test_wrong_extents(emu, field, value, error):
     with pytest.raises(error, match=rf"conv_forward: shape\.{field} must be"):
         emu.conv_forward(dataclasses.replace(SHAPE, **{field: value}), "fp32", 16, 16, None, 16, True, 0)
+
+
+def test_tensors_whose_size_wraps_are_refused(emu):
+    """2^30 x 2^30 pixels of 16 images are 0 in 64 bits."""
+    for call, rest in ((emu.conv_forward, (16, 16, None, 16, True, 0)), (emu.fold_weight, None)):
+        shape = dataclasses.replace(SHAPE, N=16, lanes=16, H=2**30, W=2**30, R=2**30, S=2**30)
+        with pytest.raises(
+            ValueError, match=r"shape must describe tensors of at most 1099511627776 values, got one of"
+        ):
+            call(shape, "fp32", *rest) if rest else call(shape, 16, 16, 0)
+
+
+def test_what_needs_a_workspace_says_so(emu):
+    linear = LinearShape(16, 64, 8, 16)
+    with pytest.raises(ValueError, match="linear_backward_filter: dbias needs a workspace, got a null address"):
+        emu.linear_backward_filter(linear, "fp32", 16, 16, 16, 16, None, 0)
+    with pytest.raises(ValueError, match="conv_backward_filter: sums of parts and dbias need a workspace"):
+        emu.conv_backward_filter(SHAPE, "fp32", 16, 16, 16, 16, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("updates", "error", "text"),
+    [
+        (5, TypeError, "not iterable"),
+        ((5,), TypeError, "sgd_many: updates must be tuples of eight, got 5"),
+        (((1, 2, 3),), TypeError, "sgd_many: updates must be tuples of eight, got (1, 2, 3)"),
+        (((4, 16, 16, 16, None, 1, 1.0, "no"),), TypeError, "sgd_many: updates.decays must be True or False, got 'no'"),
+        (((4, 16, 16, None, None, 1, 1.0, True),), ValueError, "sgd_many: updates.gradient is required"),
+        (((4, 16, 16, 16, None, 1, 1.0, True),) * 100, ValueError, "sgd_many: takes at most"),
+    ],
+)
+def test_wrong_updates(emu, updates, error, text):
+    with pytest.raises(error, match=re.escape(text)):
+        emu.sgd_many(updates, 16, 0)
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,16 @@ def test_a_header_that_inflates_is_not_read(tmp_path, kind):
         open_dataset(path, size=32, seed=0)
 
 
+@pytest.mark.parametrize("size", [-1, -(2**80), 2**80])
+def test_a_size_that_no_file_has_is_refused(tmp_path, size):
+    header = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+    header.size = size
+    path = tmp_path / "a.tar"
+    path.write_bytes(header.tobuf() + bytes(10_240))
+    with pytest.raises(DataError, match=r"a\.tar.* (this is none|not a readable tar archive)"):
+        open_dataset(path, size=32, seed=0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

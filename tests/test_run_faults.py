@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import resource
 import signal
 import struct
@@ -339,6 +340,40 @@ def test_weights_that_are_not_finite_behind_a_finite_loss_reach_no_checkpoint(im
     assert records(tmp_path)[-1]["status"] == "diverged"
 
 
+@pytest.mark.parametrize("cache", ["none", "device"])
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_a_weight(
+    images, tmp_path, capsys, monkeypatch, cache
+):
+    """Behind a finite loss. The last good checkpoint is named, and so is the layer; the run can go on from there."""
+    method = "train_step_kept" if cache == "device" else "train_step"
+    train_step = getattr(convnet.Network, method)
+
+    def trapped(network, *arguments):
+        if network.steps_done == 6:
+            weights = network.weights()  # fc7 reads 3e38, and slopes of some ten come from above
+            weights["fc6.bias"][:] = 3e38
+            weights["fc7.weight"][:], weights["fc7.bias"][:] = 0, 1
+            weights["fc8.weight"][:] = 100 * np.sign(weights["fc8.weight"])
+            network.load_weights(weights)
+        return train_step(network, *arguments)
+
+    monkeypatch.setattr(convnet.Network, method, trapped)
+    arguments = [*TINY, "-o", str(tmp_path), "--cache", cache]
+    assert here(images, *arguments) == 5
+    error = capsys.readouterr().err
+    # with the steps that the other weights have taken since, what it reads is no longer finite either
+    assert re.search(
+        r"step 7: a gradient is not finite \(images 8 to 15 of epoch 2; computed once more, the first that is not "
+        r"finite: the (output|gradient) of fc7.*\): training has diverged; the last good checkpoint is .*step-00000005",
+        error,
+    )
+    assert error.count("\n") == 1
+    assert checkpoint.load(tmp_path / "last").state["step"] == 5
+    assert records(tmp_path)[-1]["status"] == "diverged"
+    monkeypatch.undo()
+    assert here("--resume", "auto", "-o", str(tmp_path)) == 0
+
+
 def test_a_parameter_that_is_not_finite_is_named(images, tmp_path, capsys, monkeypatch):
     """The loss is the first to show it, a step later; the sentence says where it came from."""
     train_step = convnet.Network.train_step
@@ -355,5 +390,5 @@ def test_a_parameter_that_is_not_finite_is_named(images, tmp_path, capsys, monke
     assert here(images, *TINY, "-o", str(tmp_path)) == 5
     error = capsys.readouterr().err
     assert "step 7: the loss is nan" in error
-    assert "the first parameter that is not finite: conv3.weight" in error
+    assert "computed once more, the first that is not finite: conv3.weight)" in error
     assert checkpoint.load(tmp_path / "last").state["step"] == 5

@@ -67,5 +67,5 @@ def open_dataset(path: str | Path, *, size: int, seed: int) -> DataSet:
         if (root / "train").is_dir() or (root / "val").is_dir():
             return open_folder(root, size=size)
     except (OSError, ValueError) as error:  # no permission, a name too long, a null character
-        raise DataError(f"cannot read {os.fspath(path)!r}: {error}") from error
+        raise DataError(f"cannot read {os.fspath(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     raise DataError(f"{os.fspath(path)!r} is a folder, but not of a known kind; {ACCEPTED}")

@@ -112,7 +112,7 @@ def _read_archive(path: Path) -> tuple[dict[str, bytes], str]:
         with open_regular(path) as file, _archive(file, path) as archive:
             for count, member in enumerate(archive):
                 where = f"{str(path)!r}, member {member.name!r}"
-                if count >= MAX_MEMBERS or member.size > MAX_BYTES:
+                if count >= MAX_MEMBERS or not 0 <= member.size <= MAX_BYTES:
                     raise DataError(f"{where}: more or larger files than a CIFAR-10 archive has; this is none")
                 if not member.isreg() or member.name not in known:
                     continue
@@ -122,7 +122,7 @@ def _read_archive(path: Path) -> tuple[dict[str, bytes], str]:
                 source = archive.extractfile(member)
                 assert source is not None  # it is a regular file
                 files[name] = _limited(source.read(MAX_BYTES + 1), where)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is a file, but not a readable tar archive; {ACCEPTED}") from error
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}") from error

@@ -93,7 +93,7 @@ def open_source(path: Path) -> Source:
         if (path / "train").is_dir() or (path / "val").is_dir():
             return _folder(path)
     except (OSError, ValueError) as error:  # no permission, a name too long, a null character
-        raise DataError(f"cannot read {str(path)!r}: {error}") from error
+        raise DataError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     raise DataError(f"{str(path)!r} is a folder, but not of a known kind; {ACCEPTED}")
 
 

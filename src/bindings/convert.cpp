@@ -1,4 +1,5 @@
 // Python values to C++ values: integers, addresses and the shapes of convnet/shapes.py.
+#include <initializer_list>
 #include <limits>
 
 #include "bind.hpp"
@@ -6,8 +7,10 @@
 namespace convnet::bindings {
 namespace {
 
-// No extent comes near it, and the product of an extent with a size of a float cannot overflow.
-constexpr std::uint64_t kLargestExtent = std::uint64_t{1} << 40;
+// Launchers compute in 64 bits and check afterwards, which is right as long as nothing overflows: products of two
+// extents cannot, nor those of the extents of a tensor with a few small factors.
+constexpr std::uint64_t kLargestExtent = std::numeric_limits<std::int32_t>::max();
+constexpr std::uint64_t kLargestTensor = std::uint64_t{1} << 40;
 
 std::string type_name(py::handle value) { return Py_TYPE(value.ptr())->tp_name; }
 
@@ -31,6 +34,18 @@ class Fields {
   }
   std::uint64_t u64(const char* name) const {
     return to_unsigned(at(name), field(name), std::numeric_limits<std::uint64_t>::max());
+  }
+  // Throws unless a tensor of these extents, each at least 1, has few enough values.
+  void tensor(std::initializer_list<std::int64_t> extents) const {
+    std::uint64_t values = 1;
+    std::string sizes;
+    for (const std::int64_t extent : extents) {
+      const auto factor = static_cast<std::uint64_t>(extent > 0 ? extent : 1);
+      values = factor <= kLargestTensor / values ? values * factor : kLargestTensor + 1;
+      sizes += (sizes.empty() ? "" : "x") + std::to_string(extent);
+      require(values <= kLargestTensor, describe(place_), " must describe tensors of at most ",
+              kLargestTensor, " values, got one of ", sizes, " or more; use a smaller batch");
+    }
   }
   std::uint32_t u32(const char* name) const {
     return static_cast<std::uint32_t>(
@@ -107,10 +122,17 @@ Precision to_precision(const Place& place, py::handle value) {
 template <>
 ConvShape to_shape(const Place& place, py::handle object) {
   const Fields f(place, object);
-  return {f.extent("N"),      f.extent("C"),      f.extent("H"),       f.extent("W"),
-          f.extent("K"),      f.extent("R"),      f.extent("S"),       f.extent("P"),
-          f.extent("Q"),      f.extent("stride"), f.extent("pad_top"), f.extent("pad_left"),
-          f.extent("groups"), f.extent("lanes")};
+  const ConvShape s{f.extent("N"),      f.extent("C"),       f.extent("H"),
+                    f.extent("W"),      f.extent("K"),       f.extent("R"),
+                    f.extent("S"),      f.extent("P"),       f.extent("Q"),
+                    f.extent("stride"), f.extent("pad_top"), f.extent("pad_left"),
+                    f.extent("groups"), f.extent("lanes")};
+  f.tensor({s.N, s.C, s.H, s.W});
+  f.tensor({s.lanes, s.C, s.H, s.W});
+  f.tensor({s.N, s.K, s.P, s.Q});
+  f.tensor({s.lanes, s.K, s.P, s.Q});
+  f.tensor({s.K, s.C, s.R, s.S});
+  return s;
 }
 
 template <>
@@ -122,29 +144,38 @@ LinearShape to_shape(const Place& place, py::handle object) {
 template <>
 PoolShape to_shape(const Place& place, py::handle object) {
   const Fields f(place, object);
-  return {f.extent("N"),       f.extent("C"),        f.extent("H"),    f.extent("W"),
-          f.extent("P"),       f.extent("Q"),        f.extent("size"), f.extent("stride"),
-          f.extent("pad_top"), f.extent("pad_left"), f.extent("lanes")};
+  const PoolShape s{f.extent("N"),       f.extent("C"),        f.extent("H"),    f.extent("W"),
+                    f.extent("P"),       f.extent("Q"),        f.extent("size"), f.extent("stride"),
+                    f.extent("pad_top"), f.extent("pad_left"), f.extent("lanes")};
+  f.tensor({s.N, s.C, s.H, s.W});
+  f.tensor({s.N, s.C, s.P, s.Q});
+  return s;
 }
 
 template <>
 LrnShape to_shape(const Place& place, py::handle object) {
   const Fields f(place, object);
-  return {f.extent("N"),     f.extent("C"),    f.extent("H"),   f.extent("W"),  f.extent("groups"),
-          f.extent("lanes"), f.extent("size"), f.real("alpha"), f.real("beta"), f.real("k")};
+  const LrnShape s{f.extent("N"),      f.extent("C"),     f.extent("H"),    f.extent("W"),
+                   f.extent("groups"), f.extent("lanes"), f.extent("size"), f.real("alpha"),
+                   f.real("beta"),     f.real("k")};
+  f.tensor({s.N, s.C, s.H, s.W});
+  f.tensor({s.N, s.groups, s.H, s.W});
+  return s;
 }
 
 template <>
 DropoutShape to_shape(const Place& place, py::handle object) {
   const Fields f(place, object);
-  return {f.extent("N"),
-          f.extent("features"),
-          f.extent("lanes"),
-          f.extent("feature_offset"),
-          f.extent("features_total"),
-          f.real("p"),
-          f.u64("seed"),
-          f.u32("layer")};
+  const DropoutShape s{f.extent("N"),
+                       f.extent("features"),
+                       f.extent("lanes"),
+                       f.extent("feature_offset"),
+                       f.extent("features_total"),
+                       f.real("p"),
+                       f.u64("seed"),
+                       f.u32("layer")};
+  f.tensor({s.N, s.features_total});
+  return s;
 }
 
 template <>
@@ -157,8 +188,10 @@ template <>
 IngestShape to_shape(const Place& place, py::handle object) {
   const Fields f(place, object);
   const auto [red, green, blue] = f.channels("scale");
-  return {f.extent("N"),    f.extent("valid"), f.extent("H"),      f.extent("W"),
-          f.extent("crop"), f.extent("lanes"), {red, green, blue}, f.extent("fold")};
+  const IngestShape s{f.extent("N"),    f.extent("valid"), f.extent("H"),      f.extent("W"),
+                      f.extent("crop"), f.extent("lanes"), {red, green, blue}, f.extent("fold")};
+  f.tensor({3, s.N, s.H, s.W});
+  return s;
 }
 
 }  // namespace convnet::bindings

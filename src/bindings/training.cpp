@@ -19,9 +19,15 @@ Updates to_shape(const Place& place, py::handle object) {
   for (const py::handle item : py::reinterpret_borrow<py::iterable>(object)) {
     require(updates.count < kMostUpdates, place.function, ": takes at most ", kMostUpdates,
             " tensors; update the rest in another call");
+    if (!py::isinstance<py::tuple>(item) || py::len(item) != 8)
+      throw py::type_error(message(describe(place), " must be tuples of eight, got ",
+                                   py::repr(item).cast<std::string>()));
     const auto [count, weight, velocity, gradient, copy, columns, rate, decays] =
         item.cast<std::tuple<py::object, py::object, py::object, py::object, py::object, py::object,
-                             py::object, bool>>();
+                             py::object, py::object>>();
+    if (!py::isinstance<py::bool_>(decays))
+      throw py::type_error(message(describe(at("decays")), " must be True or False, got ",
+                                   py::repr(decays).cast<std::string>()));
     const auto address = [&](const char* field, const py::object& value, bool may_be_null) {
       return to_address(at(field), value, may_be_null, 16);
     };
@@ -33,7 +39,7 @@ Updates to_shape(const Place& place, py::handle object) {
         reinterpret_cast<bf16*>(address("copy", copy, true)),
         static_cast<std::int64_t>(to_unsigned(at("columns"), columns, std::uint64_t{1} << 40)),
         to_float(at("rate"), rate),
-        decays};
+        decays.cast<bool>()};
   }
   return updates;
 }

@@ -211,6 +211,11 @@ struct Arguments {
   Stream stream;
 };
 
+void require_workspace(const Arguments& a, int64_t parts) {
+  require(a.workspace || (parts == 1 && !a.dbias),
+          "conv_backward_filter: sums of parts and dbias need a workspace, got a null address");
+}
+
 template <class T>
 void run(const ConvShape& shape, const Arguments& arguments) {
   using Element = typename T::Arithmetic::Element;
@@ -221,6 +226,7 @@ void run(const ConvShape& shape, const Arguments& arguments) {
   const Element* dy = static_cast<const Element*>(arguments.dy);
   const int64_t rows = int64_t{problem.C} * problem.R * problem.S, weights = shape.K * rows;
   const Split split = split_of(shape);
+  require_workspace(arguments, split.parts);
   const int64_t filter_tiles = ceil_div(problem.K, T::kN);
   const Reduction reduction = reduction_of(problem, split, round_up(weights, 4), filter_tiles,
                                            Operands<T>::B::kColumnsPerPass);
@@ -259,6 +265,7 @@ void run_wgmma(const ConvShape& s, const Arguments& a) {
   call.R = s.R, call.S = s.S, call.stride = s.stride, call.groups = s.groups;
   call.pad_top = s.pad_top, call.pad_left = s.pad_left;
   call.parts = wgmma_parts<T>(s);
+  require_workspace(a, call.parts);
   call.dweight = call.parts > 1 ? a.workspace : a.dweight;
   launch_filter<T>("conv_backward_filter", call, a.stream);
   if (call.parts > 1) sum_parts(weights, call.parts, a.workspace, a.dweight, a.stream);

@@ -194,6 +194,7 @@ void run_product(const LinearShape& shape, const ProductArguments& a) {
                         depth_per_part, count};
   const Dim3 grid = tile_grid(a.op, ceil_div(shape.N, T::kN), ceil_div(a.rows, T::kM), parts);
   const bool whole = parts == 1 && !a.dropout.acts();
+  require(whole || a.workspace, a.op, ": needs a workspace, got a null address");
   const Element* mask = static_cast<const Element*>(a.mask);
   Element* out = static_cast<Element*>(a.out);
   launch(product_kernel<T, Weights>, grid, Dim3(T::kThreads),
@@ -225,6 +226,7 @@ void run_wgmma(const LinearShape& shape, const ProductArguments& a) {
     launch_maps<T>(a.op, call, a.stream);
     return;
   }
+  require(a.workspace, a.op, ": needs a workspace, got a null address");
   call.partial = a.workspace;
   launch_maps<T>(a.op, call, a.stream);
   sum_parts(count, call.parts, a.workspace, static_cast<bf16*>(a.out), a.stream,
@@ -439,6 +441,7 @@ void linear_backward_filter(const LinearShape& shape,
                             Stream stream) {
   const char* op = "linear_backward_filter";
   check(op, shape);
+  require(!dbias || workspace, op, ": dbias needs a workspace, got a null address");
   choose(op, kBackwardFilter, shape, precision)
       .run(shape, GradientArguments{dy, x, dweight, nullptr, dbias, workspace, stream});
 }
@@ -451,13 +454,14 @@ void linear_backward_filter_update(const LinearShape& shape,
                                    float* velocity,
                                    bf16* copy,
                                    float* dbias,
-                                   const Control* control,
+                                   Control* control,
                                    float rate,
                                    bool decays,
                                    float* workspace,
                                    Stream stream) {
   const char* op = "linear_backward_filter";
   check(op, shape);
+  require(!dbias || workspace, op, ": dbias needs a workspace, got a null address");
   const WeightUpdate update{weight,  velocity, copy,  {shape.K, round_up(shape.K, 8)},
                             control, rate,     decays};
   choose(op, kBackwardFilter, shape, precision)

@@ -646,15 +646,17 @@ void lrn_pool_forward(const LrnShape& lrn,
   check(op, lrn, pool);
   require_aligned(op, argmax);
   const int64_t planes = image_blocks(op, lrn.N, lrn.lanes) * lrn.groups;
+  // In front of the search for a tile, whose time grows with the image.
+  require(kTurn * pool.H * pool.W * pool.lanes <= kMaxGrid &&
+              kTurn * pool.P * pool.Q * pool.lanes <= kMaxGrid,
+          op, ": an image of ", lrn.H, "x", lrn.W, " in ", lrn.lanes,
+          " lanes is too large for 32-bit indices; use fewer lanes");
   const Tiling tiling =
       tiling_for(pool, precision == Precision::bf16 ? kTileThreads<bf16> : kTileThreads<float>);
   const int64_t tiles = int64_t{tiling.down} * tiling.across * tiling.slices;
   const Cut cut = cut_channels(op, lrn, planes * tiles * tiling.threads);
-  require(kTurn * pool.H * pool.W * pool.lanes <= kMaxGrid &&
-              kTurn * pool.P * pool.Q * pool.lanes <= kMaxGrid &&
-              planes * cut.segments * tiles <= kMaxGrid,
-          op, ": ", lrn.N, "x", lrn.C, "x", lrn.H, "x", lrn.W,
-          " is too large for one launch; use a smaller batch");
+  require(planes * cut.segments * tiles <= kMaxGrid, op, ": ", lrn.N, "x", lrn.C, "x", lrn.H, "x",
+          lrn.W, " is too large for one launch; use a smaller batch");
   const Dim3 grid(static_cast<unsigned>(planes * cut.segments * tiles));
   with_element(precision, [&](auto element) {
     using T = decltype(element);

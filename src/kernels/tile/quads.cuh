@@ -31,9 +31,9 @@ inline void require_aligned(const char* op, const uint8_t* bytes) {
 
 // Thread blocks of a map over count values.
 inline Dim3 map_grid(const char* op, int64_t count) {
-  const int64_t blocks = (count + 4 * kQuadThreads - 1) / (4 * kQuadThreads);
-  require(count >= 0 && blocks <= kMaxGrid, op, ": count must be 0 to ",
+  require(count >= 0 && count <= kMaxGrid * 4 * kQuadThreads, op, ": count must be 0 to ",
           kMaxGrid * 4 * kQuadThreads, ", got ", count);
+  const int64_t blocks = (count + 4 * kQuadThreads - 1) / (4 * kQuadThreads);
   return Dim3(static_cast<unsigned>(blocks));
 }
 

@@ -21,7 +21,8 @@ struct CopyRows {
 
 // The rows of a weight of `count` values; throws where these are not whole rows.
 inline CopyRows copy_rows(const char* op, int64_t count, int64_t columns) {
-  require(columns >= 1 && count >= 0 && count % columns == 0, op,
+  // half of 64 bits: rounding up cannot overflow
+  require(columns >= 1 && columns < int64_t{1} << 62 && count >= 0 && count % columns == 0, op,
           ": a weight must be whole rows, got ", count, " values in rows of ", columns);
   return CopyRows{columns, (columns + 7) / 8 * 8};
 }
