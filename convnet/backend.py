@@ -28,6 +28,8 @@ from .precision import PRECISIONS, activation_dtype
 
 log = logging.getLogger(__name__)
 
+KINDS = ("cpu", "emu", "cuda")
+
 
 class DeviceError(RuntimeError):
     """No such device, or it failed or ran out of memory; the text says what to do. Exit code 6 of the commands."""
@@ -287,10 +289,15 @@ def open_device(name: str) -> Device:
     """Opens "cpu", "emu", "emu:i" or "cuda:i". Raises ``DeviceError`` when it is not there, with the reason."""
     from . import device, host
 
+    kind, index = _kind_and_index(name)
+    return device.open_cuda(index) if kind == "cuda" else host.open_host(kind, index)
+
+
+def _kind_and_index(name: str) -> tuple[str, int]:
     kind, _, index = name.partition(":") if isinstance(name, str) else ("", "", "")
-    if kind not in ("cpu", "emu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+    if kind not in KINDS or (index and not (index.isdecimal() and len(index) < 5)) or (kind == "cpu" and index):
         raise ValueError(f'device must be "cpu", "emu[:i]" or "cuda[:i]", got "{name}"')
-    return device.open_cuda(int(index or 0)) if kind == "cuda" else host.open_host(kind, int(index or 0))
+    return kind, int(index or 0)
 
 
 def open_devices(names: str, most: int = 2) -> list[Device]:
@@ -298,13 +305,20 @@ def open_devices(names: str, most: int = 2) -> list[Device]:
     warning where there is a driver for GPUs."""
     if names == "auto":
         return _open_any(most)
+    return [open_device(name) for name in device_list(names)]
+
+
+def device_list(names: str) -> list[str]:
+    """The devices of a comma-separated list, in full. Raises ``ValueError`` where they cannot be."""
     chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        _kind_and_index(name)
     canonical = [f"{name}:0" if name in ("emu", "cuda") else name for name in chosen]
     if len(set(canonical)) != len(canonical):
         raise ValueError(f'devices must differ from each other, got "{names}"')
     if len({name.partition(":")[0] for name in canonical}) > 1:
         raise ValueError(f'devices must be of one kind, got "{names}"')
-    return [open_device(name) for name in canonical]
+    return canonical
 
 
 def _open_any(most: int) -> list[Device]:

@@ -12,7 +12,7 @@ from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config
 from .data import DataError, DataSet, Statistics, normalisation, open_dataset
-from .run import holds_run, saved_statistics
+from .run import holds_run, saved_run
 from .spec import NetworkSpec, network
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ class Trained:
             use.explained(batch_size),
             Network(self.spec, device, batch_size, precision, seed=self.config.seed, fused=fused) as opened,
         ):
-            checkpoint.check_network(self.checkpoint, opened.weights())
             opened.load_weights(self.checkpoint.part("weights"))
             opened.set_input(*normalisation(self.statistics, self.config.normalisation))
             yield opened
@@ -96,9 +95,4 @@ def load_trained(run: str | Path, warn: Callable[[str], None]) -> Trained:
             raise CheckpointError(f"{path}: expected a checkpoint in checkpoints/, found none; train longer first")
     else:
         found = checkpoint.load(path)
-    try:
-        config = Config(**found.state["config"])
-        network(config.model, num_classes=len(found.state["classes"]), **config.network_options())
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{found.path}: expected the options of a run, found others: {error}") from error
-    return Trained(path, found, config, saved_statistics(found))
+    return Trained(path, found, *saved_run(found))

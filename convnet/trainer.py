@@ -18,9 +18,8 @@ from .config import Config, to_toml
 from .data import DataSet, Loader, Statistics, normalisation
 from .info import versions
 from .metrics import Console, Meter, Speed, losses_and_ranks, percent
-from .run import RunFolder, StopRequest
+from .run import RunFolder, StopRequest, frozen_layers
 from .schedule import Schedule, stages_of
-from .transfer import frozen_layers
 
 if TYPE_CHECKING:
     from .data import Batch
@@ -102,7 +101,7 @@ class Trainer:
         self.schedule.restore(state["schedule"])
         self.running = Meter(**state["running"])
         self.best = state["best"]
-        self.new_layers = state.get("new_layers", [])
+        self.new_layers = state.get("new_layers") or []
         self.written = saved.path.resolve() == self.folder.checkpoint(self.step).resolve()
 
     def _state(self) -> dict[str, Any]:

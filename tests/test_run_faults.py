@@ -107,6 +107,9 @@ def newer(tensors, state):
 
 def other_class_count(tensors, state):
     state["classes"] = ["blue", "green"]
+    for name in tensors:
+        if "/fc8." in name:
+            tensors[name] = tensors[name][:2].copy()
 
 
 def other_shape(tensors, state):

@@ -88,6 +88,7 @@ def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
     """Runs a command's work; an error becomes one line on standard error and an exit code, and so does a warning of the
     modules below."""
     from ..backend import KernelFault
+    from ..journal import printable
 
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
     try:
@@ -108,7 +109,7 @@ def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
         if verbose:
             traceback.print_exc()
         code = _exit_code(error)
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = printable(" ".join(str(error).split())) or type(error).__name__
         if isinstance(error, MemoryError):
             text = f"out of memory ({text}); use a smaller --batch-size"
         elif code == UNEXPECTED and not isinstance(error, KernelFault):
