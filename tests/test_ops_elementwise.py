@@ -27,6 +27,7 @@ def test_relu(device, precision, count):
     options = {"device": device, "precision": precision}
     y = functional.relu(x, **options)
     np.testing.assert_array_equal(y, np.where(x > 0, x, 0))
+    assert not np.signbit(y).any()  # of -0.0 too
     np.testing.assert_array_equal(functional.relu_backward(dy, y, **options), np.where(x > 0, dy, 0))
     assert (functional.relu_backward(np.ones_like(y), np.zeros_like(y), **options) == 0).all()
 
@@ -37,6 +38,12 @@ def test_no_values_are_no_work(device, precision, name):
     nothing, options = np.zeros(0, np.float32), {"device": device, "precision": precision}
     assert getattr(functional, name)(nothing, **options).size == 0
     assert getattr(functional, f"{name}_backward")(nothing, nothing, **options).size == 0
+
+
+def test_no_values_are_added_or_scaled(machine, precision):
+    nothing = machine.activations((0,), precision)
+    ops.add(machine.stream, precision, nothing, nothing, nothing)
+    ops.scale(machine.stream, precision, nothing, 2.0, nothing)
 
 
 def test_relu_keeps_the_shape(device):
