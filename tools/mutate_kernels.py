@@ -136,7 +136,7 @@ TESTS: dict[str, tuple[Stage, ...]] = {
 
 # The rules: a name, what is looked for in the code, and what takes its place. Binary operators have spaces around
 # them (clang-format sees to that), template brackets have none.
-NAME = r"[\w.:\[\]]+"
+NAME = r"\w+(?:(?:\.|::)\w+|\[\w+\])*"
 RULES: list[tuple[str, str, str]] = [
     ("guard", r"(?<= )<(?= )", "<="),
     ("guard", r"(?<= )<=(?= )", "<"),
@@ -146,7 +146,7 @@ RULES: list[tuple[str, str, str]] = [
     ("guard", r"(?<= )&&(?= )", "||"),
     ("guard", r"(?<= )\|\|(?= )", "&&"),
     ("guard dropped", r"(?<=if \()[^;{}\n]+(?=\) (?:return|break|continue);)", "false"),
-    ("index", r"\[(\w+)\](?= [-+*/=<>&]|;|,|\))", r"[\1 ^ 1]"),
+    ("index", r"\[((?!k[A-Z])\w+)\](?= [-+*/=<>&]|;|,|\))", r"[\1 ^ 1]"),
     ("index", r"(?<=[\w)\]] \+ )([a-z]\w*)(?=[;,)\]])", r"\1 + 1"),
     ("constant", r"(?<=[*/%] )(\d+)(?![\w.])", r"(\1 + 1)"),
     ("constant", r"(?<![\w.])(\d+)(?= [*/%] )", r"(\1 + 1)"),
@@ -163,8 +163,8 @@ RULES: list[tuple[str, str, str]] = [
     ("dropped term", rf"(?<=[\w)\]]) \+ {NAME}(?=[;,)\]])", ""),
     ("start value", r"(?<== )0(\.0f)?(?=;)", r"1\1"),
     ("start value", r"(?<=[?:{,] )0\.0f", "1.0f"),
-    ("rounding", r"ceil_div\(([^(),]+), ([^(),]+)\)", r"((\1) / (\2))"),
-    ("rounding", r"round_up\(([^(),]+), ([^(),]+)\)", r"(\1)"),
+    ("rounding", r"(?<!int64_t )ceil_div\(([^(),]+), ([^(),]+)\)", r"((\1) / (\2))"),
+    ("rounding", r"(?<!int64_t )round_up\(([^(),]+), ([^(),]+)\)", r"(\1)"),
     ("extreme", r"\bfmaxf\b", "fminf"),
     ("extreme", r"\bstd::min\b", "std::max"),
     ("choice", r"\? ([\w.\[\]]+) : ([\w.\[\]]+)(?=[;,)])", r"? \2 : \1"),
