@@ -360,6 +360,10 @@ LRN = [
     LrnCase("beta-one-k-one-N2", 2, 9, 4, 3, beta=1.0, k=1.0),
     LrnCase("alpha-large-N3", 3, 13, 4, 5, alpha=0.3, beta=0.6, k=1.5, spread=4.0),
     LrnCase("alpha-zero-N2", 2, 5, 3, 3, alpha=0.0),
+    # so few pixels that channels are cut into segments
+    LrnCase("segments-N2", 2, 70, 2, 3),
+    LrnCase("segments-size-4-N2", 2, 67, 1, 2, size=4),
+    LrnCase("segments-size-9-N2", 2, 50, 1, 2, size=9),
     LrnCase("batch-65-N65", 65, 9, 3, 2),
     LrnCase("batch-130-N130", 130, 6, 2, 2, size=3),
     *(replace(case, C=case.C // 4, H=11, W=9) for case in _from_network(Lrn, "alexnet", "shrunk", 2, _lrn)),

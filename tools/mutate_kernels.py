@@ -45,8 +45,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 COPIED = ("CMakeLists.txt", "pyproject.toml", "cmake", "src", "convnet", "tests", "tools")
 MEMORY = 16 << 30  # of address space: a mutant may ask for any amount
 SPARE = 20  # seconds that a mutant may take for tests beyond three times what they take undisturbed
-# Tests whose names contain this are left out: other devices, and whole layers, of which edges show the same.
-TOO_SLOW = "cpu or cuda or full or shrunk or tiny"
+TOO_SLOW = "cpu or cuda or full"  # tests whose names contain this are left out: other devices, layers of full size
 
 
 class Stage(NamedTuple):
@@ -70,13 +69,15 @@ def every_kernel(ops: str, source: str = "") -> Stage:
 # products takes longer than most tests: such a header is judged by the first of them alone as far as that goes. It
 # must be the first to be linked, as its instances of templates then stand for those of all.
 CHECKS = ("limits", "bindings", "functional")
-CONVOLUTION = tests("kernel_choice", *CHECKS, "ops_fused", "ops_conv", "variants")
+CONVOLUTION = tests("kernel_choice", *CHECKS, "ops_fused", "ops_conv", "variants")._replace(
+    expression="not (tiny or shrunk)"
+)
 LINEAR = tests("kernel_choice", *CHECKS, "ops_update", "ops_linear", "ops_fused", "variants")
 BACKWARD_DATA = every_kernel("conv_backward_data", "conv_backward_data.cu")
 BACKWARD_FILTER = every_kernel("conv_backward_filter", "conv_backward_filter.cu")
-CONVOLUTIONS = (BACKWARD_DATA, every_kernel("conv"), CONVOLUTION)
-PRODUCTS = (BACKWARD_DATA, every_kernel("linear or conv"), LINEAR)
-FILTER_PRODUCTS = (BACKWARD_FILTER, every_kernel("linear"), LINEAR)
+CONVOLUTIONS = (BACKWARD_DATA, CONVOLUTION)
+PRODUCTS = (BACKWARD_DATA, LINEAR._replace(paths=(*BACKWARD_DATA.paths, *LINEAR.paths)))
+FILTER_PRODUCTS = (BACKWARD_FILTER, PRODUCTS[-1])
 UPDATES = tests("ops_weights", "ops_update", "ops_elementwise", *CHECKS)
 TESTS: dict[str, tuple[Stage, ...]] = {
     "relu.cu": (tests("ops_elementwise", *CHECKS),),
@@ -96,7 +97,10 @@ TESTS: dict[str, tuple[Stage, ...]] = {
     "conv_forward.cu": (every_kernel("conv_forward"), CONVOLUTION),
     "conv_backward_data.cu": (BACKWARD_DATA, CONVOLUTION),
     "conv_backward_filter.cu": (BACKWARD_FILTER, CONVOLUTION),
-    "tile/channels.cuh": (tests("limits", "ops_lrn", "ops_lrn_pool"),),
+    "tile/channels.cuh": (
+        tests("ops_lrn")._replace(source="lrn.cu"),
+        tests("limits", "ops_lrn", "ops_lrn_pool"),
+    ),
     "tile/dropout.cuh": (
         tests("ops_dropout")._replace(source="dropout.cu"),
         tests("limits", "ops_dropout", "ops_fused"),
@@ -117,7 +121,7 @@ TESTS: dict[str, tuple[Stage, ...]] = {
             "ops_softmax",
         ),
     ),
-    "tile/update.cuh": (UPDATES,),
+    "tile/update.cuh": (tests("ops_update")._replace(source="gemm.cu"), UPDATES),
     "tile/weight_copy.cuh": (tests("ops_weights")._replace(source="cast.cu"), UPDATES),
     "tile/sums.cuh": FILTER_PRODUCTS,
     "tile/linear_operands.cuh": (every_kernel("linear"), LINEAR),
@@ -326,9 +330,10 @@ class Copy:
             self.limits[stage] = SPARE + 3 * (time.monotonic() - begin)
         return self.limits[stage]
 
-    def judge(self, mutant: Mutant) -> tuple[str, str]:
+    def judge(self, mutant: Mutant, quick: bool = False) -> tuple[str, str]:
         """(outcome, by what) of a mutant. What other files need is built when one of them is judged."""
         stages = TESTS[mutant.file]
+        stages = stages[:-1] if quick and len(stages) > 1 else stages
         if mutant.file != self.judged or not all(stage in self.limits for stage in stages):
             self.build()
         self.judged = mutant.file
@@ -383,6 +388,9 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=2, help="mutants of every file, 0: all (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="which mutants are drawn (default: 0)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no new mutant is begun after this time")
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out the last tests of a file: try survivors --again"
+    )
     parser.add_argument("--work", type=Path, help="folder of the copy and its build, kept for the next time")
     parser.add_argument("--again", type=Path, metavar="JSON", help="of an earlier run: what it has killed is kept")
     parser.add_argument("-o", "--output", type=Path, default=Path("mutants.json"), help="(default: mutants.json)")
@@ -409,7 +417,7 @@ def main() -> int:
             if time.monotonic() - begin > 60 * options.minutes:
                 break
             reason = known.get((mutant.file, mutant.before, mutant.after))
-            outcome, by = ("equivalent", reason) if reason else copy.judge(mutant)
+            outcome, by = ("equivalent", reason) if reason else copy.judge(mutant, options.quick)
             print(f"{outcome:16}  {mutant}" + (f"\n{'':18}{by}" if by else ""), flush=True)
             results[key(row)] = {**row, "outcome": outcome, "by": by}
             options.output.write_text(json.dumps({"mutants": [*results.values()]}, indent=1) + "\n")
