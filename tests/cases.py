@@ -310,6 +310,8 @@ POOL = [
     PoolCase("ceil-overhang-N3", 3, 4, 12, 10, 3, 2, ceil_mode=True),
     PoolCase("ceil-overhang-ties-N2", 2, 4, 8, 10, 5, 4, ceil_mode=True, ties=True),
     PoolCase("asymmetric-padding-N3", 3, 2, 9, 8, 4, 3, padding=(0, 3, 2, 1), ties=True),
+    PoolCase("padding-above-N3", 3, 2, 8, 9, 3, 2, padding=(2, 0, 0, 0), ceil_mode=True, ties=True),
+    PoolCase("padding-left-N3", 3, 2, 9, 8, 3, 2, padding=(0, 0, 2, 0), ceil_mode=True, ties=True),
     PoolCase("largest-window-N2", 2, 9, 17, 16, 15, 1),
     PoolCase("window-as-large-as-image-N4", 4, 3, 6, 6, 6, 1),
     PoolCase("batch-65-N65", 65, 3, 5, 5, 3, 2),

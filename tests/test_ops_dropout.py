@@ -81,3 +81,13 @@ def test_backward_takes_any_count(machine, precision, count):
     mask[-1] = 1
     ops.dropout_backward(machine.stream, precision, machine.put_rounded(dy, precision), machine.put(mask), dx)
     np.testing.assert_array_equal(to_float32(dx.download()), dy * mask)
+
+
+def test_everything_is_dropped_at_1(machine, precision):
+    """What ``functional.dropout`` refuses, as a network of zeros is of no use, the kernel takes."""
+    shape = machine.padded(DropoutShape(5, 9, 1, 0, 9, 1.0, 1, 2))
+    x, y = machine.put_images(np.ones((5, 9), np.float32), precision), machine.activations(shape.x, precision)
+    mask = machine.empty(shape.x, np.uint8)
+    ops.dropout_forward(machine.stream, shape, precision, x, y, mask, machine.put(control_words(3)))
+    assert not mask.download().any()
+    assert not machine.images(y, 5).any()

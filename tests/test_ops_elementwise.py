@@ -226,6 +226,19 @@ def test_folded_ingest(machine, precision, n, crop, fold):
     assert (folded[:n] != mirrored[:n]).any()
 
 
+@pytest.mark.parametrize("lanes", [24, 104, 136])
+@pytest.mark.parametrize("device", ["emu", "cuda"], indirect=True)
+def test_ingest_into_blocks_of_any_size(machine, lanes):
+    """A block of more images than a thread block has lanes is cut up."""
+    n, crop = lanes + 13, 7
+    inputs = images, *_ = ingest_inputs(n, crop)
+    shape = IngestShape(2 * lanes, n, *images.shape[1:3], crop, lanes, SCALE)
+    y = machine.empty(shape.y)
+    ops.ingest(machine.stream, shape, "fp32", *map(machine.put, inputs), y)
+    np.testing.assert_array_equal(machine.images(y, n), ingest(machine, "fp32", inputs, crop)[:n])
+    assert (machine.images(y, 2 * lanes)[n:] == 0).all()
+
+
 def test_a_fold_divides_the_crop(machine):
     if machine.device.name != "cpu":
         with pytest.raises(ValueError, match="fold must divide crop, got fold=2 crop=7"):

@@ -44,6 +44,7 @@ KERNELS = ROOT / "src" / "kernels"
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 COPIED = ("CMakeLists.txt", "pyproject.toml", "cmake", "src", "convnet", "tests", "tools")
 MEMORY = 16 << 30  # of address space: a mutant may ask for any amount
+OBJECT = "src/kernels/emu/CMakeFiles/_emu.dir/__/{}.o"  # of a source, in the build folder
 SPARE = 20  # seconds that a mutant may take for tests beyond three times what they take undisturbed
 TOO_SLOW = "cpu or cuda or full"  # tests whose names contain this are left out: other devices, layers of full size
 
@@ -286,8 +287,7 @@ class Copy:
     def build(self, source: str = "") -> str:
         """What the compiler complains about; empty when it built. With a source only that is compiled again."""
         ninja = ["ninja", "-C", self.folder / "build"]
-        target = f"src/kernels/emu/CMakeFiles/_emu.dir/__/{source}.o" if source else "_emu"
-        done = subprocess.run([*ninja, target], capture_output=True, text=True)
+        done = subprocess.run([*ninja, OBJECT.format(source) if source else "_emu"], capture_output=True, text=True)
         if done.returncode:
             return done.stdout[-2000:]
         if source:
@@ -339,20 +339,24 @@ class Copy:
         self.judged = mutant.file
         limits = [self.seconds(stage) for stage in stages]
         path = self.folder / "src" / "kernels" / mutant.file
-        text = path.read_text()
-        whole = False  # whether everything has been built from the mutant
+        text, times = path.read_text(), path.stat()
+        built = []  # from the mutant: some source, or everything that it is part of
         try:
             path.write_text(mutant.apply(text))
             for stage, seconds in zip(stages, limits, strict=True):
+                built.append(stage.source)
                 if self.build(stage.source):
                     return "does not compile", ""
-                whole = not stage.source
                 if failure := self.failure(stage, seconds):
                     return "killed", failure
             return "survived", ""
         finally:
             path.write_text(text)
-            if whole and stages[0].source:
+            if all(built):  # nothing else has to be built again
+                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+                for source in built:
+                    (self.folder / "build" / OBJECT.format(source)).unlink(missing_ok=True)
+            elif any(built):
                 self.build()
 
 
