@@ -18,7 +18,7 @@ from typing import Any
 from .backend import device_list
 from .files import open_regular
 from .precision import PRECISIONS
-from .schedule import is_finite, stages_of
+from .schedule import LARGEST, is_moderate, stages_of
 from .spec import ACTIVATIONS, TrainDefaults
 
 if sys.version_info >= (3, 11):
@@ -202,10 +202,11 @@ def _check(name: str, option: Option, value: Any) -> None:
         raise ValueError(f"{spelled(name)} must be less than {MOST}, got {value}")
     if option.choices and value not in option.choices:
         raise ValueError(f"{spelled(name)} must be one of {', '.join(option.choices)}, got {value!r}")
-    if number and not (option.low <= value < option.below and option.above < value and is_finite(value)):
+    if number and not (option.low <= value < option.below and option.above < value and is_moderate(value)):
         bounds = [f"at least {option.low}"] if math.isfinite(option.low) else []
         bounds += [f"more than {option.above}"] if math.isfinite(option.above) else []
         bounds += [f"less than {option.below}"] if math.isfinite(option.below) else []
+        bounds += [f"at most {LARGEST:g}"] if value > LARGEST else []
         raise ValueError(f"{spelled(name)} must be {' and '.join(bounds)}, got {value}")
 
 

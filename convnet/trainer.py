@@ -19,7 +19,7 @@ from .data import DataSet, Loader, Statistics, normalisation
 from .info import versions
 from .metrics import Console, Meter, Speed, losses_and_ranks, percent
 from .run import RunFolder, StopRequest, frozen_layers
-from .schedule import Schedule, stages_of
+from .schedule import LARGEST, Schedule, stages_of
 
 if TYPE_CHECKING:
     from .data import Batch
@@ -219,7 +219,7 @@ class Trainer:
         stage, head = self.schedule.stage(self.epoch), self.config.head_lr
         self.network.freeze(frozen_layers(self.config, stage))
         self.rates = {
-            name: stage.factor(name) * (head if name.partition(".")[0] in self.new_layers else 1.0)
+            name: min(stage.factor(name) * (head if name.partition(".")[0] in self.new_layers else 1.0), LARGEST)
             for layer in self.network.layers
             for name in (f"{layer}.weight", f"{layer}.bias")
         }
