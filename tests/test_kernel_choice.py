@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from convnet import selection
 from convnet.backend import DeviceError, open_device, padded
-from convnet.shapes import ConvShape
+from convnet.shapes import ConvShape, LinearShape
 from convnet.spec import network
 
 
@@ -99,6 +101,64 @@ def conv(N: int = 64, **sizes: int) -> ConvShape:
 )
 def test_what_no_tuned_kernel_takes_a_generic_one_takes(emulator, op, shape):
     assert selection.choice(emulator, op, shape, "bf16", 90).startswith("bf16")
+
+
+def said(when: str, sizes: dict[str, int]) -> bool:
+    """Whether words such as "K/g <= 64 or 129..192" hold."""
+    size = 0
+    for words in when.split(" or "):
+        name, most, low, high = re.fullmatch(r"(?:(\S+) )?(?:<= (\d+)|(?:in )?(\d+)\.\.(\d+))|any", words).groups()
+        size = sizes[name] if name else size
+        if words == "any" or int(low or 0) <= size <= int(most or high):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("op", sorted({op for _, op in MEANT}))
+def test_the_tables_do_what_they_say(emulator, op, precision):
+    """The first row whose words hold, at every size that is said, one less and one more."""
+    rows = [row for row in emulator.kernels.variants() if (row["op"], row["precision"]) == (op, precision)]
+    rows = [row for row in rows if row["architecture"] == 80]
+    edges = {int(number) + by for row in rows for number in re.findall(r"\d+", row["when"]) for by in (-1, 0, 1)}
+    for size in sorted(edges | {8}):
+        many = -(-max(size, 72) // 8) * 8  # images, where these do not count
+        shapes = [conv(N=8, C=size, K=8), conv(N=8, C=8, K=size), conv(N=8, C=2 * size, K=2 * size, groups=2)]
+        if op.startswith("linear"):
+            shapes = [LinearShape(N, C, K, 8) for N, C, K in ((many, size, 9), (many, 9, size), (many, 9999, 9999))]
+            shapes += [LinearShape(size, 9999, 9999, 8)] * (size % 8 == 0)
+        for shape in shapes:
+            groups = getattr(shape, "groups", 1)
+            sizes = {"N": shape.N, "C": shape.C, "K": shape.K, "C/g": shape.C // groups, "K/g": shape.K // groups}
+            meant = next(row["name"] for row in rows if said(row["when"], sizes))
+            assert selection.choice(emulator, op, shape, precision, 80) == meant, shape
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "name"),
+    [
+        ("conv_forward", conv(K=64), "wgmma-256x64"),
+        ("conv_forward", conv(K=72), "wgmma-512x96"),
+        ("conv_forward", conv(K=96), "wgmma-512x96"),
+        ("conv_forward", conv(K=104), "wgmma-256x128"),
+        ("conv_forward", conv(K=192), "wgmma-192x192"),
+        ("conv_forward", conv(K=384), "wgmma-256x128"),
+        ("conv_backward_data", conv(C=48), "wgmma-512x48"),
+        ("conv_backward_data", conv(C=56), "wgmma-256x64"),
+        ("conv_backward_data", conv(C=64), "wgmma-256x64"),
+        ("conv_backward_data", conv(C=72), "wgmma-192x128"),
+        ("conv_backward_data", conv(C=192), "wgmma-192x192"),
+        ("conv_backward_filter", conv(C=48, S=3), "wgmma-128x3x48"),
+        ("conv_backward_filter", conv(C=48, S=4), "wgmma-128x5x48"),
+        ("conv_backward_filter", conv(C=56, S=4), "wgmma-128x3x64"),
+        ("conv_backward_filter", conv(C=48, S=1), "wgmma-128x1x128"),
+        ("conv_backward_filter", conv(K=192), "wgmma-192x3x64"),
+        ("conv_backward_filter", conv(K=384), "wgmma-128x3x64"),
+    ],
+    ids=str,
+)
+def test_tiles_on_hopper_follow_the_extents(emulator, op, shape, name):
+    assert selection.choice(emulator, op, shape, "bf16", 90) == name
 
 
 def test_a_kernel_can_be_forced(emulator):

@@ -44,6 +44,7 @@ FOUNDATION = {
     "exchange": {"backend", "ops", "layers"},
     "intake": {"arguments", "shapes", "backend", "ops", "layers"},
     "wiring": {"shapes", "spec", "backend", "ops", "layers", "assemble", "exchange"},
+    "parameters": {"layout", "layers", "wiring"},
     "diagnosis": {"backend", "layout", "wiring"},
     "graphs": {"backend"},
     "model": {
@@ -55,6 +56,7 @@ FOUNDATION = {
         "layers",
         "assemble",
         "wiring",
+        "parameters",
         "diagnosis",
         "graphs",
         "intake",

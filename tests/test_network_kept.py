@@ -139,7 +139,7 @@ def test_misuse_is_refused():
     for wrong in (indices + 11, -indices - 1):
         with pytest.raises(ValueError, match=r"numbers in 0\.\.10"):
             net.train_batch_kept(wrong, labels, windows, noise)
-    with pytest.raises(ValueError, match="1 to 6 images, got 7"):
+    with pytest.raises(ValueError, match=r"1 to 6 images \(the batch size\), got 7"):
         net.train_batch_kept(np.zeros(7, int), labels, windows, noise)
     with pytest.raises(ValueError, match="window must lie inside its image of 37x37"):
         net.train_batch_kept(indices, labels, windows + 6, noise)

@@ -327,7 +327,7 @@ NAN = np.full((N, 3), np.nan, np.float32)
         ({"images": [1, 2]}, "images must be a NumPy array of uint8 of shape .*, got list"),
         ({"images": np.zeros((N, 36, 36, 3), np.float32)}, "images must be a NumPy array of uint8 .*, got float32"),
         ({"images": np.zeros((N, 36, 36, 3), np.int64)}, "images must be a NumPy array of uint8 .*, got int64"),
-        ({"images": np.zeros((0, 36, 36, 3), np.uint8)}, r"images must be .* of shape \(n, 36, 36, 3\), got uint8"),
+        ({"images": np.zeros((0, 36, 36, 3), np.uint8)}, r"images must be .* of shape \(n, H, W, 3\), got uint8"),
         ({"images": np.zeros((N + 1, 36, 36, 3), np.uint8)}, "there must be 1 to 6 images .*, got 7"),
         ({"windows": NAN}, r"windows must be a NumPy array of integers of shape \(6, 3\), got float32"),
         ({"windows": np.full((N, 3), 2**31)}, "every 32x32 window must lie inside its image"),

@@ -8,6 +8,7 @@ import reference
 
 from convnet import functional, ops
 from convnet.control import control_words
+from convnet.layout import to_float32
 from convnet.shapes import DropoutShape
 
 
@@ -69,3 +70,24 @@ def test_halves_of_the_features_have_the_mask_of_the_whole(machine, precision, N
         np.testing.assert_array_equal(machine.images(y, N), np.where(whole[:, part], x[:, part], 0))
         ops.dropout_backward(machine.stream, precision, machine.put_images(dy[:, part], precision), mask, dx)
         np.testing.assert_array_equal(machine.images(dx, N), np.where(whole[:, part], dy[:, part], 0))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7, 1023, 1025])
+def test_backward_takes_any_count(machine, precision, count):
+    """Whole activations are multiples of 8 values; others end within a quad."""
+    random = np.random.default_rng(count)
+    dy = reference.held(random.standard_normal(count, dtype=np.float32), precision)
+    mask, dx = random.integers(0, 2, count, dtype=np.uint8), machine.activations((count,), precision)
+    mask[-1] = 1
+    ops.dropout_backward(machine.stream, precision, machine.put_rounded(dy, precision), machine.put(mask), dx)
+    np.testing.assert_array_equal(to_float32(dx.download()), dy * mask)
+
+
+def test_everything_is_dropped_at_1(machine, precision):
+    """What ``functional.dropout`` refuses, as a network of zeros is of no use, the kernel takes."""
+    shape = machine.padded(DropoutShape(5, 9, 1, 0, 9, 1.0, 1, 2))
+    x, y = machine.put_images(np.ones((5, 9), np.float32), precision), machine.activations(shape.x, precision)
+    mask = machine.empty(shape.x, np.uint8)
+    ops.dropout_forward(machine.stream, shape, precision, x, y, mask, machine.put(control_words(3)))
+    assert not mask.download().any()
+    assert not machine.images(y, 5).any()

@@ -27,6 +27,7 @@ def test_relu(device, precision, count):
     options = {"device": device, "precision": precision}
     y = functional.relu(x, **options)
     np.testing.assert_array_equal(y, np.where(x > 0, x, 0))
+    assert not np.signbit(y).any()  # of -0.0 too
     np.testing.assert_array_equal(functional.relu_backward(dy, y, **options), np.where(x > 0, dy, 0))
     assert (functional.relu_backward(np.ones_like(y), np.zeros_like(y), **options) == 0).all()
 
@@ -37,6 +38,12 @@ def test_no_values_are_no_work(device, precision, name):
     nothing, options = np.zeros(0, np.float32), {"device": device, "precision": precision}
     assert getattr(functional, name)(nothing, **options).size == 0
     assert getattr(functional, f"{name}_backward")(nothing, nothing, **options).size == 0
+
+
+def test_no_values_are_added_or_scaled(machine, precision):
+    nothing = machine.activations((0,), precision)
+    ops.add(machine.stream, precision, nothing, nothing, nothing)
+    ops.scale(machine.stream, precision, nothing, 2.0, nothing)
 
 
 def test_relu_keeps_the_shape(device):
@@ -217,6 +224,19 @@ def test_folded_ingest(machine, precision, n, crop, fold):
         mirrored[:, (c * fold + j % fold) * fold + i % fold, i // fold, j // fold] = plain[:, c, i, j]
     np.testing.assert_array_equal(folded, expected)
     assert (folded[:n] != mirrored[:n]).any()
+
+
+@pytest.mark.parametrize("lanes", [24, 104, 136])
+@pytest.mark.parametrize("device", ["emu", "cuda"], indirect=True)
+def test_ingest_into_blocks_of_any_size(machine, lanes):
+    """A block of more images than a thread block has lanes is cut up."""
+    n, crop = lanes + 13, 7
+    inputs = images, *_ = ingest_inputs(n, crop)
+    shape = IngestShape(2 * lanes, n, *images.shape[1:3], crop, lanes, SCALE)
+    y = machine.empty(shape.y)
+    ops.ingest(machine.stream, shape, "fp32", *map(machine.put, inputs), y)
+    np.testing.assert_array_equal(machine.images(y, n), ingest(machine, "fp32", inputs, crop)[:n])
+    assert (machine.images(y, 2 * lanes)[n:] == 0).all()
 
 
 def test_a_fold_divides_the_crop(machine):

@@ -126,6 +126,11 @@ def test_ranks_padding_and_labels(machine, precision, n):
     ops.softmax_cross_entropy(machine.stream, shape, precision, *arguments[:2], *again, None, None, control)
     np.testing.assert_array_equal(again[0].download(), losses.download())
     np.testing.assert_array_equal(again[1].download(), ranks.download())
+    for expected, make in ((probs, machine.empty), (dlogits, lambda size: machine.activations(size, precision))):
+        alone = make(shape.x)
+        wanted = (alone, None) if expected is probs else (None, alone)
+        ops.softmax_cross_entropy(machine.stream, shape, precision, *arguments[:2], *again, *wanted, control)
+        np.testing.assert_array_equal(alone.download(), expected.download())
 
 
 @pytest.mark.parametrize("case", [case for case in cases.SOFTMAX if case.K > 1], ids=lambda case: case.id)

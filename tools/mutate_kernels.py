@@ -1,24 +1,25 @@
 """Makes small mistakes in the kernel sources, one at a time, and says which test notices.
 
-    python tools/mutate_kernels.py                            40 mutants of all files that have a row below
-    python tools/mutate_kernels.py --file relu --count 0      every mutant of the files whose name contains this
-    python tools/mutate_kernels.py --list                     what would be done, without doing it
+    python tools/mutate_kernels.py                         2 mutants of every file that has a row below
+    python tools/mutate_kernels.py --file relu --each 0    every mutant of the files whose name contains this
+    python tools/mutate_kernels.py --again mutants.json    only what an earlier run has not tried or has seen survive
+    python tools/mutate_kernels.py --list                  what would be done, without doing it
 
 A mutant is one change of one place: a guard that is off by one, an index, a sign, a stride, a term, a rounding, a
 value that memory starts with, a barrier. A copy of the project is built once as the emulator's module; each mutant
 rebuilds what depends on its file there and runs the tests of that file's op up to the first that fails. Which mutants
-are drawn depends on --seed alone. Those of equivalent_mutants.toml change nothing that a result shows, each with its
-reason, and are not run. Needs CMake, ninja and a C++ compiler; a mutant takes 10 to 60 s. Exits with 1 when one
-survives.
+of a file are drawn depends on --seed alone; a larger --each adds to them. Those of equivalent_mutants.toml change
+nothing that a result shows, each with its reason, and are not run. Needs CMake, ninja and a C++ compiler; a mutant
+takes some seconds, one that survives up to some minutes. Exits with 1 when one survives.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import json
 import os
-import random
 import re
 import resource
 import signal
@@ -29,6 +30,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import remove_barriers
 
@@ -42,41 +44,104 @@ KERNELS = ROOT / "src" / "kernels"
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 COPIED = ("CMakeLists.txt", "pyproject.toml", "cmake", "src", "convnet", "tests", "tools")
 MEMORY = 16 << 30  # of address space: a mutant may ask for any amount
-SECONDS = 300  # of tests: a mutant that runs longer hangs
+OBJECT = "src/kernels/emu/CMakeFiles/_emu.dir/__/{}.o"  # of a source, in the build folder
+SPARE = 20  # seconds that a mutant may take for tests beyond three times what they take undisturbed
+TOO_SLOW = "cpu or cuda or full"  # tests whose names contain this are left out: other devices, layers of full size
 
-# The tests that exercise a file, quickest first, and an expression for -k.
-ELEMENTWISE, LRN = "tests/test_ops_elementwise.py", "tests/test_ops_lrn.py"
-PRODUCTS = ("tests/test_ops_linear.py", "tests/test_ops_update.py", "tests/test_ops_variants.py")
-CONVOLUTION = ("tests/test_ops_conv.py", "tests/test_ops_variants.py", "tests/test_ops_fused.py")
-TESTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "relu.cu": ((ELEMENTWISE,), "relu"),
-    "tanh.cu": ((ELEMENTWISE,), "tanh"),
-    "pointwise.cu": ((ELEMENTWISE, "tests/test_functional.py"), ""),
-    "sgd.cu": ((ELEMENTWISE, "tests/test_ops_weights.py", "tests/test_ops_update.py"), ""),
-    "cast.cu": (("tests/test_ops_weights.py",), ""),
-    "fold.cu": ((ELEMENTWISE, "tests/test_ops_weights.py"), ""),
-    "dropout.cu": (("tests/test_ops_dropout.py", ELEMENTWISE), ""),
-    "softmax.cu": (("tests/test_ops_softmax.py",), ""),
-    "maxpool.cu": (("tests/test_ops_pool.py",), ""),
-    "lrn.cu": ((LRN,), ""),
-    "lrn_pool.cu": (("tests/test_ops_lrn_pool.py",), ""),
-    "ingest.cu": ((ELEMENTWISE,), "ingest"),
-    "ingest_planar.cu": (("tests/test_ops_planar.py",), ""),
-    "gemm.cu": (PRODUCTS, ""),
-    "conv_forward.cu": (CONVOLUTION, ""),
-    "conv_backward_data.cu": (CONVOLUTION, ""),
-    "conv_backward_filter.cu": (CONVOLUTION, ""),
-    "tile/channels.cuh": ((LRN, "tests/test_ops_lrn_pool.py"), ""),
-    "tile/dropout.cuh": (("tests/test_ops_dropout.py",), ""),
-    "tile/quads.cuh": ((ELEMENTWISE, "tests/test_ops_pool.py"), ""),
-    "tile/pool_windows.cuh": (("tests/test_ops_pool.py", "tests/test_ops_lrn_pool.py"), ""),
-    "tile/update.cuh": ((ELEMENTWISE, "tests/test_ops_update.py"), ""),
-    "tile/weight_copy.cuh": (("tests/test_ops_weights.py",), ""),
+
+class Stage(NamedTuple):
+    """Tests, and the source that is compiled for them; where that is empty, all that includes the mutated file."""
+
+    paths: tuple[str, ...]
+    expression: str = ""  # for -k
+    source: str = ""
+
+
+def tests(*names: str) -> Stage:
+    return Stage(tuple(f"tests/test_{name}.py" for name in names))
+
+
+def every_kernel(ops: str, source: str = "") -> Stage:
+    """Each row of the tables of some ops, made to run on three small problems."""
+    return Stage(("tests/test_ops_variants.py::test_every_kernel",), ops, source)
+
+
+# The tests that exercise a file, stage by stage, the quickest first. Compiling every source that includes a header of
+# products takes longer than most tests: such a header is judged by the first of them alone as far as that goes. It
+# must be the first to be linked, as its instances of templates then stand for those of all.
+CHECKS = ("limits", "bindings", "functional")
+CONVOLUTION = tests("kernel_choice", *CHECKS, "ops_fused", "ops_conv", "variants")._replace(
+    expression="not (tiny or shrunk)"
+)
+LINEAR = tests("kernel_choice", *CHECKS, "ops_update", "ops_linear", "ops_fused", "variants")
+BACKWARD_DATA = every_kernel("conv_backward_data", "conv_backward_data.cu")
+BACKWARD_FILTER = every_kernel("conv_backward_filter", "conv_backward_filter.cu")
+CONVOLUTIONS = (BACKWARD_DATA, CONVOLUTION)
+PRODUCTS = (BACKWARD_DATA, LINEAR._replace(paths=(*BACKWARD_DATA.paths, *LINEAR.paths)))
+FILTER_PRODUCTS = (BACKWARD_FILTER, PRODUCTS[-1])
+UPDATES = tests("ops_weights", "ops_update", "ops_elementwise", *CHECKS)
+TESTS: dict[str, tuple[Stage, ...]] = {
+    "relu.cu": (tests("ops_elementwise", *CHECKS),),
+    "tanh.cu": (tests("ops_elementwise", *CHECKS),),
+    "pointwise.cu": (tests("ops_elementwise", *CHECKS),),
+    "sgd.cu": (UPDATES,),
+    "cast.cu": (tests("ops_weights", *CHECKS),),
+    "fold.cu": (tests("ops_weights", "ops_elementwise", *CHECKS),),
+    "dropout.cu": (tests("ops_dropout", *CHECKS),),
+    "softmax.cu": (tests("ops_softmax", "ops_update", *CHECKS),),
+    "maxpool.cu": (tests("ops_pool", *CHECKS),),
+    "lrn.cu": (tests("ops_lrn", *CHECKS),),
+    "lrn_pool.cu": (tests("ops_lrn_pool", *CHECKS),),
+    "ingest.cu": (tests("ops_elementwise", *CHECKS),),
+    "ingest_planar.cu": (tests("ops_planar", *CHECKS),),
+    "gemm.cu": (every_kernel("linear"), LINEAR),
+    "conv_forward.cu": (every_kernel("conv_forward"), CONVOLUTION),
+    "conv_backward_data.cu": (BACKWARD_DATA, CONVOLUTION),
+    "conv_backward_filter.cu": (BACKWARD_FILTER, CONVOLUTION),
+    "tile/channels.cuh": (
+        tests("ops_lrn")._replace(source="lrn.cu"),
+        tests("limits", "ops_lrn", "ops_lrn_pool"),
+    ),
+    "tile/dropout.cuh": (
+        tests("ops_dropout")._replace(source="dropout.cu"),
+        tests("limits", "ops_dropout", "ops_fused"),
+    ),
+    "tile/input_strip.cuh": (tests("ops_planar", "ops_elementwise", *CHECKS),),
+    "tile/philox.cuh": (tests("rng", "ops_dropout")._replace(source="dropout.cu"), tests("ops_dropout", "ops_fused")),
+    "tile/pool_windows.cuh": (tests("limits", "ops_pool", "ops_lrn_pool"),),
+    "tile/quads.cuh": (
+        tests("ops_weights")._replace(source="cast.cu"),
+        tests(
+            *CHECKS,
+            "ops_weights",
+            "ops_elementwise",
+            "ops_dropout",
+            "ops_pool",
+            "ops_lrn",
+            "ops_lrn_pool",
+            "ops_softmax",
+        ),
+    ),
+    "tile/update.cuh": (tests("ops_update")._replace(source="gemm.cu"), UPDATES),
+    "tile/weight_copy.cuh": (tests("ops_weights")._replace(source="cast.cu"), UPDATES),
+    "tile/sums.cuh": FILTER_PRODUCTS,
+    "tile/linear_operands.cuh": (every_kernel("linear"), LINEAR),
+    "tile/wgmma_filter.cuh": FILTER_PRODUCTS,
+    "tile/conv_problem.cuh": CONVOLUTIONS,
+    "tile/wgmma_maps.cuh": PRODUCTS,
+    "tile/wgmma_ring.cuh": PRODUCTS,
+    "tile/wgmma_tensors.cuh": PRODUCTS,
+    "tile/epilogue.cuh": PRODUCTS,
+    "tile/gemm_tile.cuh": PRODUCTS,
+    "tile/loaders.cuh": PRODUCTS,
+    "tile/simt.cuh": PRODUCTS,
+    "tile/tensor_core.cuh": PRODUCTS,
+    "tile/variants.cuh": PRODUCTS,
 }
 
 # The rules: a name, what is looked for in the code, and what takes its place. Binary operators have spaces around
 # them (clang-format sees to that), template brackets have none.
-NAME = r"[\w.\[\]]+"
+NAME = r"\w+(?:(?:\.|::)\w+|\[\w+\])*"
 RULES: list[tuple[str, str, str]] = [
     ("guard", r"(?<= )<(?= )", "<="),
     ("guard", r"(?<= )<=(?= )", "<"),
@@ -86,7 +151,7 @@ RULES: list[tuple[str, str, str]] = [
     ("guard", r"(?<= )&&(?= )", "||"),
     ("guard", r"(?<= )\|\|(?= )", "&&"),
     ("guard dropped", r"(?<=if \()[^;{}\n]+(?=\) (?:return|break|continue);)", "false"),
-    ("index", r"\[(\w+)\](?= [-+*/=<>&]|;|,|\))", r"[\1 ^ 1]"),
+    ("index", r"\[((?!k[A-Z])\w+)\](?= [-+*/=<>&]|;|,|\))", r"[\1 ^ 1]"),
     ("index", r"(?<=[\w)\]] \+ )([a-z]\w*)(?=[;,)\]])", r"\1 + 1"),
     ("constant", r"(?<=[*/%] )(\d+)(?![\w.])", r"(\1 + 1)"),
     ("constant", r"(?<![\w.])(\d+)(?= [*/%] )", r"(\1 + 1)"),
@@ -103,18 +168,18 @@ RULES: list[tuple[str, str, str]] = [
     ("dropped term", rf"(?<=[\w)\]]) \+ {NAME}(?=[;,)\]])", ""),
     ("start value", r"(?<== )0(\.0f)?(?=;)", r"1\1"),
     ("start value", r"(?<=[?:{,] )0\.0f", "1.0f"),
-    ("rounding", r"ceil_div\(([^(),]+), ([^(),]+)\)", r"((\1) / (\2))"),
-    ("rounding", r"round_up\(([^(),]+), ([^(),]+)\)", r"(\1)"),
+    ("rounding", r"(?<!int64_t )ceil_div\(([^(),]+), ([^(),]+)\)", r"((\1) / (\2))"),
+    ("rounding", r"(?<!int64_t )round_up\(([^(),]+), ([^(),]+)\)", r"(\1)"),
     ("extreme", r"\bfmaxf\b", "fminf"),
     ("extreme", r"\bstd::min\b", "std::max"),
     ("choice", r"\? ([\w.\[\]]+) : ([\w.\[\]]+)(?=[;,)])", r"? \2 : \1"),
     ("not", r"(?<=[( ])!(?=[\w(])", ""),
 ]
 
-# Code that no rule touches: it changes no result, or is checked where it is compiled.
+# Code that no rule touches: it changes no result, or is checked where it is compiled; and what messages say.
 UNTOUCHED = re.compile(
-    r"static_assert\([^;]*;|^#[^\n]*|__launch_bounds__\([^)]*\)|\btemplate <[^\n]*|\boperator\W+"
-    r"|(?<=kernel) < [^;]*;|\"[^\"\n]*\"|//[^\n]*",
+    r"\bop,\s*\"[^\"\n]*\"(?:[^\";]|\"[^\"\n]*\")*;|static_assert\([^;]*;|^#[^\n]*|__launch_bounds__\([^)]*\)"
+    r"|\btemplate <[^\n]*|\boperator\W+|(?<=kernel) < [^;]*;|\"[^\"\n]*\"|//[^\n]*",
     re.MULTILINE,
 )
 
@@ -175,16 +240,23 @@ def equivalents() -> dict[tuple[str, str, str], str]:
     return {(row["file"], row["before"], row["after"]): row["reason"] for row in rows}
 
 
-def drawn(files: list[str], count: int, seed: int) -> list[Mutant]:
-    """``count`` mutants (0: all), spread evenly over the files, the same ones for the same seed."""
-    shuffled = []
-    for file in files:
-        every = list(mutants(file))
-        random.Random(f"{seed} {file}").shuffle(every)
-        shuffled.append(every)
-    longest = max(map(len, shuffled))
-    by_turns = [every[i] for i in range(longest) for every in shuffled if i < len(every)]
-    return by_turns[: count or None]
+def drawn(file: str, count: int, seed: int) -> list[Mutant]:
+    """``count`` mutants of a file (0: all). Each has a rank of its own, so that changes elsewhere in the file or a
+    larger count leave most of those that were drawn."""
+    nth: Counter[tuple[str, str]] = Counter()
+    ranked = []
+    for mutant in mutants(file):
+        key = mutant.before, mutant.after
+        nth[key] += 1
+        ranked.append((hashlib.sha256(repr((seed, file, key, nth[key])).encode()).digest(), mutant))
+    ranked.sort(key=lambda pair: pair[0])
+    return [mutant for _, mutant in ranked][: count or None]
+
+
+def in_turns(by_file: list[list[Mutant]], some: int = 5) -> list[Mutant]:
+    """Some of every file, then more: a run that is cut short has tried all files."""
+    longest = max(map(len, by_file))
+    return [mutant for i in range(0, longest, some) for of_file in by_file for mutant in of_file[i : i + some]]
 
 
 def limited() -> None:
@@ -197,6 +269,8 @@ class Copy:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.limits: dict[Stage, float] = {}
+        self.judged = ""
         for name in COPIED:
             source = ROOT / name
             for path in [source] if source.is_file() else source.rglob("*"):
@@ -210,48 +284,80 @@ class Copy:
         if failed:
             raise RuntimeError(f"the kernels as they are do not build:\n{failed}")
 
-    def build(self) -> str:
-        """What the compiler complains about; empty when it built."""
-        done = subprocess.run(["ninja", "-C", self.folder / "build", "_emu"], capture_output=True, text=True)
-        return done.stdout[-2000:] if done.returncode else ""
+    def build(self, source: str = "") -> str:
+        """What the compiler complains about; empty when it built. With a source only that is compiled again."""
+        ninja = ["ninja", "-C", self.folder / "build"]
+        done = subprocess.run([*ninja, OBJECT.format(source) if source else "_emu"], capture_output=True, text=True)
+        if done.returncode:
+            return done.stdout[-2000:]
+        if source:
+            commands = subprocess.run(
+                [*ninja[:1], "-t", "commands", "_emu"], cwd=ninja[2], capture_output=True, text=True
+            )
+            subprocess.run(commands.stdout.splitlines()[-1], shell=True, cwd=ninja[2], check=True)
+        return ""
 
-    def failure(self, file: str) -> str | None:
-        """The first test of a file's op that fails, or how the tests ended; None when all pass."""
-        paths, expression = TESTS[file]
-        expression = f"emu and ({expression})" if expression else "emu"
+    def failure(self, stage: Stage, seconds: float = 1800) -> str | None:
+        """The first test that fails, or how the tests ended; None when all pass."""
+        expression = f"not ({TOO_SLOW})" + (f" and ({stage.expression})" if stage.expression else "")
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-q", "--tb=line", "-k", expression]
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
         process = subprocess.Popen(
-            [*command, *paths], cwd=self.folder, env=environment, text=True, start_new_session=True,
+            [*command, *stage.paths], cwd=self.folder, env=environment, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=limited,
         )  # fmt: skip
         try:
-            output, _ = process.communicate(timeout=SECONDS)
+            output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            return f"the tests run for more than {SECONDS} s"
+            return "the tests hang"
         if process.returncode == 0:
             return None
         named = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
         if process.returncode < 0:
             return f"the tests end by {signal.Signals(-process.returncode).name}"
         if process.returncode != 1 or not named:
-            raise RuntimeError(f"the tests of {file} do not run:\n{output[-3000:]}")
+            raise RuntimeError(f"the tests do not run: {' '.join(stage.paths)}\n{output[-3000:]}")
         return named.group(1)
 
-    def judge(self, mutant: Mutant) -> tuple[str, str]:
-        """(outcome, by what) of a mutant; the copy is as before afterwards."""
+    def seconds(self, stage: Stage) -> float:
+        """How long a mutant may take for tests: three times what they take undisturbed, and some more."""
+        if stage not in self.limits:
+            begin = time.monotonic()
+            if failure := self.failure(stage):
+                raise RuntimeError(f"the tests fail undisturbed: {failure}")
+            self.limits[stage] = SPARE + 3 * (time.monotonic() - begin)
+        return self.limits[stage]
+
+    def judge(self, mutant: Mutant, quick: bool = False) -> tuple[str, str]:
+        """(outcome, by what) of a mutant. What other files need is built when one of them is judged."""
+        stages = TESTS[mutant.file]
+        stages = stages[:-1] if quick and len(stages) > 1 else stages
+        if mutant.file != self.judged or not all(stage in self.limits for stage in stages):
+            self.build()
+        self.judged = mutant.file
+        limits = [self.seconds(stage) for stage in stages]
         path = self.folder / "src" / "kernels" / mutant.file
-        text = path.read_text()
+        text, times = path.read_text(), path.stat()
+        built = []  # from the mutant: some source, or everything that it is part of
         try:
             path.write_text(mutant.apply(text))
-            if self.build():
-                return "does not compile", ""
-            failure = self.failure(mutant.file)
-            return ("killed", failure) if failure else ("survived", "")
+            for stage, seconds in zip(stages, limits, strict=True):
+                built.append(stage.source)
+                if self.build(stage.source):
+                    return "does not compile", ""
+                if failure := self.failure(stage, seconds):
+                    return "killed", failure
+            return "survived", ""
         finally:
             path.write_text(text)
+            if all(built):  # nothing else has to be built again
+                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+                for source in built:
+                    (self.folder / "build" / OBJECT.format(source)).unlink(missing_ok=True)
+            elif any(built):
+                self.build()
 
 
 def write_changed(target: Path, content: bytes) -> None:
@@ -261,46 +367,66 @@ def write_changed(target: Path, content: bytes) -> None:
         target.write_bytes(content)
 
 
+def key(row: dict[str, object]) -> tuple[object, ...]:
+    return row["file"], row["line"], row["before"], row["after"]
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Counts by file and outcome, and the score."""
+    outcomes = ("killed", "survived", "equivalent", "does not compile")
+    lines = ["| file | mutants | tried | " + " | ".join(outcomes) + " |", "|---|" + "---|" * (2 + len(outcomes))]
+    by_file = Counter((str(row["file"]), str(row["outcome"])) for row in rows)
+    for file in TESTS:
+        counts = [by_file[file, outcome] for outcome in outcomes]
+        if any(counts):
+            lines.append(f"| `{file}` | {len(mutants(file))} | {sum(counts)} | " + " | ".join(map(str, counts)) + " |")
+    killed, survived, *_ = (sum(row["outcome"] == outcome for row in rows) for outcome in outcomes)
+    judged = killed + survived
+    score = f"{killed / judged:.1%}" if judged else "none"
+    return "\n".join([*lines, f"score: {score} ({killed} of {judged} that compile and are not equivalent)"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", action="append", default=[], metavar="PART", help="of a file's name; may be repeated")
-    parser.add_argument("--count", type=int, default=40, help="of mutants, 0: all (default: 40)")
+    parser.add_argument("--each", type=int, default=2, help="mutants of every file, 0: all (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="which mutants are drawn (default: 0)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no new mutant is begun after this time")
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out the last tests of a file: try survivors --again"
+    )
     parser.add_argument("--work", type=Path, help="folder of the copy and its build, kept for the next time")
+    parser.add_argument("--again", type=Path, metavar="JSON", help="of an earlier run: what it has killed is kept")
     parser.add_argument("-o", "--output", type=Path, default=Path("mutants.json"), help="(default: mutants.json)")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     options = parser.parse_args()
     files = [file for file in TESTS if not options.file or any(part in file for part in options.file)]
-    if not files or options.count < 0:
-        parser.error(f"--file takes a part of one of {', '.join(TESTS)}; --count 0 or more")
-    chosen = drawn(files, options.count, options.seed)
+    if not files or options.each < 0:
+        parser.error(f"--file takes a part of one of {', '.join(TESTS)}; --each 0 or more")
+    chosen = in_turns([drawn(file, options.each, options.seed) for file in files])
     if options.list:
         print(*chosen, sep="\n")
         return 0
+    earlier = json.loads(options.again.read_text())["mutants"] if options.again else []
+    settled = {key(row) for row in earlier if row["outcome"] in ("killed", "does not compile")}
+    results = {key(row): row for row in earlier}
     known = equivalents()
     begin = time.monotonic()
-    results: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as temporary:
         copy = Copy((options.work or Path(temporary)).resolve())
-        for file in dict.fromkeys(mutant.file for mutant in chosen):
-            if failure := copy.failure(file):
-                raise RuntimeError(f"the tests of {file} fail undisturbed: {failure}")
         for mutant in chosen:
+            row: dict[str, object] = asdict(mutant)
+            if key(row) in settled:
+                continue
             if time.monotonic() - begin > 60 * options.minutes:
                 break
             reason = known.get((mutant.file, mutant.before, mutant.after))
-            outcome, by = ("equivalent", reason) if reason else copy.judge(mutant)
+            outcome, by = ("equivalent", reason) if reason else copy.judge(mutant, options.quick)
             print(f"{outcome:16}  {mutant}" + (f"\n{'':18}{by}" if by else ""), flush=True)
-            results.append({**asdict(mutant), "outcome": outcome, "by": by})
-            counts = Counter(str(row["outcome"]) for row in results)
-            summary = {"seed": options.seed, "files": files, "counts": counts, "mutants": results}
-            options.output.write_text(json.dumps(summary, indent=1) + "\n")
-    judged = counts["killed"] + counts["survived"]
-    score = f"{counts['killed'] / judged:.1%}" if judged else "none"
-    print(f"{len(results)} mutants: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items())))
-    print(f"score: {score} ({counts['killed']} of {judged} that compile and are not equivalent)")
-    return 1 if counts["survived"] else 0
+            results[key(row)] = {**row, "outcome": outcome, "by": by}
+            options.output.write_text(json.dumps({"mutants": [*results.values()]}, indent=1) + "\n")
+    print(table([*results.values()]))
+    return 1 if any(row["outcome"] == "survived" for row in results.values()) else 0
 
 
 if __name__ == "__main__":
