@@ -15,6 +15,7 @@ from convnet import checkpoint, metrics
 from convnet.cli.eval import main as evaluate
 from convnet.cli.predict import main as predict
 from convnet.cli.show import main as show
+from convnet.config import Config
 
 DEEP: list = []
 for _ in range(300):
@@ -128,3 +129,8 @@ def test_records_that_nobody_wrote_are_left_out(tmp_path):
     assert metrics.series(file.records(), "train", "loss") == ([2], [0.5])
     file.rewind(1, evaluated=True)
     assert [record["step"] for record in file.records()] == [1]
+
+
+def test_a_device_that_cannot_be_is_noticed_before_anything_is_read():
+    with pytest.raises(ValueError, match='device must be "cpu", "emu'):
+        Config(device="gpu")

@@ -9,6 +9,7 @@ import re
 import resource
 import signal
 import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -251,34 +252,65 @@ def test_without_standard_streams_a_run_ends_as_any_other(straight, images, tmp_
     assert training(tmp_path / "run") == training(straight)
 
 
-# a program that writes checkpoints of a megabyte, one after the other, for ever
-WRITER = """
-import sys, pathlib, numpy as np
+# For every line that it reads, a program whose child writes one checkpoint of 2 MB again and again, for ever.
+WRITERS = """
+import os, pathlib, sys
+import numpy as np
 sys.path.insert(0, sys.argv[2])
 from convnet import checkpoint
 from test_checkpoint import STATE
-step = len(checkpoint.files(pathlib.Path(sys.argv[1])))
-while True:
-    step += 1
-    values = np.full(250_000, step, np.float32)
-    path = pathlib.Path(sys.argv[1]) / checkpoint.file_name(step)
-    checkpoint.save(path, {"weights/a": values}, {**STATE, "step": step})
+step = 0
+for line in sys.stdin:
+    step += 1000
+    child = os.fork()
+    while child == 0:
+        step += 1
+        values = np.full(500_000, step, np.float32)
+        checkpoint.save(pathlib.Path(sys.argv[1]), {"weights/a": values}, {**STATE, "step": step})
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("gone", flush=True)
 """
 
 
 def test_no_kill_during_a_write_leaves_half_a_checkpoint(tmp_path, pytestconfig):
-    kills = max(5, pytestconfig.getoption("kills") or 0)
+    """Of so many kills, where a disk is slow all of them, land inside a write: between the first byte of a file and the
+    moment it gets its name."""
+    kills = max(50, pytestconfig.getoption("kills") or 0)
     chance = np.random.default_rng(kills)
-    for _ in range(kills):
-        before = len(checkpoint.files(tmp_path))
-        process = spawn(str(tmp_path), str(Path(__file__).parent), code=WRITER)
-        wait_for(lambda before=before: len(checkpoint.files(tmp_path)) > before + 1, process)
-        time.sleep(chance.uniform(0, 0.02))
-        process.kill()
-        process.communicate()
-    for path in checkpoint.files(tmp_path):
+    path = tmp_path / checkpoint.file_name(1)
+    half = path.with_name(path.name + ".tmp")
+    process = spawn(str(path), str(Path(__file__).parent), code=WRITERS, stdin=subprocess.PIPE)
+    assert process.stdin
+    assert process.stdout
+    inside = tried = last = 0
+    while inside < kills and tried < 2 * kills:
+        tried += 1
+        process.stdin.write("\n")
+        process.stdin.flush()
+        writer = int(process.stdout.readline())
+        wait_for(lambda last=last: path.exists() and path.stat().st_mtime_ns != last, process)  # it has written one
+        until, size = time.monotonic() + 0.1, chance.choice([1, chance.uniform(0, 2e6), 2e6])
+        while time.monotonic() < until and size_of(half) < size:
+            pass
+        time.sleep(chance.choice([0, chance.uniform(0, 0.01)]))
+        os.kill(writer, signal.SIGKILL)
+        assert process.stdout.readline() == "gone\n"
+        inside += half.exists()
+        half.unlink(missing_ok=True)
         found = checkpoint.load(path)
         assert (found.tensors["weights/a"] == found.state["step"]).all()
+        assert found.state["step"] > 1000 * tried
+        last = path.stat().st_mtime_ns
+    process.communicate(timeout=60)
+    assert inside >= kills // 5
+
+
+def size_of(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 # ---- images
