@@ -78,8 +78,9 @@ LINEAR = tests("kernel_choice", *CHECKS, "ops_linear", "ops_update", "ops_fused"
 BACKWARD_DATA = every_kernel("conv_backward_data", "conv_backward_data.cu")
 BACKWARD_FILTER = every_kernel("conv_backward_filter", "conv_backward_filter.cu")
 CONVOLUTIONS = (BACKWARD_DATA, CONVOLUTION)
-PRODUCTS = (BACKWARD_DATA, LINEAR._replace(paths=(*LINEAR.paths, *BACKWARD_DATA.paths)))
-FILTER_PRODUCTS = (BACKWARD_FILTER, PRODUCTS[-1])
+OF_GEMM = tests("ops_linear", "ops_update", "ops_fused")._replace(expression="linear or update", source="gemm.cu")
+PRODUCTS = (BACKWARD_DATA, OF_GEMM, tests("kernel_choice", *CHECKS, "ops_fused", "ops_variants", "variants"))
+FILTER_PRODUCTS = (BACKWARD_FILTER, *PRODUCTS[1:])
 UPDATES = tests("ops_weights", "ops_update", "ops_elementwise", *CHECKS)
 TESTS: dict[str, tuple[Stage, ...]] = {
     "relu.cu": (tests("ops_elementwise", *CHECKS),),
@@ -123,7 +124,7 @@ TESTS: dict[str, tuple[Stage, ...]] = {
             "ops_softmax",
         ),
     ),
-    "tile/update.cuh": (tests("ops_update")._replace(source="gemm.cu"), UPDATES),
+    "tile/update.cuh": (OF_GEMM, UPDATES),
     "tile/weight_copy.cuh": (tests("ops_weights")._replace(source="cast.cu"), UPDATES),
     "tile/sums.cuh": FILTER_PRODUCTS,
     "tile/linear_operands.cuh": (every_kernel("linear"), LINEAR),
@@ -347,24 +348,26 @@ class Copy:
         self.judged = mutant.file
         limits = [self.seconds(stages[0]), *[MOST] * (len(stages) - 1)]
         path = self.folder / "src" / "kernels" / mutant.file
-        text, times = path.read_text(), path.stat()
-        built = []  # from the mutant: some source, or everything that it is part of
+        objects = [self.folder / "build" / OBJECT.format(stage.source) for stage in stages if stage.source]
+        kept = [(file, file.read_bytes(), file.stat().st_mtime_ns) for file in [path, *objects]]
+        everything = False  # whether more than these has been built from the mutant
         try:
-            path.write_text(mutant.apply(text))
+            path.write_text(mutant.apply(path.read_text()))
             for stage, seconds in zip(stages, limits, strict=True):
-                built.append(stage.source)
+                everything = not stage.source
                 if self.build(stage.source):
                     return "does not compile", ""
                 if failure := self.failure(stage, seconds):
                     return "killed", failure
             return "survived", ""
         finally:
-            path.write_text(text)
-            if all(built):  # nothing else has to be built again
-                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-                for source in built:
-                    (self.folder / "build" / OBJECT.format(source)).unlink(missing_ok=True)
-            elif any(built):
+            for file, content, time_ns in kept:
+                file.write_bytes(content)
+                if not everything:  # then nothing has to be built again
+                    os.utime(file, ns=(time_ns, time_ns))
+            for module in (self.folder / "convnet").glob("_emu*.so"):
+                module.unlink()  # made of the mutant, and newer than what it is made of
+            if everything and objects:
                 self.build()
 
 
