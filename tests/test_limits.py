@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from conftest import Machine
 
+from convnet import ops
 from convnet.shapes import ConvShape, DropoutShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
 
 emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
@@ -188,3 +191,14 @@ def test_bytes_are_read_four_at_a_time():
 def test_the_largest_count_of_a_map():
     with pytest.raises(ValueError, match=r"relu_forward: count must be 0 to 2199023254528, got 2199023254529"):
         emu.relu_forward((2**31 - 1) * 1024 + 1, "fp32", 16, 16, 0)
+
+
+@pytest.mark.parametrize("change", [{"R": 65535}, {"S": 65535}, {"stride": 255}], ids=str)
+def test_the_largest_filters_and_strides_fold(change):
+    machine = Machine("emu")
+    shape = replace(CONV, **{**TINY, **change})
+    values = np.arange(np.prod(shape.folded.weight), dtype=np.float32).reshape(shape.folded.weight)
+    gradient = machine.empty(shape.weight)
+    ops.unfold_gradient(machine.stream, shape, machine.put(values), gradient)
+    np.testing.assert_array_equal(gradient.download().ravel(), values.ravel()[: gradient.size])
+    machine.device.close()

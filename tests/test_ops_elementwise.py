@@ -43,7 +43,9 @@ def test_no_values_are_no_work(device, precision, name):
 def test_no_values_are_added_or_scaled(machine, precision):
     nothing = machine.activations((0,), precision)
     ops.add(machine.stream, precision, nothing, nothing, nothing)
+    assert nothing.download().size == 0
     ops.scale(machine.stream, precision, nothing, 2.0, nothing)
+    assert nothing.download().size == 0
 
 
 def test_relu_keeps_the_shape(device):

@@ -32,6 +32,16 @@ def test_cast(machine, size):
     np.testing.assert_array_equal(to_float32(copy.download()), copied(weight))
 
 
+def test_nothing_is_cast_and_updated(machine):
+    """No rows are no launch."""
+    nothing, copy = machine.empty((0, 5)), machine.empty((0, 8), BF16)
+    ops.cast_weight(machine.stream, nothing, copy)
+    assert copy.download().size == 0
+    control = machine.put(control_words(lr=0.01))
+    ops.sgd(machine.stream, nothing, nothing, nothing, copy, control, 1.0, True)
+    assert nothing.download().size == 0
+
+
 def test_cast_rounds_to_nearest_even(machine):
     bits = [0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0x7F7FFFFF, 0xFF7F8000, 0x00000001, 0x80018000, 0x7F800000,
             0x7F800001, 0xFFFFFFFF, 0x80000000]  # fmt: skip
