@@ -22,6 +22,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -296,7 +297,8 @@ class Copy:
             commands = subprocess.run(
                 [*ninja[:1], "-t", "commands", "_emu"], cwd=ninja[2], capture_output=True, text=True
             )
-            subprocess.run(commands.stdout.splitlines()[-1], shell=True, cwd=ninja[2], check=True)
+            link = shlex.split(commands.stdout.splitlines()[-1])  # ": && linker ... && :"
+            subprocess.run([word for word in link if word not in (":", "&&")], cwd=ninja[2], check=True)
         return ""
 
     def failure(self, stage: Stage, seconds: float = 1800) -> str | None:
