@@ -1,4 +1,4 @@
-"""Checks of what users pass to ``convnet.functional``, and the problem shapes that follow from it.
+"""Checks of what users pass to ``convnet.functional`` and ``Network``, and the problem shapes that follow from it.
 
 Every image is a lane of its own in the shapes made here. Raises ``ValueError`` that names the operation, the rule, the
 values and the remedy.
@@ -7,7 +7,7 @@ values and the remedy.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,6 +30,62 @@ def floats(op: str, name: str, values: Values, like: str | tuple[int, ...] | Non
     if isinstance(like, str) and (values.ndim != len(like) or values.size == 0):
         axes = ", ".join(like)
         raise ValueError(f"{op}: {name} must have shape ({axes}), no size 0, got {values.shape}; reshape it")
+
+
+# Kinds of numbers, and the letters that NumPy has for them.
+KINDS = {"integers": "iu", "real numbers": "iuf"}
+
+
+def array(op: str, name: str, values: Values, shape: tuple[int | str, ...], dtype: str) -> None:
+    """Checks the shape, where a letter stands for any size but 0, and the dtype: its name, or one of ``KINDS``."""
+    sizes = values.shape if isinstance(values, np.ndarray) else ()
+    fits = len(sizes) == len(shape) and all(
+        size == wanted or (isinstance(wanted, str) and size > 0) for size, wanted in zip(sizes, shape, strict=True)
+    )
+    if not fits or (values.dtype.kind not in KINDS[dtype] if dtype in KINDS else values.dtype.name != dtype):
+        axes = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
+        raise ValueError(f"{op}: {name} must be a NumPy array of {dtype} of shape ({axes}), got {described(values)}")
+
+
+def described(values: Any) -> str:
+    """What was passed, in words."""
+    return f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+
+
+def number(op: str, name: str, value: float) -> None:
+    """Checks that it is a real number within float32."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not abs(value) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"{op}: {name} must be a finite number, got {value!r}")
+
+
+def count(op: str, n: int, most: int) -> None:
+    """Checks the number of images of a batch."""
+    if not 1 <= n <= most:
+        raise ValueError(
+            f"{op}: there must be 1 to {most} images (the batch size), got {n}; use smaller batches, or a network of a "
+            "larger batch size"
+        )
+
+
+def labels(values: Values, n: int, classes: int) -> None:
+    """Checks those of ``n`` images."""
+    values = np.asarray(values)
+    if values.shape != (n,) or values.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers of shape {(n,)}, got {values.dtype} of shape {values.shape}")
+    if values.min() < 0 or values.max() >= classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {values.min()}..{values.max()}")
+
+
+def constants(op: str, values: Sequence[float], rates: Mapping[str, float], parameters: Sequence[str]) -> None:
+    """Checks what an update multiplies by: lr, momentum, weight_decay, and factors on lr by parameter. One that is no
+    number would spoil all weights."""
+    for name, value in zip(("lr", "momentum", "weight_decay"), values, strict=True):
+        number(op, name, value)
+    for name, value in rates.items():
+        if name not in parameters:
+            raise ValueError(f'{op}: rates: no parameter is called "{name}"; there are {", ".join(parameters)}')
+        number(op, f"rates[{name!r}]", value)
 
 
 def integer(op: str, name: str, value: int, low: int, high: int) -> int:

@@ -15,6 +15,7 @@ for each device and each stretch between two exchanges, and as many launches.
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +26,29 @@ import numpy as np
 
 from .precision import PRECISIONS, activation_dtype
 
+log = logging.getLogger(__name__)
+
+KINDS = ("cpu", "emu", "cuda")
+
 
 class DeviceError(RuntimeError):
     """No such device, or it failed or ran out of memory; the text says what to do. Exit code 6 of the commands."""
+
+
+class OutOfMemory(DeviceError):
+    """``available``: bytes that this process could have had there, what it holds included; None where nobody knows."""
+
+    def __init__(self, shortage: str, available: int | None = None, remedy: str = "use a smaller batch"):
+        super().__init__(f"{shortage}; {remedy}")
+        self.shortage, self.available = shortage, available
+
+
+class DeviceLost(DeviceError):
+    """A device that was there is gone, or its memory is damaged."""
+
+
+class KernelFault(RuntimeError):
+    """A kernel did what no kernel may do, such as reading memory that is not there: a defect of ours. Exit code 1."""
 
 
 class Event:
@@ -268,23 +289,48 @@ def open_device(name: str) -> Device:
     """Opens "cpu", "emu", "emu:i" or "cuda:i". Raises ``DeviceError`` when it is not there, with the reason."""
     from . import device, host
 
+    kind, index = _kind_and_index(name)
+    return device.open_cuda(index) if kind == "cuda" else host.open_host(kind, index)
+
+
+def _kind_and_index(name: str) -> tuple[str, int]:
     kind, _, index = name.partition(":") if isinstance(name, str) else ("", "", "")
-    if kind not in ("cpu", "emu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+    if kind not in KINDS or (index and not (index.isdecimal() and len(index) < 5)) or (kind == "cpu" and index):
         raise ValueError(f'device must be "cpu", "emu[:i]" or "cuda[:i]", got "{name}"')
-    return device.open_cuda(int(index or 0)) if kind == "cuda" else host.open_host(kind, int(index or 0))
+    return kind, int(index or 0)
 
 
 def open_devices(names: str, most: int = 2) -> list[Device]:
-    """Opens a comma-separated list of devices, or "auto": the first ``most`` GPUs if there are any, else "cpu"."""
+    """Opens a comma-separated list of devices, or "auto": the first ``most`` GPUs if there are any, else "cpu", with a
+    warning where there is a driver for GPUs."""
     if names == "auto":
-        from . import device
+        return _open_any(most)
+    return [open_device(name) for name in device_list(names)]
 
-        chosen = device.names()[:most] or ["cpu"]
-    else:
-        chosen = [name.strip() for name in names.split(",")]
+
+def device_list(names: str) -> list[str]:
+    """The devices of a comma-separated list, in full. Raises ``ValueError`` where they cannot be."""
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        _kind_and_index(name)
     canonical = [f"{name}:0" if name in ("emu", "cuda") else name for name in chosen]
     if len(set(canonical)) != len(canonical):
         raise ValueError(f'devices must differ from each other, got "{names}"')
     if len({name.partition(":")[0] for name in canonical}) > 1:
         raise ValueError(f'devices must be of one kind, got "{names}"')
-    return [open_device(name) for name in canonical]
+    return canonical
+
+
+def _open_any(most: int) -> list[Device]:
+    from . import device
+
+    try:
+        chosen = device.names()[:most]
+        if chosen:
+            return [open_device(name) for name in chosen]
+        reason = device.unusable()
+    except DeviceError as error:
+        reason = str(error)
+    if reason:
+        log.warning("%s; computing on the CPU", reason)
+    return [open_device("cpu")]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import rng
-from .control import LR, WEIGHT_DECAY
+from .control import LR, SPOILED, WEIGHT_DECAY
 from .parallel import scratch
 from .shapes import DropoutShape
 
@@ -73,7 +73,16 @@ def keep(values: F32, chosen: np.ndarray[Any, Any]) -> F32:
 
 
 def update(weight: F32, velocity: F32, gradient: F32, control: U32, rate: float, decays: bool) -> None:
-    """One step of momentum SGD, in place on weight and velocity; every operation is rounded on its own."""
+    """One step of momentum SGD, in place on weight and velocity; every operation is rounded on its own. Where a
+    gradient is not finite nothing changes, and ``control`` says so."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(gradient.sum())  # far quicker than to ask every one of them
+    if suspicious and not (finite := np.isfinite(gradient)).all():
+        control[SPOILED] = 1
+        kept = weight[~finite], velocity[~finite]
+        update(weight, velocity, np.where(finite, gradient, np.float32(0)), control, rate, decays)
+        weight[~finite], velocity[~finite] = kept
+        return
     lr, momentum, decay = control[LR : WEIGHT_DECAY + 1].view(np.float32)
     step = scratch("step", weight.shape)
     np.multiply(weight, decay if decays else np.float32(0), out=step)

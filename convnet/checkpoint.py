@@ -20,24 +20,67 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from .files import open_regular
+
 FORMAT = "convnet checkpoint"
 VERSION = 1
 KEY = "convnet"  # of the metadata
 Tensors = dict[str, np.ndarray[Any, Any]]
 
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "step": int,
-    "epoch": int,
-    "position": int,
-    "seed": int,
-    "schedule": dict,
-    "running": dict,
-    "best": dict,
-    "config": dict,
-    "classes": list,
-    "dataset": dict,
-    "colour": dict,
-    "versions": dict,
+Rule = Callable[[Any], bool]
+
+
+def _count(value: Any, below: float = 2**31) -> bool:
+    """A whole number; ``True`` is none, though Python counts with it."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _table(**rules: Rule) -> Rule:
+    """A rule for objects with these keys and no others."""
+    return lambda value: (
+        isinstance(value, dict)
+        and value.keys() == rules.keys()
+        and all(fits(value[key]) for key, fits in rules.items())
+    )
+
+
+def _or_none(fits: Rule) -> Rule:
+    return lambda value: value is None or fits(value)
+
+
+# What the state must be, so that whoever takes it up can rely on it: a file with a right hash may come from anybody.
+# What its options, classes and colours mean is for ``run.py`` to check.
+_STATE: dict[str, tuple[Rule, str]] = {
+    "step": (_count, "a whole number below 2^31"),
+    "epoch": (_count, "a whole number below 2^31"),
+    "position": (_count, "a whole number below 2^31"),
+    "seed": (lambda value: _count(value, 2**64), "a whole number below 2^64"),
+    "schedule": (
+        _table(lowest=_or_none(_number), waited=_count, drops=lambda value: _count(value, 4)),
+        "lowest, waited and drops of a schedule",
+    ),
+    "running": (
+        _table(images=_count, loss=_number, top1=_count, top5=_count),
+        "images, loss, top1 and top5 of the last steps",
+    ),
+    "best": (_table(error=_or_none(_number), step=_or_none(_count)), "error and step of the best evaluation"),
+    "config": (lambda value: isinstance(value, dict), "the options of a run"),
+    "classes": (_texts, "names of classes"),
+    "dataset": (
+        lambda value: isinstance(value, dict) and _texts([value.get("name"), value.get("fingerprint")]),
+        "name and fingerprint of the data",
+    ),
+    "colour": (lambda value: isinstance(value, dict), "the colours of the images"),
+    "versions": (lambda value: isinstance(value, dict), "versions of programs"),
+    "new_layers": (lambda value: value is None or _texts(value), "names of layers"),  # None in files before 0.1
 }
 
 
@@ -47,7 +90,7 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's contents; the keys of ``state`` are ``_FIELDS``. ``position``: images of the epoch trained on so far."""
+    """A file's contents; ``state`` is what ``_STATE`` says. ``position``: images of the epoch trained on so far."""
 
     path: Path
     tensors: Tensors
@@ -109,9 +152,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def load(path: Path) -> Checkpoint:
     """Reads and checks a whole file. Raises ``CheckpointError``."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for, and a device has no end
-        raise CheckpointError(f"{path}: expected a checkpoint, found something that is not a regular file")
     try:
+        open_regular(path).close()
         with safetensors.safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
@@ -135,9 +177,10 @@ def load(path: Path) -> Checkpoint:
     found = _digest(tensors, _json(state))
     if expected != found or written != text:
         raise CheckpointError(f"{path}: expected contents with SHA-256 {expected}, found {found}: the file is damaged")
-    for name, kind in _FIELDS.items():
-        if not isinstance(state.get(name), kind):
-            raise CheckpointError(f'{path}: expected "{name}" in the metadata, found none of the right type')
+    for name, (fits, what) in _STATE.items():
+        if not fits(state.get(name)):
+            found_text = repr(state[name])[:60] if name in state else "nothing"
+            raise CheckpointError(f'{path}: expected {what} as "{name}" in the metadata, found {found_text}')
     for name, values in tensors.items():
         if values.dtype != np.float32 or not np.isfinite(values).all():
             raise CheckpointError(
@@ -146,12 +189,12 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(path, tensors, state)
 
 
-def check_network(checkpoint: Checkpoint, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Raises ``CheckpointError`` unless weights and velocity in the file have the names and shapes of ``weights``."""
+def check_network(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ``CheckpointError`` unless weights and velocity in the file have the names and shapes of ``shapes``."""
     for prefix in ("weights", "velocity"):
         found = checkpoint.part(prefix)
-        for name in sorted({*weights, *found}):
-            here = weights[name].shape if name in weights else "no such tensor"
+        for name in sorted({*shapes, *found}):
+            here = shapes.get(name, "no such tensor")
             there = found[name].shape if name in found else "none"
             if here != there:
                 raise CheckpointError(

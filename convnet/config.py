@@ -15,14 +15,19 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .backend import device_list
+from .files import open_regular
 from .precision import PRECISIONS
-from .schedule import is_finite, stages_of
+from .schedule import LARGEST, is_moderate, stages_of
 from .spec import ACTIVATIONS, TrainDefaults
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+MOST = 2**31  # of what is counted
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,11 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
-            _check(name, option, getattr(self, name))
+            if (value := getattr(self, name)) is not None or name not in OPEN:
+                _check(name, option, value)
         stages_of(self.stages or [])
+        if self.device != "auto":
+            device_list(self.device)
         if self.lr_schedule == "stages" and not self.stages:
             raise ValueError("--lr-schedule stages needs [[stages]] in a --config file")
 
@@ -177,6 +185,7 @@ class Config:
 
 
 OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Config)}
+OPEN = {f.name for f in dataclasses.fields(Config) if f.default is None}  # may be left to the network, or to nobody
 
 
 def spelled(name: str) -> str:
@@ -185,18 +194,19 @@ def spelled(name: str) -> str:
 
 
 def _check(name: str, option: Option, value: Any) -> None:
-    if value is None:
-        return
     number = option.kind in (int, float)
     fits = isinstance(value, (int, float) if option.kind is float else option.kind)
     if not fits or (number and isinstance(value, bool)):
         raise ValueError(f"{spelled(name)} must be {_KINDS[option.kind]}, got {value!r}")
+    if option.kind is int and option.below == math.inf and value >= MOST:
+        raise ValueError(f"{spelled(name)} must be less than {MOST}, got {value}")
     if option.choices and value not in option.choices:
         raise ValueError(f"{spelled(name)} must be one of {', '.join(option.choices)}, got {value!r}")
-    if number and not (option.low <= value < option.below and option.above < value and is_finite(value)):
+    if number and not (option.low <= value < option.below and option.above < value and is_moderate(value)):
         bounds = [f"at least {option.low}"] if math.isfinite(option.low) else []
         bounds += [f"more than {option.above}"] if math.isfinite(option.above) else []
         bounds += [f"less than {option.below}"] if math.isfinite(option.below) else []
+        bounds += [f"at most {LARGEST:g}"] if value > LARGEST else []
         raise ValueError(f"{spelled(name)} must be {' and '.join(bounds)}, got {value}")
 
 
@@ -206,7 +216,7 @@ _KINDS = {int: "a whole number", float: "a number", str: "text in quotes", bool:
 def read_toml(path: str) -> dict[str, Any]:
     """Options from a TOML file. Raises ``ValueError`` for files that cannot be read and names that do not exist."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             values = tomllib.load(file)
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from error

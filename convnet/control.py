@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 WORDS = 8
-STEP, LR, MOMENTUM, WEIGHT_DECAY, STOPPED = range(5)
+STEP, LR, MOMENTUM, WEIGHT_DECAY, STOPPED, SPOILED = range(6)
 
 U32 = np.ndarray[Any, np.dtype[np.uint32]]
 

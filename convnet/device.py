@@ -8,6 +8,7 @@ needs neither pycuda nor a driver.
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import threading
 from collections import defaultdict, deque
@@ -19,7 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, Device, DeviceError, Event, Fetch, Graph, Stream, handle
+from .backend import (
+    Array,
+    Device,
+    DeviceError,
+    DeviceLost,
+    Event,
+    Fetch,
+    Graph,
+    KernelFault,
+    OutOfMemory,
+    Stream,
+    handle,
+)
+from .failures import too_old, translated
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +44,12 @@ POOLED_BYTES = 1 << 20
 PIECE_BYTES, STAGED_BYTES = 1 << 25, 1 << 28
 
 
-def _load_driver_library() -> None:
-    """Makes the driver's functions known to the process: a pycuda built on a machine without a driver does not ask for
-    the library itself."""
-    ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
+def _load_driver_library() -> int:
+    """The newest CUDA that the driver knows, 13000 for 13.0. Makes the driver's functions known to the process: a
+    pycuda built on a machine without a driver does not ask for the library itself. Raises ``OSError``."""
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL).cuDriverGetVersion(ctypes.byref(version))
+    return version.value
 
 
 @cache
@@ -49,9 +65,11 @@ def _driver() -> tuple[Any, Any]:
             "pip install . -C cmake.define.CONVNET_CUDA=ON"
         ) from error
     try:
-        _load_driver_library()
+        version = _load_driver_library()
     except OSError as error:
         raise DeviceError(f"cuda: there is no NVIDIA driver on this machine ({error}); install one") from error
+    if reason := too_old(version, _gpu.build_info()["cuda"]):
+        raise DeviceError(reason)
     try:
         import pycuda.driver as driver
     except ImportError as error:
@@ -70,6 +88,15 @@ def unavailable() -> str | None:
     except DeviceError as error:
         return str(error)
     return None if driver.Device.count() else "cuda: the driver sees no GPU"
+
+
+def unusable() -> str | None:
+    """Why no GPU can be used; None where there is no driver either, and nobody will expect one to be."""
+    try:
+        _load_driver_library()
+    except OSError:
+        return None
+    return unavailable() or "cuda: the kernels were built for none of the GPUs (see convnet-info)"
 
 
 def names() -> list[str]:
@@ -183,6 +210,7 @@ class CudaGraph(Graph):
                 self._executable = end(self.origin.stream.handle)
 
     def _replay(self) -> None:
+        self.origin.device.launched.append("a captured step")
         with self.origin.device.current():
             self._executable.launch(self.origin.stream.handle)
 
@@ -231,6 +259,7 @@ class CudaStream(Stream):
     def launch(self, kernel: Callable[..., None], *arguments: Any) -> None:
         if self.device.graph is not None:
             self._keep(*arguments)
+        self.device.launched.append(kernel.__name__)
         with self.device.current():
             kernel(*map(handle, arguments), self.stream.handle)
 
@@ -326,7 +355,12 @@ class CudaDevice(Device):
             )
         import pycuda.tools
 
-        self.context = gpu.retain_primary_context()
+        try:
+            self.context = gpu.retain_primary_context()
+        except self.driver.Error as error:  # in use by a process that wants it for itself, for example
+            raise DeviceError(f"{self.name}: cannot be opened: {error}; see nvidia-smi") from error
+        self.launched: deque[str] = deque(maxlen=8)  # kernels, the last ones
+        self.dead = False  # nothing can be asked of it any more, not even to free memory
         self._peers: dict[int, bool] = {}
         self._allocated = 0
         with self.current():
@@ -345,14 +379,20 @@ class CudaDevice(Device):
         self.check_not_capturing("nothing can be allocated")
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         with self.current():
+            memory = self.driver.mem_alloc if nbytes > POOLED_BYTES else self._pool.allocate
             try:
-                memory = self.driver.mem_alloc if nbytes > POOLED_BYTES else self._pool.allocate
-                owner = _Allocation(self, memory(max(nbytes, 1)), nbytes)
+                try:
+                    owner = _Allocation(self, memory(max(nbytes, 1)), nbytes)
+                except self.driver.MemoryError:
+                    gc.collect()  # a network hangs together in circles: it may be closed, and its memory still there
+                    self._pool.free_held()
+                    owner = _Allocation(self, memory(max(nbytes, 1)), nbytes)
             except self.driver.MemoryError as error:
                 free, total = self.driver.mem_get_info()
-                raise DeviceError(
+                raise OutOfMemory(
                     f"{self.name}: no memory for {nbytes / 1e6:.0f} MB: {free / 1e6:.0f} of {total / 1e6:.0f} MB are "
-                    f"free, this process holds {self._allocated / 1e6:.0f} MB; use a smaller batch"
+                    f"free, this process holds {self._allocated / 1e6:.0f} MB",
+                    free + self._allocated,
                 ) from error
         return CudaArray(self, owner, int(owner.memory), shape, dtype)
 
@@ -385,9 +425,21 @@ class CudaDevice(Device):
         return self._allocated
 
     def close(self) -> None:
+        if self.dead:
+            return
         with self.current():
             self.context.synchronize()
             self._pool.free_held()
+
+    def failed(self, error: BaseException) -> Exception | None:
+        """What to raise instead of ``error``, where the driver or CUDA's runtime raised it."""
+        runtime = isinstance(error, RuntimeError) and "(CUDA error " in str(error)
+        known = isinstance(error, (DeviceError, KernelFault))  # of another device, in whose context this happened
+        if known or not (runtime or isinstance(error, self.driver.Error)):
+            return None
+        found = translated(self.name, str(error), self.launched)
+        self.dead = self.dead or isinstance(found, (DeviceLost, KernelFault))
+        return found
 
 
 class _Thread(threading.local):
@@ -412,8 +464,8 @@ class _Switched:
     ) -> None:
         _thread.device = self._outer
         self._device.driver.Context.pop()
-        if isinstance(error, self._device.driver.Error):
-            raise DeviceError(f"{self._device.name}: {error}") from error
+        if error is not None and (found := self._device.failed(error)):
+            raise found from error
 
 
 _unchanged = nullcontext()
@@ -429,7 +481,7 @@ class _Allocation:
 
     def __del__(self) -> None:
         self.device._allocated -= self.nbytes
-        with self.device.current():
+        with self.device.current(), suppress(self.device.driver.Error):  # it is told at the next call that can raise
             self.memory.free()
 
 

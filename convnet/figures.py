@@ -55,6 +55,11 @@ def check_path(path: str | Path) -> Path:
 
 
 def shortened(name: str, length: int = NAME_LENGTH) -> str:
+    """What can be drawn of a name: those of files need not be text, nor the locale one that has their letters."""
+    try:
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # half of a letter that no file's name has
+        name = name.encode("utf-8", "replace").decode("utf-8")
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable
 
-from .backend import Graph, Stream
+from .backend import DeviceLost, Graph, KernelFault, Stream
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,9 @@ class Graphs:
         try:
             with first.capture(others) as graph:
                 queue()
-        except RuntimeError as error:  # DeviceErrors are among these; a step queued by pieces computes the same
+        except (DeviceLost, KernelFault):
+            raise
+        except RuntimeError as error:  # other DeviceErrors are among these; a step queued by pieces computes the same
             log.warning("work cannot be captured, and is queued piece by piece: %s", error)
             self.capturing = False
             return None

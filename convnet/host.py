@@ -7,6 +7,7 @@ every kernel, and queued work is put off and then run in a seeded order that res
 from __future__ import annotations
 
 import random
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, Device, DeviceError, Event, Fetch, Graph, Stream, handle
+from .backend import Array, Device, DeviceError, Event, Fetch, Graph, OutOfMemory, Stream, handle
 from .precision import PRECISIONS
 
 GUARD_BYTES = 256
@@ -190,6 +191,8 @@ def _arrays(arguments: tuple[Any, ...]) -> Iterator[HostArray]:
             yield argument
 
 
+# Whoever synchronises runs the work of all devices, those of other threads' networks included: one at a time.
+_queues = threading.RLock()
 _open_devices: weakref.WeakSet[HostDevice] = weakref.WeakSet()
 _order = random.Random(0)
 
@@ -211,18 +214,33 @@ def run_queues(until: HostEvent | None = None) -> None:
     """Runs put-off work of all host devices, whatever is not held by an event, in a seeded order: all of it, or no more
     than it takes to reach ``until``.
     """
+    with _queues:
+        streams = _busy_streams()
+        while streams and not (until and until.done):
+            ready = _ready(streams)
+            if not ready:  # another thread may have queued what they wait for since
+                streams = _busy_streams()
+                ready = _ready(streams)
+            if not ready:
+                for stream in streams:
+                    stream.queue.clear()
+                raise DeviceError(
+                    "every stream waits for an event that nothing records: the streams wait for each other"
+                )
+            stream = _order.choice(ready)
+            run(stream.queue.popleft())
+            if not stream.queue:
+                streams.remove(stream)
+
+
+def _busy_streams() -> list[HostStream]:
     streams = [s for device in _open_devices for s in device.streams if s.queue]
-    streams.sort(key=lambda s: (s.device.name, s.device.streams.index(s)))
-    while streams and not (until and until.done):
-        ready = [s for s in streams if not (isinstance(first := s.queue[0], Wait) and not first.event.done)]
-        if not ready:
-            for stream in streams:
-                stream.queue.clear()
-            raise DeviceError("every stream waits for an event that nothing records: the streams wait for each other")
-        stream = _order.choice(ready)
-        run(stream.queue.popleft())
-        if not stream.queue:
-            streams.remove(stream)
+    return sorted(streams, key=lambda s: (s.device.name, s.device.streams.index(s)))
+
+
+def _ready(streams: list[HostStream]) -> list[HostStream]:
+    """Those that do not wait for an event."""
+    return [s for s in streams if not (isinstance(first := s.queue[0], Wait) and not first.event.done)]
 
 
 class HostDevice(Device):
@@ -235,7 +253,8 @@ class HostDevice(Device):
         self.precisions = ("fp32",) if kind == "cpu" else PRECISIONS
         self.streams: list[HostStream] = []
         self._allocated = 0
-        _open_devices.add(self)
+        with _queues:
+            _open_devices.add(self)
 
     def lanes(self, N: int) -> int:
         if self.kind == "cpu":
@@ -250,7 +269,7 @@ class HostDevice(Device):
             guarded = None if self.kind == "cpu" else Guarded(shape, wanted)
             memory = np.empty(nbytes, np.uint8) if guarded is None else guarded.inner
         except MemoryError as error:
-            raise DeviceError(f"{self.name}: no memory for {nbytes / 1e6:.0f} MB; use a smaller batch") from error
+            raise OutOfMemory(f"{self.name}: no memory for {nbytes / 1e6:.0f} MB") from error
         self._allocated += nbytes
         self.allocations += 1
         weakref.finalize(memory if guarded is None else guarded.memory, self._forget, nbytes)
@@ -283,10 +302,11 @@ class HostDevice(Device):
         return self._allocated
 
     def close(self) -> None:
-        for stream in self.streams:
-            stream.queue.clear()
-        self.streams.clear()
-        _open_devices.discard(self)
+        with _queues:
+            for stream in self.streams:
+                stream.queue.clear()
+            self.streams.clear()
+            _open_devices.discard(self)
 
 
 def names() -> list[str]:

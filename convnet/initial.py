@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .rng import WEIGHTS
-from .spec import Conv, Linear, NetworkSpec, placed_layers
+from .spec import Conv, Linear, NetworkSpec, parameter_shapes, placed_layers
 
 Values = np.ndarray[Any, Any]
 
@@ -15,14 +15,12 @@ Values = np.ndarray[Any, Any]
 def initial_weights(spec: NetworkSpec, seed: int) -> dict[str, Values]:
     """Normal weights, constant biases, in the shapes users see."""
     weights: dict[str, Values] = {}
+    shapes = parameter_shapes(spec)
     for placed in placed_layers(spec):
         layer = placed.layer
         if not isinstance(layer, (Conv, Linear)):
             continue
-        if isinstance(layer, Conv):
-            shape: tuple[int, ...] = (placed.K, placed.C // placed.groups, layer.size, layer.size)
-        else:
-            shape = (placed.K, placed.C * placed.H * placed.W)
+        shape = shapes[f"{layer.name}.weight"]
         std = layer.std if layer.std is not None else float(np.sqrt(2.0 / np.prod(shape[1:])))
         count = int(np.prod(shape))
         stream = np.random.Philox(key=seed, counter=np.array([0, 0, placed.index, WEIGHTS], np.uint64))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import ops
+from . import arguments, ops
 from .backend import Array, DeviceError, Event
 from .layers import Side
 from .shapes import IngestShape
@@ -84,9 +84,7 @@ class Intake:
 
     def set_input(self, mean: Values, scale: float | Sequence[float]) -> None:
         """See ``Network.set_input``."""
-        shape = (3, self._crop, self._crop)
-        if mean.shape != shape or mean.dtype != np.float32:
-            raise ValueError(f"mean must be float32 of shape {shape}, got {mean.dtype} of shape {mean.shape}")
+        arguments.array("set_input", "mean", mean, (3, self._crop, self._crop), "float32")
         factors = np.asarray(scale, np.float64)
         if factors.shape not in ((), (3,)) or not np.isfinite(factors).all():
             raise ValueError(f"scale must be a finite number, or one for each of the 3 channels, got {scale}")
@@ -109,6 +107,8 @@ class Intake:
 
     def keep(self, count: int, size: int) -> None:
         """Makes room for ``count`` images of ``size`` x ``size`` on every device."""
+        count = arguments.integer("keep_images", "count", count, 1, 2**31 - 1)
+        size = arguments.integer("keep_images", "size", size, self._crop, 2**15)
         half = (size + 1) // 2
         wanted = count * (size * size + 2 * half * half) + self._N * size * size * 3
         self._kept = []
@@ -135,13 +135,14 @@ class Intake:
         """Puts images in their places from ``first`` on."""
         if not self._kept:
             raise RuntimeError("store_images needs keep_images before it")
-        count = len(planes[0])
-        for array, plane in zip(self._kept[0], planes, strict=True):
-            if plane.shape != (count, *array.shape[1:]) or plane.dtype != np.uint8 or first + count > array.shape[0]:
-                raise ValueError(
-                    f"store_images: planes must be uint8 of shape (n, {array.shape[1]}, {array.shape[2]}) with images "
-                    f"{first} to {first + count - 1} of {array.shape[0]}, got {plane.dtype} of shape {plane.shape}"
-                )
+        arguments.array("store_images", "luma", planes[0], ("n", *self._kept[0][0].shape[1:]), "uint8")
+        count, places = len(planes[0]), self._kept[0][0].shape[0]
+        for name, array, plane in zip(("cb", "cr"), self._kept[0][1:], planes[1:], strict=True):
+            arguments.array("store_images", name, plane, (count, *array.shape[1:]), "uint8")
+        if not 0 <= arguments.integer("store_images", "first", first, -(2**63), 2**63) <= places - count:
+            raise ValueError(
+                f"store_images: there are places 0 to {places - 1}, got images {first} to {first + count - 1}"
+            )
         for stream, kept in zip(self._streams, self._kept, strict=True):
             for array, plane in zip(kept, planes, strict=True):
                 rows, columns = array.shape[1:]
@@ -152,8 +153,8 @@ class Intake:
         if not self._kept:
             raise RuntimeError("train_batch_kept needs keep_images before it")
         n, (count, H, W) = len(indices), self._kept[0][0].shape
-        if not 1 <= n <= self._N or indices.min() < 0 or indices.max() >= count:
-            raise ValueError(f"indices must be 1 to {self._N} numbers in 0..{count - 1}, got {indices}")
+        if indices.min() < 0 or indices.max() >= count:
+            raise ValueError(f"indices must be numbers in 0..{count - 1}, got {indices.min()}..{indices.max()}")
         shape = self._shape(n, H, W, windows, noise)
         batch = self.slots[slot]
         for i, (side, stream) in enumerate(zip(self._sides, self._streams, strict=True)):
@@ -169,8 +170,8 @@ class Intake:
 
     def _shape(self, n: int, H: int, W: int, windows: Values, noise: Values) -> IngestShape:
         crop = self._crop
-        if windows.shape != (n, 3) or noise.shape != (n, 3):
-            raise ValueError(f"windows and noise must have shape {(n, 3)}, got {windows.shape} and {noise.shape}")
+        arguments.array("a batch", "windows", windows, (n, 3), "integers")  # the kernel reads where they say
+        arguments.array("a batch", "noise", noise, (n, 3), "real numbers")
         top, left = windows[:, 0], windows[:, 1]
         if min(H, W) < crop or (windows < 0).any() or (top > H - crop).any() or (left > W - crop).any():
             raise ValueError(f"every {crop}x{crop} window must lie inside its image of {H}x{W}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from .checkpoint import write_atomically
 from .data.packing import U32, Packed
+from .files import open_regular, read_regular
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Journal:
     def read(cls, path: Path) -> Journal | None:
         """None where there is none that is whole."""
         try:
-            digest, _, content = path.read_bytes().partition(b"\n")
+            digest, _, content = read_regular(path).partition(b"\n")
         except FileNotFoundError:
             return None
         if hashlib.sha256(content).hexdigest().encode() != digest:
@@ -66,7 +67,7 @@ class Journal:
         """Whether the file at ``path`` has the bytes that were written."""
         crc32 = length = 0
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 while block := file.read(2**22):
                     crc32, length = zlib.crc32(block, crc32), length + len(block)
         except FileNotFoundError:

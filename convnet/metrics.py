@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .checkpoint import write_atomically
+from .files import read_regular
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ints = np.ndarray[Any, np.dtype[np.int32]]
@@ -119,7 +120,7 @@ class MetricsFile:
         if not self.path.exists():
             return []
         found = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_regular(self.path).decode("utf-8", "replace").splitlines():
             try:
                 found.append(json.loads(line))
             except ValueError:
@@ -130,8 +131,10 @@ class MetricsFile:
         """Drops what lies behind ``step``, and the evaluation at ``step`` itself unless it was ``evaluated``."""
 
         def stays(record: dict[str, Any]) -> bool:
-            at = record.get("step", 0)
-            return bool(at < step or (at == step and (evaluated or record.get("event") != "valid")))
+            at = record.get("step")
+            return isinstance(at, int) and bool(
+                at < step or (at == step and (evaluated or record.get("event") != "valid"))
+            )
 
         kept = [json.dumps(record) + "\n" for record in self.records() if stays(record)]
         write_atomically(self.path, "".join(kept).encode())
@@ -216,5 +219,10 @@ def percent(fraction: float) -> str:
 
 def series(records: Sequence[dict[str, Any]], event: str, key: str) -> tuple[list[int], list[float]]:
     """Steps and values of one key of all records of one event."""
-    chosen = [r for r in records if r.get("event") == event and isinstance(r.get(key), (int, float))]
+    chosen = [r for r in records if r.get("event") == event and _finite(r.get("step")) and _finite(r.get(key))]
     return [int(r["step"]) for r in chosen], [float(r[key]) for r in chosen]
+
+
+def _finite(value: Any) -> bool:
+    """Whether a record has a number there: its file may have been written by anybody."""
+    return isinstance(value, (int, float)) and abs(value) < 1e300

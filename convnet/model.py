@@ -5,24 +5,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from . import arguments
 from .assemble import input_fold
 from .backend import Array, Fetch, open_devices, padded
-from .control import LR, WEIGHT_DECAY, control_words
+from .control import LR, SPOILED, WEIGHT_DECAY, control_words
+from .diagnosis import first_not_finite
 from .graphs import Graphs
 from .initial import initial_weights
 from .intake import Intake
-from .layers import Parameter, Side
-from .layout import fold_images, pack_activations, rounded, to_device, to_user, unpack_activations, user_shape
+from .layers import Side
+from .layout import fold_images, pack_activations, rounded, unpack_activations
+from .parameters import collect, distribute
 from .spec import NetworkSpec, network, parameter_count
 from .wiring import Wiring
 
 Values = np.ndarray[Any, Any]
+STORED = ("H", "W", 3)  # the shape of a stored image
 
 
 class Network:
@@ -83,6 +87,7 @@ class Network:
         self._wiring.read(self._intake.slots[0].inputs)
         self.set_input(np.zeros((3, self.spec.crop, self.spec.crop), np.float32))
         self._graphs = Graphs(self._wiring.streams)
+        self._parameters = [p.name for layer in self._wiring.learning for p in layer[0].parameters]
         self.load_weights(initial_weights(self.spec, seed))
         self.load_velocity({name: np.zeros_like(w) for name, w in self.weights().items()})
 
@@ -134,43 +139,15 @@ class Network:
 
     # ---- parameters
 
-    def _collect(self, what: str) -> dict[str, Values]:
-        self._check_open()
-        values: dict[str, Values] = {}
-        for layer in self._wiring.learning:
-            for on_sides in zip(*(on_side.parameters for on_side in layer), strict=True):
-                parts = [to_user(getattr(parameter, what).download()) for parameter in on_sides]
-                values[on_sides[0].name] = np.concatenate(parts)
-        return values
-
-    def _distribute(self, what: str, values: Mapping[str, Values]) -> None:
-        self._check_open()
-        by_name: dict[str, Sequence[tuple[Side, Parameter]]] = {}
-        for layer in self._wiring.learning:
-            for on_sides in zip(*(on_side.parameters for on_side in layer), strict=True):
-                by_name[on_sides[0].name] = list(zip((o.side for o in layer), on_sides, strict=True))
-        if set(values) != set(by_name):
-            missing, unknown = sorted(set(by_name) - set(values)), sorted(set(values) - set(by_name))
-            raise ValueError(
-                f"parameters do not match the network: missing {missing or 'none'}, unknown {unknown or 'none'}"
-            )
-        for name, owners in by_name.items():
-            shape = user_shape(owners[0][1].value.shape)
-            whole = (shape[0] * len(owners), *shape[1:])
-            value = np.asarray(values[name])
-            if value.shape != whole or value.dtype != np.float32:
-                raise ValueError(f"{name} must be float32 of shape {whole}, got {value.dtype} of shape {value.shape}")
-        for name, owners in by_name.items():
-            for part, (side, parameter) in zip(np.split(np.asarray(values[name]), len(owners)), owners, strict=True):
-                side.stream.upload(getattr(parameter, what), to_device(part, parameter.value.shape))
-
     def weights(self) -> dict[str, Values]:
         """Copies of all weights and biases, float32: (K, C/groups, R, S) or (out, in), and (K,)."""
-        return self._collect("value")
+        self._check_open()
+        return collect(self._wiring, "value")
 
     def load_weights(self, weights: Mapping[str, Values]) -> None:
         """Replaces all weights and biases. Raises ``ValueError`` for missing or unknown names and wrong shapes."""
-        self._distribute("value", weights)
+        self._check_open()
+        distribute(self._wiring, "value", weights)
         for layer in self._wiring.learning:
             for on_side in layer:
                 on_side.copy_weights()
@@ -179,15 +156,18 @@ class Network:
         """Gradients of the mean loss from the last ``backward``; keys and shapes as in ``weights``, without those of
         frozen layers. Raises ``RuntimeError`` where there are none: ``train_step`` keeps no gradients."""
         self._check_gradients("gradients")
-        return {n: g for n, g in self._collect("gradient").items() if n.partition(".")[0] not in self.frozen}
+        found = collect(self._wiring, "gradient")
+        return {n: g for n, g in found.items() if n.partition(".")[0] not in self.frozen}
 
     def velocity(self) -> dict[str, Values]:
         """The momentum terms; keys and shapes as in ``weights``."""
-        return self._collect("velocity")
+        self._check_open()
+        return collect(self._wiring, "velocity")
 
     def load_velocity(self, velocity: Mapping[str, Values]) -> None:
         """Replaces all momentum terms, as ``load_weights`` does weights."""
-        self._distribute("velocity", velocity)
+        self._check_open()
+        distribute(self._wiring, "velocity", velocity)
 
     @property
     def layers(self) -> list[str]:
@@ -222,7 +202,7 @@ class Network:
         ``train`` turns dropout on and prepares for ``backward``; otherwise dropped layers are multiplied by 1 - p.
         """
         crop = self.spec.crop
-        self._check_batch("forward", images, (3, crop, crop), np.float32)
+        self._check_batch("forward", "images", images, (3, crop, crop), "float32")
         x = rounded(pack_activations(fold_images(images, self._fold), self._lanes, self._N), self.precision)
         self._intake.values(x)
         return self._run_forward(len(images), train)
@@ -247,10 +227,12 @@ class Network:
         decay.
 
         ``rates`` multiplies the learning rate of single parameters, by name. Where a loss of the last ``backward`` was
-        not finite, parameters stay as they are. Raises ``RuntimeError`` where there are no gradients.
+        not finite, parameters stay as they are; so does every single value whose gradient is not. Raises
+        ``RuntimeError`` where there are no gradients.
         """
         self._check_open()
         self._check_gradients("step")
+        arguments.constants("step", (lr, momentum, weight_decay), rates or {}, self._parameters)
         words = control_words(0, lr, momentum, weight_decay)[LR : WEIGHT_DECAY + 1]
         for side in self._sides:
             side.stream.upload(side.control.view(words.shape, LR), words)
@@ -292,11 +274,11 @@ class Network:
         never lie in memory, the same work is captured once and launched as a whole, and nobody waits for it: images of
         the next step come in while this one runs. Arguments may be reused when the call returns.
         """
-        self._check_images(images)
-        self._check_labels(labels, len(images))
-        slot = self._intake.next_slot()
-        self._intake.images(images, windows, noise, slot)
-        return self._run_step(slot, labels, (lr, momentum, weight_decay), rates or {})
+        self._check_batch("train_step", "images", images, STORED, "uint8")
+        constants = (lr, momentum, weight_decay)
+        return self._run_step(
+            lambda slot: self._intake.images(images, windows, noise, slot), len(images), labels, constants, rates or {}
+        )
 
     def train_step_kept(
         self,
@@ -310,11 +292,25 @@ class Network:
         rates: Mapping[str, float] | None = None,
     ) -> StepResult:
         """``train_step`` with images that ``store_images`` brought: ``indices`` (n,) are their places."""
-        self._check_indices(indices)
-        self._check_labels(labels, len(indices))
-        slot = self._intake.next_slot()
-        self._intake.kept(indices, windows, noise, slot)
-        return self._run_step(slot, labels, (lr, momentum, weight_decay), rates or {})
+        self._check_batch("train_step_kept", "indices", indices, (), "integers")
+        constants = (lr, momentum, weight_decay)
+        return self._run_step(
+            lambda slot: self._intake.kept(indices, windows, noise, slot), len(indices), labels, constants, rates or {}
+        )
+
+    def first_not_finite(self, labels: Values) -> str | None:
+        """Where the numbers of a step on the images of the last ``train_batch``, or ``backward``, stop being finite:
+        "conv2.weight", "the output of conv3", "the loss", "the gradient of fc6.bias"; None where all of them are. For
+        finding a mistake: computes all of it once more. Raises ``RuntimeError`` where there was no such call.
+        """
+        self._check_gradients("first_not_finite")
+        n = len(labels)
+        arguments.labels(labels, n, self.spec.classes)
+        self._intake.labels(labels)
+        self._wiring.read(self._intake.take(0))
+        found = first_not_finite(self._wiring, self._intake.slots[0].labels, n)
+        self._intake.give_back(0)
+        return found
 
     def evaluate_batch(self, images: Values, windows: Values) -> Values:
         """Logits, float32 (n, classes), of stored images in test mode; arguments as in ``train_batch``."""
@@ -322,7 +318,7 @@ class Network:
         return self._run_forward(len(images), train=False)
 
     def _ingest(self, images: Values, windows: Values, noise: Values) -> None:
-        self._check_images(images)
+        self._check_batch("train_batch", "images", images, STORED, "uint8")
         self._intake.images(images, windows, noise)
 
     def keep_images(self, count: int, size: int) -> None:
@@ -344,7 +340,7 @@ class Network:
         self, indices: Values, labels: Values, windows: Values, noise: Values
     ) -> tuple[Values, Values]:
         """``train_batch`` with images that ``store_images`` brought: ``indices`` (n,) are their places."""
-        self._check_indices(indices)
+        self._check_batch("train_batch_kept", "indices", indices, (), "integers")
         self._intake.kept(indices, windows, noise)
         self._run_forward(len(indices), train=True, logits=False)
         return self._run_backward(labels)
@@ -364,7 +360,7 @@ class Network:
         n = self._valid
         if not n:
             raise RuntimeError("backward needs a forward(train=True) before it")
-        self._check_labels(labels, n)
+        arguments.labels(labels, n, self.spec.classes)
         self._valid, self._kept = 0, True
         self._last = 0 if self._wiring.fused else n
         self._intake.labels(labels)
@@ -374,9 +370,18 @@ class Network:
         return self._wiring.losses.download()[:n], self._wiring.ranks.download()[:n]
 
     def _run_step(
-        self, slot: int, labels: Values, constants: tuple[float, float, float], rates: Mapping[str, float]
+        self,
+        take_in: Callable[[int], None],
+        n: int,
+        labels: Values,
+        constants: Sequence[float],
+        rates: Mapping[str, float],
     ) -> StepResult:
-        n = len(labels)
+        """A whole step on ``n`` images that ``take_in`` puts into a slot."""
+        arguments.labels(labels, n, self.spec.classes)
+        arguments.constants("train_step", constants, rates, self._parameters)
+        slot = self._intake.next_slot()
+        take_in(slot)
         self._valid, self._kept = 0, False
         self._last = 0 if self._wiring.fused else n
         self._intake.labels(labels, slot)
@@ -389,7 +394,8 @@ class Network:
         self._intake.give_back(slot)
         self.steps_done += 1
         stream = self._sides[0].stream
-        return StepResult(stream.fetch(self._wiring.losses), stream.fetch(self._wiring.ranks), n)
+        controls = [side.stream.fetch(side.control) for side in self._sides]
+        return StepResult(stream.fetch(self._wiring.losses), stream.fetch(self._wiring.ranks), controls, n)
 
     def _queue_step(self, inputs: list[Array], slot: int, n: int, rates: Mapping[str, float]) -> None:
         self._wiring.read(inputs)
@@ -404,33 +410,14 @@ class Network:
             raise RuntimeError("the network is closed")
 
     def _check_gradients(self, what: str) -> None:
+        self._check_open()
         if not self._kept:
             raise RuntimeError(f"{what}: there are no gradients; they come from backward or train_batch")
 
-    def _check_images(self, images: Values) -> None:
-        size = images.shape[1:3] if images.ndim == 4 else (self.spec.crop, self.spec.crop)
-        self._check_batch("train_batch", images, (*size, 3), np.uint8)
-
-    def _check_indices(self, indices: Values) -> None:
+    def _check_batch(self, op: str, name: str, values: Values, shape: tuple[int | str, ...], dtype: str) -> None:
         self._check_open()
-        if not 1 <= len(indices) <= self.batch_size:
-            raise ValueError(f"train_batch_kept: there must be 1 to {self.batch_size} images, got {len(indices)}")
-
-    def _check_labels(self, labels: Values, n: int) -> None:
-        labels, classes = np.asarray(labels), self.spec.classes
-        if labels.shape != (n,) or labels.dtype.kind not in "iu":
-            raise ValueError(f"labels must be integers of shape {(n,)}, got {labels.dtype} of shape {labels.shape}")
-        if labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
-
-    def _check_batch(self, op: str, images: Values, shape: tuple[int, ...], dtype: Any) -> None:
-        self._check_open()
-        n = len(images) if images.ndim else 0
-        if images.shape[1:] != shape or images.dtype != dtype or not 1 <= n <= self.batch_size:
-            raise ValueError(
-                f"{op}: images must be {np.dtype(dtype).name} of shape (n, {', '.join(map(str, shape))}) with 1 <= n "
-                f"<= {self.batch_size} (the batch size), got {images.dtype} of shape {images.shape}"
-            )
+        arguments.array(op, name, values, ("n", *shape), dtype)
+        arguments.count(op, len(values), self.batch_size)
 
     def close(self) -> None:
         """Gives all device memory back. May be called twice."""
@@ -451,9 +438,14 @@ class Network:
 class StepResult:
     """What a training step found out, on its way here while the step may still run."""
 
-    def __init__(self, losses: Fetch, ranks: Fetch, n: int):
-        self._losses, self._ranks, self._n = losses, ranks, n
+    def __init__(self, losses: Fetch, ranks: Fetch, controls: list[Fetch], n: int):
+        self._losses, self._ranks, self._controls, self._n = losses, ranks, controls, n
 
     def get(self) -> tuple[Values, Values]:
         """Losses, float32 (n,), and ranks of the true classes, int32 (n,), when they are there."""
         return self._losses.get()[: self._n], self._ranks.get()[: self._n]
+
+    def gradients_finite(self) -> bool:
+        """Whether all were that parameters took a step by, when that is known. Single values that were not have changed
+        no parameter; ``Network.first_not_finite`` finds out where they come from."""
+        return not any(control.get()[SPOILED] for control in self._controls)

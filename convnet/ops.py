@@ -453,7 +453,8 @@ def sgd(
     rate: float,
     decays: bool,
 ) -> None:
-    """The paper's update of one tensor: see ``Update``. Nothing changes where ``control`` says ``stopped``."""
+    """The paper's update of one tensor: see ``Update``. Nothing changes where ``control`` says ``stopped``; what has a
+    gradient that is not finite stays as it is, and ``control`` then says ``spoiled``."""
     *tensors, rate, decays = Update(weight, velocity, gradient, copy, rate, decays).checked("sgd", stream)
     _check("sgd", stream, _control(control))
     stream.launch(stream.device.kernels.sgd, *tensors, control, rate, decays)

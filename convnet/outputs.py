@@ -16,6 +16,7 @@ import numpy as np
 
 from .checkpoint import write_atomically
 from .data import DataError
+from .files import open_regular
 
 Values = np.ndarray[Any, Any]
 
@@ -94,8 +95,10 @@ class RowsFile:
                 write_csv(self.path.with_suffix(".csv"), self._lines)
                 os.replace(self._temporary, self.path)
         finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            try:
+                self._file.close()  # which writes what is left, and fails where there is no room
+            finally:
+                self._temporary.unlink(missing_ok=True)
 
 
 def read_rows(path: Path) -> tuple[Values, list[dict[str, str]]]:
@@ -104,12 +107,13 @@ def read_rows(path: Path) -> tuple[Values, list[dict[str, str]]]:
     Raises ``DataError``.
     """
     try:
+        open_regular(path).close()  # or np.load waits
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: expected an array in a .npy file: {error}") from error
     index = path.with_suffix(".csv")
     try:
-        with open(index, encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(open_regular(index), encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{index}: expected the names of the rows of {path.name}: {error}") from error

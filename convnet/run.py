@@ -19,6 +19,8 @@ from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, changed_fixed
 from .data import DataSet, Statistics
 from .metrics import MetricsFile
+from .schedule import Stage, stages_of
+from .spec import NetworkSpec, network, parameter_shapes
 
 
 def holds_run(folder: Path) -> bool:
@@ -34,6 +36,25 @@ def default_folder(config: Config) -> Path:
         count += 1
         folder = wanted.with_name(f"{wanted.name}-{count}")
     return folder
+
+
+def frozen_layers(config: Config, stage: Stage) -> list[str]:
+    """Those that the options or the stage keep as they are."""
+    chosen = [name.strip() for name in (config.freeze or "").split(",")]
+    return [*filter(None, chosen), *stage.frozen]
+
+
+def check_layers(spec: NetworkSpec, config: Config) -> None:
+    """Raises ``ValueError`` where an option names a layer that the network does not have, or freezes all."""
+    layers = [name.removesuffix(".weight") for name in parameter_shapes(spec) if name.endswith(".weight")]
+    for stage in stages_of(config.stages or []) or [Stage(0, 1.0)]:
+        frozen = set(frozen_layers(config, stage))
+        if unknown := sorted(frozen - set(layers)):
+            raise ValueError(f'freeze: no layer with weights is called "{unknown[0]}"; there are {", ".join(layers)}')
+        if frozen == set(layers):
+            raise ValueError("freeze: all layers are frozen; leave at least one to learn")
+        if unknown := sorted(stage.layers.keys() - set(layers)):
+            raise ValueError(f"stages: no layer is called {unknown[0]!r}; there are {', '.join(layers)}")
 
 
 class RunFolder:
@@ -80,6 +101,13 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / checkpoint.file_name(step)
 
+    def last_checkpoint(self) -> str:
+        """Where a run that broke off goes on, in words."""
+        kept = checkpoint.files(self.checkpoints)
+        if not kept:
+            return "there is no checkpoint yet"
+        return f"the last checkpoint is {kept[-1]}; go on with: convnet-train --resume auto -o {self.path}"
+
 
 def find_checkpoint(output: Path | None, resume: str | None, warn: Any) -> tuple[Path | None, Checkpoint | None]:
     """The run folder (None: to be chosen) and the checkpoint to go on from (None: a new run).
@@ -114,20 +142,33 @@ def find_checkpoint(output: Path | None, resume: str | None, warn: Any) -> tuple
     return output or home, found
 
 
-def saved_options(saved: Checkpoint, asked: dict[str, Any]) -> dict[str, Any]:
-    """The options a resumed run inherits. Raises ``CheckpointError`` when it is asked for what it cannot change."""
-    options = {name: value for name, value in saved.state["config"].items() if name != "steps"}
+def saved_run(saved: Checkpoint) -> tuple[Config, Statistics]:
+    """The options of the run that a checkpoint is of, and the statistics of its images.
+
+    Raises ``CheckpointError`` unless they are such, and all tensors those of the network that they describe: nothing is
+    built from a file before this is known.
+    """
     try:
-        before = Config(**options)
+        config = Config(**saved.state["config"])
+        spec = network(config.model, num_classes=len(saved.state["classes"]), **config.network_options())
+        check_layers(spec, config)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{saved.path}: expected the options of a run, found others: {error}") from error
+    checkpoint.check_network(saved, parameter_shapes(spec))
+    return config, saved_statistics(saved, spec.crop)
+
+
+def saved_options(saved: Checkpoint, asked: dict[str, Any]) -> dict[str, Any]:
+    """The options a resumed run inherits. Raises ``CheckpointError`` when it is asked for what it cannot change."""
+    before, _ = saved_run(saved)
+    options = {name: value for name, value in saved.state["config"].items() if name != "steps"}
     changed = changed_fixed({name: value for name, value in asked.items() if name in options}, before)
     if changed:
         raise CheckpointError(f"{saved.path}: a resumed run cannot take {changed}; leave it out, or start a new run")
     return options
 
 
-def check_dataset(saved: Checkpoint, dataset: DataSet) -> None:
+def check_dataset(saved: Checkpoint, dataset: DataSet, batch_size: int) -> None:
     if saved.state["classes"] != dataset.classes:
         before, now = saved.state["classes"], dataset.classes
         differ = sorted(set(before) ^ set(now))[:3] or "another order"
@@ -140,16 +181,28 @@ def check_dataset(saved: Checkpoint, dataset: DataSet) -> None:
             f"{saved.path}: expected the data it was trained on ({saved.state['dataset'].get('name')}), found other "
             f"images ({dataset.name}); give the data of the run, or start a new run"
         )
+    position, images = saved.state["position"], len(dataset.train)
+    if position > images or (position % batch_size and position < images):
+        raise CheckpointError(
+            f"{saved.path}: expected a place between two batches of {batch_size} of the {images} images, found "
+            f"{position}"
+        )
 
 
-def saved_statistics(saved: Checkpoint) -> Statistics:
-    colour = saved.state["colour"]
-    if "mean" not in saved.tensors:
-        raise CheckpointError(f"{saved.path}: expected the mean image, found no tensor of that name")
+def saved_statistics(saved: Checkpoint, crop: int) -> Statistics:
+    colour, mean = saved.state["colour"], saved.tensors.get("mean")
+    if mean is None or mean.shape != (3, crop, crop):
+        found = "no tensor of that name" if mean is None else f"a tensor of shape {mean.shape}"
+        raise CheckpointError(f"{saved.path}: expected the mean image, of shape {(3, crop, crop)}, found {found}")
     try:
         with np.errstate(over="raise"):
             values = {name: np.array(value, np.float32) for name, value in colour.items()}
-        return Statistics(saved.tensors["mean"], **values)
+        statistics = Statistics(mean, **values)
+        if (statistics.std.shape, statistics.deviations.shape, statistics.directions.shape) != ((3,), (3,), (3, 3)):
+            raise ValueError("there must be 3 numbers as std, 3 as deviations and 3 times 3 as directions")
+        if not all(np.isfinite(each).all() for each in values.values()):
+            raise ValueError("some are not finite")
+        return statistics
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{saved.path}: expected the images' colours, found something else: {error}") from error
 

@@ -36,12 +36,12 @@ class Stage:
         return self.layers.get(layer, own) / self.lr
 
 
-def is_finite(value: float) -> bool:
-    """Also of whole numbers that are beyond all floats: those are not."""
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
+LARGEST = 1e30  # of an option: what is computed from a few of them stays within float32
+
+
+def is_moderate(value: float) -> bool:
+    """Whether float32 can take it; no number that is none."""
+    return abs(value) <= LARGEST
 
 
 def stages_of(tables: Sequence[dict[str, Any]]) -> tuple[Stage, ...]:
@@ -57,9 +57,10 @@ def stages_of(tables: Sequence[dict[str, Any]]) -> tuple[Stage, ...]:
             raise ValueError(f"{where}: layers must be a table of names and rates, got {layers!r}")
         rates = {"lr": table["lr"], "bias_lr": table.get("bias_lr"), "noise": table.get("noise"), **layers}
         for name, value in rates.items():
-            number_ok = isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)
-            if value is not None and (not number_ok or value < 0 or (name == "lr" and value == 0)):
+            real = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and (not (real and is_moderate(value)) or value < 0 or (name == "lr" and value == 0)):
                 least = "more than 0" if name == "lr" else "at least 0"
+                least += f" and at most {LARGEST:g}" if real and value > LARGEST else ""
                 raise ValueError(f"{where}: {name} must be a number of {least}, got {value!r}")
         expected = found[-1].epoch + 1 if found else 0
         epoch = table["epoch"]

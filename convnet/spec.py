@@ -184,6 +184,20 @@ def parameter_count(spec: NetworkSpec) -> int:
     return sum(placed.parameters for placed in placed_layers(spec))
 
 
+def parameter_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
+    """Of all weights and biases, by name, as users see them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for placed in placed_layers(spec):
+        layer = placed.layer
+        if isinstance(layer, Conv):
+            shapes[f"{layer.name}.weight"] = (placed.K, placed.C // placed.groups, layer.size, layer.size)
+        elif isinstance(layer, Linear):
+            shapes[f"{layer.name}.weight"] = (placed.K, placed.C * placed.H * placed.W)
+        if isinstance(layer, (Conv, Linear)):
+            shapes[f"{layer.name}.bias"] = (placed.K,)
+    return shapes
+
+
 PAPER = TrainDefaults(batch_size=128, epochs=90, lr=0.01)
 
 

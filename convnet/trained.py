@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config
 from .data import DataError, DataSet, Statistics, normalisation, open_dataset
-from .run import holds_run, saved_statistics
+from .run import holds_run, saved_run
 from .spec import NetworkSpec, network
 
 if TYPE_CHECKING:
@@ -40,23 +41,25 @@ class Trained:
         names = ("model", "normalisation")
         return {**{name: getattr(self.config, name) for name in names}, **self.config.network_options()}
 
+    @contextmanager
     def open_network(
         self, device: str = "auto", batch_size: int = 128, precision: str | None = None, fused: bool = True
-    ) -> Network:
+    ) -> Iterator[Network]:
         """The network with its weights, ready for stored images; in the run's precision unless another is given.
-        ``fused`` False where activations of any layer are wanted."""
+        ``fused`` False where activations of any layer are wanted. Where memory runs out, before or while it is used,
+        the error says what takes how much and how many images would fit."""
+        from .footprint import Use
         from .model import Network
 
         precision = precision or self.config.precision
-        opened = Network(self.spec, device, batch_size, precision, seed=self.config.seed, fused=fused)
-        try:
-            checkpoint.check_network(self.checkpoint, opened.weights())
+        use = Use(self.spec, device, precision, self.spec.image_size, fused)
+        with (
+            use.explained(batch_size),
+            Network(self.spec, device, batch_size, precision, seed=self.config.seed, fused=fused) as opened,
+        ):
             opened.load_weights(self.checkpoint.part("weights"))
             opened.set_input(*normalisation(self.statistics, self.config.normalisation))
-        except BaseException:
-            opened.close()
-            raise
-        return opened
+            yield opened
 
     def open_dataset(self, data: str | None = None, seed: int | None = None) -> DataSet:
         """The data the run was trained on, or ``data``, which must have the same classes; drawn images are those of
@@ -92,9 +95,4 @@ def load_trained(run: str | Path, warn: Callable[[str], None]) -> Trained:
             raise CheckpointError(f"{path}: expected a checkpoint in checkpoints/, found none; train longer first")
     else:
         found = checkpoint.load(path)
-    try:
-        config = Config(**found.state["config"])
-        network(config.model, num_classes=len(found.state["classes"]), **config.network_options())
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{found.path}: expected the options of a run, found others: {error}") from error
-    return Trained(path, found, config, saved_statistics(found))
+    return Trained(path, found, *saved_run(found))

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import checkpoint
+from .backend import DeviceError
 from .checkpoint import Checkpoint
 from .config import Config, to_toml
 from .data import DataSet, Loader, Statistics, normalisation
 from .info import versions
 from .metrics import Console, Meter, Speed, losses_and_ranks, percent
-from .run import RunFolder, StopRequest
-from .schedule import Schedule, stages_of
-from .transfer import frozen_layers
+from .run import RunFolder, StopRequest, frozen_layers
+from .schedule import LARGEST, Schedule, stages_of
 
 if TYPE_CHECKING:
     from .data import Batch
@@ -101,7 +101,7 @@ class Trainer:
         self.schedule.restore(state["schedule"])
         self.running = Meter(**state["running"])
         self.best = state["best"]
-        self.new_layers = state.get("new_layers", [])
+        self.new_layers = state.get("new_layers") or []
         self.written = saved.path.resolve() == self.folder.checkpoint(self.step).resolve()
 
     def _state(self) -> dict[str, Any]:
@@ -207,15 +207,19 @@ class Trainer:
         self.speed.restart()
         if self.position == self.images:
             return iter(())
-        noise = self.schedule.stage(self.epoch).noise
-        return loader.epoch(self.epoch, self.position, self.config.noise if noise is None else noise)
+        return loader.epoch(self.epoch, self.position, self._noise())
+
+    def _noise(self) -> float:
+        """The colour noise of this epoch."""
+        of_stage = self.schedule.stage(self.epoch).noise
+        return self.config.noise if of_stage is None else of_stage
 
     def _set_rates(self) -> None:
         """What this epoch's stage and the options say of single layers."""
         stage, head = self.schedule.stage(self.epoch), self.config.head_lr
         self.network.freeze(frozen_layers(self.config, stage))
         self.rates = {
-            name: stage.factor(name) * (head if name.partition(".")[0] in self.new_layers else 1.0)
+            name: min(stage.factor(name) * (head if name.partition(".")[0] in self.new_layers else 1.0), LARGEST)
             for layer in self.network.layers
             for name in (f"{layer}.weight", f"{layer}.bias")
         }
@@ -231,14 +235,15 @@ class Trainer:
         return Step(result, batch.position, len(batch.labels), batch.wait_seconds, rate)
 
     def _finish_step(self, done: Step) -> None:
-        """Takes note of what a step found out. The network itself does not learn from a loss that is not finite."""
+        """Takes note of what a step found out. The network itself does not learn from what is not finite."""
         losses, ranks = done.result.get()
-        if not np.isfinite(losses).all():
+        sound = np.isfinite(losses).all()
+        if not sound or not done.result.gradients_finite():
             first, last = done.position, done.position + done.images - 1
-            where = f"images {first} to {last} of epoch {self.epoch + 1}"
-            spoiled = next((n for n, v in self.network.weights().items() if not np.isfinite(v).all()), None)
-            named = f"; the first parameter that is not finite: {spoiled}" if spoiled else ""
-            raise self._diverged(f"the loss is {losses.mean()} ({where}{named})")
+            what = "a gradient is not finite" if sound else f"the loss is {losses.mean()}"
+            origin = self._first_not_finite(done)
+            named = f"; computed once more, the first that is not finite: {origin}" if origin else ""
+            raise self._diverged(f"{what} (images {first} to {last} of epoch {self.epoch + 1}{named})")
         self.step += 1
         self.position = done.position + done.images
         self.running.add(losses, ranks)
@@ -249,6 +254,23 @@ class Trainer:
             self._hint()
         if self.step % RECORD_STEPS == 0 or self.position == self.images:
             self._record(done.rate)
+
+    def _first_not_finite(self, done: Step) -> str | None:
+        """Takes the images of a step through the network once more, with the weights as they are now: other ones where
+        only a gradient was not finite, or where the step behind it was under way, so that all may be finite."""
+        network = self.network
+        network.steps_done = self.step
+        with self._loader(self.dataset.train, self.config.augment) as loader:
+            batch = next(loader.epoch(self.epoch, done.position, self._noise()))
+        options = batch.labels, batch.windows, batch.noise
+        try:
+            if self.config.cache == "device":
+                network.train_batch_kept(batch.indices, *options)
+            else:
+                network.train_batch(batch.images, *options)
+            return network.first_not_finite(batch.labels)
+        except DeviceError:  # gradients take memory that a step does without
+            return None
 
     def _diverged(self, what: str) -> Diverged:
         kept = checkpoint.files(self.folder.checkpoints)

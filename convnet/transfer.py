@@ -1,11 +1,9 @@
-"""What is not the same for all layers: what they start from, and whether they learn."""
+"""What the layers of a new network start from."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .config import Config
-from .schedule import Stage, stages_of
 from .trained import Trained
 
 if TYPE_CHECKING:
@@ -34,17 +32,3 @@ def transfer(source: Trained, network: Network, classes: list[str]) -> list[str]
     kept = {name: found[name] for name in weights if name.partition(".")[0] not in new}
     network.load_weights({**weights, **kept})
     return [layer for layer in layers if layer in new]
-
-
-def frozen_layers(config: Config, stage: Stage) -> list[str]:
-    """Those that the options or the stage keep as they are."""
-    chosen = [name.strip() for name in (config.freeze or "").split(",")]
-    return [*filter(None, chosen), *stage.frozen]
-
-
-def check_layers(network: Network, config: Config) -> None:
-    """Raises ``ValueError`` where an option names a layer that the network does not have, or freezes all."""
-    for stage in stages_of(config.stages or []) or [Stage(0, config.lr)]:
-        network.freeze(frozen_layers(config, stage))
-        if unknown := sorted(stage.layers.keys() - set(network.layers)):
-            raise ValueError(f"stages: no layer is called {unknown[0]!r}; there are {', '.join(network.layers)}")

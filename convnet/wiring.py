@@ -11,7 +11,7 @@ captured once and launched again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -87,6 +87,11 @@ class Wiring:
 
     def forward(self, train: bool) -> None:
         """Logits from what the first layer reads."""
+        for _ in self.forward_by_block(train):
+            pass
+
+    def forward_by_block(self, train: bool) -> Iterator[list[LayerOnDevice]]:
+        """The same, block by block: each is handed out when its work is queued."""
         self.exchange.log.clear()
         for index, block in enumerate(self.blocks):
             if index in self._wholes:
@@ -94,6 +99,7 @@ class Wiring:
                 self.exchange.gather(block[0].name, parts, [whole.x for whole in self._wholes[index]])
             for layer in block:
                 layer.forward(train)
+            yield block
 
     def backward(self, labels: Array, n: int, rates: Mapping[str, float] | None = None) -> None:
         """Losses, ranks and gradients for the first ``n`` images. With ``rates``, factors on the learning rate by

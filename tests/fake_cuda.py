@@ -10,12 +10,17 @@ in a random order that respects the captured order alone.
 from __future__ import annotations
 
 import ctypes
+import functools
 import random
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+import convnet
+from convnet import device
 
 
 class Error(Exception):
@@ -36,11 +41,19 @@ CAPTURED_EVENT = "operation not permitted on an event last recorded in a capturi
 
 
 class Machine:
-    """``peers``: whether the GPUs reach each other's memory; ``capacity``: bytes per GPU."""
+    """``peers``: whether the GPUs reach each other's memory; ``capacity``: bytes per GPU; ``version`` of the driver;
+    ``busy``: GPUs that another process wants for itself."""
 
     def __init__(
-        self, gpus: int = 2, peers: bool = True, capacity: int = 1 << 30, capability: tuple[int, int] = (9, 0)
+        self,
+        gpus: int = 2,
+        peers: bool = True,
+        capacity: int = 1 << 30,
+        capability: tuple[int, int] = (9, 0),
+        version: int = 13000,
+        busy: tuple[int, ...] = (),
     ):
+        self.version, self.busy = version, busy
         self.gpus, self.peers, self.capacity, self.capability = gpus, peers, capacity, capability
         self.contexts = [Context(self, i) for i in range(gpus)]
         self.stack: list[Context] = []
@@ -51,10 +64,32 @@ class Machine:
         self.copies = {"direct": 0, "to_host": 0}
         self.pushes = 0
         self.order = random.Random(0)
+        self.failing: tuple[int, int, str] | None = None
+        self.dead: dict[int, str] = {}  # GPU -> what every call says of it
+
+    def fail(self, index: int, kernels: int, text: str) -> None:
+        """The kernel behind the next ``kernels`` on GPU ``index`` breaks off: every later call there says ``text``."""
+        self.failing = index, kernels, text
+
+    def ran(self, context: Context) -> None:
+        """A kernel came to its end, or not."""
+        if self.failing and self.failing[0] == context.index:
+            index, left, text = self.failing
+            self.failing = (index, left - 1, text) if left else None
+            if not left:
+                self.dead[index] = text
+                for nbytes, owner, buffer in self.memory.values():
+                    if owner is context and nbytes:
+                        buffer[:] = 0x3C  # finite, and nothing that anybody computed
+
+    def alive(self, context: Context) -> None:
+        if context.index in self.dead:
+            raise Error(self.dead[context.index])
 
     def current(self) -> Context:
         if not self.stack:
             raise Error("invalid context: none is current")
+        self.alive(self.stack[-1])
         return self.stack[-1]
 
     def owner(self, address: int) -> Context:
@@ -121,6 +156,8 @@ class Graph:
 
     def launch(self, stream: int) -> None:
         on = self.machine.streams[stream]
+        if on.context.index in self.machine.dead:
+            raise RuntimeError(f"launching a graph: {self.machine.dead[on.context.index]} (CUDA error 700)")
         assert on.context is self.machine.current()
         if on.capture:
             on.capture.spoilt = True
@@ -149,6 +186,7 @@ class Allocation:
         return self.address
 
     def free(self) -> None:
+        self.machine.current()
         del self.machine.memory[self.address]
 
 
@@ -174,6 +212,8 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
             return machine.capacity
 
         def retain_primary_context(self) -> Context:
+            if self.index in machine.busy:
+                raise Error("cuDevicePrimaryCtxRetain failed: CUDA-capable device(s) is/are busy or unavailable")
             return machine.contexts[self.index]
 
         def can_access_peer(self, other: Device) -> bool:
@@ -246,10 +286,12 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
                 raise Error(CAPTURED_EVENT)
 
         def query(self) -> bool:
+            machine.alive(self.context)
             self.not_captured()
             return self.recorded
 
         def synchronize(self) -> None:
+            machine.alive(self.context)
             self.not_captured()
             assert self.recorded
 
@@ -309,9 +351,16 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
         def free_held(self) -> None:
             machine.current()
 
+    def runtime(context: Context, what: str) -> None:
+        """CUDA's runtime reports the errors of the driver in words of its own."""
+        if context.index in machine.dead:
+            raise RuntimeError(f"{what}: {machine.dead[context.index]} (CUDA error 700)")
+
     def on_current(kernel: Any) -> Any:
+        @functools.wraps(kernel)
         def run(*arguments: Any) -> None:
             stream = machine.streams[arguments[-1]]
+            runtime(stream.context, kernel.__name__)
             assert stream.context is machine.current(), "the stream belongs to another context"
             addresses = [a for a in arguments if isinstance(a, int) and a > 1 << 32]
 
@@ -319,6 +368,7 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
                 for address in addresses:
                     assert machine.owner(address) is stream.context, "memory of another device"
                 kernel(*arguments[:-1], 0)
+                machine.ran(stream.context)
 
             for address in addresses:
                 assert machine.owner(address) is stream.context, "memory of another device"
@@ -367,7 +417,7 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
         "mem_get_info": lambda: (machine.capacity - machine.held(machine.current()), machine.capacity),
         "pagelocked_empty": pagelocked_empty,
         "event_flags": types.SimpleNamespace(DISABLE_TIMING=2),
-        "get_driver_version": lambda: 13000,
+        "get_driver_version": lambda: machine.version,
         "memcpy_htod_async": memcpy_htod_async,
         "memcpy_dtoh_async": memcpy_dtoh_async,
         "memcpy_dtoh": memcpy_dtoh,
@@ -379,3 +429,13 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
     pycuda = types.ModuleType("pycuda")
     pycuda.driver, pycuda.tools = driver, tools  # type: ignore[attr-defined]
     return {"pycuda": pycuda, "pycuda.driver": driver, "pycuda.tools": tools, "convnet._gpu": gpu}
+
+
+def install(patch: Any, machine: Machine, kernels: Any) -> Machine:
+    """Makes the process see ``machine``; ``patch`` is pytest's monkeypatch."""
+    for name, module in modules(machine, kernels).items():
+        patch.setitem(sys.modules, name, module)
+    patch.setattr(device, "_load_driver_library", lambda: machine.version)
+    patch.setattr(convnet, "_gpu", sys.modules["convnet._gpu"], raising=False)
+    device._driver.cache_clear()
+    return machine

@@ -20,6 +20,7 @@ from convnet import checkpoint
 from convnet.cli.train import main
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(convnet.__file__).parents[1])}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # output is buffered, as it is for most
 COLOURS = ("blue", "green", "red")
 # 36 images in batches of 8: five steps per epoch, the last one short
 TINY = ["--device", "cpu", "-b", "8", "--epochs", "2", "--width", "0.25", "--crop", "32"]

@@ -16,7 +16,6 @@ import pytest
 import reference
 from runs import ENVIRONMENT
 
-import convnet
 from convnet import Network, backend, spec, trainer
 from convnet import device as cuda_device
 from convnet.data import open_dataset
@@ -372,15 +371,7 @@ def test_operands_of_kernels():
 def fake_gpu(monkeypatch):
     """One that computes as the emulator does: every line for CUDA runs."""
     emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
-    for name, module in fake_cuda.modules(fake_cuda.Machine(gpus=1), emu).items():
-        monkeypatch.setitem(sys.modules, name, module)
-    gpu = sys.modules["convnet._gpu"]
-    for name, function in vars(gpu).items():
-        if getattr(function, "__name__", "") == "run":
-            function.__name__ = name  # as compiled functions have it
-    monkeypatch.setattr(cuda_device, "_load_driver_library", lambda: None)
-    monkeypatch.setattr(convnet, "_gpu", gpu, raising=False)
-    cuda_device._driver.cache_clear()
+    fake_cuda.install(monkeypatch, fake_cuda.Machine(gpus=1), emu)
     yield
     gc.collect()
     cuda_device._driver.cache_clear()

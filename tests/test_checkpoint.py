@@ -146,13 +146,13 @@ def test_missing_state_is_named(path):
 def test_another_network_is_named_by_tensor(path):
     tensors = {f"{part}/{name}": PLAIN for part in ("weights", "velocity") for name in ("a", "b")}
     found = checkpoint.load(write(path, tensors))
-    checkpoint.check_network(found, {"a": PLAIN, "b": PLAIN})
+    checkpoint.check_network(found, {"a": PLAIN.shape, "b": PLAIN.shape})
     with pytest.raises(CheckpointError, match=r"weights/b: the network has \(2,\), the file has \(4, 3, 2\)"):
-        checkpoint.check_network(found, {"a": PLAIN, "b": PLAIN[0, 0]})
+        checkpoint.check_network(found, {"a": PLAIN.shape, "b": (2,)})
     with pytest.raises(CheckpointError, match=r"weights/c: the network has \(4, 3, 2\), the file has none"):
-        checkpoint.check_network(found, {"a": PLAIN, "b": PLAIN, "c": PLAIN})
+        checkpoint.check_network(found, dict.fromkeys("abc", PLAIN.shape))
     with pytest.raises(CheckpointError, match="weights/b: the network has no such tensor"):
-        checkpoint.check_network(found, {"a": PLAIN})
+        checkpoint.check_network(found, {"a": PLAIN.shape})
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(path):

@@ -54,6 +54,7 @@ MISTAKES = {
     "not a number": (["--epochs", "many"], 2, "--epochs: invalid int value: 'many'"),
     "model": (["--model", "alexnt"], 2, 'no network is called "alexnt".*did you mean "alexnet"'),
     "batch 0": (["-b", "0"], 2, "--batch-size must be at least 1, got 0"),
+    "lr beyond float32": (["--lr", "1e39"], 2, r"--lr must be more than 0 and at most 1e\+30, got 1e\+39"),
     "epochs 0": (["--epochs", "0"], 2, "--epochs must be at least 1, got 0"),
     "steps": (["--steps", "-3"], 2, "--steps must be at least 1, got -3"),
     "lr 0": (["--lr", "0"], 2, "--lr must be more than 0, got 0.0"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +104,29 @@ def test_mistakes_are_named_at_the_start(root, change, message):
         open_dataset(root, size=32, seed=0)
     assert "photos" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def without_rights():
+    """Permissions count, also for root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("locked", ["train/class1", "train", "val/class2", "."])
+def test_a_folder_that_cannot_be_read_is_named_at_the_start(locked):
+    with tempfile.TemporaryDirectory() as parent:  # tmp_path is nobody else's
+        os.chmod(parent, 0o755)
+        folder = write_folder(Path(parent) / "photos") / locked
+        folder.chmod(0)
+        with without_rights(), pytest.raises(DataError, match=rf"^cannot read '{folder}': Permission denied$"):
+            open_dataset(Path(parent) / "photos", size=32, seed=0)
+        folder.chmod(0o755)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000, ""])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import Machine, modules
+from fake_cuda import Machine, install
 
 import convnet
 from convnet import backend, device
@@ -22,13 +22,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]
     """Makes the process see a machine with GPUs."""
 
     def make(**options: Any) -> Machine:
-        fake = Machine(**options)
-        for name, module in modules(fake, emu).items():
-            monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.setattr(device, "_load_driver_library", lambda: None)
-        monkeypatch.setattr(convnet, "_gpu", sys.modules["convnet._gpu"], raising=False)
-        device._driver.cache_clear()
-        return fake
+        return install(monkeypatch, Machine(**options), emu)
 
     yield make
     gc.collect()
@@ -400,13 +394,13 @@ def test_without_a_gpu_the_reason_and_the_remedy_are_told() -> None:
 
 
 def test_pycuda_and_driver_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
+    def missing() -> int:
         raise OSError("libcuda.so.1: cannot open shared object file")
 
     monkeypatch.setitem(sys.modules, "convnet._gpu", emu)
     monkeypatch.setattr(convnet, "_gpu", emu, raising=False)
     monkeypatch.setitem(sys.modules, "pycuda", None)
-    for load, text in ((missing, "no NVIDIA driver on this machine"), (lambda: None, "run: pip install pycuda")):
+    for load, text in ((missing, "no NVIDIA driver on this machine"), (lambda: 13000, "run: pip install pycuda")):
         monkeypatch.setattr(device, "_load_driver_library", load)
         device._driver.cache_clear()
         with pytest.raises(convnet.DeviceError, match=text):

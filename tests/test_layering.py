@@ -20,6 +20,7 @@ FOUNDATION = {
     "precision": set(),
     "shapes": {"precision"},
     "rng": set(),
+    "files": set(),
     "control": set(),
     "parallel": set(),
     "spec": {"shapes"},
@@ -29,7 +30,8 @@ FOUNDATION = {
     "blas_conv": {"shapes", "control", "parallel", "blas_common"},
     "blas_maps": {"shapes", "parallel", "blas_common"},
     "blas_kernels": {"shapes", "control", "parallel", "blas_common", "blas_conv", "blas_maps"},
-    "device": {"shapes", "spec", "backend", "_gpu"},
+    "failures": {"backend"},
+    "device": {"shapes", "spec", "backend", "failures", "_gpu"},
     "host": {"shapes", "spec", "precision", "backend", "blas_kernels", "_emu"},
     "ops": {"shapes", "spec", "precision", "control", "backend"},
     "arguments": {"shapes", "precision", "backend"},
@@ -40,10 +42,13 @@ FOUNDATION = {
     "assemble": {"shapes", "spec", "layers"},
     "initial": {"spec", "rng"},
     "exchange": {"backend", "ops", "layers"},
-    "intake": {"shapes", "backend", "ops", "layers"},
+    "intake": {"arguments", "shapes", "backend", "ops", "layers"},
     "wiring": {"shapes", "spec", "backend", "ops", "layers", "assemble", "exchange"},
+    "parameters": {"layout", "layers", "wiring"},
+    "diagnosis": {"backend", "layout", "wiring"},
     "graphs": {"backend"},
     "model": {
+        "arguments",
         "spec",
         "control",
         "backend",
@@ -51,13 +56,15 @@ FOUNDATION = {
         "layers",
         "assemble",
         "wiring",
+        "parameters",
+        "diagnosis",
         "graphs",
         "intake",
         "initial",
     },
 }
 LAZY = {"backend": {"device", "host"}, "device": {"_gpu"}, "host": {"_emu", "blas_kernels"}}
-DATA_MAY_IMPORT = {"data", "rng"}
+DATA_MAY_IMPORT = {"data", "rng", "files"}
 DATA_DEPENDENCIES = {"numpy", "PIL", "simplejpeg", "tqdm"}
 # tomli on Python 3.10, where the standard library has no tomllib
 DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib"}

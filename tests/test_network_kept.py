@@ -139,13 +139,13 @@ def test_misuse_is_refused():
     for wrong in (indices + 11, -indices - 1):
         with pytest.raises(ValueError, match=r"numbers in 0\.\.10"):
             net.train_batch_kept(wrong, labels, windows, noise)
-    with pytest.raises(ValueError, match="1 to 6 images, got 7"):
+    with pytest.raises(ValueError, match=r"1 to 6 images \(the batch size\), got 7"):
         net.train_batch_kept(np.zeros(7, int), labels, windows, noise)
     with pytest.raises(ValueError, match="window must lie inside its image of 37x37"):
         net.train_batch_kept(indices, labels, windows + 6, noise)
-    with pytest.raises(ValueError, match="images 1 to 11 of 11"):
+    with pytest.raises(ValueError, match="there are places 0 to 10, got images 1 to 11"):
         net.store_images(1, *planes)
-    with pytest.raises(ValueError, match=r"planes must be uint8 of shape \(n, 19, 19\)"):
+    with pytest.raises(ValueError, match=r"cr must be a NumPy array of uint8 of shape \(11, 19, 19\)"):
         net.store_images(0, planes[0], planes[1], planes[2][:, 1:])
     net.close()
     for call in (lambda: net.keep_images(1, 37), lambda: net.train_batch_kept(indices, labels, windows, noise)):

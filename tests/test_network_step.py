@@ -199,6 +199,80 @@ def test_a_loss_that_is_not_finite_teaches_nothing(device):
             np.testing.assert_array_equal(values, velocity[name], err_msg=name)
 
 
+def trap(net) -> dict:
+    """Weights whose loss is finite, and whose gradient of fc7.weight is not."""
+    weights = net.weights()
+    weights["fc6.bias"][:] = 3e38  # what fc7 reads, and what its slopes of some ten are multiplied by
+    weights["fc7.weight"][:], weights["fc7.bias"][:] = 0, 1
+    weights["fc8.weight"][:] = 100 * np.sign(weights["fc8.weight"])
+    return weights
+
+
+@pytest.mark.parametrize("devices", ["cpu", "emu", "emu:0,emu:1"])
+@pytest.mark.parametrize("at_once", [True, False], ids=["train_step", "step"])
+def test_a_gradient_that_is_not_finite_spoils_no_weight(devices, at_once):
+    with opened(devices) as net:
+        weights, velocity = trap(net), net.velocity()
+        net.load_weights(weights)
+        (batch,) = batches(1)
+        if at_once:
+            result = net.train_step(*batch)
+            losses, _ = result.get()
+            assert not result.gradients_finite()
+        else:
+            losses, _ = net.train_batch(*batch)
+            assert not np.isfinite(net.gradients()["fc7.weight"]).all()
+            net.step()
+        assert np.isfinite(losses).all()
+        for name, values in [*net.weights().items(), *net.velocity().items()]:
+            assert np.isfinite(values).all(), name
+        kept = net.velocity()["fc7.weight"] == velocity["fc7.weight"]
+        assert kept.any()
+        np.testing.assert_array_equal(net.weights()["fc7.weight"][kept], weights["fc7.weight"][kept])
+        assert (net.weights()["fc8.weight"] != weights["fc8.weight"]).any()  # what was finite took its step
+        net.load_weights(convnet.Network(TINY, devices="cpu", batch_size=1, seed=3).weights())
+        result = net.train_step(*batch)
+        assert result.gradients_finite()  # nothing of it stays for the next step
+
+
+@pytest.mark.parametrize("devices", ["cpu", "emu:0,emu:1"])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({}, None),
+        ({"conv3.weight": np.nan, "fc7.bias": np.inf}, "conv3.weight"),
+        ({"conv2.weight": 3e38}, "the output of conv2"),
+        ({"fc8.bias": 3e38}, "the loss"),
+        (None, "the gradient of fc7.weight"),
+    ],
+    ids=["nothing", "weight", "output", "loss", "gradient"],
+)
+def test_the_first_that_is_not_finite_is_named(devices, fused, change, place):
+    (batch,) = batches(1)
+    with opened(devices, fused=fused) as net:
+        weights = trap(net) if change is None else net.weights()
+        for name, value in (change or {}).items():
+            weights[name].flat[::2] = value
+        if place == "the loss":
+            weights["fc8.bias"][1::2] = -3e38  # logits are finite, but not the differences between them
+        net.load_weights(weights)
+        with np.errstate(all="ignore"):
+            net.train_batch(*batch)
+            assert net.first_not_finite(batch[1]) == place
+
+
+def test_an_input_that_is_not_finite_is_named():
+    images, labels, windows, noise = next(batches(1))
+    noise[2, 1] = np.inf
+    with opened("cpu") as net:
+        with pytest.raises(RuntimeError, match="first_not_finite: there are no gradients"):
+            net.first_not_finite(labels)
+        with np.errstate(all="ignore"):
+            net.train_batch(images, labels, windows, noise)
+            assert net.first_not_finite(labels) == "the input"
+
+
 def test_steps_keep_no_gradients():
     with opened("cpu") as net:
         at_once(net, 1)
@@ -242,3 +316,67 @@ def test_devices_that_cannot_capture_do_without(monkeypatch, caplog):
         assert_same(right, at_once(other, 5))
         assert other._graphs.launched == 0
     assert "cannot reach" in caplog.text
+
+
+NAN = np.full((N, 3), np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [1, 2]}, "images must be a NumPy array of uint8 of shape .*, got list"),
+        ({"images": np.zeros((N, 36, 36, 3), np.float32)}, "images must be a NumPy array of uint8 .*, got float32"),
+        ({"images": np.zeros((N, 36, 36, 3), np.int64)}, "images must be a NumPy array of uint8 .*, got int64"),
+        ({"images": np.zeros((0, 36, 36, 3), np.uint8)}, r"images must be .* of shape \(n, H, W, 3\), got uint8"),
+        ({"images": np.zeros((N + 1, 36, 36, 3), np.uint8)}, "there must be 1 to 6 images .*, got 7"),
+        ({"windows": NAN}, r"windows must be a NumPy array of integers of shape \(6, 3\), got float32"),
+        ({"windows": np.full((N, 3), 2**31)}, "every 32x32 window must lie inside its image"),
+        ({"windows": np.full((N, 3), -1)}, "every 32x32 window must lie inside its image"),
+        ({"windows": None}, "windows must be .*, got NoneType"),
+        ({"noise": np.zeros((N, 3), object)}, "noise must be a NumPy array of real numbers .*, got object"),
+        ({"labels": np.zeros(N)}, "labels must be integers"),
+        ({"lr": None}, "lr must be a finite number, got None"),
+        ({"lr": 1e39}, r"lr must be a finite number, got 1e\+39"),
+        ({"momentum": float("nan")}, "momentum must be a finite number, got nan"),
+        ({"weight_decay": "5e-4"}, "weight_decay must be a finite number, got '5e-4'"),
+        ({"rates": {"fc8.weigth": 1.0}}, r'no parameter is called "fc8.weigth"; there are conv1.weight'),
+        ({"rates": {"fc8.weight": None}}, r"rates\['fc8.weight'\] must be a finite number, got None"),
+    ],
+)
+def test_wrong_arguments_of_a_step_are_refused(change, message):
+    """By one sentence, before anything is queued: kernels read where windows say, and constants reach every weight."""
+    names = ("images", "labels", "windows", "noise")
+    with opened("emu") as net:
+        weights = net.weights()
+        arguments = dict(zip(names, next(batches(1)), strict=True)) | change
+        with pytest.raises(ValueError, match=message):
+            net.train_step(**arguments)
+        of_batch = {name: arguments[name] for name in names}
+        if change.keys() <= of_batch.keys():
+            with pytest.raises(ValueError, match=message):
+                net.train_batch(**of_batch)
+        else:
+            net.train_batch(**of_batch)
+            with pytest.raises(ValueError, match=message):
+                net.step(**change)
+        for name, values in net.weights().items():
+            np.testing.assert_array_equal(values, weights[name], err_msg=name)
+
+
+def test_places_of_kept_images_are_checked():
+    _, labels, windows, noise = next(batches(1))
+    plane, half = np.zeros((3, 36, 36), np.uint8), np.zeros((3, 18, 18), np.uint8)
+    with opened("emu") as net:
+        for count, size in ((0, 36), (-1, 36), (10, 31), (10, None), (2.5, 36)):
+            with pytest.raises(ValueError, match=r"keep_images: (count|size) must"):
+                net.keep_images(count, size)
+        net.keep_images(10, 36)
+        for first in (-1, 8, 2**40, 1.5):
+            with pytest.raises(ValueError, match=r"store_images: (there are places 0 to 9|first must)"):
+                net.store_images(first, plane, half, half)
+        for planes in ((plane, half, half[:2]), (plane, half, plane), (plane[:, 0], half, half), (None, half, half)):
+            with pytest.raises(ValueError, match=r"store_images: (luma|cb|cr) must be a NumPy array of uint8"):
+                net.store_images(0, *planes)
+        for indices in (NAN[:, 0], np.arange(N) - 1, np.arange(N) + 5, [0, 1], np.zeros(0, np.int64)):
+            with pytest.raises(ValueError, match="indices must be"):
+                net.train_step_kept(indices, labels, windows, noise)

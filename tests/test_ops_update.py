@@ -10,7 +10,7 @@ import reference
 from conftest import Machine
 
 from convnet import ops
-from convnet.control import STOPPED, control_words
+from convnet.control import SPOILED, STOPPED, control_words
 from convnet.layout import to_float32
 from convnet.precision import BF16, copy_columns
 from convnet.shapes import LinearShape, SoftmaxShape
@@ -102,6 +102,33 @@ def test_nothing_changes_after_a_loss_that_is_not_finite(machine, precision):
     np.testing.assert_array_equal(weight.download(), reference.sgd(*tensors, **CONSTANTS)[0])
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["sgd", "sgd_many"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite_never_reaches_a_weight(machine, together, value):
+    """Its own weight and velocity stay, all others take their step, and the control block says so."""
+    size, spoiled = (9, 13), np.zeros((9, 13), bool)
+    spoiled.flat[[0, 7, 116]] = True  # within whole quads and the last value
+    tensors = drawn(size)
+    expected = [
+        np.where(spoiled, old, new) for old, new in zip(tensors, reference.sgd(*tensors, **CONSTANTS), strict=False)
+    ]
+    for changed in (False, True):
+        gradient = np.where(spoiled, np.float32(value), tensors[2]) if changed else tensors[2]
+        control = machine.put(control_words(**CONSTANTS))
+        copy = copy_of(machine, size, machine.device.name != "cpu")
+        weight, velocity, slopes = map(machine.put, (*tensors[:2], gradient))
+        if together:
+            ops.sgd_many(machine.stream, [ops.Update(weight, velocity, slopes, copy, 1.0, True)], control)
+        else:
+            ops.sgd(machine.stream, weight, velocity, slopes, copy, control, 1.0, True)
+        assert control.download()[SPOILED] == changed
+        assert not control.download()[STOPPED]
+    np.testing.assert_array_equal(weight.download(), expected[0])
+    np.testing.assert_array_equal(velocity.download(), expected[1])
+    if copy:
+        np.testing.assert_array_equal(to_float32(copy.download())[:, : size[-1]], reference.bf16(expected[0]))
+
+
 # ---- within the product ----
 
 
@@ -115,11 +142,14 @@ UPDATED = [case for case in cases.LINEAR if case.id in (
 )] + [cases.LinearCase("wide-tiles-N257", 257, 300, 132)]  # fmt: skip
 
 
-def step(arithmetic, case, integers: bool, fused: bool, control, decays: bool = True):
+def step(arithmetic, case, integers: bool, fused: bool, control, decays: bool = True, spoil: bool = False):
     """One step of a linear layer's weights: gradient, then update, or both at once. What they were, and what they are:
-    weight, velocity, the bias's gradient, copy."""
+    weight, velocity, the bias's gradient, copy. ``control`` becomes what it was afterwards. ``spoil``: one value of x
+    is infinite."""
     machine = Machine(arithmetic.device)
     x, weight, _, dy = case.inputs(integers=integers)
+    if spoil:
+        x[case.N - 1, case.C // 2] = np.inf
     shape, precision = machine.padded(LinearShape(case.N, case.C, case.K, 1)), arithmetic.precision
     before = weight.T.copy(), np.random.default_rng(case.N).standard_normal(shape.weight, dtype=np.float32)
     w, v = map(machine.put, before)
@@ -134,6 +164,7 @@ def step(arithmetic, case, integers: bool, fused: bool, control, decays: bool = 
         ops.linear_backward_filter(*problem, gradient, dbias, workspace)
         ops.sgd(machine.stream, w, v, gradient, copy, words, 0.5, decays)
     after = [array.download() for array in (w, v, dbias, copy) if array]
+    control[:] = words.download()
     machine.device.close()
     return before, after
 
@@ -144,6 +175,7 @@ def test_update_of_a_linear_layer(arithmetic, case):
     control = control_words(**CONSTANTS)
     _, apart = step(arithmetic, case, integers=False, fused=False, control=control)
     _, fused = step(arithmetic, case, integers=False, fused=True, control=control)
+    assert not control[SPOILED]
     for a, b in zip(fused, apart, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -171,3 +203,19 @@ def test_no_update_of_a_linear_layer_where_stopped(arithmetic, case):
         np.testing.assert_array_equal(a, b)
     assert not np.isnan(after[2]).any()
     assert (np.array(after[3:]) == 0xFFFF).all()
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["apart", "fused"])
+@pytest.mark.parametrize("case", UPDATED, ids=lambda case: case.id)
+def test_an_infinite_input_spoils_no_weight(arithmetic, case, fused):
+    """The weights that read it stay as they are; every other one takes its step."""
+    _, sound = step(arithmetic, case, integers=True, fused=fused, control=control_words(**CONSTANTS))
+    control = control_words(**CONSTANTS)
+    before, after = step(arithmetic, case, integers=True, fused=fused, control=control, spoil=True)
+    assert control[SPOILED]
+    row = case.C // 2
+    for was, would_be, now in zip(before, sound, after, strict=False):
+        np.testing.assert_array_equal(now[row], was[row])
+        np.testing.assert_array_equal(np.delete(now, row, 0), np.delete(would_be, row, 0))
+    if arithmetic.precision == "bf16":
+        np.testing.assert_array_equal(to_float32(after[3][:, : case.K].copy()), reference.bf16(after[0]))

@@ -106,6 +106,7 @@ WRONG = {
     "order": ([{"epoch": 0, "lr": 1}, {"epoch": 5, "lr": 1}, {"epoch": 5, "lr": 1}], "the 3. stage.*at least 6, got 5"),
     "no rate": ([{"epoch": 0, "lr": 0}], "lr must be a number of more than 0, got 0"),
     "negative": ([{"epoch": 0, "lr": 1, "layers": {"conv1": -1}}], "conv1 must be a number of at least 0, got -1"),
+    "too large": ([{"epoch": 0, "lr": 1e300}], r"lr must be a number of more than 0 and at most 1e\+30, got 1e\+300"),
     "not finite": ([{"epoch": 0, "lr": 1, "noise": float("nan")}], "noise must be a number of at least 0, got nan"),
     "true": ([{"epoch": True, "lr": 1}], "epoch must be 0, got True"),
     "no table": ([3], "the 1. stage needs"),

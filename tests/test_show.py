@@ -42,9 +42,11 @@ def colours(path) -> list[int]:
     return [int(image.mean(axis=(0, 1)).argmax()) for image in found]
 
 
+@pytest.fixture
 def opened():
     trained = load_trained(straight_run(), print)
-    return trained.open_dataset(), trained.open_network("cpu", 8, fused=False)
+    with trained.open_network("cpu", 8, fused=False) as network:
+        yield trained.open_dataset(), network
 
 
 @pytest.mark.parametrize("what", list(WHATS))
@@ -132,9 +134,9 @@ def test_filters_are_the_ones_of_the_run(tmp_path, jointly):
     assert (tmp_path / "f.png").read_bytes() == (tmp_path / "g.png").read_bytes()
 
 
-def test_predictions_are_the_networks(tmp_path):
+def test_predictions_are_the_networks(tmp_path, opened):
     assert show(straight_run(), "predictions", "-o", tmp_path / "p.svg", "--seed", "3") == 0
-    dataset, network = opened()
+    dataset, network = opened
     with network:
         shares = evaluate.probabilities(network, dataset.valid)
     order = np.random.default_rng(3).permutation(len(dataset.valid))[:8]
@@ -180,8 +182,8 @@ def test_bars_have_the_lengths_and_colours_of_the_guesses(tmp_path):
     assert drawn.count(f"fill: {figures.ORANGE.lower()}") == 1  # the second image's class is not among the guesses
 
 
-def test_only_errors(tmp_path, capsys):
-    dataset, network = opened()
+def test_only_errors(tmp_path, capsys, opened):
+    dataset, network = opened
     with network:
         shares = evaluate.probabilities(network, dataset.valid)
     wrong = int((evaluate.top(shares, 1)[:, 0] != dataset.valid.labels).sum())
@@ -194,10 +196,10 @@ def test_only_errors(tmp_path, capsys):
         assert "none of the 12 validation images" in capsys.readouterr().err
 
 
-def test_neighbours_are_the_nearest_in_fc7(tmp_path):
+def test_neighbours_are_the_nearest_in_fc7(tmp_path, opened):
     arguments = ["--queries", "3", "--limit", "20", "--seed", "5"]
     assert show(straight_run(), "neighbours", "-o", tmp_path / "n.svg", *arguments) == 0
-    dataset, network = opened()
+    dataset, network = opened
     with network:
         queries, known = evaluate.features(network, dataset.valid), evaluate.features(network, dataset.train)
     rng = np.random.default_rng(5)
@@ -224,9 +226,9 @@ def test_neighbours_of_another_class_are_marked(tmp_path):
     assert (tmp_path / "n.svg").read_text().count(f"stroke: {figures.RED.lower()}") == 4  # the sides of one frame
 
 
-def test_confusion_counts(tmp_path):
+def test_confusion_counts(tmp_path, opened):
     assert show(straight_run(), "confusion", "-o", tmp_path / "c.svg", "--views", "10") == 0
-    dataset, network = opened()
+    dataset, network = opened
     with network:
         counts = evaluate.confusion(evaluate.probabilities(network, dataset.valid, 10), dataset.valid.labels)
     found = texts(tmp_path / "c.svg")

@@ -47,15 +47,19 @@ import safetensors.numpy  # noqa: E402
 from data_files import cifar_files, python2_batch, python2_meta, write_cifar  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from convnet import checkpoint  # noqa: E402
+from convnet import checkpoint, train  # noqa: E402
+from convnet.backend import DeviceError  # noqa: E402
 from convnet.checkpoint import CheckpointError  # noqa: E402
-from convnet.config import Config, merged, read_toml, to_toml  # noqa: E402
+from convnet.config import OPTIONS, Config, merged, read_toml, to_toml  # noqa: E402
 from convnet.data.cifar import open_cifar  # noqa: E402
-from convnet.data.dataset import DataError  # noqa: E402
+from convnet.data.dataset import DataError, DataSet  # noqa: E402
 from convnet.data.pickles import read_plain  # noqa: E402
 from convnet.data.store import FORMAT, HASHED, INDEX, VERSION, open_store, shard_name  # noqa: E402
+from convnet.metrics import Console  # noqa: E402
 from convnet.run import saved_options  # noqa: E402
+from convnet.spec import network, parameter_shapes  # noqa: E402
 from convnet.trained import load_trained  # noqa: E402
+from convnet.trainer import Diverged, Trainer  # noqa: E402
 
 SECONDS = 5.0  # of one input, on a busy machine: the slowest takes some milliseconds
 STUCK = 60.0  # the same for code that does not return to Python
@@ -64,7 +68,7 @@ LARGEST = 2**20  # of a mutated file
 # Of all inputs; the quick readers take more.
 SHARES = {
     "checkpoint": 20, "checkpoint-state": 10, "cifar-binary": 10, "cifar-python": 8,
-    "pickle": 20, "store": 6, "store-arrays": 6, "config": 20,
+    "run-state": 1, "pickle": 20, "store": 6, "store-arrays": 6, "config": 20,
 }  # fmt: skip
 Files = dict[str, bytes]
 Random = random.Random
@@ -222,6 +226,87 @@ def run_checkpoint(folder: Path) -> None:
     found = checkpoint.load(folder / "file")
     saved_options(found, {"epochs": 1})  # one that may change, or nothing behind it is reached
     load_trained(folder / "file", lambda text: None)
+
+
+# ---- runs that go on ----
+
+
+class Few:
+    """Six grey images of two classes: data is not what is tested."""
+
+    size, labels = 37, np.array([0, 1] * 3, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def image(self, index: int, out: Any = None) -> Any:
+        out = np.empty((37, 37, 3), np.uint8) if out is None else out
+        out[:] = 40 * index
+        return out
+
+
+def run_files() -> Files:
+    """A whole checkpoint of the smallest network there is."""
+    spec = network("alexnet-tiny", num_classes=2, crop=32, width=0.01)
+    config = Config(model="alexnet-tiny", crop=32, width=0.01, batch_size=2, epochs=2, workers=0, device="cpu")
+    state = {
+        "step": 1, "epoch": 0, "position": 2, "seed": 0, "schedule": {"lowest": 0.5, "waited": 2, "drops": 1},
+        "running": {"images": 2, "loss": 0.5, "top1": 1, "top5": 0}, "best": {"error": 0.5, "step": 1},
+        "config": json.loads(json.dumps(config.resolved(spec.defaults, 32).__dict__)), "classes": ["a", "b"],
+        "dataset": {"name": "n", "fingerprint": "f"}, "versions": {"convnet": "0"}, "new_layers": ["fc8"],
+        "colour": {"std": [1.0] * 3, "deviations": [1.0] * 3, "directions": [[1.0] * 3] * 3},
+    }  # fmt: skip
+    tensors = {"mean": np.ones((3, 32, 32), np.float32)}
+    for name, shape in parameter_shapes(spec).items():
+        tensors[f"weights/{name}"], tensors[f"velocity/{name}"] = np.full(shape, 0.01, "f4"), np.zeros(shape, "f4")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "file")
+        checkpoint.save(path, tensors, state)
+        return {"file": path.read_bytes()}
+
+
+SMALL = [0, 1, 2, 3, 6, 7, 100, 2**20, 2**31 - 1]
+PLAUSIBLE = [*SMALL, 0.0, 1e-300, 0.5, 1.0, 1.5, 1e300, True, False, None, "auto", "emu", "cpu", "cuda:1", "conv1,fc8"]
+PLAUSIBLE += [[{"epoch": 0, "lr": 0.1, "layers": {"conv1": 0.0}}], [{"epoch": 0, "lr": 1e-300, "bias_lr": 1e300}]]
+
+
+def mutate_run(random: Random, raw: bytes) -> bytes:
+    """The same with values that each may be meant, beside others that they do not go with."""
+    if random.random() < 0.3:
+        return mutate_state(random, raw)
+    tensors = safetensors.numpy.load(raw)
+    state = json.loads(json.loads(split_header(raw)[0])["__metadata__"][checkpoint.KEY])
+    for _ in range(random.choice((1, 1, 2, 5))):
+        part = state[random.choice(("schedule", "running", "best", "config", "config", "config"))]
+        name = random.choice(list(part))
+        choices = OPTIONS[name].choices if part is state["config"] else ()
+        part[name] = random.choice(choices or PLAUSIBLE)
+        if random.random() < 0.3:
+            state[random.choice(("step", "epoch", "position"))] = random.choice(SMALL)
+    if random.random() < 0.3:
+        tensors[random.choice(list(tensors))][...] = random.choice((-3e38, 1e30, 1e-42, 0.0))
+    del state["sha256"]
+    text = json.dumps(state, sort_keys=True)
+    sealed = {**state, "sha256": checkpoint._digest(tensors, text)}
+    return safetensors.numpy.save(tensors, {checkpoint.KEY: json.dumps(sealed, sort_keys=True)})
+
+
+def run_resumed(folder: Path) -> None:
+    """``convnet-train --resume FILE``, to the end of an epoch if it gets so far, but for its figures; and what takes
+    up a trained network."""
+    with load_trained(folder / "file", lambda text: None).open_network("cpu", 2, "fp32"):
+        pass
+    data = DataSet("six", ["a", "b"], Few(), Few(), "f")
+    train.open_dataset = lambda *_, **__: data
+    Trainer._draw = lambda self: None  # type: ignore[method-assign]
+    asked = {"workers": 0, "epochs": 1}
+    try:
+        train.run(asked, {}, str(folder / "run"), str(folder / "file"), Console(quiet=True))
+    finally:
+        shutil.rmtree(folder / "run", ignore_errors=True)
 
 
 # ---- CIFAR-10 ----
@@ -387,7 +472,8 @@ def targets() -> dict[str, Target]:
     members = {"file": mutate_member}
     return {
         "checkpoint": Target(checkpoint_files(), run_checkpoint, (CheckpointError,), {"file": mutate_header}),
-        "checkpoint-state": Target(checkpoint_files(), run_checkpoint, (CheckpointError,), state),
+        "checkpoint-state": Target(run_files(), run_checkpoint, (CheckpointError,), state),
+        "run-state": Target(run_files(), run_resumed, (CheckpointError, DeviceError, Diverged), {"file": mutate_run}),
         "cifar-binary": Target(archive("bin"), run_cifar, (DataError,), members, mend_archive),
         "cifar-python": Target(archive("py"), run_cifar, (DataError,), members, mend_archive, opcodes),
         "pickle": Target(pickle_files(), run_pickle, (DataError,), {}, words=opcodes),

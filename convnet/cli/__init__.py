@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
 
 DONE, UNEXPECTED, USAGE, DATA, CHECKPOINT, DIVERGED, DEVICE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
@@ -56,24 +61,58 @@ def _exit_code(error: Exception) -> int:
     return next((code for kind, code in codes.items() if isinstance(error, kind)), UNEXPECTED)
 
 
-def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
-    """Runs a command's work; an error becomes one line on standard error and an exit code."""
+class _Ended(BaseException):
+    """A signal came that asks a process to end; not an ``Exception``, which somebody may take for a failure."""
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise _Ended(number)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does: what is open is closed, and what is half-written is removed."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
+                before[number] = signal.signal(number, _end)
     try:
-        return work()
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
+    """Runs a command's work; an error becomes one line on standard error and an exit code, and so does a warning of the
+    modules below."""
+    from ..backend import KernelFault
+    from ..journal import printable
+
+    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
+    try:
+        with _ended_by_signals():
+            code = work()
+            sys.stdout.flush()  # here, where it may fail
+            return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         return UNEXPECTED
     except KeyboardInterrupt:
         print(f"\n{name}: stopped", file=sys.stderr)
         return INTERRUPTED
+    except _Ended as ended:
+        print(f"{name}: stopped", file=sys.stderr)
+        return 128 + int(ended.args[0])
     except Exception as error:
         if verbose:
             traceback.print_exc()
         code = _exit_code(error)
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = printable(" ".join(str(error).split())) or type(error).__name__
         if isinstance(error, MemoryError):
             text = f"out of memory ({text}); use a smaller --batch-size"
-        elif code == UNEXPECTED:
+        elif code == UNEXPECTED and not isinstance(error, KernelFault):
             text = f"{type(error).__name__}: {text}" + ("" if verbose else " (-v shows where)")
         print(f"{name}: error: {text}", file=sys.stderr)
         return code

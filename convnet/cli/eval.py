@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group.add_argument("--device", default="auto", help="auto, cpu, emu[:i] or cuda:i[,cuda:j] (default: auto)")
     group.add_argument("--precision", choices=PRECISIONS, help="(default: the run's; fp32 works everywhere)")
     group.add_argument("-b", "--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
+    group.add_argument("--retry", action="store_true", help="where memory runs out, half as many images at a time")
     group.add_argument("-j", "--workers", type=int, default=2, metavar="N", help="threads that decode (default: 2)")
     parser.add_argument("-q", "--quiet", action="store_true", help="results, warnings and errors only")
     chosen = parser.parse_args(arguments)
@@ -206,10 +207,23 @@ def _split(dataset: DataSet, name: str) -> Any:
 
 
 def _probabilities(trained: Trained, dataset: DataSet, chosen: argparse.Namespace, console: Console) -> Values:
-    from ..evaluate import probabilities
+    from ..backend import OutOfMemory
 
     split = _split(dataset, chosen.split)
     batch_size = min(chosen.batch_size, max(len(split), 1))
+    while True:
+        try:
+            return _once(trained, split, batch_size, chosen, console)  # leaves no name that holds on to the network
+        except OutOfMemory as error:
+            if not chosen.retry or batch_size == 1:
+                raise
+            batch_size //= 2
+            console.warn(f"{error.shortage}; trying {batch_size} images at a time")
+
+
+def _once(trained: Trained, split: Any, batch_size: int, chosen: argparse.Namespace, console: Console) -> Values:
+    from ..evaluate import probabilities
+
     with trained.open_network(chosen.device, batch_size, chosen.precision) as network:
         return probabilities(
             network,

@@ -1,6 +1,7 @@
 """Data sets for training: what a path holds is recognised, not asked for.
 
-Imports NumPy, Pillow, the standard library and ``convnet.rng`` alone: data can be looked at without any device.
+Imports NumPy, Pillow, the standard library, ``convnet.rng`` and ``convnet.files`` alone: data can be looked at
+without any device.
 """
 
 from __future__ import annotations
@@ -66,5 +67,5 @@ def open_dataset(path: str | Path, *, size: int, seed: int) -> DataSet:
         if (root / "train").is_dir() or (root / "val").is_dir():
             return open_folder(root, size=size)
     except (OSError, ValueError) as error:  # no permission, a name too long, a null character
-        raise DataError(f"cannot read {os.fspath(path)!r}: {error}") from error
+        raise DataError(f"cannot read {os.fspath(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     raise DataError(f"{os.fspath(path)!r} is a folder, but not of a known kind; {ACCEPTED}")

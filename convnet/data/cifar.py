@@ -19,6 +19,7 @@ from PIL import Image
 
 from convnet.data.dataset import ACCEPTED, I32, U8, DataError, DataSet, placed
 from convnet.data.pickles import read_plain
+from convnet.files import open_regular
 
 CLASSES = 10
 BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
@@ -96,7 +97,7 @@ def _read_folder(root: Path) -> tuple[dict[str, bytes], str]:
     files = {}
     for name in sorted(_expected((folder / "data_batch_1.bin").is_file())):
         try:
-            with open(folder / name, "rb") as file:
+            with open_regular(folder / name) as file:
                 files[name] = _limited(file.read(MAX_BYTES + 1), str(folder / name))
         except OSError as error:
             raise DataError(f"CIFAR-10 folder {str(folder)!r}: cannot read {name!r}: {error.strerror}") from error
@@ -108,7 +109,7 @@ def _read_archive(path: Path) -> tuple[dict[str, bytes], str]:
     known |= {f"cifar-10-batches-bin/{name}": name for name in _expected(True)}
     files: dict[str, bytes] = {}
     try:
-        with open(path, "rb") as file, _archive(file, path) as archive:
+        with open_regular(path) as file, _archive(file, path) as archive:
             for count, member in enumerate(archive):
                 where = f"{str(path)!r}, member {member.name!r}"
                 if count >= MAX_MEMBERS or not 0 <= member.size <= MAX_BYTES:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from convnet.data.dataset import U8
 from convnet.data.jpeg import MAX_PIXELS, BadImage, decode_rgb
+from convnet.files import open_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_BYTES = 50 * 10**6
@@ -36,9 +36,7 @@ def load_square(path: str | Path, size: int) -> U8:
     limits are checked before anything is decoded.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for, and a device has no end
-            raise BadImage("not a regular file")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return decode_square(file, size)
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error

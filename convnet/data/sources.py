@@ -8,6 +8,7 @@ created as a file.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import tarfile
@@ -24,6 +25,7 @@ from convnet.data.dataset import I32, LAYOUT, DataError
 from convnet.data.folder import scan_folder
 from convnet.data.images import MAX_BYTES, SUFFIXES
 from convnet.data.jpeg import BadImage
+from convnet.files import open_regular
 
 TRAIN_TAR, VALID_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -67,7 +69,7 @@ def read_place(place: Place) -> bytes:
     if length > MAX_BYTES:
         raise BadImage(f"{length:,} bytes; the limit is {MAX_BYTES:,}")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(offset)
             raw = file.read(length)
     except OSError as error:
@@ -91,7 +93,7 @@ def open_source(path: Path) -> Source:
         if (path / "train").is_dir() or (path / "val").is_dir():
             return _folder(path)
     except (OSError, ValueError) as error:  # no permission, a name too long, a null character
-        raise DataError(f"cannot read {str(path)!r}: {error}") from error
+        raise DataError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     raise DataError(f"{str(path)!r} is a folder, but not of a known kind; {ACCEPTED}")
 
 
@@ -182,7 +184,7 @@ def _truth(root: Path, classes: list[str]) -> list[int]:
 
 
 def _lines(path: Path) -> list[str]:
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace") as file:
         text = file.read(MAX_TEXT + 1)
     if len(text) > MAX_TEXT:
         raise DataError(f"{str(path)!r}: larger than {MAX_TEXT:,} bytes, which no list of classes is")
@@ -225,7 +227,7 @@ def _members(
     where, seen = f"{str(path)!r}{inside}", set()
     size = path.stat().st_size if size is None else size
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             window: Any = _Window(file, start, size, where)
             with tarfile.open(fileobj=window, mode="r:") as archive:
                 while (member := archive.next()) is not None:

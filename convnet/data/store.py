@@ -28,6 +28,7 @@ from PIL import Image
 from convnet.data.dataset import I32, U8, DataError, DataSet, Statistics
 from convnet.data.images import centre, scaled
 from convnet.data.jpeg import BadImage, decode_rgb
+from convnet.files import open_descriptor, open_regular, read_regular
 
 FORMAT, VERSION = "convnet store", 1
 SHARD = 2048  # images per file
@@ -65,7 +66,7 @@ class StoreSplit:
         shard, offset, length, _, crc32 = self._index[index].item()
         try:
             # Opened for each image: a large store has more files than a process may have open.
-            file = os.open(self._files[shard], os.O_RDONLY)
+            file = open_descriptor(self._files[shard])
             try:
                 raw = os.pread(file, length, offset)
             finally:
@@ -150,7 +151,7 @@ def _open(root: Path, size: int) -> DataSet:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file of this format. Raises ``ValueError`` or ``OSError``."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         raw = file.read(MAX_JSON + 1)
     found = json.loads(raw) if len(raw) <= MAX_JSON else None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -159,7 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _checked(path: Path, hashes: dict[str, Any]) -> bytes:
-    raw = path.read_bytes()
+    raw = read_regular(path)
     if hashlib.sha256(raw).hexdigest() != hashes.get(path.name):
         raise ValueError(f"{path.name}: its bytes are not those that were written")
     return raw

@@ -5,12 +5,13 @@
 namespace convnet {
 
 // convnet/control.py makes its twin of eight 32-bit words. The host uploads it whole in front of each step, with
-// `stopped` = 0; softmax_cross_entropy sets `stopped` where a loss is not finite, and updates then change nothing.
+// `stopped` and `spoiled` = 0. softmax_cross_entropy sets `stopped` where a loss is not finite, and updates then change
+// nothing. Updates set `spoiled` where a gradient is not finite, and leave that weight as it is.
 struct Control {
   uint32_t step;
   float lr, momentum, weight_decay;
-  uint32_t stopped;
-  uint32_t unused[3];
+  uint32_t stopped, spoiled;
+  uint32_t unused[2];
 };
 
 }  // namespace convnet

@@ -50,6 +50,7 @@ void linear_backward_filter(const LinearShape& shape,
 
 // The same dweight, which is stored nowhere but updates weight and velocity in place, and makes their copy (null: none),
 // to the bits of sgd (sgd.hpp); dbias as above. Where control says `stopped`, nothing but dbias changes.
+// Where a gradient is not finite, that weight stays, and control gets `spoiled`.
 void linear_backward_filter_update(const LinearShape& shape,
                                    Precision precision,
                                    const void* dy,
@@ -58,7 +59,7 @@ void linear_backward_filter_update(const LinearShape& shape,
                                    float* velocity,
                                    bf16* copy,
                                    float* dbias,
-                                   const Control* control,
+                                   Control* control,
                                    float rate,
                                    bool decays,
                                    float* workspace,

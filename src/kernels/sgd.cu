@@ -4,7 +4,8 @@
 //            there is a copy, it gets w rounded to bf16.
 // Tensors    of each: weight, velocity, gradient: count contiguous float32 values, any layout;
 //            weight and velocity in place. copy (may be null) bf16 [count / columns][round_up(
-//            columns, 8)], of which the padding is left alone. control: one Control.
+//            columns, 8)], of which the padding is left alone. control: one Control, of which only
+//            `spoiled` is ever written.
 // Work       one thread per four values, 256 threads per block; a block belongs to one tensor, which
 //            it finds among the launch's parameters by its number. The last thread of a tensor takes
 //            what is left.
@@ -34,7 +35,7 @@ struct Parts {
 };
 
 __global__ void __launch_bounds__(kQuadThreads)
-    sgd_kernel(const __grid_constant__ Parts parts, const Control* control) {
+    sgd_kernel(const __grid_constant__ Parts parts, Control* control) {
   begin_kernel();
   int index = 0;
   unsigned first_block = 0;
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kQuadThreads)
   }
 }
 
-void run(const char* op, const Updates& updates, const Control* control, Stream stream) {
+void run(const char* op, const Updates& updates, Control* control, Stream stream) {
   require(updates.count >= 0 && updates.count <= kMostUpdates, op, ": takes at most ", kMostUpdates,
           " tensors, got ", updates.count, "; update the rest in another call");
   Parts parts{};
@@ -88,7 +89,7 @@ void run(const char* op, const Updates& updates, const Control* control, Stream 
 
 }  // namespace
 
-void sgd_many(const Updates& updates, const Control* control, Stream stream) {
+void sgd_many(const Updates& updates, Control* control, Stream stream) {
   run("sgd_many", updates, control, stream);
 }
 
@@ -98,7 +99,7 @@ void sgd(int64_t count,
          const float* gradient,
          bf16* copy,
          int64_t columns,
-         const Control* control,
+         Control* control,
          float rate,
          bool decays,
          Stream stream) {

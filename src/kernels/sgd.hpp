@@ -11,6 +11,7 @@ namespace convnet {
 // lr is that of the control block times `rate`; weight_decay is 0 unless the tensor `decays`.
 // copy (may be null): the new weight in bfloat16, rows of `columns` values padded as by cast_weight, which also writes the
 // zeros between them: here they stay as they are. Without a copy `columns` may be anything.
+// Where g is not finite, w and v stay as they are and the control block gets `spoiled`.
 struct Update {
   int64_t count;
   float* weight;
@@ -30,7 +31,7 @@ struct Updates {
 };
 
 // All tensors in one launch; nothing changes where control says `stopped`.
-void sgd_many(const Updates& updates, const Control* control, Stream stream);
+void sgd_many(const Updates& updates, Control* control, Stream stream);
 
 // One tensor.
 void sgd(int64_t count,
@@ -39,7 +40,7 @@ void sgd(int64_t count,
          const float* gradient,
          bf16* copy,
          int64_t columns,
-         const Control* control,
+         Control* control,
          float rate,
          bool decays,
          Stream stream);

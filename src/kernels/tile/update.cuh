@@ -3,6 +3,8 @@
 // What       v = (momentum * v) - (lr * ((weight_decay * w) + g)); w = w + v. Every operation is
 //            rounded on its own, so that any device, and NumPy, give the same bits: a resumed or
 //            moved run does not drift, and neither does one whose gradients never reach memory.
+//            Where g is not finite, w and v stay, and control->spoiled becomes 1: nothing that is not
+//            a number ever gets into the weights by way of a gradient.
 // Products   of which every sum is a gradient update the weights in their epilogue (update_matrix
 //            here, update_sums in wgmma_filter.cuh). 18 bytes per weight come and go (w and v, and
 //            the bf16 copy), which is most of what such a kernel does: weights and velocities are
@@ -18,17 +20,22 @@ namespace convnet {
 struct Rates {
   float lr, momentum, weight_decay;
   bool stopped;  // nothing may be written
+  Control* control;
 };
 
-__device__ __forceinline__ Rates rates_of(const Control* control, float rate, bool decays) {
+__device__ __forceinline__ Rates rates_of(Control* control, float rate, bool decays) {
   return Rates{mul_rn(control->lr, rate), control->momentum, decays ? control->weight_decay : 0.0f,
-               control->stopped != 0};
+               control->stopped != 0, control};
 }
 
 __device__ __forceinline__ void update(const Rates& rates,
                                        float& weight,
                                        float& velocity,
                                        float gradient) {
+  if (!(fabsf(gradient) < INFINITY)) {
+    rates.control->spoiled = 1;
+    return;
+  }
   const float slope = add_rn(mul_rn(rates.weight_decay, weight), gradient);
   velocity = sub_rn(mul_rn(rates.momentum, velocity), mul_rn(rates.lr, slope));
   weight = add_rn(weight, velocity);
@@ -51,7 +58,7 @@ struct WeightUpdate {
   float* velocity;
   bf16* copy;     // may be null
   CopyRows rows;  // of the copy; the weight has rows.columns
-  const Control* control;
+  Control* control;
   float rate;
   bool decays;
 
