@@ -22,6 +22,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -279,10 +280,10 @@ class Copy:
         if done.returncode:
             return done.stdout[-2000:]
         if source:
-            commands = subprocess.run(
-                [*ninja[:1], "-t", "commands", "_emu"], cwd=ninja[2], capture_output=True, text=True
-            )
-            subprocess.run(commands.stdout.splitlines()[-1], shell=True, cwd=ninja[2], check=True)
+            listed = subprocess.run([*ninja, "-t", "commands", "_emu"], capture_output=True, text=True, check=True)
+            words = shlex.split(listed.stdout.splitlines()[-1])  # : && c++ ... && :
+            begin = words.index("&&") + 1
+            subprocess.run(words[begin : words.index("&&", begin)], cwd=self.folder / "build", check=True)
         return ""
 
     def failure(self, stage: Stage, seconds: float = 1800) -> str | None:
