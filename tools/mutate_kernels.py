@@ -72,7 +72,7 @@ def every_kernel(ops: str, source: str = "") -> Stage:
 # products takes longer than most tests: such a header is judged by the first of them alone as far as that goes. It
 # must be the first to be linked, as its instances of templates then stand for those of all.
 CHECKS = ("limits", "bindings", "functional")
-CONVOLUTION = tests("kernel_choice", *CHECKS, "ops_fused", "ops_conv", "variants")._replace(
+CONVOLUTION = tests("kernel_choice", *CHECKS, "ops_conv", "ops_fused", "variants")._replace(
     expression="not (tiny or shrunk)"
 )
 LINEAR = tests("kernel_choice", *CHECKS, "ops_linear", "ops_update", "ops_fused", "variants")
@@ -82,6 +82,10 @@ CONVOLUTIONS = (BACKWARD_DATA, CONVOLUTION)
 OF_GEMM = tests("ops_linear", "ops_update", "ops_fused")._replace(expression="linear or update", source="gemm.cu")
 PRODUCTS = (BACKWARD_DATA, OF_GEMM, tests("kernel_choice", *CHECKS, "ops_fused", "ops_variants", "variants"))
 FILTER_PRODUCTS = (BACKWARD_FILTER, *PRODUCTS[1:])
+OF_CAST = tests("ops_weights")._replace(source="cast.cu")
+OF_DROPOUT = tests("ops_dropout")._replace(source="dropout.cu")
+OF_LRN = tests("ops_lrn")._replace(source="lrn.cu")
+MAPS = tests(*CHECKS, "ops_weights", "ops_elementwise", "ops_dropout", "ops_pool", "ops_lrn", "ops_lrn_pool")
 UPDATES = tests("ops_weights", "ops_update", "ops_elementwise", *CHECKS)
 TESTS: dict[str, tuple[Stage, ...]] = {
     "relu.cu": (tests("ops_elementwise", *CHECKS),),
@@ -101,32 +105,14 @@ TESTS: dict[str, tuple[Stage, ...]] = {
     "conv_forward.cu": (every_kernel("conv_forward"), CONVOLUTION),
     "conv_backward_data.cu": (BACKWARD_DATA, CONVOLUTION),
     "conv_backward_filter.cu": (BACKWARD_FILTER, CONVOLUTION),
-    "tile/channels.cuh": (
-        tests("ops_lrn")._replace(source="lrn.cu"),
-        tests("limits", "ops_lrn", "ops_lrn_pool"),
-    ),
-    "tile/dropout.cuh": (
-        tests("ops_dropout")._replace(source="dropout.cu"),
-        tests("limits", "ops_dropout", "ops_fused"),
-    ),
+    "tile/channels.cuh": (OF_LRN, tests("limits", "ops_lrn", "ops_lrn_pool")),
+    "tile/dropout.cuh": (OF_DROPOUT, tests("limits", "ops_dropout", "ops_fused")),
     "tile/input_strip.cuh": (tests("ops_planar", "ops_elementwise", *CHECKS),),
-    "tile/philox.cuh": (tests("rng", "ops_dropout")._replace(source="dropout.cu"), tests("ops_dropout", "ops_fused")),
+    "tile/philox.cuh": (OF_DROPOUT, tests("rng", "ops_dropout", "ops_fused")),
     "tile/pool_windows.cuh": (tests("limits", "ops_pool", "ops_lrn_pool"),),
-    "tile/quads.cuh": (
-        tests("ops_weights")._replace(source="cast.cu"),
-        tests(
-            *CHECKS,
-            "ops_weights",
-            "ops_elementwise",
-            "ops_dropout",
-            "ops_pool",
-            "ops_lrn",
-            "ops_lrn_pool",
-            "ops_softmax",
-        ),
-    ),
+    "tile/quads.cuh": (OF_CAST, MAPS),
     "tile/update.cuh": (OF_GEMM, UPDATES),
-    "tile/weight_copy.cuh": (tests("ops_weights")._replace(source="cast.cu"), UPDATES),
+    "tile/weight_copy.cuh": (OF_CAST, UPDATES),
     "tile/sums.cuh": FILTER_PRODUCTS,
     "tile/linear_operands.cuh": (every_kernel("linear"), LINEAR),
     "tile/wgmma_filter.cuh": FILTER_PRODUCTS,
@@ -294,11 +280,10 @@ class Copy:
         if done.returncode:
             return done.stdout[-2000:]
         if source:
-            commands = subprocess.run(
-                [*ninja[:1], "-t", "commands", "_emu"], cwd=ninja[2], capture_output=True, text=True
-            )
-            link = shlex.split(commands.stdout.splitlines()[-1])  # ": && linker ... && :"
-            subprocess.run([word for word in link if word not in (":", "&&")], cwd=ninja[2], check=True)
+            listed = subprocess.run([*ninja, "-t", "commands", "_emu"], capture_output=True, text=True, check=True)
+            words = shlex.split(listed.stdout.splitlines()[-1])  # : && c++ ... && :
+            begin = words.index("&&") + 1
+            subprocess.run(words[begin : words.index("&&", begin)], cwd=self.folder / "build", check=True)
         return ""
 
     def failure(self, stage: Stage, seconds: float = 1800) -> str | None:
