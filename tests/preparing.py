@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runs import ENVIRONMENT
+from runs import ELSEWHERE, ENVIRONMENT
 
 from convnet.cli.prepare import main
 
@@ -24,7 +24,7 @@ def here(*arguments: object) -> int:
 def spawn(*arguments: object, code: str = RUN, **options) -> subprocess.Popen:
     """``convnet-prepare`` with small shards in a process, and process group, of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, "-c", ELSEWHERE + code, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -25,6 +25,8 @@ COLOURS = ("blue", "green", "red")
 # 36 images in batches of 8: five steps per epoch, the last one short
 TINY = ["--device", "cpu", "-b", "8", "--epochs", "2", "--width", "0.25", "--crop", "32"]
 LAST_STEP = 10
+# Python looks for modules where it is started; convnet is to be the one that the tests have imported.
+ELSEWHERE = "import sys; sys.path[:] = filter(None, sys.path)\n"
 TRAIN = "import sys; from convnet.cli.train import main; sys.exit(main())"
 UNIMPORTANT = ("steps", "workers", "cache", "save_every", "keep")  # options that may differ where nothing else may
 
@@ -68,7 +70,7 @@ def straight_run() -> Path:
 def spawn(*arguments: str, code: str = TRAIN, **options):
     """``convnet-train``, or other code, in a new process."""
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", ELSEWHERE + code, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

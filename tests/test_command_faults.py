@@ -78,16 +78,19 @@ def test_sigterm_ends_a_run_that_has_not_begun_its_first_step(tmp_path):
 
 def test_a_hangup_is_heeded_unless_it_is_ignored(tmp_path):
     """As under nohup."""
+    waiting = "while not pathlib.Path(sys.argv[1] + '-go').exists():\n        time.sleep(0.05)"
     for ignored in (False, True):
         flag = tmp_path / str(ignored)
         process = spawn(
             str(flag),
             *("eval", str(straight_run()), "--device", "cpu"),
-            code=SLOW.replace("100", "1"),
+            code=SLOW.replace("time.sleep(100)", waiting),
             preexec_fn=(lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None,
         )
         wait_for(flag.exists, process)
         process.send_signal(signal.SIGHUP)
+        if ignored:
+            Path(f"{flag}-go").touch()
         process.communicate(timeout=120)
         assert process.returncode == (0 if ignored else 129)
 

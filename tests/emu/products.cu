@@ -223,7 +223,7 @@ void linear_update(const Problem& t) {
   std::vector<float> new_weight(count);
   for (std::size_t i = 0; i < count; ++i)
     new_weight[i] = weight[i] + (velocity[i] * 0.5f - gradient[i] * 0.25f);
-  const Control control{0, 0.5f, 0.5f, 1.0f, 0, {}};
+  Control control{0, 0.5f, 0.5f, 1.0f, 0, 0, {}};
   const WeightUpdate update{
       weight.data(), velocity.data(), nullptr, {t.K, t.filters8()}, &control, 0.5f, false};
   FilterCall call{};
