@@ -83,10 +83,10 @@ def test_extreme_logits(device):
     np.testing.assert_allclose(losses, [2e4], rtol=1e-6)
 
 
+@pytest.mark.parametrize("K", [13, 200])  # more classes than threads share
 @pytest.mark.parametrize("n", [1, 9, 64, 65, 130])
-def test_ranks_padding_and_labels(machine, precision, n):
+def test_ranks_padding_and_labels(machine, precision, n, K):
     """Equal logits count by index; rows from ``valid`` on are 0; a label out of range gives NaN and rank K."""
-    K = 13
     random = np.random.default_rng(n)
     logits = random.integers(-3, 4, (n, K)).astype(np.float32)  # ties everywhere
     labels = random.integers(0, K, n)

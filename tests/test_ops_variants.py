@@ -43,13 +43,13 @@ def force():
     _emu.set_architecture(90)
 
 
-def taken(row) -> list:
+def taken(row, where=lambda case: True) -> list:
     """The smallest cases that the forced row takes, those with whole blocks of 64 images first where it is for them."""
     is_conv = row["op"].startswith("conv")
     ask = _emu.conv_variant if is_conv else _emu.linear_variant
     found = []
     candidates = [*cases.CONV_EDGES, *cases.CONV_TENSOR] if is_conv else [*cases.LINEAR_EDGES, *cases.LINEAR_TENSOR]
-    for case in sorted(candidates, key=lambda case: case.work):
+    for case in sorted(filter(where, candidates), key=lambda case: case.work):
         lanes = open_device("emu").lanes(case.N)
         N = padded(case.N, lanes)
         shape = case.shape(lanes, N) if is_conv else LinearShape(N, case.C, case.K, lanes)
@@ -106,6 +106,39 @@ def test_every_kernel(row, force, request):
     assert chosen, "no case is for this kernel"
     for case in chosen:
         check(row["op"], case, row["precision"])
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in VARIANTS if row["op"].startswith("conv")], ids=lambda row: f"{row['op']}-{row['name']}"
+)
+def test_groups_do_not_see_each_other(row, force, request):
+    """What is not a number in one tower never reaches the other, by no factor of zero either."""
+    request.node.user_properties.append(("device", "emu"))
+    force(row)
+    grouped = taken(row, lambda case: case.groups == 2)
+    if not grouped:
+        pytest.skip("no case with groups is for this kernel")
+    case = grouped[0]
+    x, weight, bias, dy = case.inputs(integers=True)
+    options = {"device": "emu", "precision": row["precision"], **case.options}
+
+    def results(x, dy):
+        """Of the pass in question, halved into the towers."""
+        if row["op"] == "conv_forward":
+            return [np.split(functional.conv2d(x, weight, bias, **options), 2, axis=1)]
+        dx, dweight, dbias = functional.conv2d_backward(dy, x, weight, **options)
+        if row["op"] == "conv_backward_data":
+            return [np.split(dx, 2, axis=1)]
+        return [np.split(dweight, 2), np.split(dbias, 2)]
+
+    sound = results(x, dy)
+    for spoiled in (0, 1):
+        broken = [values.copy() for values in (x, dy)]
+        for values in broken:
+            np.split(values, 2, axis=1)[spoiled][...] = np.nan
+        for was, now in zip(sound, results(*broken), strict=True):
+            assert np.isnan(now[spoiled]).any()
+            np.testing.assert_array_equal(now[1 - spoiled], was[1 - spoiled])
 
 
 def test_every_problem_has_a_kernel():
