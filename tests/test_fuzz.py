@@ -38,3 +38,20 @@ def test_a_defect_is_found_and_kept(tmp_path):
     assert run.returncode == 1, run.stdout + run.stderr
     assert "FINDING pickle, seed 0, input" in run.stdout
     assert list((tmp_path / "found" / "pickle").glob("*/*"))
+
+
+@pytest.mark.slow
+def test_a_reader_without_an_end_is_found(tmp_path):
+    code = "import sys, fuzz\nfuzz.SECONDS = 0.3\ndef endless(*_):\n    while True: pass\nfuzz.read_plain = endless\n"
+    command = [sys.executable, "-c", code + "sys.exit(fuzz.main())", "--target", "pickle", "--inputs", "2"]
+    run = subprocess.run(
+        [*command, "--keep", str(tmp_path)],
+        cwd=ROOT / "tools",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert "Hang at" in run.stdout
+    assert "more than 0.3 s of computing" in run.stdout

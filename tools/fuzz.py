@@ -61,8 +61,8 @@ from convnet.spec import network, parameter_shapes  # noqa: E402
 from convnet.trained import load_trained  # noqa: E402
 from convnet.trainer import Diverged, Trainer  # noqa: E402
 
-SECONDS = 5.0  # of one input, on a busy machine: the slowest takes some milliseconds
-STUCK = 60.0  # the same for code that does not return to Python
+SECONDS = 5.0  # of computing for one input: the slowest takes some milliseconds
+STUCK = 60.0  # by the clock: for code that waits, or does not return to Python
 MEMORY = 400 * 2**20  # a reader may take a file of the largest size it allows, which is 64 MiB, and unpack it
 LARGEST = 2**20  # of a mutated file
 # Of all inputs; the quick readers take more.
@@ -491,7 +491,7 @@ class Hang(BaseException):
 
 
 def too_long(*_: object) -> None:
-    raise Hang(f"more than {SECONDS} s")
+    raise Hang(f"more than {SECONDS} s of computing")
 
 
 def make(target: Target, name: str, seed: int, number: int) -> Files:
@@ -510,7 +510,7 @@ def check(target: Target, folder: Path, files: Files) -> str | None:
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
     fault = None
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         target.run(folder)
     except target.allowed:
@@ -521,7 +521,7 @@ def check(target: Target, folder: Path, files: Files) -> str | None:
         text = " ".join(str(error).split())
         fault = f"{type(error).__name__} at {Path(here[-1].filename).name}:{here[-1].lineno}: {text:.100}"
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     for name in files:
         (folder / name).write_bytes(target.files[name])
@@ -534,7 +534,7 @@ def prepare_process(target: Target) -> Path:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2 * MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGPROF, too_long)
     shared = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=shared if shared.is_dir() else None))
     for name, raw in target.files.items():
