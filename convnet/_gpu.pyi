@@ -13,3 +13,6 @@ def begin_capture(stream: int) -> None:
 
 def end_capture(stream: int) -> Graph:
     """Ends what ``begin_capture`` began on the same stream, on all streams; raises what went wrong in between."""
+
+def set_programmatic_launches(on: bool) -> None:
+    """Whether kernels may start before those in front of them have ended (from sm_90 on; at first they may)."""
