@@ -72,45 +72,46 @@ UNITS = {
 
 
 def _products(operands: str, least: int, reading_a: int, *columns: int) -> tuple[Row, ...]:
-    """wgmma of 64 x N x 16: N / 2 clocks of arithmetic, or as long as reading the operands takes: 16 clocks for A, N / 4
-    for B at 128 bytes per clock."""
+    """wgmma of 64 x N x 16: N / 2 clocks of arithmetic, or as long as the operands take to be read: A ``reading_a``
+    clocks, B N / 4 at 128 bytes per clock."""
     return tuple(Row(f"wgmma {operands} {n}", max(n / 2, reading_a + n / 4, least), 2.0 * 64 * n * 16) for n in columns)
 
 
-_FULL_RATE = "N / 2 clocks (4096 FLOP per clock), or 16 + N / 4 where reading operands takes longer: below N = 64"
+FULL_RATE = "N / 2 clocks (4096 FLOP per clock), or 16 + N / 4 where reading operands takes longer: below N = 64"
 GROUPS = {
     "l2": Group(
-        "What do tensor copies of rows of 128 bytes (strips of forward and backward data) and of 64 bytes (backward filter's "
-        "halves) bring a multiprocessor out of L2, when all of them read?",
+        "What do tensor copies of rows of 128 bytes (strips of forward and backward data) and of 64 bytes (halves of "
+        "the lanes in backward filter) bring a multiprocessor out of L2, when all of them read?",
         "bytes per clock and multiprocessor",
-        "about 40, from published figures; at the full rate of wgmma conv2's tiles need 28, conv5's 38, tiles of two pixels 53",
-        "below 38 the 13 x 13 layers wait for L2: share weights in clusters; above 53 tiles of two pixels are possible; 64-byte "
-        "rows well below 128: whole lanes and fewer stages in backward filter",
+        "about 40, from published figures; at wgmma's full rate tiles of conv2 need 28, of conv5 38, of two pixels 53",
+        "below 38 the 13 x 13 layers wait for L2: share weights in clusters; above 53 tiles of two pixels are "
+        "possible; 64-byte rows well below 128: whole lanes and fewer stages in backward filter",
         (Row("l2 128", 40.0), Row("l2 64", 40.0)),
         hopper=True,
     ),
     "multicast": Group(
         "What arrives at a multiprocessor when two blocks of a cluster send each other half of what both need?",
         "bytes per clock and multiprocessor",
-        "53 or more arrive, of which L2 delivers half: two-pixel tiles with shared weights take 37 of their 53 from L2",
-        "no more than without multicast: clusters are not worth building; well above: weights shared by two blocks are the next step",
+        "at least the 53 of tiles of two pixels, which with shared weights take 37 from L2",
+        "no more than without multicast: clusters are not worth building; 53 and more: weights shared by two blocks "
+        "are the next step",
         (Row("multicast 128", 53.0), Row("multicast 64", 53.0)),
         hopper=True,
     ),
     "forward": Group(
         "How fast is wgmma with A along M and B along N (lanes and filters contiguous, 128-byte swizzle), by N?",
         "clocks per wgmma",
-        _FULL_RATE,
-        "slower at N >= 64: the layout costs, compare backward filter's rows and try weights along the reduction; a narrow N as "
-        "fast as N / 2: narrow tiles of conv1 and conv2 are free",
+        FULL_RATE,
+        "slower from N = 64 on: the layout costs, compare backward filter, try weights along the reduction; N / 2 "
+        "below N = 64, too: narrow tiles are free",
         _products("forward", 0, 16, 8, 16, 32, 48, 64, 96, 128, 192, 256),
         hopper=True,
     ),
     "backward data": Group(
         "How fast is wgmma with A along M (128-byte swizzle) and B along the reduction (64-byte swizzle), by N?",
         "clocks per wgmma",
-        _FULL_RATE + "; 28 instead of 24 for conv2's 48 channels",
-        "slower than forward: give weights the 128-byte swizzle (64 filters a stage); N = 48 slower than 28 clocks: channels on M, "
+        FULL_RATE + "; 28 instead of 24 for the 48 channels of conv2",
+        "slower than forward: 64 filters a stage, for the 128-byte swizzle; N = 48 slower than 28: channels on M, "
         "padded to 64",
         _products("backward data", 0, 16, 48, 64, 96, 128, 192, 256),
         hopper=True,
@@ -118,43 +119,45 @@ GROUPS = {
     "backward filter": Group(
         "How fast is wgmma with both operands along the reduction (64-byte swizzle), by N?",
         "clocks per wgmma",
-        _FULL_RATE,
-        "slower than forward: the 64-byte swizzle costs, use whole lanes (128 bytes) and fewer stages; N = 144 or 240 slower than "
-        "N / 2: other numbers of taps and channels per tile",
+        FULL_RATE,
+        "slower than forward: whole lanes (128-byte swizzle) and fewer stages; only N = 144 or 240 slower: other "
+        "numbers of taps and channels per tile",
         _products("backward filter", 0, 16, 48, 64, 96, 128, 144, 192, 240, 256),
         hopper=True,
     ),
     "registers": Group(
-        "Is wgmma with A in registers faster, which our kernels do not use?",
+        "How fast is wgmma with A in registers, as no kernel of ours has it, and B along N?",
         "clocks per wgmma",
         "N / 2, at least 12: reading A from shared memory costs nothing from N = 64 on",
-        "faster than forward at the N of our tiles: keep what is used again (weights of backward data, dy) in registers",
+        "faster than forward at the N of our tiles: keep operands that are used again in registers",
         _products("registers", 12, 0, 48, 64, 96, 128, 192, 256),
         hopper=True,
     ),
     "warps": Group(
         "How fast are mma.sync (bf16 16 x 8 x 16, tf32 16 x 8 x 8) and FFMA from registers, in blocks like ours?",
         "FLOP per clock and multiprocessor",
-        "62.9 % of wgmma's peak by mma.sync (tf32: 250 of 495 TFLOP/s with everything around it); 80 % of FFMA's 256",
-        "the floors of tf32 and fp32 (benchmarks/floors.py) move by as much; mma.sync near wgmma: no tf32 wgmma kernels needed",
+        "mma.sync 62.9 % of the peaks of wgmma, of which whole kernels keep 80 %; kernels of FFMA 80 % of its 256",
+        "the floors of tf32 and fp32 (benchmarks/floors.py) move by as much; mma.sync near wgmma's peak: tf32 needs "
+        "no kernels of wgmma",
         (Row("mma bf16", 0.629 * 4096), Row("mma tf32", 0.629 * 2048), Row("ffma", 0.8 * 256)),
     ),
     "memory": Group(
-        "How fast is device memory, read and written bytes together: the driver's copy, a kernel's copy of 16 bytes a thread, and an "
-        "update that reads 8 and writes 10 bytes per weight?",
+        "How fast is device memory, read and written bytes together: the driver's copy, one by a kernel, 16 bytes a "
+        "thread, and an update that reads 8 and writes 10 bytes per weight?",
         "TB/s",
-        "4.3 for all (benchmarks/floors.py)",
-        "all floors of memory-bound passes move by as much; update below copy: fewer streams, or weights in slices as the fused "
-        "update has them; kernel below driver: our element-by-element kernels want more bytes in flight",
+        "4.3 for all of them (benchmarks/floors.py)",
+        "floors of passes bound by memory move by as much; update below copy: weights in slices, as the fused update "
+        "on Hopper has them; kernel below driver: more bytes in flight in the element-by-element kernels",
         (Row("copy driver", 4.3), Row("copy kernel", 4.3), Row("update", 4.3)),
     ),
     "launches": Group(
-        "What does a launch cost between kernels that do nothing (small: 128 threads; large: 384 threads and 200 KB), in a stream or a "
-        "graph, one after the other (plain) or with programmatic launch (early), and what does the host need to queue one?",
+        "What does a launch cost between kernels that do nothing (small: 128 threads; large: 384 and 200 KB), in a "
+        "stream or a graph, one after the other (plain) or by programmatic launch (early), and how long does the "
+        "host queue one?",
         "us per launch",
         "1.5 (graph, early) to 4: 31 launches take 45 to 120 us of a step",
-        "early no better than plain: take programmatic launch out; graph no better than stream: host time alone decides; more than "
-        "4: fuse further",
+        "early no better than plain: no programmatic launches; a graph no better than a stream: only the host's time "
+        "speaks for it; more than 4: fuse further",
         (
             *(Row(f"launch {size} stream {start}", 4.0) for size in ("small", "large") for start in ("plain", "early")),
             *(Row(f"launch {size} graph plain", 4.0) for size in ("small", "large")),
@@ -162,7 +165,7 @@ GROUPS = {
             Row("launch host", 4.0),
         ),
     ),
-}  # fmt: skip
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -178,12 +181,12 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     for name, group in GROUPS.items():
         if group.hopper and architecture not in ("90a", "emu"):
-            found = [(row, "needs sm_90a", None) for row in group.rows]
+            answers: list[Answer] = [("needs sm_90a", None)] * len(group.rows)
         else:
-            found = run_group(name, library, int(device.partition(":")[2] or 0), options.seconds)
-        new = [_result(name, *part) for part in found]
-        print(report(group, new), flush=True)
-        rows += new
+            answers = run_group(name, library, int(device.partition(":")[2] or 0), options.seconds)
+        found = [_result(name, row, *answer) for row, answer in zip(group.rows, answers, strict=True)]
+        print(report(group, found), flush=True)
+        rows += found
         timing.write("machine", device, {"architecture": architecture, "rows": rows}, str(path))
     print(f"written to {path}")
     return 0 if all(row["status"] in FINE for row in rows) else 1
@@ -242,45 +245,40 @@ def build(architecture: str) -> Path:
 # ---- running ----
 
 FINE = ("measured", "ran", "needs sm_90a", "not in the emulator")
-Found = tuple[Row, str, "Measured | None"]
+Answer = tuple[str, "Measured | None"]  # the status, and what was measured where that is "measured"
 
 
-def run_group(name: str, library: Path, index: int, seconds: float, limit: float | None = None) -> list[Found]:
-    """Every row of a group with its status, and with what was measured where that is "measured"."""
+def run_group(name: str, library: Path, index: int, seconds: float, limit: float | None = None) -> list[Answer]:
+    """What became of every row of a group, in their order."""
     group = GROUPS[name]
     limit = limit or 15 + 4 * seconds * len(group.rows)
     code = "import sys; from benchmarks import machine; machine.child(*sys.argv[1:])"
     command = [sys.executable, "-c", code, name, str(library), str(index), str(seconds), str(limit)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    answers = {answer["row"]: answer for answer in map(json.loads, done.stdout.splitlines())}
-    end = f"stopped after the group's {limit:.0f} s"
-    if done.returncode != -signal.SIGALRM:
-        end = f"the process ended with exit code {done.returncode}: {(done.stderr.splitlines() or [''])[-1]}"
-    found: list[Found] = []
-    for row in group.rows:
-        answer = answers.get(row.name)
-        if answer is None:
-            found.append((row, end, None))
-            end = "not reached"
-        elif answer["status"] == "measured":
-            found.append((row, "measured", Measured(*answer["numbers"])))
-        else:
-            found.append((row, answer["status"], None))
-    return found
+    answers: list[Answer] = []
+    for line in done.stdout.splitlines():
+        answer = json.loads(line)
+        answers.append((answer["status"], Measured(*answer["numbers"]) if answer["status"] == "measured" else None))
+    missing = len(group.rows) - len(answers)
+    if missing and done.returncode == -signal.SIGALRM:
+        answers.append((f"stopped after the {limit:.0f} s of its group", None))
+    elif missing:
+        error = (done.stderr.splitlines() or [""])[-1]
+        answers.append((f"ended the process with exit code {done.returncode}: {error}", None))
+    return answers + [("not reached", None)] * (missing - 1)
 
 
 def child(name: str, library: str, index: str, seconds: str, limit: str) -> None:
     """Runs a group in this process, one line of JSON for each row as soon as it is done."""
     signal.setitimer(signal.ITIMER_REAL, float(limit))  # nobody catches it, so that it ends a call that hangs, too
     run = ctypes.CDLL(library).machine_run
-    run.argtypes = [
-        *(ctypes.c_char_p, ctypes.c_int, ctypes.c_double, ctypes.POINTER(ctypes.c_double), ctypes.c_char_p, ctypes.c_int),
-    ]  # fmt: skip
+    text, numbers_of = ctypes.c_char_p, ctypes.POINTER(ctypes.c_double)
+    run.argtypes = [text, ctypes.c_int, ctypes.c_double, numbers_of, text, ctypes.c_int]
     for row in GROUPS[name].rows:
         numbers, error = (ctypes.c_double * 4)(), ctypes.create_string_buffer(1000)
         code = run(row.name.encode(), int(index), float(seconds), numbers, error, len(error))
         status = error.value.decode(errors="replace") if code else "measured" if numbers[0] else "ran"
-        print(json.dumps({"row": row.name, "status": status, "numbers": list(numbers)}), flush=True)
+        print(json.dumps({"status": status, "numbers": list(numbers)}), flush=True)
 
 
 # ---- showing ----
