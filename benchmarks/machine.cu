@@ -382,7 +382,10 @@ struct Alone {
 // fills a stage again only when the other has used its last filling.
 struct Pair {
   static constexpr int kTogether = 2;
-  static __device__ __forceinline__ void meet() { cluster_sync(); }
+  static __device__ __forceinline__ void meet() {
+    __syncwarp();  // whole warps must come to the cluster's barrier
+    cluster_sync();
+  }
   template <class Box>
   static __device__ __forceinline__ void load(unsigned char (*stage)[kBoxBytes],
                                               const TensorMap& map,
