@@ -270,38 +270,41 @@ __global__ void __launch_bounds__(kConsumers* kGroup, 1)
   for (int i = 0; i < N / 2; ++i) sums[(group * kGroup + thread) * (N / 2) + i] = sum[i];
 }
 
-template <class Operands, int N>
-Timing wgmma_row(double seconds) {
-  constexpr Placement kA = Operands::kA, kB = Operands::b(N);
-  constexpr int kA2 = kConsumers * kA.bytes(), kBytes = kA2 + kB.bytes(), kTrips = 3;
+Timing time_products(void (*kernel)(const uint32_t*, int, float*, long long*),
+                     Placement a_placement,
+                     Placement b_placement,
+                     bool registers,
+                     int n,
+                     double seconds) {
+  constexpr int kTrips = 3;
+  const int a_bytes = kConsumers * a_placement.bytes(), bytes = a_bytes + b_placement.bytes();
   Random random;
-  std::vector<uint32_t> image(kBytes / 4);
+  std::vector<uint32_t> image(bytes / 4);
   const auto put = [&](int place, float value) {
     const uint16_t bits = upper_half(value);
     std::memcpy(reinterpret_cast<unsigned char*>(image.data()) + place, &bits, 2);
   };
-  std::vector<float> a(kConsumers * 64 * kDepth),
-      b(N * kDepth);  // [group][row][term], [column][term]
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const int group = int(i) / (64 * kDepth), row = int(i) / kDepth % 64, term = int(i) % kDepth;
-    const int plain = (row * kDepth + term) * 2;
-    put(group * kA.bytes() + (Operands::kRegisters ? plain : kA.at(row, term)),
-        a[i] = random.small());
+  // a [group][row][term], b [column][term]
+  std::vector<float> a(kConsumers * 64 * kDepth), b(n * kDepth);
+  for (int i = 0; i < int(a.size()); ++i) {
+    const int group = i / (64 * kDepth), row = i / kDepth % 64, term = i % kDepth;
+    const int place = registers ? (row * kDepth + term) * 2 : a_placement.at(row, term);
+    put(group * a_placement.bytes() + place, a[i] = random.small());
   }
-  for (std::size_t i = 0; i < b.size(); ++i)
-    put(kA2 + kB.at(int(i) / kDepth, int(i) % kDepth), b[i] = random.small());
+  for (int i = 0; i < int(b.size()); ++i)
+    put(a_bytes + b_placement.at(i / kDepth, i % kDepth), b[i] = random.small());
   Buffer<uint32_t> operands(image);
-  const Buffer<float> sums(kConsumers * kGroup * N / 2);
+  const Buffer<float> sums(kConsumers * kGroup * n / 2);
   const unsigned blocks = static_cast<unsigned>(multiprocessors());
   const auto start = [&](int trips, long long* clocks) {
-    launch(wgmma_kernel<Operands, N>, Dim3(blocks), Dim3(kConsumers * kGroup), kBytes, nullptr,
-           operands.data(), trips, sums.data(), clocks);
+    launch(kernel, Dim3(blocks), Dim3(kConsumers * kGroup), bytes, nullptr, operands.data(), trips,
+           sums.data(), clocks);
   };
   const Buffer<long long> unused(blocks);
   start(kTrips, unused.data());
   const std::vector<float> found = sums.read();
   for (int i = 0; i < int(found.size()); ++i) {
-    const int group = i / (kGroup * N / 2), thread = i / (N / 2) % kGroup, r = i % (N / 2);
+    const int group = i / (kGroup * n / 2), thread = i / (n / 2) % kGroup, r = i % (n / 2);
     const int row = thread / 32 * 16 + thread % 32 / 4 + r / 2 % 2 * 8;
     const int column = r / 4 * 8 + thread % 4 * 2 + r % 2;
     double sum = 0;
@@ -312,8 +315,14 @@ Timing wgmma_row(double seconds) {
   for (uint32_t& pair : image)
     pair = upper_half(random.real()) | static_cast<uint32_t>(upper_half(random.real())) << 16;
   operands.write(image);
-  const double flops = 2.0 * kConsumers * 64 * N * kDepth * blocks;
+  const double flops = 2.0 * kConsumers * 64 * n * kDepth * blocks;
   return timed(seconds, 1000, flops, int(blocks), int(blocks), start);
+}
+
+template <class Operands, int N>
+Timing wgmma_row(double seconds) {
+  return time_products(wgmma_kernel<Operands, N>, Operands::kA, Operands::b(N),
+                       Operands::kRegisters, N, seconds);
 }
 
 // --- tensor copies out of the second level of cache

@@ -222,7 +222,7 @@ def build(architecture: str) -> Path:
     else:
         compiler = os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
         target = f"arch=compute_{architecture},code=sm_{architecture}"
-        command = [compiler, "-std=c++17", "-O3", "-gencode", target, "-shared", "-Xcompiler=-fPIC", str(SOURCE)]
+        command = [compiler, "-std=c++17", "-O3", "-gencode", target, "-shared", "-Xcompiler=-fPIC,-O1", str(SOURCE)]
         missing = (
             "there is no nvcc on PATH to compile benchmarks/machine.cu with; install the CUDA toolkit, or set CUDACXX"
         )
