@@ -5,8 +5,8 @@ Example: python -m benchmarks.ops --device cpu --model alexnet -b 32 --layer con
 A kernel whose result is wrong, or that raises, is not timed: its row says why, the others go on, and the run ends with
 exit code 1. Results are written behind every row, so that those of a device that is lost on the way are there. The
 peaks are measured in the same run by the device's own means, a large copy and a large matrix product in float32; a
-share above 100 % means that the data lay in a cache, or tensor cores. OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are
-ignored: the processor's own kernels are what is timed.
+share above 100 % means that the data lay in a cache, or tensor cores. The environment does not choose the processor's
+kernels (``benchmarks.CHOOSING``): its own are what is timed.
 
 Times are warm: the same buffers in every call, of which a cache serves what it holds. On a GPU they are those of blocks
 of calls without a gap (``timing.Clock``), "doubled" is how many times as long a block takes as half of one, 2.00 where
