@@ -605,14 +605,24 @@ def test_steps_and_timeline_on_a_gpu(fake_gpu, few_pictures, narrow, monkeypatch
     assert found[: 1 + len(FIRST_LAUNCHES)] == [("", "ingest_planar"), *FIRST_LAUNCHES]
     assert written["plan_floor_seconds"] > 0
     assert [x.seconds for x in launches] == pytest.approx([kernel_seconds(x.kernel) for x in launches])
-    # kept busy on all of its streams, it never waits for the host: one kernel behind the other, no gaps
-    assert written["waits_for_launches"] == 0
-    assert written["seconds"] == pytest.approx(written["kernel_seconds"])
-    monkeypatch.setattr(timing.Clock, "keep_busy", lambda clock, stream: None)
-    assert timeline.main(["--device", "cuda:0", "--model", narrow, "-b", "2", *files]) == 0
-    written = json.loads((tmp_path / "t.json").read_text())
-    assert written["waits_for_launches"] > 0
-    assert written["seconds"] > written["kernel_seconds"]
+
+
+def test_a_timeline_does_not_time_the_host(idle_gpu, few_pictures, narrow, monkeypatch):
+    """However slow that is: the GPU, kept busy on all of its streams, runs one kernel behind the other without gaps."""
+    monkeypatch.setattr(timeline, "REPEATS", 1)
+    idle_gpu.seconds = lambda name: kernel_seconds(name) / (1 if name == "copy" else 20)
+    with Network(narrow, "cuda:0", batch_size=2) as net:
+        for microseconds in range(5, 105, 10):  # some of these the GPU all but waits for
+            idle_gpu.queueing = 1e-6 * microseconds
+            found = timeline.measure(net)
+            expected = [idle_gpu.seconds(launch["kernel"]) for launch in found["launches"]]
+            assert [launch["seconds"] for launch in found["launches"]] == pytest.approx(expected)
+            assert found["seconds"] == pytest.approx(sum(expected))
+            assert found["waits_for_launches"] == 0
+        monkeypatch.setattr(timing.Clock, "keep_busy", lambda clock, stream: None)
+        found = timeline.measure(net)
+        assert found["waits_for_launches"] > 0
+        assert found["seconds"] > sum(expected)
 
 
 def test_captured_work_reads_the_batch_of_its_turn(torch_network, monkeypatch):
