@@ -197,20 +197,25 @@ def compare(clock: timing.Clock, problem: Problem, precision: str, row: Row, sec
     product: Any = cudnn.convolution if isinstance(problem.shape, ConvShape) else cudnn.linear
     stream: Any = problem.stream
     # PyTorch works on the problem's stream, so that one clock times both
-    with cudnn.settings(precision), torch.cuda.stream(torch.cuda.ExternalStream(stream.stream.handle)):
-        sides = {"": problem.run, **product(problem.shape, problem.name, precision)}
-        calls = {name: clock.calls(stream, work) for name, work in sides.items()}  # algorithms are searched here
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        end = time.perf_counter() + seconds
-        while len(times[""]) < 5 or (len(times[""]) < 50 and time.perf_counter() < end):
-            for name, work in sides.items():
-                times[name].append(clock.seconds(stream, work, calls[name]) / calls[name])
-        sides.clear()
-        torch.cuda.empty_cache()  # which serves no stream but this one
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    ours = medians.pop("")
-    row.cudnn_candidate = min(medians, key=lambda name: medians[name])
-    row.over_cudnn = medians[row.cudnn_candidate] / ours
+    theirs = torch.cuda.ExternalStream(stream.stream.handle, clock.device.name)
+    with cudnn.settings(precision), torch.cuda.stream(theirs):
+        candidates = product(problem.shape, problem.name, precision)
+        ours, *medians = _in_turns(clock, stream, [problem.run, *candidates.values()], seconds)
+    fastest, row.cudnn_candidate = min(zip(medians, candidates, strict=True))
+    row.over_cudnn = fastest / ours
+    candidates.clear()
+    torch.cuda.empty_cache()  # which PyTorch keeps for this stream alone
+
+
+def _in_turns(clock: timing.Clock, stream: Stream, works: list[Callable[[], Any]], seconds: float) -> list[float]:
+    """The median of the seconds per call of each."""
+    calls = [clock.calls(stream, work) for work in works]  # algorithms are searched here
+    times: list[list[float]] = [[] for _ in works]
+    end = time.perf_counter() + seconds
+    while len(times[0]) < 5 or (len(times[0]) < 50 and time.perf_counter() < end):
+        for work, count, found in zip(works, calls, times, strict=True):
+            found.append(clock.seconds(stream, work, count) / count)
+    return [statistics.median(found) for found in times]
 
 
 def peaks(clock: timing.Clock, seconds: float) -> tuple[float, float]:

@@ -543,7 +543,9 @@ class TorchOnGpu:
 
     def __init__(self, machine):
         self.machine, self.handle = machine, None
-        self.cuda = types.SimpleNamespace(ExternalStream=int, stream=self.stream, empty_cache=lambda: None)
+        self.cuda = types.SimpleNamespace(
+            ExternalStream=lambda handle, device: handle, stream=self.stream, empty_cache=lambda: None
+        )
 
     @contextlib.contextmanager
     def stream(self, handle):
