@@ -12,8 +12,13 @@ from pathlib import Path
 _CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.sort(key=lambda entry: Path(entry or ".").resolve() == _CHECKOUT)
 
-# These make OpenBLAS use kernels for another processor than the one it runs on. PyTorch's library has no such
-# variables, so both sides choose for themselves here. OpenBLAS reads them when NumPy is loaded.
+# These make OpenBLAS and NumPy, or PyTorch and its libraries, use kernels for another processor than the one they run
+# on, or compute in another precision. Here both sides choose for themselves. They are read when NumPy and PyTorch are
+# loaded.
+CHOOSING = (
+    "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "NPY_DISABLE_CPU_FEATURES", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUCTIONS",
+)  # fmt: skip
 IGNORED = {}
 if "numpy" not in sys.modules:
-    IGNORED = {name: os.environ.pop(name) for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if name in os.environ}
+    IGNORED = {name: os.environ.pop(name) for name in CHOOSING if name in os.environ}

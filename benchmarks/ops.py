@@ -2,11 +2,16 @@
 
 Example: python -m benchmarks.ops --device cpu --model alexnet -b 32 --layer conv2 fc6
 
-A kernel whose result is wrong is not timed: the run ends with exit code 1 and names it. The peaks are measured in the
-same run by the device's own means, a large copy and a large matrix product; a share above 100 % means that the data lay
-in a cache. OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are ignored: the processor's own kernels are what is timed.
-Times are warm: the same buffers in every repetition. On a GPU "floor" is the time that benchmarks/floors.py allows an
-H200 over ours, and "x cuDNN" the time of the best of PyTorch's kernels over ours, taken in turns.
+A kernel whose result is wrong, or that raises, is not timed: its row says why, the others go on, and the run ends with
+exit code 1. Results are written behind every row, so that those of a device that is lost on the way are there. The
+peaks are measured in the same run by the device's own means, a large copy and a large matrix product in float32; a
+share above 100 % means that the data lay in a cache, or tensor cores. The environment does not choose the processor's
+kernels (``benchmarks.CHOOSING``): its own are what is timed.
+
+Times are warm: the same buffers in every call, of which a cache serves what it holds. On a GPU they are those of blocks
+of calls without a gap (``timing.Clock``), "doubled" is how many times as long a block takes as half of one, 2.00 where
+nothing but the work is timed, "floor" is the time that benchmarks/floors.py allows an H200 over ours, and "x cuDNN" the
+time of the best of PyTorch's kernels over ours, taken in turns, on the same stream and by the same clock.
 """
 
 from __future__ import annotations
@@ -14,34 +19,42 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from benchmarks import cudnn, floors, timing
-from benchmarks.problems import Problem, WrongResult, problems
+from benchmarks.problems import Problem, problems
 from convnet import ops
 from convnet.backend import Device, Stream, open_device
 from convnet.precision import PRECISIONS
 from convnet.shapes import ConvShape, LinearShape
-from convnet.spec import network
+from convnet.spec import NetworkSpec, network
+
+DOUBTFUL = 0.1  # so far from 2, a growth is told
 
 
 @dataclass
 class Row:
     layer: str
     name: str
-    seconds: float
-    noise: float
-    gflops: float
-    gbytes: float
-    compute_share: float
-    memory_share: float
+    failed: str | None = None  # why it is not timed
+    seconds: float | None = None
+    noise: float | None = None
+    growth: float | None = None  # time of twice the calls / time; None but on GPUs
+    gflops: float | None = None
+    gbytes: float | None = None
+    compute_share: float | None = None
+    memory_share: float | None = None
     floor_share: float | None = None  # floor of an H200 / time here; None but on GPUs
     over_numpy: float | None = None  # time of the NumPy kernels / time here; None where they are timed or left out
     over_cudnn: float | None = None  # time of PyTorch's fastest candidate / time here; None where there is none
     cudnn_candidate: str | None = None  # which one that is
+    cudnn_failed: str | None = None  # why there is none
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,101 +77,157 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f'no layer is called "{name}"; there are {", ".join(known)}')
     device = open_device(options.device)
     device.check_precision(options.precision)
-    cpu = None if options.no_numpy or device.name == "cpu" or options.precision != "fp32" else open_device("cpu")
-    peer = device.name.startswith("cuda") and not options.no_cudnn
-    seed = int(np.random.default_rng().integers(2**32))
-    copied, multiplied = peaks(device, options.seconds)
-    print(f"peaks of {device.name}: {copied / 1e9:.1f} GB/s, {multiplied / 1e9:.1f} GFLOP/s")
-    wanted = (spec, options.batch_size, options.precision, seed, options.layer)
-    rows = []
+    run = Run(device, spec, options)
+    path = timing.target("ops", device.name, options.output)
+    run.save = lambda: timing.write("ops", device.name, run.results(), str(path))
     try:
-        others = problems(cpu, *wanted) if cpu else None
-        for problem in problems(device, *wanted):
-            other = next(others) if others else None
-            row = measure(device, problem, cpu, other, options.seconds, copied, multiplied)
-            if device.name.startswith("cuda"):
-                row.floor_share = floors.seconds(problem.flops, problem.bytes, options.precision) / row.seconds
-            if peer and problem.shape is not None:
-                compare(device, problem, options.precision, row, options.seconds)
-            rows.append(row)
-    except WrongResult as error:
-        print(f"error: {device.name}, {options.model}, seed {seed}: {error}; nothing is timed", file=sys.stderr)
-        return 1
-    print(report(rows))
-    results = {
-        "model": options.model, "batch_size": options.batch_size, "precision": options.precision,
-        "seed": seed, "peak_bytes_per_second": copied,
-        "peak_flops": multiplied, "rows": [asdict(row) for row in rows],
-    }  # fmt: skip
-    print(f"written to {timing.write('ops', device.name, results, options.output)}")
-    return 0
+        run.measure_peaks()
+        for name in options.layer or known:
+            run.measure_layer(name)
+    except DeviceGone as error:
+        run.failed = True
+        print(f"error: {error}; nothing more can be measured", file=sys.stderr)
+    print(report(run.rows))
+    print(f"written to {path}")
+    return 1 if run.failed else 0
 
 
-def measure(
-    device: Device, problem: Problem, cpu: Device | None, other: Problem | None, seconds: float, copied: float,
-    multiplied: float,
-) -> Row:  # fmt: skip
-    """Checks ``problem`` and then times it. Raises ``WrongResult``."""
-    stream = device.stream()
-    device.synchronize()
-    problem.run()
-    device.synchronize()
-    problem.check()
-    times = timing.repeated(lambda: timing.timed(device, stream, problem.run), seconds)
-    median = statistics.median(times)
-    over_numpy = None
-    if cpu is not None and other is not None:
-        reference = cpu.stream()
-        theirs = timing.repeated(lambda: timing.timed(cpu, reference, other.run), min(seconds, 0.5), most=10)
-        over_numpy = statistics.median(theirs) / median
-    gflops, gbytes = problem.flops / median / 1e9, problem.bytes / median / 1e9
-    return Row(
-        problem.layer, problem.name, median, timing.noise(times), gflops, gbytes, gflops * 1e9 / multiplied,
-        gbytes * 1e9 / copied, over_numpy=over_numpy,
-    )  # fmt: skip
+class DeviceGone(RuntimeError):
+    """The device is beyond help, and with it the rest of the run."""
 
 
-def compare(device: Device, problem: Problem, precision: str, row: Row, seconds: float) -> None:
+class Run:
+    """Everything measured so far."""
+
+    def __init__(self, device: Device, spec: NetworkSpec, options: argparse.Namespace):
+        self.device, self.spec, self.precision, self.seconds = device, spec, options.precision, options.seconds
+        self.clock = timing.Clock(device)
+        numpy = not options.no_numpy and device.name != "cpu" and self.precision == "fp32"
+        self.cpu = timing.Clock(open_device("cpu")) if numpy else None
+        self.gpu = device.name.startswith("cuda")
+        self.peer = self.gpu and not options.no_cudnn
+        self.batch_size, self.seed = options.batch_size, int(np.random.default_rng().integers(2**32))
+        self.peaks: tuple[float, float] | None = None  # bytes and FLOP per second
+        self.rows: list[Row] = []
+        self.failed = False
+        self.save: Callable[[], Any] = lambda: None
+
+    def results(self) -> dict[str, Any]:
+        copied, multiplied = self.peaks or (None, None)
+        return {
+            "model": self.spec.name, "batch_size": self.batch_size, "precision": self.precision, "seed": self.seed,
+            "peak_bytes_per_second": copied, "peak_flops": multiplied, "rows": [asdict(row) for row in self.rows],
+        }  # fmt: skip
+
+    def measure_peaks(self) -> None:
+        """Without them there are no shares."""
+        with self._going_on("the peaks"):
+            self.peaks = peaks(self.clock, self.seconds)
+            copied, multiplied = self.peaks
+            print(f"peaks of {self.device.name}: {copied / 1e9:.1f} GB/s, {multiplied / 1e9:.1f} GFLOP/s")
+
+    def measure_layer(self, name: str) -> None:
+        """Adds a row for every problem of a layer, "softmax" or "sgd"."""
+        wanted = (self.spec, self.batch_size, self.precision, self.seed, [name])
+        with self._going_on(name):  # what fails between two problems, such as memory for the next, ends the layer
+            others = problems(self.cpu.device, *wanted) if self.cpu else None
+            for problem in problems(self.device, *wanted):
+                row = Row(problem.layer, problem.name)
+                self.rows.append(row)
+                with self._going_on(f"{row.layer} {row.name}", row):
+                    self.measure(problem, next(others) if others else None, row)
+
+    @contextmanager
+    def _going_on(self, what: str, row: Row | None = None) -> Iterator[None]:
+        """Tells what fails within, and notes it in ``row``, a new one where there is none; then everything is saved.
+        Raises ``DeviceGone`` where the device is of no use afterwards.
+        """
+        try:
+            yield
+        except DeviceGone:
+            raise
+        except Exception as error:
+            self.failed = True
+            if row is None:
+                row = Row(what, "")
+                self.rows.append(row)
+            row.failed = timing.reason(error)
+            place = f"{self.device.name}, {self.spec.name}, seed {self.seed}: {what}"
+            print(f"error: {place}: {row.failed}; not timed", file=sys.stderr, flush=True)
+            self._check_alive(what)
+        finally:
+            self.save()
+
+    def _check_alive(self, what: str) -> None:
+        try:
+            self.device.synchronize()
+        except Exception as error:
+            raise DeviceGone(f"{self.device.name} fails behind {what}: {timing.reason(error)}") from error
+
+    def measure(self, problem: Problem, other: Problem | None, row: Row) -> None:
+        """Checks ``problem`` and then times it. Raises ``WrongResult``."""
+        self.device.synchronize()
+        problem.run()
+        self.device.synchronize()
+        problem.check()
+        times, row.growth = self.clock.repeated(problem.stream, problem.run, self.seconds)
+        median = statistics.median(times)
+        row.seconds, row.noise = median, timing.noise(times)
+        row.gflops, row.gbytes = problem.flops / median / 1e9, problem.bytes / median / 1e9
+        if self.peaks:
+            copied, multiplied = self.peaks
+            row.compute_share, row.memory_share = row.gflops * 1e9 / multiplied, row.gbytes * 1e9 / copied
+        if self.gpu:
+            row.floor_share = floors.seconds(problem.flops, problem.bytes, self.precision) / median
+        if self.cpu and other:
+            theirs, _ = self.cpu.repeated(other.stream, other.run, min(self.seconds, 0.5), most=10)
+            row.over_numpy = statistics.median(theirs) / median
+        if self.peer and problem.shape is not None:
+            try:
+                compare(self.clock, problem, self.precision, row, self.seconds)
+            except Exception as error:
+                row.cudnn_failed = timing.reason(error)
+                self._check_alive(f"PyTorch's {row.layer} {row.name}")
+
+
+def compare(clock: timing.Clock, problem: Problem, precision: str, row: Row, seconds: float) -> None:
     """Times PyTorch's candidates for the same product and ours in turns; notes the ratio to the fastest."""
     import torch
 
-    stream, product = device.stream(), cudnn.convolution if isinstance(problem.shape, ConvShape) else cudnn.linear
-
-    def theirs(work: cudnn.Work) -> float:
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        before.record()
-        work()
-        after.record()
-        torch.cuda.synchronize()
-        return float(before.elapsed_time(after)) / 1e3
-
-    with cudnn.settings(precision):
-        candidates = product(problem.shape, problem.name, precision)  # type: ignore[operator]
-        times: dict[str, list[float]] = {name: [] for name in candidates}
-        ours: list[float] = []
-        for work in candidates.values():  # algorithms are searched here
-            theirs(work)
-        while len(ours) < 5 or (sum(ours) < seconds and len(ours) < 50):
-            ours.append(timing.timed(device, stream, problem.run))
-            for name, work in candidates.items():
-                times[name].append(theirs(work))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    row.cudnn_candidate = min(medians, key=lambda name: medians[name])
-    row.over_cudnn = medians[row.cudnn_candidate] / statistics.median(ours)
+    product: Any = cudnn.convolution if isinstance(problem.shape, ConvShape) else cudnn.linear
+    stream: Any = problem.stream
+    # PyTorch works on the problem's stream, so that one clock times both
+    theirs = torch.cuda.ExternalStream(stream.stream.handle, clock.device.name)
+    with cudnn.settings(precision), torch.cuda.stream(theirs):
+        candidates = product(problem.shape, problem.name, precision)
+        ours, *medians = _in_turns(clock, stream, [problem.run, *candidates.values()], seconds)
+    fastest, row.cudnn_candidate = min(zip(medians, candidates, strict=True))
+    row.over_cudnn = fastest / ours
+    candidates.clear()
+    torch.cuda.empty_cache()  # which PyTorch keeps for this stream alone
 
 
-def peaks(device: Device, seconds: float) -> tuple[float, float]:
-    """Bytes per second of a large copy (read and written) and FLOP/s of a large matrix product."""
+def _in_turns(clock: timing.Clock, stream: Stream, works: list[Callable[[], Any]], seconds: float) -> list[float]:
+    """The median of the seconds per call of each."""
+    calls = [clock.calls(stream, work) for work in works]  # algorithms are searched here
+    times: list[list[float]] = [[] for _ in works]
+    end = time.perf_counter() + seconds
+    while len(times[0]) < 5 or (len(times[0]) < 50 and time.perf_counter() < end):
+        for work, count, found in zip(works, calls, times, strict=True):
+            found.append(clock.seconds(stream, work, count) / count)
+    return [statistics.median(found) for found in times]
+
+
+def peaks(clock: timing.Clock, seconds: float) -> tuple[float, float]:
+    """Bytes per second of a large copy (read and written) and FLOP/s of a large matrix product in float32."""
+    device = clock.device
     small = device.name.startswith("emu")  # nobody measures the speed of the emulator; it only has to run
     stream = device.stream()
     source, target = (device.empty(((1 << 16) if small else (1 << 26),)) for _ in range(2))
     stream.upload(source, np.zeros(source.shape, np.float32))
     # whichever is faster: on a CPU the kernel uses all cores, the copy one
-    copying = timing.repeated(lambda: timing.timed(device, stream, lambda: stream.copy(target, source)), seconds / 2)
-    copying += timing.repeated(
-        lambda: timing.timed(device, stream, lambda: ops.scale(stream, "fp32", source, 1.0, target)), seconds / 2
-    )
+    copying, _ = clock.repeated(stream, lambda: stream.copy(target, source), seconds / 2)
+    scaling, _ = clock.repeated(stream, lambda: ops.scale(stream, "fp32", source, 1.0, target), seconds / 2)
     size = 64 if small else 4096
     lanes = device.lanes(size)
     shape = LinearShape(size, size, size, lanes)
@@ -167,10 +236,8 @@ def peaks(device: Device, seconds: float) -> tuple[float, float]:
     for array in (x, weight):
         stream.upload(array, random.standard_normal(array.shape, dtype=np.float32))
     workspace = device.empty((-(-device.kernels.linear_workspace(shape, "fp32") // 4),))
-    multiplying = timing.repeated(
-        lambda: timing.timed(device, stream, lambda: _multiply(stream, shape, x, weight, y, workspace)), seconds
-    )
-    return 2 * source.nbytes / min(copying), 2.0 * shape.macs / min(multiplying)
+    multiplying, _ = clock.repeated(stream, lambda: _multiply(stream, shape, x, weight, y, workspace), seconds)
+    return 2 * source.nbytes / min(copying + scaling), 2.0 * shape.macs / min(multiplying)
 
 
 def _multiply(stream: Stream, shape: LinearShape, x: Any, weight: Any, y: Any, workspace: Any) -> None:
@@ -178,21 +245,29 @@ def _multiply(stream: Stream, shape: LinearShape, x: Any, weight: Any, y: Any, w
 
 
 def report(rows: list[Row]) -> str:
-    header = ("layer and pass", "ms", "noise", "GFLOP/s", "of peak", "GB/s", "of peak", "floor", "x cuDNN", "x NumPy")
+    header = ("layer and pass", "ms", "noise", "doubled", "GFLOP/s", "of peak", "GB/s", "of peak", "floor", "x cuDNN",
+              "x NumPy", "")  # fmt: skip
 
-    def optional(value: float | None, form: str) -> str:
-        return "" if value is None else form.format(value)
+    def optional(value: float | None, form: str, factor: float = 1.0) -> str:
+        return "" if value is None else form.format(factor * value)
 
     lines = []
     for row in rows:
+        remarks = [f"not timed: {row.failed}"] if row.failed else []
+        remarks += [f"no cuDNN: {row.cudnn_failed}"] if row.cudnn_failed else []
+        if row.growth is not None and abs(row.growth / 2 - 1) > DOUBTFUL:
+            remarks.append("time does not grow with the work")
         lines.append((
-            f"{row.layer} {row.name}", f"{1e3 * row.seconds:.3f}", f"{100 * row.noise:.0f} %", f"{row.gflops:.1f}",
-            f"{100 * row.compute_share:.0f} %", f"{row.gbytes:.1f}", f"{100 * row.memory_share:.0f} %",
-            optional(row.floor_share and 100 * row.floor_share, "{:.0f} %"), optional(row.over_cudnn, "{:.2f}"),
-            optional(row.over_numpy, "{:.2f}"),
+            f"{row.layer} {row.name}", optional(row.seconds, "{:.4f}", 1e3), optional(row.noise, "{:.0f} %", 100),
+            optional(row.growth, "{:.2f}"), optional(row.gflops, "{:.1f}"),
+            optional(row.compute_share, "{:.0f} %", 100), optional(row.gbytes, "{:.1f}"),
+            optional(row.memory_share, "{:.0f} %", 100), optional(row.floor_share, "{:.0f} %", 100),
+            optional(row.over_cudnn, "{:.2f}"), optional(row.over_numpy, "{:.2f}"), "; ".join(remarks),
         ))  # fmt: skip
-    total = sum(row.seconds for row in rows)
-    return f"{timing.table(header, lines)}\nall together {1e3 * total:.1f} ms"
+    text = timing.table(header, lines)
+    text += f"\nall together {1e3 * sum(row.seconds or 0.0 for row in rows):.1f} ms"
+    missing = sum(row.failed is not None for row in rows)
+    return text + (f" without the {missing} not timed" if missing else "")
 
 
 if __name__ == "__main__":

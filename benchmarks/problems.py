@@ -35,10 +35,11 @@ class WrongResult(RuntimeError):
 
 @dataclass
 class Problem:
-    """``flops`` and ``bytes`` are the least there is to do: every operand read and every result written once. ``shape``
-    is that of a product, for comparisons with others'.
+    """``run`` queues on ``stream``. ``flops`` and ``bytes`` are the least there is to do: every operand read and every
+    result written once. ``shape`` is that of a product, for comparisons with others'.
     """
 
+    stream: Stream
     layer: str
     name: str
     flops: float
@@ -227,20 +228,20 @@ def _conv(bench: Bench, layer: ConvLayer) -> Iterator[Problem]:
 
     y = bench.activation(shape.y)
     yield Problem(
-        layer.name, "forward", flops, outer + filters,
+        stream, layer.name, "forward", flops, outer + filters,
         lambda: ops.conv_forward(*problem, layer.x, layer.filters, layer.bias.value, y),
         _sampled(bench, f"{layer.name} forward", y, c * shape.R * shape.S, forward), layer.shape,
     )  # fmt: skip
     if not layer.first:
         dx = bench.activation(shape.x)
         yield Problem(
-            layer.name, "backward data", flops, outer + filters,
+            stream, layer.name, "backward data", flops, outer + filters,
             lambda: ops.conv_backward_data(*problem, gradient, layer.filters, dx, None),
             _sampled(bench, f"{layer.name} backward data", dx, k * shape.R * shape.S, backward_data), layer.shape,
         )  # fmt: skip
     dweight, dbias = bench.poisoned(shape.weight), bench.poisoned((shape.K,))
     yield Problem(
-        layer.name, "backward filter", flops, outer + 4 * math.prod(layer.shape.weight),
+        stream, layer.name, "backward filter", flops, outer + 4 * math.prod(layer.shape.weight),
         lambda: ops.conv_backward_filter(*problem, gradient, layer.x, dweight, dbias, side.workspace),
         _sampled(bench, f"{layer.name} backward filter", dweight, shape.N * shape.P * shape.Q, backward_filter),
         layer.shape,
@@ -259,7 +260,7 @@ def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:
     y, dx, dweight = bench.activation(shape.y), bench.activation(shape.x), bench.poisoned(shape.weight)
     dbias = bench.poisoned((shape.K,))
     yield Problem(
-        layer.name, "forward", flops, outer + matrix,
+        stream, layer.name, "forward", flops, outer + matrix,
         lambda: ops.linear_forward(
             *problem, layer.x, layer.matrix, layer.bias.value, y, False, None, None, side.workspace
         ),
@@ -267,13 +268,13 @@ def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:
                  lambda block, f, lane: (x[block, :, lane] * w[:, f], float(b[f]))), shape,
     )  # fmt: skip
     yield Problem(
-        layer.name, "backward data", flops, outer + matrix,
+        stream, layer.name, "backward data", flops, outer + matrix,
         lambda: ops.linear_backward_data(*problem, gradient, layer.matrix, dx, None, side.workspace),
         _sampled(bench, f"{layer.name} backward data", dx, shape.K,
                  lambda block, c, lane: (dy[block, :, lane] * w[c, : shape.K], 0.0)), shape,
     )  # fmt: skip
     yield Problem(
-        layer.name, "backward filter", flops, outer + 4 * shape.C * shape.K,
+        stream, layer.name, "backward filter", flops, outer + 4 * shape.C * shape.K,
         lambda: ops.linear_backward_filter(*problem, gradient, layer.x, dweight, dbias, side.workspace),
         _sampled(bench, f"{layer.name} backward filter", dweight, shape.N,
                  lambda c, f: (x[:, c] * dy[:, f], 0.0)), shape,
@@ -292,7 +293,7 @@ def _linear_update(bench: Bench, layer: LinearLayer, gradient: Array, x: Values,
     tensors = weight.value, weight.velocity, weight.copy, dbias, bench.side.control, 1.0, True, workspace
     nbytes = layer.x.nbytes + gradient.nbytes + 4 * weight.value.nbytes
     return Problem(
-        layer.name, "backward filter and update", 2.0 * shape.macs,
+        bench.stream, layer.name, "backward filter and update", 2.0 * shape.macs,
         nbytes + (weight.copy.nbytes if weight.copy else 0),
         lambda: ops.linear_backward_filter_update(
             bench.stream, shape, bench.precision, gradient, layer.x, *tensors),
@@ -309,6 +310,7 @@ def _relu_backward(bench: Bench, layer: str, shape: tuple[int, ...]) -> Problem:
         _within(f"{layer} relu backward", found, np.where(positive > 0, given, 0), 0.0)
 
     return Problem(
+        bench.stream,
         layer,
         "relu backward",
         dy.size,
@@ -356,11 +358,11 @@ def _pool(bench: Bench, layer: PoolLayer) -> Iterator[Problem]:
 
     nbytes = layer.x.nbytes + y.nbytes + argmax.nbytes
     compared = y.size * shape.size**2
-    yield Problem(layer.name, "forward", compared, nbytes,
+    yield Problem(bench.stream, layer.name, "forward", compared, nbytes,
                   lambda: ops.max_pool_forward(bench.stream, shape, bench.precision, layer.x, y, argmax),
                   check_forward)  # fmt: skip
     ops.max_pool_forward(bench.stream, shape, bench.precision, layer.x, y, argmax)
-    yield Problem(layer.name, "backward", y.size, nbytes,
+    yield Problem(bench.stream, layer.name, "backward", y.size, nbytes,
                   lambda: ops.max_pool_backward(bench.stream, shape, bench.precision, gradient, argmax, None, dx),
                   check_backward)  # fmt: skip
 
@@ -410,10 +412,10 @@ def _lrn(bench: Bench, layer: LrnLayer) -> Iterator[Problem]:
         limit += _output_limit(np.abs(expected) + limit, bench.precision)
         _within(f"{layer.name} backward", to_float32(dx.download()), expected, limit)
 
-    yield Problem(layer.name, "forward", 2.0 * shape.size * y.size, 2 * y.nbytes,
+    yield Problem(bench.stream, layer.name, "forward", 2.0 * shape.size * y.size, 2 * y.nbytes,
                   lambda: ops.lrn_forward(bench.stream, shape, bench.precision, layer.x, y),
                   check_forward)  # fmt: skip
-    yield Problem(layer.name, "backward", 4.0 * shape.size * y.size, 3 * y.nbytes,
+    yield Problem(bench.stream, layer.name, "backward", 4.0 * shape.size * y.size, 3 * y.nbytes,
                   lambda: ops.lrn_backward(bench.stream, shape, bench.precision, gradient, layer.x, dx),
                   check_backward)  # fmt: skip
 
@@ -440,10 +442,10 @@ def _lrn_pool(bench: Bench, layer: LrnLayer, pool: PoolShape) -> Iterator[Proble
         _within(f"{name} backward", to_float32(dx.download()), expected, limit)
 
     nbytes, operations = layer.x.nbytes + p.nbytes + argmax.nbytes, 2.0 * shape.size * layer.x.size
-    yield Problem(name, "forward", operations, nbytes,
+    yield Problem(bench.stream, name, "forward", operations, nbytes,
                   lambda: ops.lrn_pool_forward(*problem, layer.x, p, argmax), check_forward)  # fmt: skip
     ops.lrn_pool_forward(*problem, layer.x, p, argmax)
-    yield Problem(name, "backward", 2 * operations, nbytes + dx.nbytes,
+    yield Problem(bench.stream, name, "backward", 2 * operations, nbytes + dx.nbytes,
                   lambda: ops.lrn_pool_backward(*problem, gradient, argmax, layer.x, dx),
                   check_backward)  # fmt: skip
 
@@ -457,8 +459,9 @@ def _dropout(bench: Bench, layer: DropoutLayer) -> Iterator[Problem]:
         _within(f"{layer.name} forward", to_float32(layer.y.download()), to_float32(layer.x.download()) * mask, 0.0)
 
     yield Problem(
-        layer.name, "forward", layer.x.size, 2 * layer.x.nbytes + layer.kept.nbytes, lambda: layer.forward(True), check
-    )
+        bench.stream, layer.name, "forward", layer.x.size, 2 * layer.x.nbytes + layer.kept.nbytes,
+        lambda: layer.forward(True), check,
+    )  # fmt: skip
 
 
 def _softmax(bench: Bench, shape: SoftmaxShape) -> Problem:
@@ -485,7 +488,7 @@ def _softmax(bench: Bench, shape: SoftmaxShape) -> Problem:
         _within("softmax dlogits", found, expected / shape.valid, limit)
         _within("softmax losses", losses.download()[: shape.valid], -np.log(own), 64 * UNIT * (1 - np.log(own)))
 
-    return Problem("softmax", "loss", 4.0 * logits.size, 2 * logits.nbytes,
+    return Problem(bench.stream, "softmax", "loss", 4.0 * logits.size, 2 * logits.nbytes,
                    lambda: ops.softmax_cross_entropy(
                        bench.stream, shape, bench.precision, logits, labels, losses, ranks, None, dlogits,
                        bench.side.control),
@@ -506,6 +509,6 @@ def _sgd(bench: Bench, count: int) -> Problem:
         if copy is not None:
             _within("sgd copy", copy.download()[:count], to_bf16(w + expected), 0.0)
 
-    return Problem("sgd", "update", 6.0 * count, 5 * weight.nbytes + (2 * count if copy else 0),
+    return Problem(bench.stream, "sgd", "update", 6.0 * count, 5 * weight.nbytes + (2 * count if copy else 0),
                    lambda: ops.sgd(bench.stream, weight, velocity, gradient, copy, bench.side.control, 1.0, True),
                    check)  # fmt: skip

@@ -128,7 +128,7 @@ class Race:
                 raise TimeoutError(LATE)
             net = Network(self.spec, self.device, n, precision)
         except (RuntimeError, TimeoutError) as error:  # no memory, most likely
-            failed = [{**place, "part": part, "failed": reason(error)} for part in parts]
+            failed = [{**place, "part": part, "failed": timing.reason(error)} for part in parts]
             self.ours += failed
             self.best += failed
             self.save()
@@ -143,7 +143,7 @@ class Race:
                             for part in parts:
                                 self._row({**row, "part": part}, ours, peer, times[part], end)
                 except RuntimeError as error:
-                    self.rows.append({**place, "failed": reason(error)})
+                    self.rows.append({**place, "failed": timing.reason(error)})
             for part in parts:
                 self._own(place, part, ours, times[part])
 
@@ -197,7 +197,7 @@ class Race:
                 if row["part"] == "step":
                     row["memory_bytes"] = theirs.peak_memory()
             except Exception as error:
-                row["failed"] = reason(error)
+                row["failed"] = timing.reason(error)
                 ours.synchronize()  # raises where the device is beyond help
         self.rows.append(row)
         self.save()
@@ -215,7 +215,7 @@ class Race:
                 row["floor_seconds"] = floors.total(floors.plan(self.spec, n, precision, part), precision)
                 row["floor_share"] = row["floor_seconds"] / seconds
         except RuntimeError as error:
-            row["failed"] = reason(error)
+            row["failed"] = timing.reason(error)
         self.ours.append(row)
         measured = [r for r in self.rows if r.items() >= {**place, "part": part}.items() and "seconds" in r]
         fastest = min(measured, key=lambda r: r["seconds"], default=None)
@@ -232,12 +232,6 @@ def _why_not(device: str) -> str | None:
     except ImportError:
         return "not installed"
     return "PyTorch sees no GPU" if device.startswith("cuda") and not torch.cuda.is_available() else None
-
-
-def reason(error: BaseException) -> str:
-    """An exception in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def compared(own: list[float], theirs: list[float], n: int) -> Row:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -32,7 +30,7 @@ import convnet
 from benchmarks import floors, ops, pictures, timing
 from benchmarks.our_network import OurNetwork
 from convnet import Network
-from convnet.backend import Array, Device, Stream
+from convnet.backend import Array, Device, Event, Stream
 from convnet.figures import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW, check_path
 from convnet.layers import LayerOnDevice
 from convnet.precision import PRECISIONS
@@ -45,7 +43,6 @@ KINDS = {
 }  # fmt: skip
 REPEATS = 5
 LARGEST = 3  # gaps that are named
-AHEAD = 1 << 26  # floats in a copy that keeps a GPU busy
 
 
 @dataclass
@@ -95,17 +92,15 @@ def measure(net: Network) -> dict[str, Any]:
     net._graphs.capturing = False  # what is launched as a whole cannot be watched
     ours.step(0)
     ours.synchronize()
-    start = time.perf_counter()
-    ours.step(1)
-    ours.synchronize()
-    keep_busy = _keep_busy(net._sides[0].stream, 1.5 * (time.perf_counter() - start))
-    runs = []
-    for number in range(1 if device.name.startswith("emu") else REPEATS):
-        with recording(net) as recorded:
-            ours.synchronize()
-            keep_busy()
-            ours.step(number)
-        runs.append((sum(launch.seconds for launch in recorded.launches), recorded.waits, recorded.launches))
+    clock, stream = timing.Clock(device), net._sides[0].stream
+    runs: list[tuple[float, int, list[Launch]]] = []
+    while len(runs) < (1 if device.name.startswith("emu") else REPEATS):
+        ours.synchronize()
+        clock.keep_busy(stream)
+        with recording(net, stream.record()) as recorded:
+            ours.step(len(runs))
+        if not recorded.waits or not clock.longer():
+            runs.append((sum(launch.seconds for launch in recorded.launches), recorded.waits, recorded.launches))
     total, waits, launches = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
     rates = _rates(device, net.precision)
     for launch in launches:
@@ -125,23 +120,7 @@ def _rates(device: Device, precision: str) -> tuple[float, float] | None:
     """FLOP/s and bytes per second that floors are made of; None for the emulator, whose speed says nothing."""
     if device.name.startswith("cuda"):
         return floors.FLOPS[precision], floors.BYTES
-    return None if device.name.startswith("emu") else ops.peaks(device, 0.5)[::-1]
-
-
-def _keep_busy(stream: Stream, seconds: float) -> Callable[[], None]:
-    """A function that queues so many seconds of copies on the stream of a GPU; nothing elsewhere."""
-    device = stream.device
-    if not device.name.startswith("cuda"):
-        return lambda: None
-    source, target = device.empty((AHEAD,)), device.empty((AHEAD,))
-    stream.upload(source, np.zeros((AHEAD,), np.float32))
-    once = statistics.median(timing.repeated(lambda: timing.timed(device, stream, lambda: stream.copy(target, source))))
-
-    def copies() -> None:
-        for _ in range(round(seconds / once) + 1):
-            stream.copy(target, source)
-
-    return copies
+    return None if device.name.startswith("emu") else ops.peaks(timing.Clock(device), 0.5)[::-1]
 
 
 # ---- watching ----
@@ -185,7 +164,7 @@ def _layer() -> str:
 
 
 class Recorded:
-    """``launches`` in their order, and for how many of them a GPU had to wait because they came late."""
+    """``launches`` in their order, and how many of them a GPU had to wait for because they came late."""
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
@@ -193,19 +172,25 @@ class Recorded:
 
 
 @contextmanager
-def recording(net: Network) -> Iterator[Recorded]:
-    """Notes what is launched on any stream of the network's devices; times are there when the block is left."""
+def recording(net: Network, start: Event) -> Iterator[Recorded]:
+    """Notes what is launched on any stream of the network's devices, on each of them behind ``start``; times are there
+    when the block is left.
+    """
     kind: Any = type(net._sides[0].stream)
     launch, recorded = kind.launch, Recorded()
     marks: list[tuple[Any, Any]] = []
+    started: set[Stream] = set()
 
     def watched(stream: Stream, kernel: Callable[..., None], *arguments: Any) -> None:
         found = Launch(kernel.__name__, _layer(), *work(kernel.__name__, arguments))
         recorded.launches.append(found)
+        if stream not in started:  # on this one a GPU may have nothing to do yet
+            started.add(stream)
+            stream.wait(start)
         before: Any = stream.record()
         if hasattr(before, "elapsed_since"):
-            recorded.waits += bool(marks) and marks[-1][1].event.query()
             launch(stream, kernel, *arguments)
+            recorded.waits += before.event.query()
             marks.append((before, stream.record()))
             return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import platform
 import statistics
@@ -20,6 +21,9 @@ from convnet.backend import Device, DeviceError, Stream
 from convnet.checkpoint import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
+COPIED = 1 << 26  # floats in a copy that keeps a GPU busy: about 0.13 ms of an H200
+MOST_COPIES = 256  # with the calls still fewer than a GPU takes into its queue
+BLOCK, MOST_CALLS = 5e-4, 128  # seconds, and calls, between two marks
 
 
 def command(work: Callable[[], int]) -> int:
@@ -31,28 +35,83 @@ def command(work: Callable[[], int]) -> int:
         return 6 if isinstance(error, DeviceError) else 2
 
 
-def timed(device: Device, stream: Stream, work: Callable[[], None]) -> float:
-    """Seconds that ``work``, queued on ``stream``, takes: by the device's own clock where it has one."""
-    device.synchronize()
-    before = stream.record()
-    if not hasattr(before, "elapsed_since"):
-        start = time.perf_counter()
-        work()
-        device.synchronize()
-        return time.perf_counter() - start
-    work()
-    after: Any = stream.record()
-    device.synchronize()
-    return float(after.elapsed_since(before)) / 1e3
+class Clock:
+    """Seconds that work takes on a stream of ``device``: by its own clock, with marks in that stream, where it has one.
 
+    A GPU is kept busy with copies until all calls are queued, so that the host's time does not count, and makes one
+    call more in front of the first mark: caches are as warm as repeating the same call leaves them.
+    """
 
-def repeated(measure: Callable[[], float], seconds: float = 1.0, least: int = 3, most: int = 50) -> list[float]:
-    """Results of ``measure`` (seconds each) behind one for warming up: for about ``seconds``, at least ``least``."""
-    measure()
-    times: list[float] = []
-    while len(times) < least or (sum(times) < seconds and len(times) < most):
-        times.append(measure())
-    return times
+    def __init__(self, device: Device):
+        self.device, self.marks = device, device.name.startswith("cuda")
+        self._copies = 1  # that keep it busy; as many more as it turns out to need
+        self._buffers = [device.empty((COPIED,)) for _ in range(2)] if self.marks else []
+
+    def keep_busy(self, stream: Stream) -> None:
+        """Gives a GPU something to do on ``stream``."""
+        for _ in range(self._copies if self.marks else 0):
+            stream.copy(*self._buffers)
+
+    def longer(self) -> bool:
+        """From now on twice as long; False, and as in the beginning, where that is more than anybody should need."""
+        self._copies = 2 * self._copies if self._copies < MOST_COPIES else 1
+        return self._copies > 1
+
+    def seconds(self, stream: Stream, work: Callable[[], None], calls: int = 1) -> float:
+        """Of ``calls`` calls of ``work``, which queues on ``stream``.
+
+        Raises ``RuntimeError`` where a GPU cannot be kept busy until the last one is queued.
+        """
+        if not self.marks:
+            self.device.synchronize()
+            start = time.perf_counter()
+            for _ in range(calls):
+                work()
+            self.device.synchronize()
+            return time.perf_counter() - start
+        while True:
+            self.device.synchronize()
+            self.keep_busy(stream)
+            work()
+            before: Any = stream.record()
+            for _ in range(calls):
+                work()
+            late = before.event.query()
+            after: Any = stream.record()
+            self.device.synchronize()
+            if not late:
+                return float(after.elapsed_since(before)) / 1e3
+            if not self.longer():
+                raise RuntimeError(
+                    f"{self.device.name} came to the first of {calls} calls before the last was queued, however busy "
+                    "it was kept: the time would be the host's"
+                )
+
+    def calls(self, stream: Stream, work: Callable[[], None]) -> int:
+        """How many calls make a block, by a first one, which warms up: on a GPU an even number, so that what the marks
+        cost does not show; elsewhere one.
+        """
+        once = self.seconds(stream, work)
+        return 2 * min(MOST_CALLS // 2, math.ceil(BLOCK / 2 / once)) if self.marks else 1
+
+    def repeated(
+        self, stream: Stream, work: Callable[[], None], seconds: float = 1.0, least: int = 3, most: int = 50
+    ) -> tuple[list[float], float | None]:
+        """Seconds per call of every block; and on a GPU how many times as long a block takes as half of one, in turns:
+        2 where nothing but the work is timed.
+
+        For about ``seconds``, and at least ``least`` and at most ``most`` blocks.
+        """
+        calls = self.calls(stream, work)
+        end = time.perf_counter() + seconds
+        blocks: list[float] = []
+        halves: list[float] = []
+        while len(blocks) < least or (len(blocks) < most and time.perf_counter() < end):
+            if self.marks:
+                halves.append(self.seconds(stream, work, calls // 2))
+            blocks.append(self.seconds(stream, work, calls))
+        growth = statistics.median(blocks) / statistics.median(halves) if halves else None
+        return [block / calls for block in blocks], growth
 
 
 def in_turns(
@@ -81,6 +140,12 @@ def in_turns(
             if turn:
                 found.append((time.perf_counter() - start) / count)
     return times
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def noise(values: Sequence[float]) -> float:

@@ -5,6 +5,9 @@ Device memory is host memory, kernels are the emulator's. It is strict where a r
 copied and computed on only while the owning device's context is current, contexts are popped as often as pushed, a
 freed or unknown address is an error, and so is whatever CUDA forbids while a stream is captured. What was captured runs
 in a random order that respects the captured order alone.
+
+Everything is computed at once, but there are clocks: the host's, which every call that queues work moves on, and one of
+every stream, up to which its work takes. Work begins when the host has queued it and what it waits for is done.
 """
 
 from __future__ import annotations
@@ -42,7 +45,11 @@ CAPTURED_EVENT = "operation not permitted on an event last recorded in a capturi
 
 class Machine:
     """``peers``: whether the GPUs reach each other's memory; ``capacity``: bytes per GPU; ``version`` of the driver;
-    ``busy``: GPUs that another process wants for itself."""
+    ``busy``: GPUs that another process wants for itself.
+
+    ``seconds`` is how long a kernel takes, by its name; copies are "copy", "upload" and "fetch". ``queueing``:
+    seconds of the host's for every one. ``launched``: the names of all so far.
+    """
 
     def __init__(
         self,
@@ -66,6 +73,10 @@ class Machine:
         self.order = random.Random(0)
         self.failing: tuple[int, int, str] | None = None
         self.dead: dict[int, str] = {}  # GPU -> what every call says of it
+        self.seconds: Callable[[str], float] = lambda name: 0.0
+        self.queueing = 0.0
+        self.now = 0.0  # on the host's clock
+        self.launched: list[str] = []
 
     def fail(self, index: int, kernels: int, text: str) -> None:
         """The kernel behind the next ``kernels`` on GPU ``index`` breaks off: every later call there says ``text``."""
@@ -81,6 +92,16 @@ class Machine:
                 for nbytes, owner, buffer in self.memory.values():
                     if owner is context and nbytes:
                         buffer[:] = 0x3C  # finite, and nothing that anybody computed
+
+    def queued(self, name: str) -> float:
+        """The host has queued a kernel or copy; returns how long that takes."""
+        self.launched.append(name)
+        self.now += self.queueing
+        return self.seconds(name)
+
+    def wait_until(self, *times: float) -> None:
+        """The host waits."""
+        self.now = max(self.now, *times)
 
     def alive(self, context: Context) -> None:
         if context.index in self.dead:
@@ -124,18 +145,20 @@ class Context:
     def synchronize(self) -> None:
         assert self.machine.current() is self
         self.machine.not_while_capturing()
+        self.machine.wait_until(0.0, *(s.time for s in self.machine.streams.values() if s.context is self))
 
 
 class Capture:
-    """Nodes, each with the nodes that it follows, and for every stream the nodes that its next one will follow."""
+    """Nodes, each with the nodes that it follows and its seconds, and for every stream the nodes that its next one will
+    follow."""
 
     def __init__(self, origin: Any):
-        self.nodes: list[tuple[Callable[[], None], frozenset[int]]] = []
+        self.nodes: list[tuple[Callable[[], None], frozenset[int], float]] = []
         self.tails: dict[Any, frozenset[int]] = {origin: frozenset()}
         self.origin, self.spoilt = origin, False
 
-    def add(self, stream: Any, work: Callable[[], None]) -> None:
-        self.nodes.append((work, self.tails[stream]))
+    def add(self, stream: Any, work: Callable[[], None], seconds: float) -> None:
+        self.nodes.append((work, self.tails[stream], seconds))
         self.tails[stream] = frozenset({len(self.nodes) - 1})
 
     def before(self, tail: frozenset[int]) -> set[int]:
@@ -163,12 +186,15 @@ class Graph:
             on.capture.spoilt = True
             raise RuntimeError(f"launching a graph: {UNSUPPORTED} (CUDA error 900)")
         self.launches += 1
-        done: set[int] = set()
+        start = max(on.time, self.machine.now)
+        done: dict[int, float] = {}  # node -> when
         while len(done) < len(self.nodes):
-            ready = [i for i, (_, follows) in enumerate(self.nodes) if i not in done and follows <= done]
+            ready = [i for i, (_, follows, _) in enumerate(self.nodes) if i not in done and follows <= done.keys()]
             chosen = self.machine.order.choice(ready)
-            self.nodes[chosen][0]()
-            done.add(chosen)
+            work, follows, seconds = self.nodes[chosen]
+            work()
+            done[chosen] = max((done[i] for i in follows), default=start) + seconds
+        on.time = max(done.values(), default=start)
 
 
 class Allocation:
@@ -233,21 +259,25 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
             self.context = machine.current()
             self.handle = 1000 + len(machine.streams)
             self.capture: Capture | None = None
+            self.time = 0.0  # when all of its work is done
             machine.streams[self.handle] = self
 
-        def submit(self, work: Callable[[], None]) -> None:
+        def submit(self, name: str, work: Callable[[], None]) -> None:
+            seconds = machine.queued(name)
             if self.capture is None:
                 work()
+                self.time = max(self.time, machine.now) + seconds
             elif self.capture.spoilt:
                 raise Error(INVALIDATED)
             else:
-                self.capture.add(self, work)
+                self.capture.add(self, work, seconds)
 
         def synchronize(self) -> None:
             assert machine.current() is self.context
             if self.capture:
                 self.capture.spoilt = True
                 raise Error(UNSUPPORTED)
+            machine.wait_until(self.time)
 
         def wait_for_event(self, event: Event) -> None:
             assert machine.current() is self.context
@@ -257,6 +287,7 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
                 if self.capture:
                     self.capture.spoilt = True
                     raise Error(ISOLATION)
+                self.time = max(self.time, event.time)
                 return
             if theirs.origin.capture is not theirs:  # that capture has ended
                 raise Error(CAPTURED_EVENT)
@@ -273,10 +304,12 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
             self.context, self.recorded, self.flags = machine.current(), False, flags
             self.capture: Capture | None = None
             self.tail: frozenset[int] = frozenset()
+            self.time = 0.0  # when the work in front of it is done
 
         def record(self, stream: Stream) -> None:
             assert machine.current() is stream.context is self.context
             self.recorded, self.capture = True, stream.capture
+            self.time = max(stream.time, machine.now)
             if stream.capture:
                 self.tail = stream.capture.tails[stream]
 
@@ -288,17 +321,20 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
         def query(self) -> bool:
             machine.alive(self.context)
             self.not_captured()
-            return self.recorded
+            return self.recorded and self.time <= machine.now
 
         def synchronize(self) -> None:
             machine.alive(self.context)
             self.not_captured()
             assert self.recorded
+            machine.wait_until(self.time)
 
         def time_since(self, other: Event) -> float:
             self.not_captured()
             assert self.flags == other.flags == 0, "an event without a time"
-            return 1.0
+            if not (self.query() and other.query()):
+                raise Error("device not ready")
+            return 1e3 * (self.time - other.time)
 
     def check_pinned(host: np.ndarray[Any, Any], stream: Stream) -> None:
         """An asynchronous copy is one only with page-locked memory, and cannot be captured without it."""
@@ -311,12 +347,12 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
     def memcpy_htod_async(target: int, source: np.ndarray[Any, Any], stream: Stream) -> None:
         assert machine.current() is stream.context is machine.owner(target)
         check_pinned(source, stream)
-        ctypes.memmove(target, source.ctypes.data, source.nbytes)
+        stream.submit("upload", lambda: ctypes.memmove(target, source.ctypes.data, source.nbytes))
 
     def memcpy_dtoh_async(target: np.ndarray[Any, Any], source: int, stream: Stream) -> None:
         assert machine.current() is stream.context is machine.owner(source)
         check_pinned(target, stream)
-        ctypes.memmove(target.ctypes.data, source, target.nbytes)
+        stream.submit("fetch", lambda: ctypes.memmove(target.ctypes.data, source, target.nbytes))
 
     def memcpy_dtoh(target: np.ndarray[Any, Any], source: int) -> None:
         assert machine.current() is machine.owner(source)
@@ -336,7 +372,7 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
             assert machine.owner(target) is here
             ctypes.memmove(target, source, nbytes)
 
-        stream.submit(work)
+        stream.submit("copy", work)
 
     def pagelocked_empty(shape: int, dtype: Any) -> np.ndarray[Any, Any]:
         machine.current()
@@ -372,7 +408,7 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
 
             for address in addresses:
                 assert machine.owner(address) is stream.context, "memory of another device"
-            stream.submit(work)
+            stream.submit(kernel.__name__, work)
 
         return run
 
