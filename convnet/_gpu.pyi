@@ -13,3 +13,6 @@ def begin_capture(stream: int) -> None:
 
 def end_capture(stream: int) -> Graph:
     """Ends what ``begin_capture`` began on the same stream, on all streams; raises what went wrong in between."""
+
+def check_only(on: bool) -> None:
+    """While on, functions check their arguments and prepare the launch, tensor maps included, and start no kernel."""
