@@ -341,19 +341,24 @@ def why_not(part: Part) -> str:
 
 
 def report(found: Found, seconds: float) -> str:
-    """The numbers, and the names of what went wrong, each with the last line that was said of it."""
+    """The numbers, and the names of what went wrong, each with a line of what was said of it."""
     lines = []
     for kind in ("hung", "crashed", "failed", "not_run"):
         tests: dict[str, str] = getattr(found, kind)
         for test, text in list(tests.items())[:SHOWN]:
-            last = (text.strip().splitlines() or [""])[-1]
-            lines.append(f"{kind.replace('_', ' ')}: {test}: {last[:LINE]}")
+            lines.append(f"{kind.replace('_', ' ')}: {test}: {essence(text)[:LINE]}")
         if len(tests) > SHOWN:
             lines.append(f"{kind.replace('_', ' ')}: {len(tests) - SHOWN} more")
     counts = ", ".join(f"{len(tests)} {kind.replace('_', ' ')}" for kind, tests in asdict(found).items())
     if found.skipped and not found.passed:
         lines.append(f"nothing ran; the first was skipped: {next(iter(found.skipped.values()))}")
     return "\n".join([*lines, f"{counts} in {seconds:.0f} s"])
+
+
+def essence(text: str) -> str:
+    """The first line of pytest's that tells the error, or else the last of all."""
+    lines = text.strip().splitlines() or [""]
+    return next((line[1:].strip() for line in lines if line.startswith("E  ")), lines[-1])
 
 
 if __name__ == "__main__":
