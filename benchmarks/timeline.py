@@ -173,7 +173,7 @@ def work(kernel: str, arguments: tuple[Any, ...]) -> tuple[float, float]:
     return 2.0 * getattr(given.get("shape"), "macs", 0), sum(sizes.values())
 
 
-def layer_at_work() -> str:
+def _layer() -> str:
     """The name of the layer in one of whose methods we are, "" in none."""
     frame: Any = sys._getframe(2)
     while frame is not None:
@@ -200,7 +200,7 @@ def recording(net: Network) -> Iterator[Recorded]:
     marks: list[tuple[Any, Any]] = []
 
     def watched(stream: Stream, kernel: Callable[..., None], *arguments: Any) -> None:
-        found = Launch(kernel.__name__, layer_at_work(), *work(kernel.__name__, arguments))
+        found = Launch(kernel.__name__, _layer(), *work(kernel.__name__, arguments))
         recorded.launches.append(found)
         before: Any = stream.record()
         if hasattr(before, "elapsed_since"):

@@ -166,6 +166,8 @@ class Part:
         self.file, self.root, self.ids, self.name, self.attempts = file, root, ids, name, 0
         self.wanted, self.record, self.log = folder / f"{name}.txt", logs / f"{name}.jsonl", logs / f"{name}.log"
         self.wanted.write_text("\n".join(ids))
+        for file in (self.record, self.log):  # of an earlier run
+            file.unlink(missing_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
         self.changed = 0.0  # when its process started or something was noted last
         self.size, self.size_before = 0, 0  # of the record now, and when the process started
@@ -356,9 +358,11 @@ def report(found: Found, seconds: float) -> str:
 
 
 def essence(text: str) -> str:
-    """The first line of pytest's that tells the error, or else the last of all."""
+    """Of what pytest says of an error, the first line of the last exception; else the last line of all."""
     lines = text.strip().splitlines() or [""]
-    return next((line[1:].strip() for line in lines if line.startswith("E  ")), lines[-1])
+    marked = [line[1:].strip() for before, line in zip(["", *lines], lines, strict=False)
+              if line.startswith("E  ") and not before.startswith("E  ")]  # fmt: skip
+    return marked[-1] if marked else lines[-1]
 
 
 if __name__ == "__main__":
