@@ -1,5 +1,5 @@
-"""Tests in processes of their own (tools/watched_tests.py): made-up ones that hang, crash, fail and break a device. Each
-must be named, and the others must run."""
+"""Tests in processes of their own (tools/watched_tests.py): made-up ones that hang, crash, fail and break a device.
+Each is named, and the others run."""
 
 from __future__ import annotations
 

@@ -89,10 +89,15 @@ def of_a_step(model: str, device: str, n: int, precision: str) -> list[Call]:
         def collecting(stream: Stream, kernel: Callable[..., None], *given: Any) -> None:
             call = Call(n, _layer(), kernel.__name__, variant(kernels, kernel.__name__, given))
             calls.append(call)
-            try:
-                launch(stream, kernel, *given)
-            except Exception as error:  # whatever it is: the next call has its own
-                call.refused = f"{type(error).__name__}: {error}"
+
+            def attempt(*handles: Any) -> None:
+                try:
+                    kernel(*handles)
+                except Exception as error:  # whatever it is: the next call has its own
+                    call.refused = f"{type(error).__name__}: {error}"
+
+            attempt.__name__ = kernel.__name__
+            launch(stream, attempt, *given)
 
         size, windows, noise = net.spec.image_size, np.zeros((n, 3), np.int32), np.zeros((n, 3), np.float32)
         net._graphs.capturing = False  # a capture would end at the first refusal
