@@ -119,7 +119,7 @@ def test_only_what_passes_is_good(tmp_path, capsys):
     assert run(tmp_path, "--each", "1", "-k", "not test_b", all=text)[0] == 0
     assert "2 tests in 2 processes" in capsys.readouterr().out
     assert run(tmp_path, "-k", "test_c", all=text)[0] == 1
-    assert "nothing ran; the first was skipped:" in capsys.readouterr().out
+    assert "skipped: 1 tests: Skipped: why\n0 passed, 1 skipped" in capsys.readouterr().out
     assert watched_tests.main([str(tmp_path), "-k", "nonsense"]) == 1
     assert "no test was collected" in capsys.readouterr().err
 

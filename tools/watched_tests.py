@@ -14,8 +14,8 @@ This file is also the pytest plugin in each of them: it notes every test as it b
 
 Whatever was the end of a process, the part's tests that had not begun are run in a new one, ATTEMPTS times at most.
 Prints a line per process as it ends, then how many tests passed, failed, crashed, hung and did not run, with the names
-of those that did not pass. --seconds is for everything; what has not begun by then did not run. Exits with 0 when at
-least one test passed and all others were skipped.
+of those that did not pass and the reasons of those that were skipped. --seconds is for everything; what has not begun
+by then did not run. Exits with 0 when at least one test passed and all others were skipped.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Watch:
                 self.note(ended=item.nodeid, outcome="failed", text=self.text)
                 os._exit(SPOILT)
         elif report.skipped and self.outcome == "passed":
-            self.outcome, self.text = "skipped", str(report.longrepr)
+            self.outcome, self.text = "skipped", report.longrepr[2]  # behind file and line
 
 
 def cuda_devices() -> list[Any]:
@@ -351,9 +351,9 @@ def report(found: Found, seconds: float) -> str:
             lines.append(f"{kind.replace('_', ' ')}: {test}: {essence(text)[:LINE]}")
         if len(tests) > SHOWN:
             lines.append(f"{kind.replace('_', ' ')}: {len(tests) - SHOWN} more")
+    reasons = Counter(found.skipped.values()).most_common(SHOWN)
+    lines += [f"skipped: {count} tests: {reason[:LINE]}" for reason, count in reasons]
     counts = ", ".join(f"{len(tests)} {kind.replace('_', ' ')}" for kind, tests in asdict(found).items())
-    if found.skipped and not found.passed:
-        lines.append(f"nothing ran; the first was skipped: {next(iter(found.skipped.values()))}")
     return "\n".join([*lines, f"{counts} in {seconds:.0f} s"])
 
 

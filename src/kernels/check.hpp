@@ -4,6 +4,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace convnet {
 
@@ -26,6 +27,24 @@ void require(bool condition, const Parts&... parts) {
 inline std::atomic<bool>& only_checking() {
   static std::atomic<bool> only{false};
   return only;
+}
+
+// What the driver refused of the launch that this thread prepares while it is only checking.
+inline std::string& refusals() {
+  static thread_local std::string text;
+  return text;
+}
+
+// Throws std::runtime_error; or, while only checking, leaves that to end_check(), so that all refusals of a launch show.
+inline void refuse(const std::string& text) {
+  if (!only_checking()) throw std::runtime_error(text);
+  refusals() += (refusals().empty() ? "" : "; ") + text;
+}
+
+// What a launch ends with while only checking.
+inline void end_check() {
+  const std::string text = std::exchange(refusals(), "");
+  if (!text.empty()) throw std::runtime_error(text);
 }
 
 }  // namespace convnet

@@ -54,7 +54,7 @@ void launch(void (*kernel)(Parameters...),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
                "opting into shared memory");
-  if (only_checking()) return;
+  if (only_checking()) return end_check();
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
