@@ -171,7 +171,7 @@ def test_the_archive_outlives_the_tool(tmp_path, how):
     driver.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
         "from test_gpu_check import HANGS, gpu_check, stage\n"
-        "gpu_check.STAGES, gpu_check.PACK_SECONDS = [stage('passes', 'print(7)'), stage('hangs', HANGS)], 0.2\n"
+        "gpu_check.STAGES, gpu_check.PACK_SECONDS = [stage('passes', 'print(7)'), stage('hangs', HANGS, 0.2)], 0.2\n"
         f"sys.argv = ['gpu-check', {str(tmp_path / 'out')!r}]\nraise SystemExit(gpu_check.main())\n"
     )
     archive = tmp_path / "out" / "gpu-check.tar.gz"
