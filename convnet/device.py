@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from . import switches
 from .backend import (
     Array,
     Device,
@@ -353,6 +354,7 @@ class CudaDevice(Device):
                 f"{self.kernels.build_info()['architectures']}; install again with: pip install . "
                 f"-C cmake.define.CONVNET_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES={capability}"
             )
+        self.kernels.set_programmatic_launches(switches.on("programmatic"))
         import pycuda.tools
 
         try:

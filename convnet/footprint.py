@@ -31,7 +31,7 @@ class _Counted(Array):
         return _Counted(self.device, shape, dtype or self.dtype)
 
     def download(self) -> np.ndarray[Any, Any]:
-        raise NotImplementedError
+        raise TypeError("what is only counted has no values")
 
 
 class _Idle(Stream):
@@ -54,10 +54,10 @@ class _Idle(Stream):
         return Event()
 
     def fetch(self, source: Array) -> Fetch:
-        raise NotImplementedError
+        raise TypeError("what is only counted has no values")
 
     def _begin_capture(self, streams: list[Stream]) -> Graph:
-        raise NotImplementedError
+        raise TypeError("what is only counted is not run again")
 
 
 class _Counting(Device):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable
 
+from . import switches
 from .backend import DeviceLost, Graph, KernelFault, Stream
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ class Graphs:
         self._streams = streams
         self._found: dict[Hashable, Graph | None] = {}  # None: was queued once
         self._settings: Hashable = None
-        self.capturing = True
+        self.capturing = switches.on("graph")
         self.launched = 0  # graphs, so far
 
     def run(self, key: Hashable, settings: Hashable, queue: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from . import switches
 from .layout import rounded, to_float32
 
 LIBRARIES = ("numpy", "pillow", "safetensors", "tqdm", "matplotlib", "threadpoolctl")
@@ -104,6 +105,7 @@ def report() -> dict[str, Any]:
         "cuda": {"unavailable": device.unavailable()} if device.unavailable() else device.describe(),
         "devices": {name: self_test(name) for name in names},
         "jpeg_decoder": decoder(),
+        "switches": {part: "on" if on else "off" for part, on in switches.states().items()},
     }
 
 
@@ -128,6 +130,7 @@ def as_text(found: dict[str, Any]) -> str:
     section("cuda kernels", found["cuda_kernels"])
     section("emulator", found["emulator"])
     section("jpeg decoder", found["jpeg_decoder"])
+    section(switches.VARIABLE, found["switches"])
     section("versions", found["versions"])
     section("system", found["system"])
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arguments, ops
+from . import arguments, ops, switches
 from .backend import Array, DeviceError, Event
 from .layers import Side
 from .shapes import IngestShape
@@ -38,7 +38,8 @@ class Intake:
     def __init__(self, sides: list[Side], N: int, lanes: int, crop: int, fold: int):
         self._sides, self._N, self._lanes, self._crop, self._fold = sides, N, lanes, crop, fold
         self._scale = (1.0, 1.0, 1.0)
-        self._streams = [side.device.stream() for side in sides]
+        own = switches.on("intake")
+        self._streams = [side.device.stream() if own else side.stream for side in sides]
         self._means = [side.device.empty((3, crop, crop)) for side in sides]
         self._kept: list[tuple[Array, Array, Array]] = []  # luma, cb and cr of all images that stay, on every side
         self._batch = (N // lanes, 3 * fold**2, crop // fold, crop // fold, lanes)

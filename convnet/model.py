@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arguments
+from . import arguments, switches
 from .assemble import input_fold
 from .backend import Array, Fetch, open_devices, padded
 from .control import LR, SPOILED, WEIGHT_DECAY, control_words
@@ -67,6 +67,7 @@ class Network:
         self.spec = model
         self.batch_size, self.precision, self.seed = batch_size, precision, seed
         self.steps_done = 0
+        fused = fused and switches.on("fused")
         opened = open_devices(devices, most=min(2, self.spec.towers))
         if self.spec.towers % len(opened):
             raise ValueError(

@@ -229,6 +229,22 @@ def machine(device):
     opened.device.close()
 
 
+@pytest.fixture
+def images() -> str:
+    """A folder of a few small images, the same for all tests."""
+    import runs
+
+    return runs.shared_images()
+
+
+@pytest.fixture
+def straight() -> Path:
+    """The folder of a run on them that nothing disturbed."""
+    import runs
+
+    return runs.straight_run()
+
+
 @pytest.fixture(autouse=True)
 def _seeds(request):
     random.seed(0)

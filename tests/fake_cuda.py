@@ -404,6 +404,7 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
         elif callable(function) and not name.startswith("_"):
             setattr(gpu, name, on_current(function))
     gpu.begin_capture, gpu.end_capture = begin_capture, end_capture  # type: ignore[attr-defined]
+    gpu.set_programmatic_launches = lambda on: None  # type: ignore[attr-defined]
     gpu.build_info = lambda: {"architectures": "80,90a", "cuda": "13.0"}  # type: ignore[attr-defined]
     for name, value in {
         "Error": Error,

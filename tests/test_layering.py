@@ -23,6 +23,7 @@ FOUNDATION = {
     "files": set(),
     "control": set(),
     "parallel": set(),
+    "switches": set(),
     "spec": {"shapes"},
     "backend": {"shapes", "spec", "precision", "device", "host"},  # the devices inside functions only: see LAZY
     "layout": {"shapes", "precision", "backend"},
@@ -31,7 +32,7 @@ FOUNDATION = {
     "blas_maps": {"shapes", "parallel", "blas_common"},
     "blas_kernels": {"shapes", "control", "parallel", "blas_common", "blas_conv", "blas_maps"},
     "failures": {"backend"},
-    "device": {"shapes", "spec", "backend", "failures", "_gpu"},
+    "device": {"shapes", "spec", "backend", "failures", "switches", "_gpu"},
     "host": {"shapes", "spec", "precision", "backend", "blas_kernels", "_emu"},
     "ops": {"shapes", "spec", "precision", "control", "backend"},
     "arguments": {"shapes", "precision", "backend"},
@@ -42,11 +43,11 @@ FOUNDATION = {
     "assemble": {"shapes", "spec", "layers"},
     "initial": {"spec", "rng"},
     "exchange": {"backend", "ops", "layers"},
-    "intake": {"arguments", "shapes", "backend", "ops", "layers"},
+    "intake": {"arguments", "switches", "shapes", "backend", "ops", "layers"},
     "wiring": {"shapes", "spec", "backend", "ops", "layers", "assemble", "exchange"},
     "parameters": {"layout", "layers", "wiring"},
     "diagnosis": {"backend", "layout", "wiring"},
-    "graphs": {"backend"},
+    "graphs": {"backend", "switches"},
     "model": {
         "arguments",
         "spec",
@@ -59,6 +60,7 @@ FOUNDATION = {
         "parameters",
         "diagnosis",
         "graphs",
+        "switches",
         "intake",
         "initial",
     },
@@ -269,6 +271,14 @@ def hardware_only_in_arch(path: str, text: str) -> Iterator[str]:
         yield from (f"contains {found}" for found in re.findall(pattern, without_comments(text)))
 
 
+def kernels_promise_no_constant_memory(path: str, text: str) -> Iterator[str]:
+    """What a kernel reads, the one before it may still be writing when it begins: no load may be told otherwise. (A
+    pointer to results may say that nothing else leads there.)"""
+    code = without_comments(text)
+    yield from (f"contains {found}" for found in re.findall(r"const\s+[\w:]+\s*\*\s*__restrict__", code))
+    yield from (f"contains {found}" for found in re.findall(r"\b__ldg\b|\bld\.global\.nc\b", code))
+
+
 def ops_stand_alone(path: str, text: str) -> Iterator[str]:
     """An op includes its own header, arch/arch.cuh, tile/ and the common headers."""
     if not re.fullmatch(r"kernels/\w+\.cu", path):
@@ -303,7 +313,11 @@ def bindings_see_plain_headers(path: str, text: str) -> Iterator[str]:
         allowed = r"\.\./kernels/\w+\.hpp|\w+\.hpp|pybind11/\w+\.h|\w+"
         own = {
             "bindings/emulator.cpp": {"../kernels/emu/launch.hpp"},
-            "bindings/graph.cpp": {"cuda_runtime_api.h", "../kernels/arch/gpu/error.hpp"},
+            "bindings/graph.cpp": {
+                "cuda_runtime_api.h",
+                "../kernels/arch/gpu/error.hpp",
+                "../kernels/arch/gpu/launches.hpp",
+            },
         }
         for name in includes(text):
             if not re.fullmatch(allowed, name) and name not in own.get(path, ()):
@@ -323,6 +337,9 @@ CPP_RULES: list[tuple[Callable[[str, str], Iterator[str]], str, str]] = [
     (hardware_only_in_arch, "kernels/lrn.cu", "x += __shfl_xor_sync(~0u, x, 1);"),
     (hardware_only_in_arch, "kernels/tile/sums.cuh", "kernel<<<1, 1>>>();"),
     (hardware_only_in_arch, "bindings/linear.cpp", "cudaLaunchKernel(f);"),
+    (kernels_promise_no_constant_memory, "kernels/lrn.cu", "void f(const T* __restrict__ x) {}"),
+    (kernels_promise_no_constant_memory, "kernels/arch/gpu/memory.cuh", "return __ldg(address);"),
+    (kernels_promise_no_constant_memory, "kernels/arch/gpu/memory.cuh", 'asm("ld.global.nc.f32 %0, [%1];");'),
     (ops_stand_alone, "kernels/lrn.cu", '#include "relu.cu"'),
     (ops_stand_alone, "kernels/lrn.cu", '#include "maxpool.hpp"'),
     (ops_stand_alone, "kernels/lrn.cu", '#include "arch/gpu/warp.cuh"'),

@@ -22,7 +22,10 @@ _Z4gemmPf:
         /*0000*/                   LDC R1, c[0x0][0x28] ;
         /*0110*/              @!PT LDS RZ, [RZ] ;
         /*0120*/                   LDGSTS.E.BYPASS.128 [R13], desc[UR6][R2.64], !P0 ;
+        /*0124*/                   PREEXIT ;
         /*0128*/                   ACQBULK ;
+        /*012c*/              @!P2 LDG.E.64.CONSTANT R6, desc[UR6][R2.64] ;
+        /*012e*/                   LDG.E R7, desc[UR6][R2.64] ;
         /*0130*/             @!UP0 UTMALDG.4D [UR8], [UR6] ;
 .L_x_1:
         /*0140*/               @P0 LDL.LU R5, [R1] ;
@@ -48,9 +51,10 @@ def test_kernels_consist_of_what_they_should():
 
 
 def test_parse():
-    once = ["LDC", "LDS", "LDGSTS", "UTMALDG", "LDL", "WARPGROUP", "BRA", "ACQBULK", "EARLY"]
+    once = ["LDC", "LDS", "LDGSTS", "UTMALDG", "LDL", "WARPGROUP", "BRA", "ACQBULK", "PREEXIT"]
+    once += ["EARLY", "HASTY", "STALE"]
     assert sass_report.parse(LISTING) == {
-        "_Z4gemmPf": Counter({**dict.fromkeys(once, 1), "HMMA": 2}),
+        "_Z4gemmPf": Counter({**dict.fromkeys(once, 1), "HMMA": 2, "LDG": 2}),
         "_Z4copyPf": Counter({"EXIT": 1}),
     }
 
@@ -58,7 +62,7 @@ def test_parse():
 COUNTS = {
     ("sm_80", "a.cu", "f<Mma>"): Counter({"HMMA": 3}),
     ("sm_90a", "a.cu", "f<Mma>"): Counter({"HMMA": 3, "STL": 1}),
-    ("sm_90a", "b.cu", "g"): Counter({"FFMA": 9, "ACQBULK": 1, "EARLY": 2}),
+    ("sm_90a", "b.cu", "g"): Counter({"FFMA": 9, "ACQBULK": 1, "EARLY": 2, "HASTY": 1, "STALE": 4}),
 }
 
 
@@ -72,6 +76,13 @@ COUNTS = {
         (
             Rule("g", contain=("ACQBULK",), lack=("EARLY",)),
             ["sm_90a b.cu g: 2 EARLY (accesses to global memory in front of the first such wait)"],
+        ),
+        (
+            Rule("g", lack=("HASTY", "STALE")),
+            [
+                "sm_90a b.cu g: 1 HASTY (leave for the next kernel to begin (launch_dependents) in front of that wait)",
+                "sm_90a b.cu g: 4 STALE (loads that may return what was there before the kernel began (ld.global.nc))",
+            ],
         ),
         (Rule("wgmma", contain=("HGMMA",)), ["no kernel has a name like 'wgmma': the rule for them means nothing"]),
         (Rule("g", ("sm_80",)), ["no kernel has a name like 'g': the rule for them means nothing"]),

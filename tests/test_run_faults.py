@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from data_files import write_folder
-from runs import LAST_STEP, TINY, final, here, records, shared_images, spawn, straight_run, training
+from runs import LAST_STEP, TINY, final, here, records, spawn, training
 from test_prepare_faults import children
 from test_train_faults import slow_run, wait_for
 
@@ -26,16 +26,6 @@ from convnet import checkpoint
 from convnet.checkpoint import CheckpointError
 from convnet.data import BadImage, load_square
 from convnet.predict import image_files
-
-
-@pytest.fixture
-def images() -> str:
-    return shared_images()
-
-
-@pytest.fixture
-def straight() -> Path:
-    return straight_run()
 
 
 @pytest.fixture

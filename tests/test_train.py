@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import termios
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +24,6 @@ from runs import (
     make_images,
     records,
     run,
-    shared_images,
-    straight_run,
     training,
 )
 
@@ -34,17 +31,6 @@ import convnet
 from convnet import checkpoint, config
 from convnet.metrics import losses_and_ranks
 from convnet.run import RunFolder
-
-
-@pytest.fixture
-def images() -> str:
-    return shared_images()
-
-
-@pytest.fixture
-def straight() -> Path:
-    return straight_run()
-
 
 # ---- what a run leaves behind
 

@@ -12,20 +12,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from runs import LAST_STEP, TINY, final, here, records, run, shared_images, spawn, straight_run, training
+from runs import LAST_STEP, TINY, final, here, records, run, spawn, training
 
 import convnet
 from convnet import checkpoint
-
-
-@pytest.fixture
-def images() -> str:
-    return shared_images()
-
-
-@pytest.fixture
-def straight() -> Path:
-    return straight_run()
 
 
 def wait_for(condition, process, seconds=120.0):

@@ -34,7 +34,10 @@ COLUMNS = {
     "STL": "stores to local memory",
     "ACQBULK": "waits for the kernels before (griddepcontrol.wait)",
     "EARLY": "accesses to global memory in front of the first such wait",
+    "HASTY": "leave for the next kernel to begin (launch_dependents) in front of that wait",
+    "STALE": "loads that may return what was there before the kernel began (ld.global.nc)",
 }
+OVERLAPPING = ("EARLY", "HASTY", "STALE")  # counted above under another name, or not at all
 GLOBAL_ACCESSES = {"LD", "ST", "LDG", "STG", "LDGSTS", "UTMALDG", "UTMASTG", "UBLKCP", "ATOM", "ATOMG", "RED", "REDG"}
 
 
@@ -51,7 +54,9 @@ class Rule:
 
 RULES = [
     Rule("", lack=("LDL", "STL")),
-    Rule("", ("sm_90a",), contain=("ACQBULK",), lack=("EARLY",)),
+    Rule("", ("sm_90a",), contain=("ACQBULK",), lack=("EARLY", "HASTY")),
+    # The kernel before may still write what this one reads when it begins, and memory is used again within a step.
+    Rule("", lack=("STALE",)),
     Rule("SimtTile", contain=("FFMA", "LDGSTS"), lack=("HMMA",)),
     Rule("MmaTile<Tf32", contain=("HMMA", "LDGSTS")),
     Rule("MmaTile<Bf16", contain=("HMMA", "LDGSTS", "LDSM")),
@@ -84,11 +89,14 @@ def parse(listing: str) -> dict[str, Counter[str]]:
     for section in re.split(r"^\s*\.section\s+\.text\.", listing, flags=re.MULTILINE)[1:]:
         name = re.split(r"[,\s]", section, maxsplit=1)[0]
         # /*0110*/   @!PT LDS.64 RZ, [RZ] ;
-        code = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", section, re.MULTILINE)
+        whole = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", section, re.MULTILINE)
+        code = [instruction.partition(".")[0] for instruction in whole]
         kernels[name] = Counter(code)
+        kernels[name]["STALE"] = sum(bool(re.match(r"LDG\b.*\.CONSTANT\b", instruction)) for instruction in whole)
         if "ACQBULK" in code:
             in_front = code[: code.index("ACQBULK")]
             kernels[name]["EARLY"] = sum(instruction in GLOBAL_ACCESSES for instruction in in_front)
+            kernels[name]["HASTY"] = in_front.count("PREEXIT")
     return kernels
 
 
@@ -141,7 +149,7 @@ def main() -> int:
     counts = report(compiler, program)
     print(f"{'':34}" + "".join(f"{column:>8}" for column in [*COLUMNS, "all"]))
     for kernel, count in counts.items():
-        numbers = [*(count[column] for column in COLUMNS), count.total() - count["EARLY"]]
+        numbers = [*(count[column] for column in COLUMNS), count.total() - sum(count[name] for name in OVERLAPPING)]
         print(f"{kernel[0]:7} {kernel[1]:26}" + "".join(f"{number:8}" for number in numbers) + f"  {kernel[2]}")
     for rule in RULES:
         print(f"{len(matches(counts, rule)):4} kernels have a name like {rule.kernels!r}")

@@ -1,4 +1,5 @@
-// CUDA graphs, for which pycuda has no interface: what is queued on capturing streams, launched again and again.
+// What only GPUs have: how kernels are launched, and CUDA graphs, for which pycuda has no interface: what is queued on
+// capturing streams, launched again and again.
 //
 // Capture begins on one stream; others join by waiting for one of its events, also those of other devices, and must be
 // waited for in turn before it ends. Every node stays on the device of the stream it was queued on.
@@ -7,6 +8,7 @@
 #include <memory>
 
 #include "../kernels/arch/gpu/error.hpp"
+#include "../kernels/arch/gpu/launches.hpp"
 #include "bind.hpp"
 #include "register.hpp"
 
@@ -59,6 +61,7 @@ void register_graph(py::module_& m) {
           py::arg("stream"));
   bind(m, "begin_capture", &begin_capture, {"stream"});
   bind(m, "end_capture", &end_capture, {"stream"});
+  bind(m, "set_programmatic_launches", &set_programmatic_launches, {"on"});
 }
 
 }  // namespace convnet::bindings

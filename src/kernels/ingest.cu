@@ -27,10 +27,10 @@ namespace {
 
 template <class T>
 __global__ void __launch_bounds__(kStripThreads) ingest_kernel(IngestShape shape,
-                                                               const uint8_t* __restrict__ images,
-                                                               const int32_t* __restrict__ windows,
-                                                               const float* __restrict__ noise,
-                                                               const float* __restrict__ mean,
+                                                               const uint8_t* images,
+                                                               const int32_t* windows,
+                                                               const float* noise,
+                                                               const float* mean,
                                                                T* __restrict__ y) {
   begin_kernel();
   Strip& shared = shared_storage<Strip>();

@@ -35,14 +35,13 @@ __device__ __forceinline__ uint8_t cut(int level) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kStripThreads)
-    ingest_planar_kernel(IngestShape shape,
-                         Planes planes,
-                         const int32_t* __restrict__ index,
-                         const int32_t* __restrict__ windows,
-                         const float* __restrict__ noise,
-                         const float* __restrict__ mean,
-                         T* __restrict__ y) {
+__global__ void __launch_bounds__(kStripThreads) ingest_planar_kernel(IngestShape shape,
+                                                                      Planes planes,
+                                                                      const int32_t* index,
+                                                                      const int32_t* windows,
+                                                                      const float* noise,
+                                                                      const float* mean,
+                                                                      T* __restrict__ y) {
   begin_kernel();
   Strip& shared = shared_storage<Strip>();
   const StripPlace place = strip_place(shape);

@@ -29,8 +29,8 @@ namespace {
 
 // One turn of the loop reads kTurn channels ahead, so that several loads are under way at a time.
 template <class T, int kSize, int kLanes, int kTurn, bool kRoots>
-__global__ void __launch_bounds__(kQuadThreads) lrn_forward_kernel(
-    LrnShape shape, LaneGrid grid, Cut cut, const T* __restrict__ x, T* __restrict__ y) {
+__global__ void __launch_bounds__(kQuadThreads)
+    lrn_forward_kernel(LrnShape shape, LaneGrid grid, Cut cut, const T* x, T* __restrict__ y) {
   begin_kernel();
   constexpr int kBefore = kSize / 2, kAfter = kSize - 1 - kBefore;
   const LanePlace at = lane_place(grid);  // plane = segment of a group of an image block
@@ -66,12 +66,8 @@ __global__ void __launch_bounds__(kQuadThreads) lrn_forward_kernel(
 // At channel c the newest term t_f is that of f = c + kBefore, whose window begins at c: the three
 // rings below move together.
 template <class T, int kSize, int kLanes, int kTurn, bool kRoots>
-__global__ void __launch_bounds__(kQuadThreads, 2) lrn_backward_kernel(LrnShape shape,
-                                                                       LaneGrid grid,
-                                                                       Cut cut,
-                                                                       const T* __restrict__ dy,
-                                                                       const T* __restrict__ x,
-                                                                       T* __restrict__ dx) {
+__global__ void __launch_bounds__(kQuadThreads, 2) lrn_backward_kernel(
+    LrnShape shape, LaneGrid grid, Cut cut, const T* dy, const T* x, T* __restrict__ dx) {
   begin_kernel();
   constexpr int kBefore = kSize / 2;
   const LanePlace at = lane_place(grid);  // plane = segment of a group of an image block

@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kTileThreads<T>, 2)
                             PoolShape pool,
                             Tiling tiling,
                             Cut cut,
-                            const T* __restrict__ x,
+                            const T* x,
                             T* __restrict__ p,
                             uint8_t* __restrict__ argmax) {
   begin_kernel();
@@ -538,16 +538,15 @@ struct Gradient {
 
 // kWalks: the windows are such that walk() is for them.
 template <class T, bool kWalks>
-__global__ void __launch_bounds__(kQuadThreads, 2)
-    lrn_pool_backward_kernel(LrnShape lrn,
-                             PoolShape pool,
-                             LaneGrid grid,
-                             Cut cut,
-                             const T* __restrict__ dp,
-                             const uint8_t* __restrict__ argmax,
-                             const T* __restrict__ x,
-                             T* __restrict__ dx,
-                             bool relu) {
+__global__ void __launch_bounds__(kQuadThreads, 2) lrn_pool_backward_kernel(LrnShape lrn,
+                                                                            PoolShape pool,
+                                                                            LaneGrid grid,
+                                                                            Cut cut,
+                                                                            const T* dp,
+                                                                            const uint8_t* argmax,
+                                                                            const T* x,
+                                                                            T* __restrict__ dx,
+                                                                            bool relu) {
   begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = segment of a group of an image block
   if (!at.inside) return;

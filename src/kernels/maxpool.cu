@@ -28,12 +28,8 @@ namespace {
 
 // kSize 0: the size is shape.size.
 template <class T, int kSize>
-__global__ void __launch_bounds__(kQuadThreads, 4)
-    max_pool_forward_kernel(PoolShape shape,
-                            LaneGrid grid,
-                            const T* __restrict__ x,
-                            T* __restrict__ y,
-                            uint8_t* __restrict__ argmax) {
+__global__ void __launch_bounds__(kQuadThreads, 4) max_pool_forward_kernel(
+    PoolShape shape, LaneGrid grid, const T* x, T* __restrict__ y, uint8_t* __restrict__ argmax) {
   begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = output pixel
   if (!at.inside) return;
@@ -79,13 +75,12 @@ __global__ void __launch_bounds__(kQuadThreads, 4)
 
 // kSize and kStride 0: those of the shape.
 template <class T, int kSize, int kStride>
-__global__ void __launch_bounds__(kQuadThreads)
-    max_pool_backward_kernel(PoolShape shape,
-                             LaneGrid grid,
-                             const T* __restrict__ dy,
-                             const uint8_t* __restrict__ argmax,
-                             const T* __restrict__ mask,
-                             T* __restrict__ dx) {
+__global__ void __launch_bounds__(kQuadThreads) max_pool_backward_kernel(PoolShape shape,
+                                                                         LaneGrid grid,
+                                                                         const T* dy,
+                                                                         const uint8_t* argmax,
+                                                                         const T* mask,
+                                                                         T* __restrict__ dx) {
   begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = input pixel
   if (!at.inside) return;

@@ -59,8 +59,8 @@ __device__ __forceinline__ T reduce(T mine, Combine combine) {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     softmax_cross_entropy_kernel(SoftmaxShape shape,
-                                 const T* __restrict__ logits,
-                                 const int32_t* __restrict__ labels,
+                                 const T* logits,
+                                 const int32_t* labels,
                                  float* __restrict__ losses,
                                  int32_t* __restrict__ ranks,
                                  float* __restrict__ probs,

@@ -70,7 +70,7 @@ __device__ __forceinline__ StripPlace strip_place(const IngestShape& shape) {
 
 __device__ __forceinline__ void load_noise(Strip& shared,
                                            const StripPlace& place,
-                                           const float* __restrict__ noise) {
+                                           const float* noise) {
   for (int k = static_cast<int>(threadIdx.x); k < 3 * kStripLanes; k += kStripThreads) {
     const int c = k / kStripLanes, lane = k % kStripLanes;
     shared.noise[c][lane] = lane < place.existing ? noise[(place.n0 + lane) * 3 + c] : 0.0f;
@@ -82,7 +82,7 @@ template <class T>
 __device__ __forceinline__ void write_strip(const IngestShape& shape,
                                             const Strip& shared,
                                             const StripPlace& place,
-                                            const float* __restrict__ mean,
+                                            const float* mean,
                                             T* __restrict__ y) {
   const int crop = static_cast<int>(shape.crop), L = static_cast<int>(shape.lanes);
   const int s = static_cast<int>(shape.fold), folded = crop / s, i = place.i;

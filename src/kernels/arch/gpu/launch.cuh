@@ -7,6 +7,7 @@
 #include "../../check.hpp"
 #include "../../shapes.hpp"
 #include "error.hpp"
+#include "launches.hpp"
 
 namespace convnet {
 
@@ -32,12 +33,17 @@ inline int multiprocessors() {
 }
 
 // From sm_90 on a kernel may start while the one before it on the stream ends, so that the blocks of the one fill the
-// processors that those of the other leave (programmatic dependent launch). The first instruction says that the next
-// kernel may do so as soon as all blocks of this one have begun, the second waits until the kernels before are done and
-// what they wrote is visible. As every kernel waits, the one before is done only when all before it are.
+// processors that those of the other leave (programmatic dependent launch). The first instruction waits until the kernels
+// before are done and what they wrote is visible; the second says that the next kernel may start as soon as all blocks of
+// this one have come so far. In this order two kernels are under way at a time and no more: the other way round a third
+// could start, and would find memory that the first still reads or writes.
+// Either way the compiler takes memory for changed from here on: it would otherwise find that a kernel does not write what
+// it reads, and take loads that may return what was there before (LDG.E.CONSTANT).
 __device__ __forceinline__ void begin_kernel() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");
+#else
+  asm volatile("" ::: "memory");
 #endif
 }
 
@@ -64,7 +70,7 @@ void launch(void (*kernel)(Parameters...),
   configuration.dynamicSmemBytes = shared_bytes;
   configuration.stream = stream;
   configuration.attrs = &early;
-  configuration.numAttrs = architecture() >= 90 ? 1 : 0;
+  configuration.numAttrs = programmatic_launches && architecture() >= 90 ? 1 : 0;
   cuda_check(cudaLaunchKernelEx(&configuration, kernel, static_cast<Parameters>(arguments)...),
              "kernel launch");
 }
