@@ -223,6 +223,14 @@ def test_an_archive_keeps_beginning_and_end_and_stays_small(tmp_path, monkeypatc
     assert len(files["long.log"]) > 100_000  # no more was cut than had to be
 
 
+def test_a_summary_quotes_errors_and_the_end(tmp_path):
+    log = tmp_path / "ops.log"
+    log.write_text("".join(f"line {i}\n\n" for i in range(50)) + "error: conv1 is wrong\n" + "end " * 200 + "\nlast\n")
+    assert gpu_check.quoted(log, 360) == ["  error: conv1 is wrong", f"  {('end ' * 200)[:320]}", "  last"]
+    assert gpu_check.quoted(log, 60) == ["  error: conv1 is wrong", "  last"]
+    assert gpu_check.quoted(tmp_path / "none.log", 100) == []
+
+
 # ---- with no GPU
 
 
