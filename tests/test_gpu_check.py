@@ -175,7 +175,9 @@ def test_the_archive_outlives_the_tool(tmp_path, how):
         f"sys.argv = ['gpu-check', {str(tmp_path / 'out')!r}]\nraise SystemExit(gpu_check.main())\n"
     )
     archive = tmp_path / "out" / "gpu-check.tar.gz"
-    with subprocess.Popen([sys.executable, str(driver)], stdout=subprocess.PIPE, text=True) as tool:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # a tool that is killed leaves its folder
+    command = [sys.executable, str(driver)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as tool:
         while not archive.exists() or "child" not in (files := unpacked(archive)).get("hangs.log", ""):
             assert tool.poll() is None
             time.sleep(0.1)
