@@ -10,3 +10,6 @@ def set_threads(count: int) -> None:
 
 def set_architecture(number: int) -> None:
     """The machine that is played, 80 or 90: kernels are chosen by it. Raises ``ValueError`` for others."""
+
+def check_only(on: bool) -> None:
+    """While on, functions check their arguments and prepare the launch, tensor maps included, and start no kernel."""

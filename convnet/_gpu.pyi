@@ -14,5 +14,8 @@ def begin_capture(stream: int) -> None:
 def end_capture(stream: int) -> Graph:
     """Ends what ``begin_capture`` began on the same stream, on all streams; raises what went wrong in between."""
 
+def check_only(on: bool) -> None:
+    """While on, functions check their arguments and prepare the launch, tensor maps included, and start no kernel."""
+
 def set_programmatic_launches(on: bool) -> None:
     """Whether kernels may start before those in front of them have ended (from sm_90 on; at first they may)."""

@@ -435,7 +435,7 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
     gpu = types.ModuleType("convnet._gpu")
     for name in dir(kernels):
         function = getattr(kernels, name)
-        if name.endswith(("workspace", "variant", "variants")):
+        if name.endswith(("workspace", "variant", "variants", "check_only")):
             setattr(gpu, name, function)
         elif callable(function) and not name.startswith("_"):
             setattr(gpu, name, on_current(function))

@@ -596,6 +596,15 @@ def test_every_mistake_in_the_pipeline_shows(sm90, matrices, mistake):
             assert np.isnan(floats(np.frombuffer(result, np.uint16))).any()
 
 
+def test_what_is_refused_of_a_launch_that_is_only_checked_shows_together(sm90):
+    """And belongs to that launch alone; nothing runs meanwhile."""
+    y = "bf16 [64, 48, 57, 1, 2] at 0x1000, strides [128, 6144, 16, 350208] bytes, box [64, 16, 15, 1, 1]"
+    assert sm90("only_check").decode().splitlines() == [
+        "nothing refused, x = 0", f"x: refused; y: {y}, swizzle 128 bytes", "nothing refused, x = 0",
+        "nothing refused, x = 1", "error: z: refused",
+    ]  # fmt: skip
+
+
 # The GPU's side
 
 

@@ -1,5 +1,5 @@
 """Every kernel in the tables of convolutions and linear layers, each made to run: exact on integers, whatever the table
-would have chosen."""
+would have chosen. The tables are those of the emulator, which are a GPU's too."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ CASES_EACH = 3
 
 @pytest.fixture
 def force():
-    """Chooses a row for its op; afterwards the tables decide again."""
+    """Chooses a row for its op, in the emulator and, where that is named, on a GPU; then the tables decide again."""
     forced = []
 
-    def chosen(row):
-        forced.append(row["op"])
+    def chosen(row, device="emu"):
         _emu.set_architecture(max(80, row["architecture"]))
-        _emu.force_variant(row["op"], row["name"])
+        for kernels in {_emu, open_device(device).kernels}:
+            kernels.force_variant(row["op"], row["name"])
+            forced.append((kernels, row["op"]))
 
     yield chosen
-    for op in forced:
-        _emu.force_variant(op, "")
+    for kernels, op in forced:
+        kernels.force_variant(op, "")
     _emu.set_architecture(90)
 
 
@@ -64,10 +65,10 @@ def taken(row, where=lambda case: True) -> list:
     return [*found[: CASES_EACH - 1], *found[-1:]] if len(found) > CASES_EACH else found
 
 
-def check(op: str, case, precision: str) -> None:
+def check(op: str, case, precision: str, device: str = "emu") -> None:
     """One pass against the exact sums, stored by precision."""
     x, weight, bias, dy = case.inputs(integers=True)
-    options = {"device": "emu", "precision": precision}
+    options = {"device": device, "precision": precision}
     if isinstance(case, cases.ConvCase):
         options |= case.options
         forward, backward, place = functional.conv2d, functional.conv2d_backward, case.geometry
@@ -84,14 +85,14 @@ def check(op: str, case, precision: str) -> None:
     expected = right_backward(dy, x, weight, **place)
     if op.endswith("data"):
         np.testing.assert_array_equal(dx, reference.held(expected[0], precision))
-        check_mask(case, precision, dy, weight, x, expected[0])
+        check_mask(case, precision, device, dy, weight, x, expected[0])
     else:
         np.testing.assert_array_equal(dweight, expected[1])
         np.testing.assert_array_equal(dbias, expected[2])
 
 
-def check_mask(case, precision: str, dy, weight, x, expected) -> None:
-    machine, is_conv = Machine("emu"), isinstance(case, cases.ConvCase)
+def check_mask(case, precision: str, device: str, dy, weight, x, expected) -> None:
+    machine, is_conv = Machine(device), isinstance(case, cases.ConvCase)
     backward_data = fused.conv_backward_data if is_conv else fused.linear_backward_data
     dx, _ = backward_data(machine, precision, case, dy, weight, x)
     np.testing.assert_array_equal(machine.images(dx, case.N), reference.held(np.where(x > 0, expected, 0), precision))
@@ -99,13 +100,22 @@ def check_mask(case, precision: str, dy, weight, x, expected) -> None:
 
 
 @pytest.mark.parametrize("row", VARIANTS, ids=lambda row: f"{row['op']}-{row['name']}")
-def test_every_kernel(row, force, request):
-    request.node.user_properties.append(("device", "emu"))
-    force(row)
+@pytest.mark.parametrize("device", ["emu", "cuda"])
+def test_every_kernel(device, row, force, request):
+    request.node.user_properties.append(("device", device))
+    if device == "cuda" and row["architecture"] == 90 and not on_hopper():
+        pytest.skip("for GPUs of compute capability 9.0 alone")
+    force(row, device)
     chosen = taken(row)
     assert chosen, "no case is for this kernel"
     for case in chosen:
-        check(row["op"], case, row["precision"])
+        check(row["op"], case, row["precision"], device)
+
+
+def on_hopper() -> bool:
+    from convnet import device
+
+    return device.describe()["gpus"][0]["compute_capability"] == "9.0"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-// Which kernels the products have, which they take, and which they must take.
+// Which kernels the products have, which they take, and which they must take; and whether any kernel runs at all.
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <string>
 #include <vector>
 
+#include "../kernels/check.hpp"
 #include "../kernels/conv_backward_data.hpp"
 #include "../kernels/conv_backward_filter.hpp"
 #include "../kernels/conv_forward.hpp"
@@ -54,6 +55,8 @@ void force(std::string op, std::string name) {
   force_variant(op, name);
 }
 
+void check_only(bool on) { only_checking() = on; }
+
 const char* name_of(Precision precision) {
   return precision == Precision::fp32 ? "fp32" : precision == Precision::tf32 ? "tf32" : "bf16";
 }
@@ -75,6 +78,7 @@ void register_variants(py::module_& m) {
   bind(m, "conv_variant", &conv_variant, {"op", "shape", "precision"});
   bind(m, "linear_variant", &linear_variant, {"op", "shape", "precision"});
   bind(m, "force_variant", &force, {"op", "name"});
+  bind(m, "check_only", &check_only, {"on"});
   m.def("variants", &variants);
 }
 

@@ -346,6 +346,37 @@ void run_pipeline(char** arguments) {
   write_all(c.data, c.bytes);
 }
 
+// --- launches that are only checked
+
+__global__ void fill_kernel(float* x) {
+  begin_kernel();
+  *x = 1;
+}
+
+void only_check() {
+  float x = 0;
+  only_checking() = true;
+  const auto attempt = [&] {
+    try {
+      launch(fill_kernel, Dim3(1), Dim3(1), 0, nullptr, &x);
+      std::printf("nothing refused, x = %g\n", x);
+    } catch (const std::runtime_error& error) {
+      std::printf("%s\n", error.what());
+    }
+  };
+  attempt();
+  refuse("x: refused");
+  const int64_t sizes[kTensorRank]{64, 48, 57, 1, 2}, strides[]{128, 6144, 16, 350208};
+  const int box[kTensorRank]{64, 16, 15, 1, 1};
+  refuse("y: " + describe_tensor_map(Element::bf16, reinterpret_cast<void*>(0x1000), sizes, strides,
+                                     box, Swizzle::bytes128));
+  attempt();
+  attempt();
+  only_checking() = false;
+  attempt();
+  refuse("z: refused");
+}
+
 }  // namespace
 }  // namespace convnet
 
@@ -362,6 +393,7 @@ int main(int count, char** arguments) {
     if (mode == "load") convnet::copies(rest, true);
     if (mode == "store") convnet::copies(rest, false);
     if (mode == "pipeline") convnet::run_pipeline(rest);
+    if (mode == "only_check") convnet::only_check();
   } catch (const std::exception& error) {
     std::printf("error: %s\n", error.what());
   }

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "../check.hpp"
 #include "../shapes.hpp"
@@ -24,6 +25,23 @@ constexpr int span_of(Swizzle swizzle) { return 16 << static_cast<int>(swizzle);
 // After so many bytes the permutation repeats; what is swizzled must begin at such an address.
 constexpr int swizzle_period(Swizzle swizzle) {
   return swizzle == Swizzle::none ? 128 : 8 * span_of(swizzle);
+}
+
+// A tensor map in words, for error texts: "bf16 [64, 96, 55, 55, 2], strides [128, ...] bytes, ...".
+inline std::string describe_tensor_map(Element element,
+                                       const void* address,
+                                       const int64_t (&sizes)[kTensorRank],
+                                       const int64_t (&byte_strides)[kTensorRank - 1],
+                                       const int (&box)[kTensorRank],
+                                       Swizzle swizzle) {
+  const auto list = [](const auto& values) {
+    std::string text;
+    for (const auto value : values) text += message(text.empty() ? "[" : ", ", value);
+    return text + "]";
+  };
+  return message(element == Element::bf16 ? "bf16 " : "float32 ", list(sizes), " at ", address,
+                 ", strides ", list(byte_strides), " bytes, box ", list(box), ", swizzle ",
+                 swizzle == Swizzle::none ? 0 : span_of(swizzle), " bytes");
 }
 
 // Throws std::invalid_argument unless tensor_map (arch.cuh) can be called with these arguments.

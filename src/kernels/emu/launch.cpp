@@ -73,6 +73,7 @@ int threads() {
 void run_launch(Launch& launch) {
   if (here != nullptr) fail("a kernel cannot launch a kernel");
   check(launch);
+  if (only_checking()) return end_check();
   launch.seed = order_seed;
   launch.blocks = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
   launch.step = launch.seed * 0x9e3779b97f4a7c15u >> 32;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 
+#include "../../check.hpp"
 #include "../../shapes.hpp"
 #include "error.hpp"
 #include "launches.hpp"
@@ -59,6 +60,7 @@ void launch(void (*kernel)(Parameters...),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
                "opting into shared memory");
+  if (only_checking()) return end_check();
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;

@@ -52,8 +52,10 @@ inline TensorMap tensor_map(const char* what,
       CU_TENSOR_MAP_INTERLEAVE_NONE, kSwizzles[static_cast<int>(swizzle)],
       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS)
-    throw std::runtime_error(
-        message(what, ": cuTensorMapEncodeTiled failed (CUDA driver error ", int(status), ")"));
+    refuse(message(
+        what, ": the driver refuses the tensor map (cuTensorMapEncodeTiled: CUDA driver error ",
+        int(status),
+        "): ", describe_tensor_map(element, address, sizes, byte_strides, box, swizzle)));
   return map;
 }
 
