@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from convnet.shapes import ConvShape, LinearShape
+from convnet.kernels.shapes import ConvShape, LinearShape
 
 Work = Callable[[], Any]  # computes and returns the result, in PyTorch's layout
 

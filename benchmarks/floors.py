@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from convnet.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Placed, Pool, placed_layers
+from convnet.network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Placed, Pool, placed_layers
 
 # products per second as FLOP/s, by precision: wgmma in bf16, mma.sync in tf32 (wgmma would do 395), FFMA in fp32
 FLOPS = {"bf16": 790e12, "tf32": 250e12, "fp32": 54e12}

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import timing
-from convnet.backend import DeviceError
+from convnet.devices.protocol import DeviceError
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "benchmarks" / "machine.cu"
@@ -199,7 +199,7 @@ def _architecture(device: str) -> str:
         return "emu"
     if kind != "cuda" or not (index or "0").isdecimal():
         raise ValueError(f"machine: --device {device} is no GPU to measure; use cuda:i, or emu to see the kernels run")
-    from convnet import device as cuda
+    from convnet.devices import cuda as cuda
 
     gpus = cuda.describe()["gpus"]
     if int(index or 0) >= len(gpus):

@@ -29,11 +29,12 @@ import numpy as np
 
 from benchmarks import cudnn, floors, timing
 from benchmarks.problems import Problem, problems
-from convnet import ops
-from convnet.backend import Device, Stream, open_device
-from convnet.precision import PRECISIONS
-from convnet.shapes import ConvShape, LinearShape
-from convnet.spec import NetworkSpec, network
+from convnet.devices.opening import open_device
+from convnet.devices.protocol import Device, Stream
+from convnet.kernels.precision import PRECISIONS
+from convnet.kernels.shapes import ConvShape, LinearShape
+from convnet.network.spec import NetworkSpec, network
+from convnet.ops import ops
 
 DOUBTFUL = 0.1  # so far from 2, a growth is told
 

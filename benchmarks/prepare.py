@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks import timing
 from convnet.data.jpeg import decoder
 from convnet.data.sources import open_source
-from convnet.packers import usable_cores
+from convnet.prepare.packers import usable_cores
 
 SIZES = [(500, 375), (375, 500), (500, 333), (333, 500), (500, 375), (640, 480), (400, 300), (500, 500)]
 DISTINCT = 64  # drawn images; the rest of the files are links to them

@@ -15,15 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from convnet import ops
-from convnet.assemble import build, input_fold, pool_shape
-from convnet.backend import Array, Device, Stream, padded
-from convnet.control import control_words
-from convnet.layers import ConvLayer, DropoutLayer, Fusion, LayerOnDevice, LinearLayer, LrnLayer, PoolLayer, Side
-from convnet.layout import to_bf16, to_float32
-from convnet.precision import BF16, copy_columns
-from convnet.shapes import ConvShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
-from convnet.spec import NetworkSpec, Pool, parameter_count, placed_layers
+from convnet.devices.protocol import Array, Device, Stream, padded
+from convnet.kernels.control import control_words
+from convnet.kernels.precision import BF16, copy_columns
+from convnet.kernels.shapes import ConvShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
+from convnet.network.assemble import build, input_fold, pool_shape
+from convnet.network.layers import (
+    ConvLayer,
+    DropoutLayer,
+    Fusion,
+    LayerOnDevice,
+    LinearLayer,
+    LrnLayer,
+    PoolLayer,
+    Side,
+)
+from convnet.network.spec import NetworkSpec, Pool, parameter_count, placed_layers
+from convnet.ops import ops
+from convnet.ops.layout import to_bf16, to_float32
 
 Values = np.ndarray[Any, Any]
 PLACES = 100  # at which a sum is checked

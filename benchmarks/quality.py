@@ -31,9 +31,9 @@ from matplotlib.figure import Figure
 from benchmarks import timing
 from convnet import Network
 from convnet.data import Loader, Statistics, open_dataset
-from convnet.figures import BLUE, ORANGE, check_path
-from convnet.precision import PRECISIONS
-from convnet.spec import Conv, NetworkSpec, network
+from convnet.kernels.precision import PRECISIONS
+from convnet.network.spec import Conv, NetworkSpec, network
+from convnet.output.figures import BLUE, ORANGE, check_path
 
 CONTROLS, FACTOR, STRETCHES = 3, 4.0, 7
 ROUNDING = {"fp32": 2.0**-23, "tf32": 2.0**-11, "bf16": 2.0**-8}  # of a weight: in fp32 one unit in the last place

@@ -19,8 +19,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import floors, quality, timing
-from convnet.figures import BLUE, ORANGE
-from convnet.spec import network
+from convnet.network.spec import network
+from convnet.output.figures import BLUE, ORANGE
 
 ROOT = Path(__file__).parent.parent
 README, FIGURE, CURVES = ROOT / "README.md", ROOT / "docs" / "steps.png", ROOT / "docs" / "quality.png"

@@ -31,10 +31,11 @@ import numpy as np
 
 from benchmarks import cudnn, floors, pictures, timing
 from benchmarks.our_network import LR, MOMENTUM, WEIGHT_DECAY, OurNetwork, mean_image
-from convnet import Network, parallel
-from convnet.backend import device_names
-from convnet.precision import PRECISIONS
-from convnet.spec import network
+from convnet import Network
+from convnet.devices import parallel
+from convnet.devices.opening import device_names
+from convnet.kernels.precision import PRECISIONS
+from convnet.network.spec import network
 
 # Logits may differ by so much of the largest: in tf32 and bf16 by rounding operands to 11 and 8 bits on both sides,
 # once in each of about ten layers.

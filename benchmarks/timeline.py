@@ -30,10 +30,10 @@ import convnet
 from benchmarks import floors, ops, pictures, timing
 from benchmarks.our_network import OurNetwork
 from convnet import Network
-from convnet.backend import Array, Device, Event, Stream
-from convnet.figures import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW, check_path
-from convnet.layers import LayerOnDevice
-from convnet.precision import PRECISIONS
+from convnet.devices.protocol import Array, Device, Event, Stream
+from convnet.kernels.precision import PRECISIONS
+from convnet.network.layers import LayerOnDevice
+from convnet.output.figures import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW, check_path
 
 # the first of these that a kernel's name contains is its kind
 KINDS = {
@@ -128,7 +128,7 @@ def _rates(device: Device, precision: str) -> tuple[float, float] | None:
 
 def _signatures() -> dict[str, list[str]]:
     """Names of the arguments of every kernel, from the table that all devices share."""
-    table = ast.parse((Path(convnet.__file__).parent / "_kernels.pyi").read_text())
+    table = ast.parse((Path(convnet.__file__).parent / "kernels" / "_kernels.pyi").read_text())
     functions = [node for node in table.body if isinstance(node, ast.FunctionDef)]
     return {f.name: [argument.arg for argument in f.args.args] for f in functions}
 

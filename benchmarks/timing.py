@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import IGNORED
-from convnet import info
-from convnet.backend import Device, DeviceError, Stream
-from convnet.checkpoint import write_atomically
+from convnet.devices.protocol import Device, DeviceError, Stream
+from convnet.output import versions
+from convnet.output.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 COPIED = 1 << 26  # floats in a copy that keeps a GPU busy: about 0.13 ms of an H200
@@ -172,10 +172,10 @@ def description(device: str) -> dict[str, Any]:
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "blas": blas,
         "environment_ignored": IGNORED,
-        "versions": info.versions(),
+        "versions": versions.versions(),
     }
     if device.startswith("cuda"):
-        from convnet import device as cuda
+        from convnet.devices import cuda as cuda
 
         found["cuda"] = cuda.describe()
         found["clocks"] = _clocks()

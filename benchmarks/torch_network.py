@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from convnet.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Pool
+from convnet.network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Pool
 
 WARM_STEPS = 3  # before a capture: momentum exists, algorithms are chosen
 

@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import prepare, timing
-from convnet import train
-from convnet.metrics import Console, MetricsFile
-from convnet.packers import usable_cores
-from convnet.precision import PRECISIONS
-from convnet.prepare import Options
-from convnet.prepare import run as pack
-from convnet.spec import network
-from convnet.trainer import RECORD_STEPS
+from convnet.kernels.precision import PRECISIONS
+from convnet.network.spec import network
+from convnet.output.console import Console
+from convnet.prepare.packers import usable_cores
+from convnet.prepare.prepare import Options
+from convnet.prepare.prepare import run as pack
+from convnet.training import train
+from convnet.training.metrics import MetricsFile
+from convnet.training.trainer import RECORD_STEPS
 
 PLACES = {"device": "device", "memory": "memory", "files": "none"}  # and what --cache calls them
 

@@ -3,12 +3,35 @@
 >>> import convnet
 >>> net = convnet.Network("alexnet", devices="cpu", batch_size=8)
 >>> logits = net.forward(images)  # float32 (n, 3, 224, 224) -> (n, 1000)
+
+Its rooms, from the top; each imports only those below it:
+
+    cli         a module per command
+    analysis    what one does with trained networks, and asks of the machine
+    training    the loop and its folder
+    network     networks as data, and on devices
+    prepare     stores made; beside network, neither sees the other
+    functional  every op, NumPy in and out
+    ops         checked calls of kernels
+    devices     where kernels run
+    data        pictures in; beside devices, neither sees the other
+    output      what people see and keep
+    kernels     the Python twins of src/kernels/*.hpp, and the compiled modules
 """
 
 from . import functional
-from .backend import DeviceError
-from .backend import device_names as devices
-from .model import Network
+from .devices.opening import device_names
+from .devices.protocol import DeviceError
+from .network.model import Network
+from .version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["DeviceError", "Network", "devices", "functional"]
+__all__ = ["DeviceError", "Network", "__version__", "devices", "functional"]
+
+
+def devices() -> list[str]:
+    """Devices usable here, best last: always "cpu", "emu" where it is built, "cuda:i" for every usable GPU.
+
+    The room of this name is imported from, ``from convnet.devices import ...``; its name as an attribute is this
+    function.
+    """
+    return device_names()

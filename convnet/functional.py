@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from . import arguments, ops
-from .arguments import floats, integer
-from .call import Call
-from .control import control_words
-from .layout import pack_weight, unpack_weight
-from .shapes import DropoutShape, Padding, SoftmaxShape
+from .kernels.control import control_words
+from .kernels.shapes import DropoutShape, Padding, SoftmaxShape
+from .ops import arguments, ops
+from .ops.arguments import floats, integer
+from .ops.call import Call
+from .ops.layout import pack_weight, unpack_weight
 
 Values = np.ndarray[Any, Any]
 

@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,13 +16,20 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: one thread of BLAS for each, before NumPy starts them
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
+CHECKOUT = Path(__file__).resolve().parents[1]
+if not list((CHECKOUT / "convnet" / "kernels").glob("_emu*.so")):
+    # "python -m pytest" puts the checkout in front, which holds no compiled modules: the installed package is meant.
+    # Where it holds some, they were built in place to be used.
+    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != CHECKOUT]
+
 import numpy as np
 import programs
 import pytest
 
-from convnet import backend, host
-from convnet.layout import pack_activations, to_bf16, to_float32, unpack_activations
-from convnet.precision import activation_dtype
+from convnet.devices import host, opening
+from convnet.devices import protocol as backend
+from convnet.kernels.precision import activation_dtype
+from convnet.ops.layout import pack_activations, to_bf16, to_float32, unpack_activations
 
 # A shell starts background jobs with SIGINT ignored, which the programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,7 +45,7 @@ def missing(kind: str, count: int = 1) -> str | None:
         return None
     try:
         for index in range(count):
-            backend.open_device(f"{kind}:{index}").close()
+            opening.open_device(f"{kind}:{index}").close()
     except backend.DeviceError as error:
         return str(error)
     return None
@@ -58,6 +66,11 @@ def device_kind(item) -> str | None:
 def has_precision(item) -> bool:
     """The NumPy kernels compute in float32 alone."""
     return parameters(item).get("device") != "cpu" or parameters(item).get("precision", "fp32") == "fp32"
+
+
+def pytest_configure():
+    if reasons["emu"]:
+        raise pytest.UsageError(f"{reasons['emu'].partition(' (')[0]}, and half of all tests need it: pip install .")
 
 
 def pytest_addoption(parser):
@@ -97,7 +110,7 @@ def pytest_runtest_logreport(report):
 def pytest_terminal_summary(terminalreporter):
     counts = []
     for kind in DEVICES:
-        note = f" ({'no CUDA device' if kind == 'cuda' else 'not built'})" if reasons[kind] else ""
+        note = " (no CUDA device)" if reasons[kind] else ""
         counts.append(f"{kind} {ran[kind]}{note}")
     terminalreporter.write_line("tests per device: " + ", ".join(counts))
     for reason in filter(None, reasons.values()):
@@ -142,7 +155,7 @@ def _played(request) -> Iterator[Arithmetic]:
     if arithmetic.architecture is None:
         yield arithmetic
         return
-    from convnet import _emu
+    from convnet.kernels import _emu
 
     _emu.set_architecture(arithmetic.architecture)
     yield arithmetic
@@ -182,10 +195,10 @@ def within(request):
 
 
 class Machine:
-    """A device for tests that call ``convnet.ops`` themselves."""
+    """A device for tests that call ``convnet.ops.ops`` themselves."""
 
     def __init__(self, name: str):
-        self.device = backend.open_device(name)
+        self.device = opening.open_device(name)
         self.stream = self.device.stream()
 
     def put(self, values):
@@ -252,7 +265,7 @@ def _seeds(request):
     order = request.config.getoption("order_seed")
     host.seed_order(order)
     if not reasons["emu"]:
-        from convnet import _emu
+        from convnet.kernels import _emu
 
         _emu.seed_order(order)
 

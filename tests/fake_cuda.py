@@ -1,5 +1,5 @@
-"""A stand-in for pycuda and ``_gpu`` on a machine without either, so that every line of ``convnet/device.py`` runs in
-tests.
+"""A stand-in for pycuda and ``_gpu`` on a machine without either, so that every line of ``convnet/devices/cuda.py``
+runs in tests.
 
 Device memory is host memory, kernels are the emulator's. It is strict where a real driver is: memory is allocated,
 copied and computed on only while the owning device's context is current, contexts are popped as often as pushed, a
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-import convnet
-from convnet import device
+import convnet.kernels
+from convnet.devices import cuda as device
 
 
 class Error(Exception):
@@ -217,7 +217,7 @@ class Allocation:
 
 
 def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
-    """What ``import pycuda`` and ``from convnet import _gpu`` shall find, by module name."""
+    """What ``import pycuda`` and ``from convnet.kernels import _gpu`` shall find, by module name."""
     driver = types.ModuleType("pycuda.driver")
 
     class Device:
@@ -432,7 +432,7 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
             raise RuntimeError(f"capturing a graph: {UNJOINED} (CUDA error 904)")
         return Graph(machine, capture)
 
-    gpu = types.ModuleType("convnet._gpu")
+    gpu = types.ModuleType("convnet.kernels._gpu")
     for name in dir(kernels):
         function = getattr(kernels, name)
         if name.endswith(("workspace", "variant", "variants", "check_only")):
@@ -465,7 +465,7 @@ def modules(machine: Machine, kernels: Any) -> dict[str, types.ModuleType]:
     tools.DeviceMemoryPool = DeviceMemoryPool  # type: ignore[attr-defined]
     pycuda = types.ModuleType("pycuda")
     pycuda.driver, pycuda.tools = driver, tools  # type: ignore[attr-defined]
-    return {"pycuda": pycuda, "pycuda.driver": driver, "pycuda.tools": tools, "convnet._gpu": gpu}
+    return {"pycuda": pycuda, "pycuda.driver": driver, "pycuda.tools": tools, "convnet.kernels._gpu": gpu}
 
 
 def install(patch: Any, machine: Machine, kernels: Any) -> Machine:
@@ -473,6 +473,6 @@ def install(patch: Any, machine: Machine, kernels: Any) -> Machine:
     for name, module in modules(machine, kernels).items():
         patch.setitem(sys.modules, name, module)
     patch.setattr(device, "_load_driver_library", lambda: machine.version)
-    patch.setattr(convnet, "_gpu", sys.modules["convnet._gpu"], raising=False)
+    patch.setattr(convnet.kernels, "_gpu", sys.modules["convnet.kernels._gpu"], raising=False)
     device._driver.cache_clear()
     return machine

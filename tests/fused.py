@@ -5,10 +5,10 @@ from __future__ import annotations
 import cases
 import numpy as np
 
-from convnet import ops
-from convnet.control import control_words
-from convnet.layout import pack_weight, weight_copy
-from convnet.shapes import LinearShape
+from convnet.kernels.control import control_words
+from convnet.kernels.shapes import LinearShape
+from convnet.ops import ops
+from convnet.ops.layout import pack_weight, weight_copy
 
 
 def put_weight(machine, packed, precision):

@@ -30,8 +30,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import convnet
-from convnet import _emu, functional, shapes
-from convnet.backend import DeviceError
+from convnet import functional
+from convnet.devices.protocol import DeviceError
+from convnet.kernels import _emu, shapes
 
 SLOT, MEMORY = 2**24, 2**20  # bytes from one address to the next, of which so many can be read and written
 MOST_VALUES = 2**14  # that a shape of a call may describe
@@ -49,7 +50,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 def stub() -> dict[str, list[tuple[str, str]]]:
     """The functions of the kernel table: names and types of their arguments."""
-    tree = ast.parse((Path(convnet.__file__).parent / "_kernels.pyi").read_text())
+    tree = ast.parse((Path(convnet.__file__).parent / "kernels" / "_kernels.pyi").read_text())
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     return {f.name: [(a.arg, ast.unparse(a.annotation)) for a in f.args.args if a.annotation] for f in functions}
 

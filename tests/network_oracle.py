@@ -13,7 +13,7 @@ import numpy as np
 import reference
 import torch
 
-from convnet.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Pool
+from convnet.network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Pool
 
 F = torch.nn.functional
 torch.set_num_threads(1)  # small problems; its threads would wait for each other

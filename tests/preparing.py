@@ -11,7 +11,7 @@ from runs import ELSEWHERE, ENVIRONMENT
 from convnet.cli.prepare import main
 
 # Shards and tasks of a few images, so that a small source has many of both.
-SMALL = "import sys, convnet.prepare as p; p.SHARD, p.CHUNK = 8, 4; from convnet.cli.prepare import main; "
+SMALL = "import sys, convnet.prepare.prepare as p; p.SHARD, p.CHUNK = 8, 4; from convnet.cli.prepare import main; "
 RUN = SMALL + "sys.exit(main())"
 JOURNALS = "*.journal"
 

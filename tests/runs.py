@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 import convnet
-from convnet import checkpoint
 from convnet.cli.train import main
+from convnet.training import checkpoint
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(convnet.__file__).parents[1])}
 ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # output is buffered, as it is for most

@@ -19,10 +19,14 @@ import pytest
 import reference
 from runs import ENVIRONMENT
 
-from convnet import Network, backend, spec, trainer
-from convnet import device as cuda_device
+from convnet import Network
 from convnet.data import open_dataset
-from convnet.shapes import ConvShape, LinearShape
+from convnet.devices import cuda as cuda_device
+from convnet.devices import opening
+from convnet.devices import protocol as backend
+from convnet.kernels.shapes import ConvShape, LinearShape
+from convnet.network import spec
+from convnet.training import trainer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 benchmarks = pytest.importorskip("benchmarks", reason="the benchmarks come with a checkout only")
@@ -68,7 +72,7 @@ def test_every_pass_of_every_layer_has_a_row(tmp_path, capsys):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_wrong_kernel_is_not_timed(kernel, known_peaks, monkeypatch, tmp_path, capsys):
     """All others are."""
-    from convnet import blas_kernels
+    from convnet.devices.blas import kernels as blas_kernels
 
     right = getattr(blas_kernels, kernel)
 
@@ -138,7 +142,7 @@ def test_a_time_that_does_not_grow_with_the_work_is_told():
 
 
 def test_emulator_beside_numpy(tmp_path):
-    if importlib.util.find_spec("convnet._emu") is None:
+    if importlib.util.find_spec("convnet.kernels._emu") is None:
         pytest.skip("the emulator is not built")
     arguments = ["--device", "emu", *TINY, "--layer", "fc7", "drop7", "-o", str(tmp_path / "ops.json")]
     assert ops.main(arguments) == 0
@@ -154,7 +158,7 @@ def test_an_unknown_layer_is_named(capsys):
 
 
 def test_passes_come_with_their_work():
-    device = backend.open_device("cpu")
+    device = opening.open_device("cpu")
     found = {p.name: p for p in problems.problems(device, spec.network("alexnet"), 1, "fp32", 0, ["fc8"])}
     assert found["forward"].flops == 2 * 4096 * 1000
     assert found["forward"].bytes == 4 * (4096 + 1000 + 4096 * 1000)
@@ -162,7 +166,7 @@ def test_passes_come_with_their_work():
 
 def emulator():
     try:
-        return backend.open_device("emu")
+        return opening.open_device("emu")
     except backend.DeviceError as error:
         pytest.skip(str(error))
 
@@ -340,8 +344,6 @@ def test_the_peer_is_the_same_function(torch_network, precision):
 
     Whether the two are equal to the bit depends on the processor.
     """
-    if precision == "bf16":
-        pytest.importorskip("convnet._emu", reason="the emulator is not built")
     device = "cpu" if precision == "fp32" else "emu"
     stored = np.stack([pictures.picture(64, seed) for seed in range(2)])
     mean = our_network.mean_image(64)
@@ -415,7 +417,7 @@ def test_a_timeline_knows_whose_kernels_run(few_pictures, monkeypatch, tmp_path,
 
 def test_operands_of_kernels():
     """Weights that are updated count twice, scratch memory and pictures that are not read do not."""
-    device = backend.open_device("cpu")
+    device = opening.open_device("cpu")
     some, kept, images = device.empty((100,)), device.empty((10, 8), np.uint8), device.empty((2,), np.int32)
     assert timeline.work("sgd", (100, some, some, some, None, 1, 0.1, 0.9, 0.0)) == (0.0, 4 * 100 * 5)
     tensor = (100, some, some, some, None, 1, 1.0, True)
@@ -443,7 +445,8 @@ def gpu_with_clocks(monkeypatch, kernels):
 @pytest.fixture
 def fake_gpu(monkeypatch):
     """One that computes as the emulator does: every line for CUDA runs."""
-    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    from convnet.kernels import _emu as emu
+
     yield gpu_with_clocks(monkeypatch, emu)
     gc.collect()
     cuda_device._driver.cache_clear()
@@ -452,7 +455,8 @@ def fake_gpu(monkeypatch):
 @pytest.fixture
 def idle_gpu(monkeypatch, known_peaks):
     """One whose kernels take their time and compute nothing, which nobody checks."""
-    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    from convnet.kernels import _emu as emu
+
     kernels = types.ModuleType("idle")
     for name in dir(emu):
         function = getattr(emu, name)
@@ -476,7 +480,7 @@ def rows_on_gpu(tmp_path, precision, *further):
 def seconds_of_kernels(machine, precision):
     """Of every row, by layer and pass: what all kernels of one call take on the GPU's clock."""
     found = {}
-    for problem in problems.problems(backend.open_device("cuda:0"), spec.network("alexnet-tiny"), 3, precision, 0):
+    for problem in problems.problems(opening.open_device("cuda:0"), spec.network("alexnet-tiny"), 3, precision, 0):
         first = len(machine.launched)
         problem.run()
         found[problem.layer, problem.name] = sum(map(kernel_seconds, machine.launched[first:]))

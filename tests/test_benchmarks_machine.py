@@ -120,7 +120,7 @@ def test_a_row_that_misbehaves_costs_its_group_alone(pretender, behaviour, statu
 
 
 def test_what_was_measured_stands_beside_what_is_assumed(pretender, monkeypatch, tmp_path, capsys):
-    from convnet import device as cuda
+    from convnet.devices import cuda as cuda
 
     gpus = [{"compute_capability": "8.0"}]
     monkeypatch.setattr(cuda, "describe", lambda: {"gpus": gpus})
@@ -136,7 +136,7 @@ def test_what_was_measured_stands_beside_what_is_assumed(pretender, monkeypatch,
 
 
 def test_devices_that_cannot_be_measured(monkeypatch, tmp_path, capsys):
-    from convnet import device as cuda
+    from convnet.devices import cuda as cuda
 
     def outcome(*arguments: str) -> tuple[int, str]:
         return machine.timing.command(lambda: machine.main([*arguments])), capsys.readouterr().err

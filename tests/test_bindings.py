@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import convnet
-from convnet import blas_kernels
-from convnet.shapes import ConvShape, DropoutShape, IngestShape, LinearShape
+from convnet.devices.blas import kernels as blas_kernels
+from convnet.kernels.shapes import ConvShape, DropoutShape, IngestShape, LinearShape
 
 
 def promised(stub: str) -> dict[str, list[str]]:
     """The functions of a stub with the names of their arguments."""
-    tree = ast.parse((Path(convnet.__file__).parent / stub).read_text())
+    tree = ast.parse((Path(convnet.__file__).parent / "kernels" / stub).read_text())
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     return {function.name: [argument.arg for argument in function.args.args] for function in functions}
 
@@ -34,9 +34,9 @@ INGEST = IngestShape(8, 8, 8, 8, 8, 8, (1.0, 1.0, 1.0))
 
 def module(name: str):
     try:
-        return importlib.import_module(f"convnet.{name}")
+        return importlib.import_module(f"convnet.kernels.{name}")
     except ImportError:
-        return pytest.skip(f"convnet.{name} is not built")
+        return pytest.skip(f"convnet.kernels.{name} is not built")
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_gpu_module_needs_no_driver():
         (
             (3, "fp32", 16, 16, None, 16, True, 0),
             TypeError,
-            "conv_forward: shape must be a shape of convnet.shapes with a field N",
+            "conv_forward: shape must be a shape of convnet.kernels.shapes with a field N",
         ),
         ((DROPOUT, "fp32", 16, 16, None, 16, True, 0), TypeError, "with a field C, got DropoutShape"),
     ],

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from convnet import blas_common, blas_conv, blas_kernels, blas_maps, parallel
-from convnet.shapes import ConvShape, IngestShape, LinearShape, LrnShape, PoolShape
+from convnet.devices import parallel
+from convnet.devices.blas import common as blas_common
+from convnet.devices.blas import conv as blas_conv
+from convnet.devices.blas import kernels as blas_kernels
+from convnet.devices.blas import maps as blas_maps
+from convnet.kernels.shapes import ConvShape, IngestShape, LinearShape, LrnShape, PoolShape
 
 CONV = ConvShape.of(12, 6, 13, 11, 8, 3, 5, stride=2, padding=(1, 2, 3, 0), groups=2, ceil_mode=True, lanes=12)
 DENSE = ConvShape.of(12, 6, 13, 11, 8, 3, 3, padding=1, groups=2, lanes=12)
@@ -171,7 +175,7 @@ def test_a_forked_process_has_threads_of_its_own():
     program = """
 import os
 from threadpoolctl import threadpool_limits
-from convnet import parallel
+from convnet.devices import parallel
 threadpool_limits(2, user_api="blas")
 def count():
     seen = []

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convnet import checkpoint
-from convnet.checkpoint import CheckpointError
+from convnet.training import checkpoint
+from convnet.training.checkpoint import CheckpointError
 
 STATE = {
     "step": 120,

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 import convnet
-from convnet import config, info
+from convnet.analysis import info
 from convnet.cli import info as info_command
 from convnet.cli import train as train_command
-from convnet.config import Config
 from convnet.data import jpeg
-from convnet.shapes import ConvShape, LinearShape
+from convnet.kernels.shapes import ConvShape, LinearShape
+from convnet.training import config
+from convnet.training.config import Config
 
 ROOT = str(Path(convnet.__file__).parents[1])
 
@@ -97,7 +98,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(mistake, tmp_path, monkeypatch, 
 
 
 def test_unexpected_errors_are_exit_code_1_with_a_traceback_on_request_only(monkeypatch, capsys):
-    monkeypatch.setattr("convnet.train.run", lambda *_: 1 / 0)
+    monkeypatch.setattr("convnet.training.train.run", lambda *_: 1 / 0)
     assert call(train_command.main) == 1
     assert capsys.readouterr().err == "convnet-train: error: ZeroDivisionError: division by zero (-v shows where)\n"
     assert call(train_command.main, "-v") == 1
@@ -109,7 +110,7 @@ def test_interrupts_and_memory(error, code, monkeypatch, capsys):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("convnet.train.run", fail)
+    monkeypatch.setattr("convnet.training.train.run", fail)
     assert call(train_command.main) == code
     assert "Traceback" not in capsys.readouterr().err
 
@@ -142,7 +143,7 @@ def test_the_example_in_the_help_is_accepted(monkeypatch, capsys):
     call(train_command.main, "--help")
     example = capsys.readouterr().out.split("example:\n")[1].split()
     seen = []
-    monkeypatch.setattr("convnet.train.run", lambda *arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr("convnet.training.train.run", lambda *arguments: seen.append(arguments) or 0)
     assert call(train_command.main, *example[1:]) == 0
     assert seen
 
@@ -214,7 +215,6 @@ def test_the_self_test_notices_a_wrong_device(monkeypatch, capsys):
 
 
 def test_the_self_test_covers_tensor_cores(monkeypatch):
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     from convnet import functional
 
     right, precisions = functional.conv2d, []
@@ -238,7 +238,8 @@ def kernels(capsys, *arguments) -> dict:
 
 def test_kernels_of_a_network(capsys):
     """Every product of a step in every precision and on both architectures, as the kernels themselves choose."""
-    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    from convnet.kernels import _emu as emu
+
     found = kernels(capsys)
     assert (found["model"], found["batch_size"]) == ("alexnet", 128)
     passes = {(c["layer"], c["op"]) for c in found["choices"]}
@@ -257,7 +258,6 @@ def test_kernels_of_a_network(capsys):
 
 
 def test_kernels_as_text(capsys):
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     assert call(info_command.main, "--kernels", "--model", "alexnet-tiny", "-b", "64") == 0
     text = capsys.readouterr().out
     assert text.startswith("kernels of alexnet-tiny, 64 images\n")
@@ -269,7 +269,6 @@ def test_kernels_as_text(capsys):
 
 
 def test_kernels_for_a_shape(capsys):
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     found = kernels(capsys, "--shape", "N=100 C=96 H=27 W=27 K=256 R=5 padding=2 groups=2", "--precision", "bf16")
     assert {c["op"] for c in found["choices"]} == {"conv_forward", "conv_backward_data", "conv_backward_filter"}
     assert {row["op"] for row in found["kernels"]} == {c["op"] for c in found["choices"]}
@@ -294,7 +293,6 @@ def test_kernels_for_a_shape(capsys):
     ],
 )
 def test_mistakes_about_kernels(arguments, text, capsys):
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     assert call(info_command.main, "--kernels", *arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error

@@ -67,7 +67,8 @@ def test_sigterm_ends_a_run_that_has_not_begun_its_first_step(tmp_path):
     """While it reads its data; later a checkpoint is written."""
     os.mkfifo(tmp_path / "config.toml")
     code = (
-        "import sys, time, convnet.train as t; t.open_dataset = lambda *a, **k: [print(flush=True), time.sleep(100)]; "
+        "import sys, time, convnet.training.train as t; "
+        "t.open_dataset = lambda *a, **k: [print(flush=True), time.sleep(100)]; "
     )
     process = spawn("shapes", "-o", str(tmp_path / "run"), code=code + PLAIN.replace("sys.argv[1]", "'train'"))
     assert process.stdout

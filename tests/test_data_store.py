@@ -14,11 +14,11 @@ from data_files import write_folder
 from PIL import Image
 from preparing import here
 
-from convnet import prepare
 from convnet.data import DataError, open_dataset
 from convnet.data.images import scaled
 from convnet.data.statistics import statistics
 from convnet.data.store import INDEX, SHARD
+from convnet.prepare import prepare
 
 SIZE = 40
 

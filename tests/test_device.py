@@ -12,9 +12,9 @@ import pytest
 from fake_cuda import Machine, install
 
 import convnet
-from convnet import backend, device
-
-emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+from convnet.devices import cuda as device
+from convnet.devices import opening
+from convnet.kernels import _emu as emu
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_without_peer_access_exchanges_go_through_the_host(
     machine: Callable[..., Machine], caplog: pytest.LogCaptureFixture
 ) -> None:
     fake = machine(peers=False)
-    first, second = backend.open_devices("cuda:0,cuda:1")
+    first, second = opening.open_devices("cuda:0,cuda:1")
     values = np.arange(12, dtype=np.float32)
     source, target = first.empty((12,)), second.empty((12,))
     first.stream().upload(source, values)
@@ -75,7 +75,7 @@ def test_without_peer_access_exchanges_go_through_the_host(
 
 def test_memory_is_counted_and_freed(machine: Callable[..., Machine]) -> None:
     fake = machine(gpus=1)
-    gpu = backend.open_device("cuda:0")
+    gpu = opening.open_device("cuda:0")
     small, large = gpu.empty((10,)), gpu.empty((1 << 19,))
     assert gpu.allocated == 40 + (4 << 19)
     part = large.view((4,), 8)
@@ -92,7 +92,7 @@ def test_memory_is_counted_and_freed(machine: Callable[..., Machine]) -> None:
 
 def test_out_of_memory_names_the_numbers(machine: Callable[..., Machine]) -> None:
     machine(gpus=1, capacity=50_000_000)
-    gpu = backend.open_device("cuda:0")
+    gpu = opening.open_device("cuda:0")
     kept = gpu.empty((5_000_000,))
     numbers = r"no memory for 40 MB: 30 of 50 MB are free.*holds 20 MB; use a smaller batch"
     with pytest.raises(convnet.DeviceError, match=numbers):
@@ -105,7 +105,7 @@ def test_a_gpu_that_the_kernels_were_not_built_for(machine: Callable[..., Machin
     machine(capability=(7, 5))
     assert device.names() == []
     with pytest.raises(convnet.DeviceError, match="needs kernels for sm_75, built are 80,90a; install again with"):
-        backend.open_device("cuda:0")
+        opening.open_device("cuda:0")
 
 
 @pytest.mark.parametrize(("capability", "usable"), [((8, 0), 1), ((8, 6), 1), ((9, 0), 1), ((9, 1), 0), ((10, 0), 0)])
@@ -119,13 +119,13 @@ def test_which_gpus_machine_code_runs_on(
 def test_an_unknown_device_index(machine: Callable[..., Machine]) -> None:
     machine(gpus=1)
     with pytest.raises(convnet.DeviceError, match="there are 1 CUDA devices"):
-        backend.open_device("cuda:3")
+        opening.open_device("cuda:3")
 
 
 def test_the_stand_in_is_strict(machine: Callable[..., Machine]) -> None:
     """A device layer that forgot the context, or peer access, would not get through."""
     fake = machine()
-    first, second = backend.open_devices("cuda:0,cuda:1")
+    first, second = opening.open_devices("cuda:0,cuda:1")
     a, b = first.empty((4,)), second.empty((4,))
     driver = sys.modules["pycuda.driver"]
     with pytest.raises(Exception, match="none is current"):
@@ -145,7 +145,7 @@ def test_the_stand_in_is_strict(machine: Callable[..., Machine]) -> None:
 def pair(machine: Callable[..., Machine]) -> tuple[Machine, list[Any], Any]:
     """Two GPUs, a stream on each, and a function that makes an array of ones on a stream's device."""
     fake = machine()
-    streams = [gpu.stream() for gpu in backend.open_devices("cuda:0,cuda:1")]
+    streams = [gpu.stream() for gpu in opening.open_devices("cuda:0,cuda:1")]
 
     def ones(stream: Any, count: int = 4) -> Any:
         array = stream.device.empty((count,))
@@ -257,7 +257,7 @@ def test_a_kernel_that_fails_ends_the_capture(pair: Any) -> None:
 
 def test_exchanges_through_the_host_cannot_be_captured(machine: Callable[..., Machine]) -> None:
     machine(peers=False)
-    first, second = (gpu.stream() for gpu in backend.open_devices("cuda:0,cuda:1"))
+    first, second = (gpu.stream() for gpu in opening.open_devices("cuda:0,cuda:1"))
     with pytest.raises(convnet.DeviceError, match="queue every step in the ordinary way"):
         first.capture([second]).__enter__()
     with first.capture():
@@ -390,19 +390,19 @@ def test_driver_errors_say_which_device(pair: Any) -> None:
 @pytest.mark.skipif(device.unavailable() is None, reason="this machine has a usable GPU")
 def test_without_a_gpu_the_reason_and_the_remedy_are_told() -> None:
     with pytest.raises(convnet.DeviceError, match=r"pip install|nvidia-smi|no GPU|no NVIDIA driver"):
-        backend.open_device("cuda:0")
+        opening.open_device("cuda:0")
 
 
 def test_pycuda_and_driver_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> int:
         raise OSError("libcuda.so.1: cannot open shared object file")
 
-    monkeypatch.setitem(sys.modules, "convnet._gpu", emu)
+    monkeypatch.setitem(sys.modules, "convnet.kernels._gpu", emu)
     monkeypatch.setattr(convnet, "_gpu", emu, raising=False)
     monkeypatch.setitem(sys.modules, "pycuda", None)
     for load, text in ((missing, "no NVIDIA driver on this machine"), (lambda: 13000, "run: pip install pycuda")):
         monkeypatch.setattr(device, "_load_driver_library", load)
         device._driver.cache_clear()
         with pytest.raises(convnet.DeviceError, match=text):
-            backend.open_device("cuda:0")
+            opening.open_device("cuda:0")
     device._driver.cache_clear()

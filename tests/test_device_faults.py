@@ -16,16 +16,19 @@ from runs import TINY, here, shared_images, spawn, straight_run
 from test_cli import call
 
 import convnet
-from convnet import backend, checkpoint, device
 from convnet.cli.eval import main as evaluate
 from convnet.cli.predict import main as predict
 from convnet.cli.show import main as show
-from convnet.control import WORDS
-from convnet.footprint import Use
-from convnet.graphs import Graphs
-from convnet.spec import network
+from convnet.devices import cuda as device
+from convnet.devices import opening
+from convnet.devices import protocol as backend
+from convnet.kernels import _emu as emu
+from convnet.kernels.control import WORDS
+from convnet.network.footprint import Use
+from convnet.network.graphs import Graphs
+from convnet.network.spec import network
+from convnet.training import checkpoint
 
-emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
 SMALL = ["--device", "cuda:0", "-b", "8", "--epochs", "1", "--width", "0.1", "--crop", "32", "-j", "1"]
 ILLEGAL = "cuEventSynchronize failed: an illegal memory access was encountered"
 ECC = "cuEventSynchronize failed: uncorrectable ECC error encountered"
@@ -241,7 +244,7 @@ def test_an_evaluation_on_a_broken_device_writes_nothing(machine, tmp_path, caps
 
 def test_other_errors_of_the_driver_leave_a_device_alive(machine):
     fake = machine()
-    first, second = backend.open_devices("cuda:0,cuda:1")
+    first, second = opening.open_devices("cuda:0,cuda:1")
     array, stream = first.empty((4,)), first.stream()
     with pytest.raises(convnet.DeviceError, match=r"cuda:0: invalid address"), first.current():
         fake.owner(5)
@@ -260,7 +263,7 @@ def test_other_errors_of_the_driver_leave_a_device_alive(machine):
 def test_a_fault_while_work_is_captured_is_one(machine):
     """And is not taken for something that cannot be captured."""
     fake = machine()
-    (opened,) = backend.open_devices("cuda:0")
+    (opened,) = opening.open_devices("cuda:0")
     graphs = Graphs([opened.stream()])
     graphs.run("step", None, lambda: None)
     fake.dead[0] = ILLEGAL
@@ -276,7 +279,7 @@ PRETEND = """
 import json, sys, pytest
 sys.path.insert(0, sys.argv[1])
 import fake_cuda
-from convnet import _emu
+from convnet.kernels import _emu
 from convnet.cli.train import main
 fake_cuda.install(pytest.MonkeyPatch(), fake_cuda.Machine(**json.loads(sys.argv[2])), _emu)
 sys.exit(main(sys.argv[3:]))
@@ -318,7 +321,7 @@ def test_the_warning_is_one_line(tmp_path):
 
 def test_with_auto_a_gpu_that_the_kernels_were_not_built_for_is_a_warning(machine, caplog):
     machine(capability=(7, 5))
-    (opened,) = backend.open_devices("auto")
+    (opened,) = opening.open_devices("auto")
     assert opened.name == "cpu"
     assert "built for none of the GPUs (see convnet-info); computing on the CPU" in caplog.text
 
@@ -330,6 +333,6 @@ def test_without_a_driver_nobody_is_warned(machine, monkeypatch, caplog):
         raise OSError("libcuda.so.1: cannot open shared object file")
 
     monkeypatch.setattr(device, "_load_driver_library", missing)
-    (opened,) = backend.open_devices("auto")
+    (opened,) = opening.open_devices("auto")
     assert opened.name == "cpu"
     assert not caplog.records

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from programs import CHECKED, PLAIN, SOURCES, Run, compile_objects, link, output, runner
 
-from convnet import backend
+from convnet.devices import opening
+from convnet.devices import protocol as backend
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,7 @@ def test_a_stack_overflow_stops_the_program(plain, checked):
 
 def test_guards_of_a_device_catch_a_kernel_that_writes_outside():
     try:
-        device = backend.open_device("emu")
+        device = opening.open_device("emu")
     except backend.DeviceError as error:
         pytest.skip(str(error))
     stream = device.stream()

@@ -12,10 +12,10 @@ import pytest
 from runs import TINY, here, make_images, records, shared_folder, shared_images, straight_run
 from test_cli import call
 
-from convnet import ensemble, evaluate
+from convnet.analysis import ensemble, evaluate
 from convnet.cli.eval import _open_data, main
 from convnet.data import DataError
-from convnet.trained import load_trained
+from convnet.training.trained import load_trained
 
 BASIC = ["--device", "cpu", "-b", "5", "-j", "1"]  # 12 images: three batches, the last one short
 
@@ -176,7 +176,7 @@ def test_runs_must_know_the_same_classes_and_see_the_same_images(runs, tmp_path,
 
 
 def test_a_predictions_file_that_cannot_be_written_is_noticed_before_the_work(runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("convnet.trained.load_trained", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("convnet.training.trained.load_trained", lambda *_: pytest.fail("work was begun"))
     (tmp_path / "p.npy").mkdir()
     for option in ("--save-predictions", "--confusion"):
         name = {"--save-predictions": "p.npy", "--confusion": "none/c.csv"}[option]

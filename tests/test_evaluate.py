@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from runs import straight_run
 
-from convnet import ensemble, evaluate, retrieval
-from convnet.trained import load_trained
+from convnet.analysis import ensemble, evaluate, retrieval
+from convnet.training.trained import load_trained
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ from data_files import cifar_files, write_folder
 from preparing import here as prepare
 from runs import TINY, here, shared_images
 
-from convnet.config import read_toml
+from convnet.analysis.retrieval import read_rows
 from convnet.data import DataError, open_dataset
 from convnet.data.cifar import open_cifar
 from convnet.data.sources import open_source, read_place
 from convnet.data.store import HASHED, shard_name
-from convnet.files import open_regular, read_regular
-from convnet.journal import Journal
-from convnet.metrics import MetricsFile
-from convnet.outputs import read_rows
+from convnet.output.files import open_regular, read_regular
+from convnet.prepare.journal import Journal
+from convnet.training.config import read_toml
+from convnet.training.metrics import MetricsFile
 
 SHARDS = [shard_name(part, 0) for part in ("train", "val")]
 

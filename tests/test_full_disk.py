@@ -16,7 +16,9 @@ from preparing import here as prepare
 from runs import TINY, final, here, shared_images, straight_run
 from test_train_faults import slow_run, wait_for
 
-from convnet import checkpoint, outputs
+from convnet.output import files
+from convnet.output import results as outputs
+from convnet.training import checkpoint
 
 SIZE = 4 << 20
 
@@ -120,4 +122,4 @@ def test_a_store_that_finds_no_room_goes_on_where_there_is_some(disk, tmp_path, 
 def test_the_fault_is_the_one_that_is_meant(disk):
     fill(disk)
     with pytest.raises(OSError, match=rf"\[Errno {errno.ENOSPC}\]"):
-        checkpoint.write_atomically(disk / "file", bytes(1 << 16))
+        files.write_atomically(disk / "file", bytes(1 << 16))

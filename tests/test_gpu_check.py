@@ -258,7 +258,6 @@ def test_without_a_gpu(tmp_path):
 
 @pytest.mark.slow
 def test_every_stage_in_the_emulator(tmp_path):
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     done = call(tmp_path, "--device", "emu", "--stages", ",".join(NAMES), "--minutes", "20")
     assert done.returncode == 0, done.stdout
     files = unpacked(tmp_path / "gpu-check.tar.gz")
@@ -278,7 +277,8 @@ def test_every_stage_in_the_emulator(tmp_path):
 
 
 def test_refused_tensor_maps_are_collected(monkeypatch, tmp_path, capsys):
-    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    from convnet.kernels import _emu as emu
+
     forward, shapes = emu.conv_forward, []
 
     def refusing(shape, *arguments):
@@ -304,8 +304,9 @@ def test_refused_tensor_maps_are_collected(monkeypatch, tmp_path, capsys):
 
 def test_nothing_runs_while_only_checking():
     """Arguments are checked all the same, and the next call computes."""
-    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
     import numpy as np
+
+    from convnet.kernels import _emu as emu
 
     x, y = np.ones(16, np.float32), np.full(16, 7, np.float32)
     call = (16, "fp32", x.ctypes.data, y.ctypes.data, 0)

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from convnet import host
-from convnet.backend import DeviceError, open_device, open_devices
-from convnet.host import HostDevice
+from convnet.devices import host
+from convnet.devices.host import HostDevice
+from convnet.devices.opening import open_device, open_devices
+from convnet.devices.protocol import DeviceError
 
 
 def floats(address: int | np.ndarray, first: int, count: int):

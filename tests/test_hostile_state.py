@@ -11,11 +11,12 @@ from runs import LAST_STEP, here, shared_images, straight_run
 from test_cli import call
 from test_run_faults import rewritten
 
-from convnet import checkpoint, metrics
 from convnet.cli.eval import main as evaluate
 from convnet.cli.predict import main as predict
 from convnet.cli.show import main as show
-from convnet.config import Config
+from convnet.output import figures
+from convnet.training import checkpoint, metrics
+from convnet.training.config import Config
 
 DEEP: list = []
 for _ in range(300):
@@ -126,7 +127,7 @@ def test_records_that_nobody_wrote_are_left_out(tmp_path):
         '{"event": "train", "step": "x", "loss": 1}\n{"event": "train", "loss": 1}\n[]\n'
         f'{{"event": "train", "step": 1, "loss": {10**400}}}\n{{"event": "train", "step": 2, "loss": 0.5}}\n'
     )
-    assert metrics.series(file.records(), "train", "loss") == ([2], [0.5])
+    assert figures.series(file.records(), "train", "loss") == ([2], [0.5])
     file.rewind(1, evaluated=True)
     assert [record["step"] for record in file.records()] == [1]
 

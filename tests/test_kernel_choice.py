@@ -6,10 +6,11 @@ import re
 
 import pytest
 
-from convnet import selection
-from convnet.backend import DeviceError, open_device, padded
-from convnet.shapes import ConvShape, LinearShape
-from convnet.spec import network
+from convnet.analysis import selection
+from convnet.devices.opening import open_device
+from convnet.devices.protocol import DeviceError, padded
+from convnet.kernels.shapes import ConvShape, LinearShape
+from convnet.network.spec import network
 
 
 @pytest.fixture(scope="module")

@@ -3,70 +3,25 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "src" / "kernels"
 BINDINGS = ROOT / "src" / "bindings"
 
-# What the network and the modules below it may import of ours, at the top of the file or anywhere else. Modules not
-# listed stand above these: training, commands, figures.
-FOUNDATION = {
-    "precision": set(),
-    "shapes": {"precision"},
-    "rng": set(),
-    "files": set(),
-    "control": set(),
-    "parallel": set(),
-    "switches": set(),
-    "spec": {"shapes"},
-    "backend": {"shapes", "spec", "precision", "device", "host"},  # the devices inside functions only: see LAZY
-    "layout": {"shapes", "precision", "backend"},
-    "blas_common": {"shapes", "rng", "control", "parallel"},
-    "blas_conv": {"shapes", "control", "parallel", "blas_common"},
-    "blas_maps": {"shapes", "parallel", "blas_common"},
-    "blas_kernels": {"shapes", "control", "parallel", "blas_common", "blas_conv", "blas_maps"},
-    "failures": {"backend"},
-    "device": {"shapes", "spec", "backend", "failures", "switches", "_gpu"},
-    "host": {"shapes", "spec", "precision", "backend", "blas_kernels", "_emu"},
-    "ops": {"shapes", "spec", "precision", "control", "backend"},
-    "arguments": {"shapes", "precision", "backend"},
-    "call": {"precision", "backend", "layout", "arguments"},
-    "functional": {"shapes", "layout", "control", "ops", "arguments", "call"},
-    "plan": {"backend"},
-    "layers": {"shapes", "precision", "control", "backend", "ops", "plan"},
-    "assemble": {"shapes", "spec", "layers"},
-    "initial": {"spec", "rng"},
-    "exchange": {"backend", "ops", "layers"},
-    "intake": {"arguments", "switches", "shapes", "backend", "ops", "layers"},
-    "wiring": {"shapes", "spec", "backend", "ops", "layers", "assemble", "exchange"},
-    "parameters": {"layout", "layers", "wiring"},
-    "diagnosis": {"backend", "layout", "wiring"},
-    "graphs": {"backend", "switches"},
-    "model": {
-        "arguments",
-        "spec",
-        "control",
-        "backend",
-        "layout",
-        "layers",
-        "assemble",
-        "wiring",
-        "parameters",
-        "diagnosis",
-        "graphs",
-        "switches",
-        "intake",
-        "initial",
-    },
-}
-LAZY = {"backend": {"device", "host"}, "device": {"_gpu"}, "host": {"_emu", "blas_kernels"}}
-DATA_MAY_IMPORT = {"data", "rng", "files"}
 DATA_DEPENDENCIES = {"numpy", "PIL", "simplejpeg", "tqdm"}
 # tomli on Python 3.10, where the standard library has no tomllib
 DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib"}
@@ -88,19 +43,11 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
                 yield "." * node.level + module + alias.name, node in top
 
 
-def ours(path: str, name: str) -> str | None:
-    """The module of convnet that an import means ("data" for all of convnet/data), None for other packages."""
-    package = path.split("/")[:-1]  # ["convnet"] or ["convnet", "data"]
-    dots = len(name) - len(name.lstrip("."))
-    parts = [*package[: len(package) - dots + 1], *name.lstrip(".").split(".")] if dots else name.split(".")
-    return parts[1] if parts[0] == "convnet" and len(parts) > 1 else None
-
-
 # ---- rules for Python: (path relative to the root, parsed file) -> complaints ----
 
 
 def only_device_imports_pycuda(path: str, tree: ast.AST) -> Iterator[str]:
-    if path != "convnet/device.py":
+    if path != "convnet/devices/cuda.py":
         yield from (f"imports {name}" for name, _ in imports(tree) if name.split(".")[0] == "pycuda")
 
 
@@ -108,35 +55,29 @@ def device_imports_pycuda_late(path: str, tree: ast.AST) -> Iterator[str]:
     yield from (f"imports {name} on load" for name, top in imports(tree) if name.split(".")[0] == "pycuda" and top)
 
 
-def foundation_imports_downwards(path: str, tree: ast.AST) -> Iterator[str]:
-    module = path.removeprefix("convnet/").removesuffix(".py")
-    if module not in FOUNDATION:
-        return
-    for name, top in imports(tree):
-        target = ours(path, name)
-        if target is None or target.startswith("__"):
-            continue
-        if target not in FOUNDATION[module]:
-            yield f"imports {target}"
-        elif top and target in LAZY.get(module, ()):
-            yield f"imports {target} on load"
+def compiled_modules_are_imported_late(path: str, tree: ast.AST) -> Iterator[str]:
+    """Where they are missing, everything else works."""
+    if path.startswith("convnet/"):
+        compiled = {"_gpu", "_emu"}
+        yield from (f"imports {name} on load" for name, top in imports(tree) if top and name.split(".")[-1] in compiled)
 
 
-def data_stands_alone(path: str, tree: ast.AST) -> Iterator[str]:
+def data_has_few_dependencies(path: str, tree: ast.AST) -> Iterator[str]:
     if not path.startswith("convnet/data/"):
         return
     for name, _ in imports(tree):
-        target = ours(path, name)
-        if target is not None and target not in DATA_MAY_IMPORT:
-            yield f"imports {target}"
         package = name.split(".")[0]
-        if target is None and package not in {"convnet"} | DATA_DEPENDENCIES | sys.stdlib_module_names:
+        if package and package not in {"convnet"} | DATA_DEPENDENCIES | sys.stdlib_module_names:
             yield f"imports {package}"
 
 
-def nothing_imports_the_commands(path: str, tree: ast.AST) -> Iterator[str]:
-    if not path.startswith("convnet/cli/"):
-        yield from (f"imports {name}" for name, _ in imports(tree) if ours(path, name) == "cli")
+def rooms_import_nothing(path: str, tree: ast.AST) -> Iterator[str]:
+    """A room says in a sentence what lives there, and is no face: but for data, whose kinds are recognised there, and
+    the commands, for what they have in common."""
+    if path.endswith("/__init__.py") and path.count("/") > 1 and path.split("/")[1] not in ("data", "cli"):
+        yield from (f"imports {name}" for name, _ in imports(tree))
+        if ast.get_docstring(tree) is None:
+            yield "says nothing"
 
 
 def only_declared_dependencies(path: str, tree: ast.AST) -> Iterator[str]:
@@ -194,29 +135,25 @@ def no_network_and_no_shell(path: str, tree: ast.AST) -> Iterator[str]:
 
 # rule, a path where it applies, a violation there
 PYTHON_RULES: list[tuple[Callable[[str, ast.AST], Iterator[str]], str, str]] = [
-    (only_device_imports_pycuda, "convnet/model.py", "def f():\n    import pycuda.driver as driver"),
-    (device_imports_pycuda_late, "convnet/device.py", "from pycuda import driver"),
-    (foundation_imports_downwards, "convnet/shapes.py", "from .spec import network"),
-    (foundation_imports_downwards, "convnet/spec.py", "from . import backend"),
-    (foundation_imports_downwards, "convnet/ops.py", "from convnet.layers import build"),
-    (foundation_imports_downwards, "convnet/model.py", "def f():\n    from . import device"),
-    (foundation_imports_downwards, "convnet/backend.py", "from . import device"),
-    (data_stands_alone, "convnet/data/folder.py", "from convnet.backend import Device"),
-    (data_stands_alone, "convnet/data/folder.py", "from .. import model"),
-    (data_stands_alone, "convnet/data/folder.py", "import torch"),
-    (nothing_imports_the_commands, "convnet/train.py", "from .cli import train"),
-    (only_declared_dependencies, "convnet/train.py", "import torch.nn"),
-    (no_code_from_data, "convnet/checkpoint.py", "import pickle\npickle.load(file)"),
-    (no_code_from_data, "convnet/checkpoint.py", "class Reader(pickle.Unpickler): ..."),
-    (no_code_from_data, "convnet/config.py", "eval(text)"),
-    (no_code_from_data, "convnet/config.py", "yaml.load(text)"),
+    (only_device_imports_pycuda, "convnet/network/model.py", "def f():\n    import pycuda.driver as driver"),
+    (device_imports_pycuda_late, "convnet/devices/cuda.py", "from pycuda import driver"),
+    (data_has_few_dependencies, "convnet/data/folder.py", "import torch"),
+    (compiled_modules_are_imported_late, "convnet/devices/host.py", "from ..kernels import _emu"),
+    (compiled_modules_are_imported_late, "convnet/devices/cuda.py", "import convnet.kernels._gpu"),
+    (rooms_import_nothing, "convnet/ops/__init__.py", '"""Ops."""\nfrom . import ops'),
+    (rooms_import_nothing, "convnet/devices/blas/__init__.py", ""),
+    (only_declared_dependencies, "convnet/training/train.py", "import torch.nn"),
+    (no_code_from_data, "convnet/training/checkpoint.py", "import pickle\npickle.load(file)"),
+    (no_code_from_data, "convnet/training/checkpoint.py", "class Reader(pickle.Unpickler): ..."),
+    (no_code_from_data, "convnet/training/config.py", "eval(text)"),
+    (no_code_from_data, "convnet/training/config.py", "yaml.load(text)"),
     (no_code_from_data, "convnet/data/cifar.py", "archive.extractall(folder)"),
     (no_code_from_data, "convnet/data/cifar.py", "np.load(file, allow_pickle=True)"),
     (no_code_from_data, "tools/cubins.py", "def f():\n    builtins.exec(text)"),
     (no_code_from_data, "benchmarks/report.py", "from pickle import loads"),
-    (no_network_and_no_shell, "convnet/train.py", "import urllib.request"),
+    (no_network_and_no_shell, "convnet/training/train.py", "import urllib.request"),
     (no_network_and_no_shell, "convnet/data/store.py", "def f():\n    from http import client"),
-    (no_network_and_no_shell, "convnet/journal.py", "import shelve"),
+    (no_network_and_no_shell, "convnet/prepare/journal.py", "import shelve"),
     (no_network_and_no_shell, "tools/cubins.py", "subprocess.run(line, shell=True)"),
     (no_network_and_no_shell, "benchmarks/timing.py", "os.system(line)"),
 ]
@@ -248,8 +185,78 @@ def test_python_rule_sees_violation(rule, path, violation):
     assert list(rule(path, ast.parse(violation)))
 
 
-def test_foundation_names_real_modules():
-    assert all((ROOT / "convnet" / f"{name}.py").exists() for name in FOUNDATION)
+# ---- rooms: the rules are contracts in pyproject.toml ----
+
+
+def layers() -> list[str]:
+    """The rooms from the top, by the contract."""
+    linted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (rooms,) = (contract for contract in linted["contracts"] if contract["id"] == "rooms")
+    return [name for line in rooms["layers"] for name in line.split(" | ")]
+
+
+def test_rooms_are_told_once_and_the_same():
+    """The contract, the package itself and the README list them in the same order, the latter two in the same words."""
+    text = (ROOT / "convnet" / "__init__.py").read_text()
+    told = re.findall(r"^    (\w+) {2,}(\S.*)$", text, re.MULTILINE)
+    readme = re.findall(r"^  (\w+)/?(?:\.py)? {2,}(\S.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert [name for name, _ in told] == [name for name in layers() if name not in ("__main__", "version")]
+    assert [line for line in readme if line in told] == told
+
+
+def test_few_files_stand_outside_of_rooms():
+    assert len(list((ROOT / "convnet").glob("*.py"))) <= 5
+    for file in (ROOT / "convnet").rglob("*.py"):
+        assert (file.parent / "__init__.py").exists(), file
+
+
+# a file and an import that it must not have
+CROSSINGS = [
+    ("kernels/shapes.py", "from ..devices import protocol"),
+    ("devices/protocol.py", "def f():\n    from . import cuda"),
+    ("devices/host.py", "import pycuda.driver"),
+    ("data/folder.py", "from ..devices import protocol"),
+    ("output/files.py", "from ..data import DataError"),
+    ("network/spec.py", "from ..output import console"),
+    ("network/plan.py", "from . import layers"),
+    ("prepare/journal.py", "from ..network import spec"),
+    ("training/run.py", "from ..cli import train"),
+    ("cli/eval.py", "from . import train"),
+    ("training/schedule.py", "from . import config"),  # which imports schedule
+    ("new.py", ""),
+]
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [*command, "--no-cache"], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture
+def copied(tmp_path) -> Path:
+    """The package and its contracts."""
+    pytest.importorskip("importlinter", reason="import-linter is not installed")
+    shutil.copytree(ROOT / "convnet", tmp_path / "convnet", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_rooms(copied):
+    done = lint(copied)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("path", "text"), CROSSINGS, ids=lambda value: value if value.endswith(".py") else "")
+def test_a_crossing_of_rooms_is_seen(copied, path, text):
+    file = copied / "convnet" / path
+    old = file.read_text() if file.exists() else ""
+    file.write_text(f"{old}\n\n{text}\n")
+    done = lint(copied)
+    assert done.returncode != 0, done.stdout
+    assert "BROKEN" in done.stdout or "new" in done.stdout
 
 
 # ---- rules for C++ and CUDA: (path relative to src, text) -> complaints ----

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import reference
 
-from convnet import layout
-from convnet.precision import activation_dtype
-from convnet.shapes import ConvShape, IngestShape, LinearShape
+from convnet.kernels.precision import activation_dtype
+from convnet.kernels.shapes import ConvShape, IngestShape, LinearShape
+from convnet.ops import layout
 
 
 def bits(values):

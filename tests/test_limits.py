@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from conftest import Machine
 
-from convnet import ops
-from convnet.shapes import ConvShape, DropoutShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
-
-emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+from convnet.kernels import _emu as emu
+from convnet.kernels.shapes import ConvShape, DropoutShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
+from convnet.ops import ops
 
 # Every extent counts on its own: two groups of other sizes, and an image that is not square.
 CONV = ConvShape.of(16, 6, 8, 9, 10, 3, 4, lanes=8, groups=2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import convnet
-from convnet.spec import Conv, Linear, Lrn, network, placed_layers
+from convnet.network.spec import Conv, Linear, Lrn, network, placed_layers
 
 NAMES = [f"{layer}.{kind}" for layer in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
          for kind in ("weight", "bias")]  # fmt: skip
@@ -115,7 +115,6 @@ def test_alexnet_against_pytorch(within):
 def test_alexnet_in_bfloat16_against_pytorch(within):
     """Full size on the kernels for Hopper, in blocks of 64 images: logits and every layer against float64."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     import network_oracle as oracle
 
     with convnet.Network("alexnet", devices="emu", batch_size=64, precision="bf16", seed=5, fused=False) as net:

@@ -7,9 +7,9 @@ import pytest
 import reference
 
 import convnet
-from convnet import host
-from convnet.precision import PRECISIONS
-from convnet.spec import Pool, network
+from convnet.devices import host
+from convnet.kernels.precision import PRECISIONS
+from convnet.network.spec import Pool, network
 
 TINY = "alexnet-tiny"
 JOINS = ["conv3", "fc6", "fc7", "fc8"]
@@ -50,8 +50,6 @@ def relative(actual, expected) -> float:
 @pytest.fixture(params=["emu", pytest.param("cuda", marks=pytest.mark.two_gpu)])
 def pair(request) -> tuple[str, str]:
     """One device of a kind, and two."""
-    if request.param == "emu":
-        pytest.importorskip("convnet._emu", reason="the emulator is not built")
     request.node.user_properties.append(("device", request.param))
     return f"{request.param}:0", f"{request.param}:0,{request.param}:1"
 
@@ -126,7 +124,6 @@ def sides(net) -> list:
 @pytest.mark.parametrize("devices", ["emu:0", "emu:0,emu:1"])
 def test_emulator_agrees_with_cpu(devices, request):
     """Within rounding; gradients on the first batch where rounding moves no value across a kink."""
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     request.node.user_properties.append(("device", "emu"))
     nets = [convnet.Network(TINY, devices=name, batch_size=6, seed=3, fused=False) for name in ("cpu", devices)]
     for seed in range(5):
@@ -148,7 +145,8 @@ def test_emulator_agrees_with_cpu(devices, request):
 
 def test_order_of_work_changes_nothing():
     """Streams that run as late and in as odd an order as events allow give the same bits; so do other thread orders."""
-    _emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    from convnet.kernels import _emu
+
     runs = []
     for seed in (1, 2, 3):
         host.seed_order(seed)
@@ -160,7 +158,6 @@ def test_order_of_work_changes_nothing():
 
 def test_a_missing_wait_shows(monkeypatch):
     """Without the waits in front of the exchanges some order gives other results: the test above can fail."""
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     right = steps("emu:0,emu:1", count=1)[0][0][0]
     monkeypatch.setattr(host.HostStream, "wait", lambda self, event: None)
     wrong = []
@@ -308,7 +305,6 @@ def test_memory_of_alexnet():
     with convnet.Network("alexnet", devices="cpu", batch_size=128) as net:
         assert list(net.memory()) == ["cpu"]
         assert 0.7e9 < net.memory()["cpu"] <= 2.0e9
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     with convnet.Network("alexnet", devices="emu:0,emu:1", batch_size=128) as net:
         assert list(net.memory()) == ["emu:0", "emu:1"]
         assert all(0.35e9 < nbytes <= 1.2e9 for nbytes in net.memory().values()), net.memory()
@@ -401,7 +397,6 @@ def test_unknown_activations_are_refused():
 
 
 def test_towers_must_divide_among_devices():
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     with pytest.raises(ValueError, match="cannot be shared by 3 devices"):
         convnet.Network(TINY, devices="emu:0,emu:1,emu:2", batch_size=2)
     with pytest.raises(ValueError, match="1 towers"):

@@ -88,7 +88,6 @@ def test_steps_at_once_from_kept_images(device):
 
 
 def test_two_devices_hold_a_copy_each():
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     images = photographs(11)
     with kept("emu:0,emu:1", images[:5]) as net:
         before = net.memory()

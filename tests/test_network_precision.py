@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import convnet
-from convnet.assemble import input_fold
-from convnet.precision import PRECISIONS
-from convnet.spec import network
+from convnet.kernels.precision import PRECISIONS
+from convnet.network.assemble import input_fold
+from convnet.network.spec import network
 
 TINY = "alexnet-tiny"
 DEVICES = pytest.mark.parametrize("device", ["emu", "cuda"], indirect=True)
@@ -74,7 +74,7 @@ def test_folding_changes_nothing(device, monkeypatch):
     for fold in (2, 1):
         if fold == 1:
             for module in ("model", "assemble"):
-                monkeypatch.setattr(f"convnet.{module}.input_fold", lambda spec, precision: 1)
+                monkeypatch.setattr(f"convnet.network.{module}.input_fold", lambda spec, precision: 1)
         with convnet.Network(TINY, devices=device, batch_size=4, precision="bf16") as net:
             images, labels = images_of(net, 4)
             assert net._intake.slots[0].inputs[0].shape == (1, 3 * fold**2, 64 // fold, 64 // fold, 8)
@@ -142,7 +142,8 @@ def test_blocks_of_64_images_take_the_kernels_of_hopper():
     """Other kernels than sm_80 takes, as the bits show (test_model.py holds both against float64), the same bits twice,
     and on one device or two.
     """
-    emulator = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    from convnet.kernels import _emu as emulator
+
     logits, gradients = forward_and_backward("emu")
     again, gradients_again = forward_and_backward("emu")
     np.testing.assert_array_equal(again, logits)
@@ -160,7 +161,6 @@ def test_blocks_of_64_images_take_the_kernels_of_hopper():
 @pytest.mark.slow
 def test_memory_of_alexnet():
     """The plan for training with a batch of 128 in bfloat16: at most 1.1 GB on one device; activations are halved."""
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     with convnet.Network("alexnet", devices="emu", batch_size=128, precision="bf16") as net:
         assert 0.7e9 < net.memory()["emu:0"] <= 1.1e9
         assert net._wiring.blocks[0][0].y.nbytes == 128 * 96 * 55 * 55 * 2

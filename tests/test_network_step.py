@@ -7,8 +7,10 @@ import pytest
 from test_network import pair  # noqa: F401
 
 import convnet
-from convnet import backend, host, intake
-from convnet.spec import network
+from convnet.devices import host
+from convnet.devices import protocol as backend
+from convnet.network import intake
+from convnet.network.spec import network
 
 TINY = network("alexnet-tiny", width=0.25, crop=32)
 N = 6
@@ -136,7 +138,6 @@ def test_fused_in_bfloat16_saves_a_rounding(pair):  # noqa: F811
 
 
 def test_order_of_work_changes_nothing():
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     runs = []
     for seed in (1, 2, 3):
         host.seed_order(seed)
@@ -149,7 +150,6 @@ def test_order_of_work_changes_nothing():
 @pytest.mark.parametrize("missing", ["arrival", "use"])
 def test_a_missing_wait_shows(monkeypatch, missing):
     """Without the wait for a batch's arrival, or for the last use of its slot, some order gives other results."""
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     with opened("emu") as net:
         right = at_once(net, 5)
 

@@ -8,7 +8,8 @@ import pytest
 import reference
 from cases import ConvCase
 
-from convnet import functional, ops
+from convnet import functional
+from convnet.ops import ops
 
 
 def by_id(case):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import reference
 
-from convnet import functional, ops
-from convnet.control import control_words
-from convnet.layout import to_float32
-from convnet.shapes import DropoutShape
+from convnet import functional
+from convnet.kernels.control import control_words
+from convnet.kernels.shapes import DropoutShape
+from convnet.ops import ops
+from convnet.ops.layout import to_float32
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 0.3, 0.99])

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import reference
 
-from convnet import functional, ops
-from convnet.layout import to_float32
-from convnet.shapes import IngestShape
+from convnet import functional
+from convnet.kernels.shapes import IngestShape
+from convnet.ops import ops
+from convnet.ops.layout import to_float32
 
 COUNTS = (1, 3, 4, 5, 255, 1024, 1025, 4099)
 

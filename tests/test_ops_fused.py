@@ -11,7 +11,7 @@ import pytest
 import reference
 from conftest import Machine
 
-from convnet.shapes import DropoutShape
+from convnet.kernels.shapes import DropoutShape
 
 # Every stride phase, pixels that no window reads, tiles at the rim of the image and of the groups, more than one block
 # of images, and at 64 images each tile of the Hopper family.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convnet import ops
-from convnet.shapes import ConvShape, LrnShape, PoolShape
+from convnet.kernels.shapes import ConvShape, LrnShape, PoolShape
+from convnet.ops import ops
 
 LANES, C = 64, 32
 

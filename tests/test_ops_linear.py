@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import reference
 
-from convnet import functional, ops
-from convnet.shapes import LinearShape
+from convnet import functional
+from convnet.kernels.shapes import LinearShape
+from convnet.ops import ops
 
 
 def forward_ratio(case, y, x, weight, bias, expected=None) -> float:

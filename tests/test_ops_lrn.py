@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import reference
 
-from convnet import functional, ops
-from convnet.shapes import LrnShape
+from convnet import functional
+from convnet.kernels.shapes import LrnShape
+from convnet.ops import ops
 
 
 def power_limit(d, beta: float, size: int):

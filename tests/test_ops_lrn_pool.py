@@ -10,7 +10,7 @@ import pytest
 import reference
 from test_ops_lrn import power_limit
 
-from convnet import ops
+from convnet.ops import ops
 
 
 def geometry(case) -> dict:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import reference
 
-from convnet import ops
-from convnet.shapes import IngestShape
+from convnet.kernels.shapes import IngestShape
+from convnet.ops import ops
 
 SCALE = (1 / 64, 1 / 58.4, 1 / 57.1)
 

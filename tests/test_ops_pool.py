@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import reference
 
-from convnet import functional, ops
+from convnet import functional
+from convnet.ops import ops
 
 BACKWARD_KEYS = ("size", "stride", "top", "left")
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import reference
 
-from convnet import functional, ops
-from convnet.precision import BF16
+from convnet import functional
+from convnet.kernels.precision import BF16
+from convnet.ops import ops
 
 CONV = [*cases.CONV_EDGES, *cases.CONV_TENSOR, *cases.CONV_SHRUNK, *cases.CONV_TINY]
 LINEAR = [*cases.LINEAR_EDGES, *cases.LINEAR_TENSOR, *cases.LINEAR_SHRUNK, *cases.LINEAR_TINY]

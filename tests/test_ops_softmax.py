@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import reference
 
-from convnet import functional, ops
-from convnet.control import control_words
-from convnet.shapes import SoftmaxShape
+from convnet import functional
+from convnet.kernels.control import control_words
+from convnet.kernels.shapes import SoftmaxShape
+from convnet.ops import ops
 
 
 def log_limit(logits):

@@ -9,11 +9,11 @@ import pytest
 import reference
 from conftest import Machine
 
-from convnet import ops
-from convnet.control import SPOILED, STOPPED, control_words
-from convnet.layout import to_float32
-from convnet.precision import BF16, copy_columns
-from convnet.shapes import LinearShape, SoftmaxShape
+from convnet.kernels.control import SPOILED, STOPPED, control_words
+from convnet.kernels.precision import BF16, copy_columns
+from convnet.kernels.shapes import LinearShape, SoftmaxShape
+from convnet.ops import ops
+from convnet.ops.layout import to_float32
 
 CONSTANTS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 SIZES = [(96,), (1,), (363, 5), (64, 128), (3, 1001), (1024,), (7, 4), (1, 4099), (130, 16)]
@@ -61,7 +61,8 @@ def test_many_tensors_are_updated_as_one_by_one(machine, copies):
 
 
 def test_at_most_32_tensors():
-    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    from convnet.kernels import _emu as emu
+
     with pytest.raises(ValueError, match="sgd_many: takes at most 32 tensors"):
         emu.sgd_many(((0, 16, 16, 16, None, 1, 1.0, True),) * 33, 16, 0)
     with pytest.raises(ValueError, match=r"sgd_many: updates\.velocity must be aligned to 16 bytes"):

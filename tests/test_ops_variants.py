@@ -13,11 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from convnet import functional
-from convnet.backend import open_device, padded
-from convnet.shapes import ConvShape, LinearShape
+from convnet.devices.opening import open_device
+from convnet.devices.protocol import padded
+from convnet.kernels.shapes import ConvShape, LinearShape
 
 try:
-    from convnet import _emu
+    from convnet.kernels import _emu
 
     VARIANTS = _emu.variants()
 except ImportError:
@@ -113,7 +114,7 @@ def test_every_kernel(device, row, force, request):
 
 
 def on_hopper() -> bool:
-    from convnet import device
+    from convnet.devices import cuda as device
 
     return device.describe()["gpus"][0]["compute_capability"] == "9.0"
 
@@ -153,7 +154,8 @@ def test_groups_do_not_see_each_other(row, force, request):
 
 def test_every_problem_has_a_kernel():
     """In every precision and on every architecture the tables end with a kernel that takes anything."""
-    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    from convnet.kernels import _emu as emu
+
     for op in dict.fromkeys(row["op"] for row in VARIANTS):
         for precision in ("fp32", "tf32", "bf16"):
             rows = [row for row in VARIANTS if (row["op"], row["precision"]) == (op, precision)]
@@ -163,7 +165,8 @@ def test_every_problem_has_a_kernel():
 
 
 def test_misuse_is_refused(force):
-    emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+    from convnet.kernels import _emu as emu
+
     with pytest.raises(ValueError, match="there is no variant fastest of conv_forward"):
         emu.force_variant("conv_forward", "fastest")
     with pytest.raises(ValueError, match="there is no variant"):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import reference
 
-from convnet import ops
-from convnet.control import control_words
-from convnet.layout import pack_weight, to_float32, unpack_weight
-from convnet.precision import BF16, copy_columns
-from convnet.shapes import ConvShape
+from convnet.kernels.control import control_words
+from convnet.kernels.precision import BF16, copy_columns
+from convnet.kernels.shapes import ConvShape
+from convnet.ops import ops
+from convnet.ops.layout import pack_weight, to_float32, unpack_weight
 
 pytestmark = pytest.mark.parametrize("device", ["emu", "cuda"], indirect=True)
 

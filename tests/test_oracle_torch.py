@@ -8,7 +8,7 @@ import pytest
 import reference
 
 from convnet import functional
-from convnet.shapes import four_paddings
+from convnet.kernels.shapes import four_paddings
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional

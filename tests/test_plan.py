@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convnet.backend import open_device
-from convnet.plan import ALIGNMENT, Plan
+from convnet.devices.opening import open_device
+from convnet.network.plan import ALIGNMENT, Plan
 
 WISHES = st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12)
 

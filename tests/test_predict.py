@@ -17,11 +17,12 @@ from data_files import picture
 from runs import COLOURS, shared_images, spawn, straight_run
 from test_cli import call, command
 
-from convnet import evaluate, outputs, retrieval
+from convnet.analysis import evaluate, retrieval
+from convnet.analysis.predict import ImageFiles, image_files
 from convnet.cli.predict import main
 from convnet.data import DataError
-from convnet.predict import ImageFiles, image_files
-from convnet.trained import load_trained
+from convnet.output import results as outputs
+from convnet.training.trained import load_trained
 
 PREDICT = "import sys; from convnet.cli.predict import main; sys.exit(main())"
 BASIC = ["--device", "cpu", "-b", "3", "-j", "1"]
@@ -258,17 +259,17 @@ def test_saved_rows_that_do_not_fit_their_names(tmp_path):
     with outputs.RowsFile(tmp_path / "f.npy", ("name",)) as file:
         file.append(np.zeros((2, 3), np.float32), [("a",), ('b "c", d',)])
         file.append(np.ones((1, 3), np.float32), [("e",)])
-    values, lines = outputs.read_rows(tmp_path / "f.npy")
+    values, lines = retrieval.read_rows(tmp_path / "f.npy")
     assert values.tolist() == [[0, 0, 0], [0, 0, 0], [1, 1, 1]]
     assert [line["name"] for line in lines] == ["a", 'b "c", d', "e"]
     whole = (tmp_path / "f.npy").read_bytes()
     (tmp_path / "f.npy").write_bytes(whole[:-4])
     with pytest.raises(DataError, match=r"f.npy: expected an array"):
-        outputs.read_rows(tmp_path / "f.npy")
+        retrieval.read_rows(tmp_path / "f.npy")
     (tmp_path / "f.npy").write_bytes(whole)
     (tmp_path / "f.csv").write_text("row,name\n0,a\n")
     with pytest.raises(DataError, match=r"a row for each of the 1 lines of f.csv"):
-        outputs.read_rows(tmp_path / "f.npy")
+        retrieval.read_rows(tmp_path / "f.npy")
 
 
 def test_an_error_leaves_no_half_of_a_file(tmp_path):

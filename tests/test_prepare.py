@@ -14,11 +14,11 @@ from data_files import cifar_files, cifar_images, picture, write_cifar, write_fo
 from PIL import Image
 from preparing import contents, here, run
 
-from convnet import prepare
 from convnet.data import DataError, jpeg, open_dataset
 from convnet.data.packing import Sums, Task, pack
 from convnet.data.sources import open_source
 from convnet.data.statistics import from_sums
+from convnet.prepare import prepare
 
 SIZE = 32
 

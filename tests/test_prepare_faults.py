@@ -15,8 +15,8 @@ import pytest
 from data_files import write_folder
 from preparing import JOURNALS, SMALL, contents, here, run, spawn
 
-from convnet import prepare
 from convnet.data import DataError, open_dataset
+from convnet.prepare import prepare
 
 SIZE = 48
 OPTIONS = ["--size", SIZE, "--quality", 90]

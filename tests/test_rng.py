@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from convnet.rng import normal, philox, uniform
+from convnet.kernels.rng import normal, philox, uniform
 
 ONES = 0xFFFFFFFF
 # counter, key (low word, high word), result; published with Random123 (Salmon et al., SC 2011)

@@ -22,10 +22,10 @@ from test_prepare_faults import children
 from test_train_faults import slow_run, wait_for
 
 import convnet
-from convnet import checkpoint
-from convnet.checkpoint import CheckpointError
+from convnet.analysis.predict import image_files
 from convnet.data import BadImage, load_square
-from convnet.predict import image_files
+from convnet.training import checkpoint
+from convnet.training.checkpoint import CheckpointError
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ WRITERS = """
 import os, pathlib, sys
 import numpy as np
 sys.path.insert(0, sys.argv[2])
-from convnet import checkpoint
+from convnet.training import checkpoint
 from test_checkpoint import STATE
 step = 0
 for line in sys.stdin:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from convnet.schedule import Schedule, Stage, stages_of
+from convnet.training.schedule import Schedule, Stage, stages_of
 
 
 def plateau(patience=2):

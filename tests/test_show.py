@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 from runs import COLOURS, shared_images, straight_run
 
-from convnet import checkpoint, evaluate, figures, retrieval
+from convnet.analysis import evaluate, retrieval
 from convnet.cli.show import WHATS, main
-from convnet.trained import load_trained
+from convnet.output import figures
+from convnet.training import checkpoint
+from convnet.training.trained import load_trained
 
 DEVICE = ["--device", "cpu", "-b", "8", "-q"]
 SVG = "{http://www.w3.org/2000/svg}"

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import convnet
-from convnet import device, info, switches
+from convnet.analysis import info
 from convnet.cli.info import main
-from convnet.spec import network
+from convnet.devices import cuda as device
+from convnet.devices import switches
+from convnet.network.spec import network
 
 TINY = network("alexnet-tiny", width=0.1, crop=32)
 N = 2
@@ -29,7 +31,8 @@ def run(request, monkeypatch):
     """A device, a precision, and steps to take."""
     where, precision, steps = request.param
     if where == "stand-in":
-        emu = pytest.importorskip("convnet._emu", reason="the emulator is not built")
+        from convnet.kernels import _emu as emu
+
         fake_cuda.install(monkeypatch, fake_cuda.Machine(gpus=1), emu)
     kind = {"cpu": "cpu", "stand-in": "emu", "gpu": "cuda"}[where]
     request.node.user_properties.append(("device", kind))

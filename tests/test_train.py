@@ -28,9 +28,9 @@ from runs import (
 )
 
 import convnet
-from convnet import checkpoint, config
-from convnet.metrics import losses_and_ranks
-from convnet.run import RunFolder
+from convnet.training import checkpoint, config
+from convnet.training.metrics import losses_and_ranks
+from convnet.training.run import RunFolder
 
 # ---- what a run leaves behind
 
@@ -176,7 +176,6 @@ def test_a_resumed_run_equals_a_straight_one(straight, images, tmp_path, cut, wo
 
 def test_a_resumed_run_in_bf16_equals_a_straight_one(images, tmp_path):
     """The copies in bfloat16 are no part of a checkpoint: they follow from the weights. The precision is inherited."""
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     options = [images, *TINY, "--device", "emu", "--precision", "bf16", "--epochs", "1"]
     assert here(*options, "-o", str(tmp_path / "straight")) == 0
     assert here(*options, "-o", str(tmp_path / "cut"), "--steps", "2") == 0

@@ -8,11 +8,11 @@ from data_files import write_cifar
 from runs import TINY, final, here, records, shared_images, straight_run, training
 
 import convnet
-from convnet import trainer
 from convnet.cli.train import main
 from convnet.data import Loader, cache, normalisation, sampled_statistics
-from convnet.metrics import losses_and_ranks
-from convnet.trained import load_trained
+from convnet.training import trainer
+from convnet.training.metrics import losses_and_ranks
+from convnet.training.trained import load_trained
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from runs import LAST_STEP, TINY, final, here, records, run, spawn, training
 
 import convnet
-from convnet import checkpoint
+from convnet.training import checkpoint
 
 
 def wait_for(condition, process, seconds=120.0):

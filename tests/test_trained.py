@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from runs import make_images, straight_run
 
-from convnet import checkpoint
-from convnet.checkpoint import CheckpointError
 from convnet.data import DataError, sampled_statistics, statistics, view_windows
 from convnet.data.dataset import DataSet
-from convnet.trained import load_trained
+from convnet.training import checkpoint
+from convnet.training.checkpoint import CheckpointError
+from convnet.training.trained import load_trained
 
 
 @pytest.fixture(scope="module")

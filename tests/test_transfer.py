@@ -10,8 +10,10 @@ import pytest
 from runs import final, here, make_images, records, shared_images, straight_run, training
 
 import convnet
-from convnet import checkpoint, config
-from convnet.spec import network, parameter_count, placed_layers
+from convnet.network.spec import network, parameter_count, placed_layers
+from convnet.ops import ops
+from convnet.training import checkpoint, config
+from convnet.training.trained import load_trained
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--device", "cpu", "-b", "8", "--width", "0.25", "--crop", "32"]
@@ -60,8 +62,8 @@ def test_frozen_layers_stay_and_the_others_learn_as_before(devices, names):
 def test_no_work_is_done_below_the_lowest_layer_that_learns(monkeypatch):
     called = []
     for name in ("conv_backward_filter", "conv_backward_data", "linear_backward_filter", "linear_backward_data"):
-        real = getattr(convnet.ops, name)
-        monkeypatch.setattr(convnet.ops, name, lambda *a, _n=name, _r=real, **k: called.append(_n) or _r(*a, **k))
+        real = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *a, _n=name, _r=real, **k: called.append(_n) or _r(*a, **k))
     with convnet.Network("alexnet-tiny", "cpu", 4, width=0.25) as net:
         images, labels = batch(net.spec)
         net.freeze(["conv1", "conv2", "conv3", "conv4", "conv5", "fc7"])
@@ -107,7 +109,7 @@ def test_a_new_head_on_a_trained_trunk(tmp_path, capsys):
         assert same == (name.split(".")[0] in ("conv1", "conv2")), name
 
     # the same steps by hand
-    trained = convnet.trained.load_trained(source, pytest.fail)
+    trained = load_trained(source, pytest.fail)
     data = convnet.data.open_dataset(str(other), size=trained.spec.image_size, seed=0)
     from convnet.data import Loader, statistics
 
@@ -194,7 +196,7 @@ def test_a_run_in_stages(tmp_path):
 
 def test_rates_of_single_parameters_in_a_stage():
     """One step of weights and biases that all have the same gradient 0 and decay: seen by what decays."""
-    from convnet.schedule import stages_of
+    from convnet.training.schedule import stages_of
 
     stage = stages_of([{"epoch": 0, "lr": 0.5, "bias_lr": 1.0, "layers": {"fc7": 0.25}}])[0]
     with convnet.Network("alexnet-tiny", "cpu", 2, width=0.25) as net:

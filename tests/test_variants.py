@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from convnet import functional
-from convnet.backend import open_device, padded
-from convnet.shapes import LinearShape
+from convnet.devices.opening import open_device
+from convnet.devices.protocol import padded
+from convnet.kernels.shapes import LinearShape
 
 CASES = [
     case

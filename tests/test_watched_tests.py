@@ -33,7 +33,8 @@ sys.path.insert(0, {str(TESTS)!r})
 import numpy as np
 import pytest
 from fake_cuda import Machine, install
-from convnet import _emu, functional
+from convnet import functional
+from convnet.kernels import _emu
 
 machine = Machine()
 install(pytest.MonkeyPatch(), machine, _emu)
@@ -92,7 +93,6 @@ def test_each_fault_costs_one_test(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_broken_device_costs_one_test(tmp_path, capsys):
-    pytest.importorskip("convnet._emu", reason="the emulator is not built")
     code, found = run(tmp_path, "-j", "1", "--limit", "5", device=DEVICE)
     assert code == 1
     assert found["passed"] == [

@@ -47,19 +47,19 @@ import safetensors.numpy  # noqa: E402
 from data_files import cifar_files, python2_batch, python2_meta, write_cifar  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from convnet import checkpoint, train  # noqa: E402
-from convnet.backend import DeviceError  # noqa: E402
-from convnet.checkpoint import CheckpointError  # noqa: E402
-from convnet.config import OPTIONS, Config, merged, read_toml, to_toml  # noqa: E402
 from convnet.data.cifar import open_cifar  # noqa: E402
 from convnet.data.dataset import DataError, DataSet  # noqa: E402
 from convnet.data.pickles import read_plain  # noqa: E402
 from convnet.data.store import FORMAT, HASHED, INDEX, VERSION, open_store, shard_name  # noqa: E402
-from convnet.metrics import Console  # noqa: E402
-from convnet.run import saved_options  # noqa: E402
-from convnet.spec import network, parameter_shapes  # noqa: E402
-from convnet.trained import load_trained  # noqa: E402
-from convnet.trainer import Diverged, Trainer  # noqa: E402
+from convnet.devices.protocol import DeviceError  # noqa: E402
+from convnet.network.spec import network, parameter_shapes  # noqa: E402
+from convnet.output.console import Console  # noqa: E402
+from convnet.training import checkpoint, train  # noqa: E402
+from convnet.training.checkpoint import CheckpointError  # noqa: E402
+from convnet.training.config import OPTIONS, Config, merged, read_toml, to_toml  # noqa: E402
+from convnet.training.run import saved_options  # noqa: E402
+from convnet.training.trained import load_trained  # noqa: E402
+from convnet.training.trainer import Diverged, Trainer  # noqa: E402
 
 SECONDS = 5.0  # of computing for one input: the slowest takes some milliseconds
 STUCK = 60.0  # by the clock: for code that waits, or does not return to Python

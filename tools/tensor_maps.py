@@ -26,8 +26,8 @@ import numpy as np  # noqa: E402
 
 from benchmarks.timeline import _layer  # noqa: E402
 from convnet import Network  # noqa: E402
-from convnet.backend import DeviceError, Stream  # noqa: E402
-from convnet.precision import PRECISIONS  # noqa: E402
+from convnet.devices.protocol import DeviceError, Stream  # noqa: E402
+from convnet.kernels.precision import PRECISIONS  # noqa: E402
 
 
 @dataclass

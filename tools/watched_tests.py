@@ -125,7 +125,7 @@ class Watch:
 
 def cuda_devices() -> list[Any]:
     """All that are open in this process."""
-    module = sys.modules.get("convnet.device")
+    module = sys.modules.get("convnet.devices.cuda")
     return [thing for thing in gc.get_objects() if type(thing) is module.CudaDevice] if module else []
 
 

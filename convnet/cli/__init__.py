@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
     """Errors in one line, with the option that was perhaps meant."""
 
     def __init__(self, prog: str, description: str, example: str):
-        from .. import __version__
+        from ..version import __version__
 
         super().__init__(
             prog,
@@ -45,10 +45,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def _exit_code(error: Exception) -> int:
-    from ..backend import DeviceError
-    from ..checkpoint import CheckpointError
     from ..data import DataError
-    from ..trainer import Diverged
+    from ..devices.protocol import DeviceError
+    from ..training.checkpoint import CheckpointError
+    from ..training.trainer import Diverged
 
     codes: dict[type[Exception], int] = {
         ValueError: USAGE,
@@ -87,8 +87,8 @@ def _ended_by_signals() -> Iterator[None]:
 def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
     """Runs a command's work; an error becomes one line on standard error and an exit code, and so does a warning of the
     modules below."""
-    from ..backend import KernelFault
-    from ..journal import printable
+    from ..devices.protocol import KernelFault
+    from ..prepare.journal import printable
 
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
     try:

@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import DONE, Parser, guarded, tolerate_encoding
+from ..cli import DONE, Parser, guarded, tolerate_encoding
 
 if TYPE_CHECKING:
+    from ..analysis.evaluate import Scores, Values
     from ..data import DataSet
-    from ..evaluate import Scores, Values
-    from ..metrics import Console
-    from ..trained import Trained
+    from ..output.console import Console
+    from ..training.trained import Trained
 
 SPLITS = {"val": "validation", "train": "training"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from ..precision import PRECISIONS
+    from ..kernels.precision import PRECISIONS
 
     parser = Parser(
         "convnet-eval",
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tolerate_encoding()
 
     def work() -> int:
-        from ..metrics import Console
+        from ..output.console import Console
 
         console = Console(chosen.quiet, chosen.verbose, aside=chosen.json)
         try:
@@ -79,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace, console: Console) -> int:
-    from .. import ensemble
-    from ..evaluate import confusion, most_confused, scores
-    from ..outputs import output_file, write_csv
-    from ..trained import load_trained
+    from ..analysis import ensemble
+    from ..analysis.evaluate import confusion, most_confused, scores
+    from ..output.results import output_file, write_csv
+    from ..training.trained import load_trained
 
     weights = _weights(chosen)
     saved = output_file("--save-predictions", chosen.save_predictions, ".npy") if chosen.save_predictions else None
@@ -146,7 +146,7 @@ def _as_json(
 
 
 def _save(path: Path, found: Values, names: Sequence[str], labels: Values, classes: Sequence[str]) -> None:
-    from ..outputs import RowsFile
+    from ..output.results import RowsFile
 
     best = found.argmax(axis=1)
     with RowsFile(path, ("name", "label", "predicted", "probability")) as rows:
@@ -207,7 +207,7 @@ def _split(dataset: DataSet, name: str) -> Any:
 
 
 def _probabilities(trained: Trained, dataset: DataSet, chosen: argparse.Namespace, console: Console) -> Values:
-    from ..backend import OutOfMemory
+    from ..devices.protocol import OutOfMemory
 
     split = _split(dataset, chosen.split)
     batch_size = min(chosen.batch_size, max(len(split), 1))
@@ -222,7 +222,7 @@ def _probabilities(trained: Trained, dataset: DataSet, chosen: argparse.Namespac
 
 
 def _once(trained: Trained, split: Any, batch_size: int, chosen: argparse.Namespace, console: Console) -> Values:
-    from ..evaluate import probabilities
+    from ..analysis.evaluate import probabilities
 
     with trained.open_network(chosen.device, batch_size, chosen.precision) as network:
         return probabilities(
@@ -236,7 +236,7 @@ def _once(trained: Trained, split: Any, batch_size: int, chosen: argparse.Namesp
 
 def _table(results: Sequence[tuple[str, Scores]]) -> str:
     """One line per result, in columns."""
-    from ..metrics import percent
+    from ..output.console import percent
 
     lines: list[tuple[str, ...]] = [("", "top-1 error", "top-5 error", "loss")]
     for name, score in results:
@@ -248,3 +248,7 @@ def _table(results: Sequence[tuple[str, Scores]]) -> str:
         lines.append((name, *cells, f"{score.loss:.4f} (+- {score.loss_standard_error:.4f})"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("   ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from . import DEVICE, DONE, Parser, guarded, tolerate_encoding
+from ..cli import DEVICE, DONE, Parser, guarded, tolerate_encoding
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from ..precision import PRECISIONS
+    from ..kernels.precision import PRECISIONS
 
     parser = Parser(
         "convnet-info",
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tolerate_encoding()
 
     def kernels() -> int:
-        from .. import selection
+        from ..analysis import selection
 
         precisions = (chosen.precision,) if chosen.precision else PRECISIONS
         found = selection.report(chosen.model, chosen.batch_size, precisions, chosen.shape)
@@ -47,10 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         if chosen.kernels or chosen.shape:
             return kernels()
-        from ..info import as_text, passed, report
+        from ..analysis.info import as_text, passed, report
 
         found = report()
         print(json.dumps(found, indent=2) if chosen.json else as_text(found), flush=True)
         return DONE if passed(found) else DEVICE
 
     return guarded(parser.prog, chosen.verbose, work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import DATA, DONE, Parser, guarded, tolerate_encoding
+from ..cli import DATA, DONE, Parser, guarded, tolerate_encoding
 
 if TYPE_CHECKING:
+    from ..analysis.evaluate import Progress
     from ..data import Split
-    from ..evaluate import Progress
-    from ..metrics import Console
-    from ..model import Network
+    from ..network.model import Network
+    from ..output.console import Console
 
     Found = Iterator[tuple[str, list[tuple[Any, ...]]]]  # a file's name, and its lines
 
@@ -24,7 +24,7 @@ LAYER = "fc7"  # whose activations tell likeness, as in the paper
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from ..precision import PRECISIONS
+    from ..kernels.precision import PRECISIONS
 
     parser = Parser(
         "convnet-predict",
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tolerate_encoding()
 
     def work() -> int:
-        from ..metrics import Console
+        from ..output.console import Console
 
         console = Console(chosen.quiet, chosen.verbose, aside=True)
         try:
@@ -106,11 +106,11 @@ class Prediction:
         self.classes: list[str] = []  # of the data set, where there is one
 
     def run(self) -> int:
+        from ..analysis.evaluate import check_layer
+        from ..analysis.predict import ImageFiles, image_files
         from ..data import DataError, open_dataset
-        from ..evaluate import check_layer
-        from ..outputs import output_file
-        from ..predict import ImageFiles, image_files
-        from ..trained import load_trained
+        from ..output.results import output_file
+        from ..training.trained import load_trained
 
         chosen = self.chosen
         _check(chosen)
@@ -149,7 +149,7 @@ class Prediction:
     # ---- what is found: for each usable file its name and lines
 
     def _labels(self, network: Network, split: Split, classes: list[str]) -> Found:
-        from ..evaluate import probability_batches, top
+        from ..analysis.evaluate import probability_batches, top
 
         chosen, position = self.chosen, 0
         progress = None if sys.stdout.isatty() and not chosen.json else self._progress("labels", network, split)
@@ -161,9 +161,8 @@ class Prediction:
             position += len(batch)
 
     def _neighbours(self, network: Network, split: Split, layer: str, known: Split | None) -> Found:
-        from ..evaluate import feature_batches, features
-        from ..outputs import read_rows
-        from ..retrieval import nearest
+        from ..analysis.evaluate import feature_batches, features
+        from ..analysis.retrieval import nearest, read_rows
 
         chosen = self.chosen
         saved, lines = read_rows(Path(chosen.among)) if chosen.among else (None, [])
@@ -185,8 +184,8 @@ class Prediction:
             yield split.name(index), [(*one, _short(d)) for one, d in zip(who, distance, strict=True)]
 
     def _extract(self, network: Network, split: Split, layer: str, output: Path) -> None:
-        from ..evaluate import feature_batches
-        from ..outputs import RowsFile
+        from ..analysis.evaluate import feature_batches
+        from ..output.results import RowsFile
 
         chosen, position = self.chosen, 0
         progress = self._progress(layer, network, split)
@@ -210,7 +209,7 @@ class Prediction:
 
     def _show(self, head: dict[str, Any], kind: str, columns: tuple[str, ...], found: Found) -> None:
         """Text and tables image by image, as they are found; a JSON object at the end."""
-        from ..outputs import csv_text
+        from ..output.results import csv_text
 
         if self.chosen.json:
             images = [
@@ -249,7 +248,7 @@ class Prediction:
 
     def _usable(self, split: Split, start: int, count: int) -> list[int]:
         """Which of ``count`` images from ``start`` on could be read, counted from ``start``; warns of the others."""
-        from ..predict import ImageFiles
+        from ..analysis.predict import ImageFiles
 
         bad = split.bad if isinstance(split, ImageFiles) else {}
         for index in range(start, start + count):
@@ -297,3 +296,7 @@ def _check(chosen: argparse.Namespace) -> None:
     for broken, rule in rules:
         if broken:
             raise ValueError(rule)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

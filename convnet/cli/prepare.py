@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import Parser, guarded, tolerate_encoding
+from ..cli import Parser, guarded, tolerate_encoding
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,12 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tolerate_encoding()
 
     def work() -> int:
-        from ..metrics import Console
-        from ..packers import usable_cores
-        from ..prepare import Options, run
+        from ..output.console import Console
+        from ..prepare.packers import usable_cores
+        from ..prepare.prepare import Options, run
 
         options = Options(chosen.size, chosen.quality, chosen.seed, chosen.keep_aspect)
         workers = usable_cores() if chosen.workers is None else chosen.workers
         return run(Path(chosen.source), Path(chosen.target), options, workers, Console(chosen.quiet, chosen.verbose))
 
     return guarded(parser.prog, chosen.verbose, work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

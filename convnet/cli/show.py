@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import DONE, Parser, guarded, tolerate_encoding
+from ..cli import DONE, Parser, guarded, tolerate_encoding
 
 WHATS = {
     "curves": "loss, error and learning rate of one run or several",
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tolerate_encoding()
 
     def work() -> int:
-        from ..metrics import Console
-        from ..show import Options, show
+        from ..analysis.show import Options, show
+        from ..output.console import Console
 
         console = Console(quiet, verbose)
         try:
@@ -64,3 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _list(whats: dict[str, str]) -> str:
     return "; ".join(f"{name} ({text})" for name, text in whats.items())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

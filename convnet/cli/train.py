@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import Parser, guarded, tolerate_encoding
+from ..cli import Parser, guarded, tolerate_encoding
 
 
 def _parser() -> Parser:
-    from ..config import OPTIONS, Config
-    from ..spec import network
+    from ..network.spec import network
+    from ..training.config import OPTIONS, Config
 
     parser = Parser(
         "convnet-train",
@@ -65,10 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tolerate_encoding()
 
     def work() -> int:
-        from ..config import read_toml
-        from ..metrics import Console
-        from ..train import run
+        from ..output.console import Console
+        from ..training.config import read_toml
+        from ..training.train import run
 
         return run(flags, read_toml(config) if config else {}, output, resume, Console(quiet, verbose))
 
     return guarded(parser.prog, verbose, work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,7 +1,7 @@
 """Data sets for training: what a path holds is recognised, not asked for.
 
-Imports NumPy, Pillow, the standard library, ``convnet.rng`` and ``convnet.files`` alone: data can be looked at
-without any device.
+Imports NumPy, Pillow, the standard library, ``kernels.rng`` and ``output.files`` alone: data can be looked at without
+any device.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from convnet.data.cache import cached
-from convnet.data.cifar import is_cifar_folder, open_cifar
-from convnet.data.dataset import ACCEPTED, DataError, DataSet, Split, Statistics
-from convnet.data.folder import open_folder
-from convnet.data.images import load_square
-from convnet.data.jpeg import BadImage, decode_rgb
-from convnet.data.loader import Batch, Loader
-from convnet.data.shapes import open_shapes
-from convnet.data.statistics import normalisation, sampled_statistics, statistics
-from convnet.data.store import open_store
-from convnet.data.views import view_windows
+from .cache import cached
+from .cifar import is_cifar_folder, open_cifar
+from .dataset import ACCEPTED, DataError, DataSet, Split, Statistics
+from .folder import open_folder
+from .images import load_square
+from .jpeg import BadImage, decode_rgb
+from .loader import Batch, Loader
+from .shapes import open_shapes
+from .statistics import normalisation, sampled_statistics, statistics
+from .store import open_store
+from .views import view_windows
 
 __all__ = [
     "BadImage",

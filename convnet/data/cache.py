@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convnet.data.dataset import U8, DataSet, Split, placed
+from .dataset import U8, DataSet, Split, placed
 
 MEMINFO = "/proc/meminfo"
 

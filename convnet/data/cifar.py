@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from convnet.data.dataset import ACCEPTED, I32, U8, DataError, DataSet, placed
-from convnet.data.pickles import read_plain
-from convnet.files import open_regular
+from ..output.files import open_regular
+from .dataset import ACCEPTED, I32, U8, DataError, DataSet, placed
+from .pickles import read_plain
 
 CLASSES = 10
 BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]

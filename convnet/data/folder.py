@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from convnet.data.dataset import LAYOUT, U8, DataError, DataSet, placed
-from convnet.data.images import SUFFIXES, load_square
-from convnet.data.jpeg import BadImage
+from .dataset import LAYOUT, U8, DataError, DataSet, placed
+from .images import SUFFIXES, load_square
+from .jpeg import BadImage
 
 # A split with more bad images than this share of it is an error, but a few are forgiven in the smallest one.
 BAD_SHARE, BAD_FORGIVEN = 0.001, 10

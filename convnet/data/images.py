@@ -10,9 +10,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from convnet.data.dataset import U8
-from convnet.data.jpeg import MAX_PIXELS, BadImage, decode_rgb
-from convnet.files import open_regular
+from ..output.files import open_regular
+from .dataset import U8
+from .jpeg import MAX_PIXELS, BadImage, decode_rgb
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_BYTES = 50 * 10**6

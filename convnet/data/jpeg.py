@@ -11,7 +11,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from convnet.data.dataset import U8
+from .dataset import U8
 
 try:
     import simplejpeg

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convnet import rng
-from convnet.data.dataset import F32, I32, U8, Split, Statistics
+from ..kernels import rng
+from .dataset import F32, I32, U8, Split, Statistics
 
 AHEAD = 3  # batches decoded or being decoded before the consumer asks for them: this bounds the memory
 CHUNK = 16  # images per task: small enough that all workers share the next batch, large enough to hide the hand-over

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnet.data.dataset import U8, DataError
-from convnet.data.images import centre, scaled, upright
-from convnet.data.jpeg import BadImage, decode_rgb
-from convnet.data.sources import Place, read_place
+from .dataset import U8, DataError
+from .images import centre, scaled, upright
+from .jpeg import BadImage, decode_rgb
+from .sources import Place, read_place
 
 LOST = 16  # so many unreadable files in a row are a source that is gone
 

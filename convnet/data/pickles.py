@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from convnet.data.dataset import U8, DataError
+from .dataset import U8, DataError
 
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _MAX_MEMO = 1_000_000

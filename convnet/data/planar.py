@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convnet.data.dataset import U8
+from .dataset import U8
 
 # 16 bits behind the point
 LUMA = np.array([19595, 38470, 7471], np.int32)

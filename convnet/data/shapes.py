@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnet import rng
-from convnet.data.cache import CachedSplit, cached_bytes
-from convnet.data.dataset import U8, DataSet, Split, placed
+from ..kernels import rng
+from .cache import CachedSplit, cached_bytes
+from .dataset import U8, DataSet, Split, placed
 
 TRAIN_IMAGES, VALID_IMAGES = 12_000, 1_000
 VERSION = 1  # part of the fingerprint; grows when the pixels change

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnet.data.cifar import is_cifar_folder, open_cifar
-from convnet.data.dataset import I32, LAYOUT, DataError
-from convnet.data.folder import scan_folder
-from convnet.data.images import MAX_BYTES, SUFFIXES
-from convnet.data.jpeg import BadImage
-from convnet.files import open_regular
+from ..output.files import open_regular
+from .cifar import is_cifar_folder, open_cifar
+from .dataset import I32, LAYOUT, DataError
+from .folder import scan_folder
+from .images import MAX_BYTES, SUFFIXES
+from .jpeg import BadImage
 
 TRAIN_TAR, VALID_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"

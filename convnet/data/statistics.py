@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnet.data.dataset import F32, DataSet, Split, Statistics
+from .dataset import F32, DataSet, Split, Statistics
 
 LIMIT = 2_000  # images looked at: the mean of a pixel is then known to about one or two levels
 _BLOCK = 64  # images summed up by one task

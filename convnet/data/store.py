@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnet.data.dataset import I32, U8, DataError, DataSet, Statistics
-from convnet.data.images import centre, scaled
-from convnet.data.jpeg import BadImage, decode_rgb
-from convnet.files import open_descriptor, open_regular, read_regular
+from ..output.files import open_descriptor, open_regular, read_regular
+from .dataset import I32, U8, DataError, DataSet, Statistics
+from .images import centre, scaled
+from .jpeg import BadImage, decode_rgb
 
 FORMAT, VERSION = "convnet store", 1
 SHARD = 2048  # images per file

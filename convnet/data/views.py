@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convnet.data.dataset import I32
+from .dataset import I32
 
 VIEWS = (1, 10)
 

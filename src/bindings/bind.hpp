@@ -3,7 +3,7 @@
 //   pointer        an integer address; None or 0 is null, which only an optional() argument may be
 //   Stream         an integer, 0 for the default stream
 //   Precision      "fp32", "tf32" or "bf16"
-//   ...Shape       an object with fields of the same names (convnet/shapes.py); std::optional of one: or None
+//   ...Shape       an object with fields of the same names (convnet/kernels/shapes.py); std::optional of one: or None
 //   anything else  as pybind11 does it
 //
 // The interpreter lock is released while the function runs.

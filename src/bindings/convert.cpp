@@ -1,4 +1,4 @@
-// Python values to C++ values: integers, addresses and the shapes of convnet/shapes.py.
+// Python values to C++ values: integers, addresses and the shapes of convnet/kernels/shapes.py.
 #include <initializer_list>
 #include <limits>
 
@@ -58,7 +58,7 @@ class Fields {
   py::object field(const char* name) const {
     if (!py::hasattr(object_, name))
       throw py::type_error(message(describe(place_),
-                                   " must be a shape of convnet.shapes with a field ", name,
+                                   " must be a shape of convnet.kernels.shapes with a field ", name,
                                    ", got ", type_name(object_)));
     return object_.attr(name);
   }

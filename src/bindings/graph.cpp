@@ -33,7 +33,7 @@ class Graph {
 };
 
 // Relaxed: Python's garbage collector may free memory at any moment, and other threads go about their own business.
-// What must not happen in a capture is for convnet/backend.py to forbid.
+// What must not happen in a capture is for convnet/devices/protocol.py to forbid.
 void begin_capture(Stream stream) {
   cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "capturing a graph");
 }

@@ -1,4 +1,4 @@
-// The extension modules convnet._emu and convnet._gpu; CONVNET_MODULE is the name of the one being built.
+// The extension modules convnet.kernels._emu and convnet.kernels._gpu; CONVNET_MODULE is the name of the one being built.
 #include "register.hpp"
 
 PYBIND11_MODULE(CONVNET_MODULE, m) {

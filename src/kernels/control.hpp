@@ -4,7 +4,7 @@
 
 namespace convnet {
 
-// convnet/control.py makes its twin of eight 32-bit words. The host uploads it whole in front of each step, with
+// convnet/kernels/control.py makes its twin of eight 32-bit words. The host uploads it whole in front of each step, with
 // `stopped` and `spoiled` = 0. softmax_cross_entropy sets `stopped` where a loss is not finite, and updates then change
 // nothing. Updates set `spoiled` where a gradient is not finite, and leave that weight as it is.
 struct Control {

@@ -3,7 +3,7 @@
 // What       forward mask = random word >= p * 2^32, y = x * mask; backward dx = dy * mask. The
 //            word of element (n, f) is word 0 of Philox4x32-10 at counter (n * features_total +
 //            feature_offset + f, step, layer, 0) under the seed, step being control's; the first counter word counts
-//            modulo 2^32. The last word, 0, is DROPOUT in convnet/rng.py.
+//            modulo 2^32. The last word, 0, is DROPOUT in convnet/kernels/rng.py.
 // Tensors    x, y [N/L][features][L] by precision, mask uint8 alike; control: one Control. Backward
 //            takes count values of any layout. In place allowed.
 // Work       one thread per four neighbouring lanes of a feature, up to 256 threads per block.

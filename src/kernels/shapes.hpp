@@ -5,7 +5,7 @@
 //   lanes L: images stored side by side; blocks = N / L
 //
 // Activations lie as [N/L][C][H][W][L], weights as [groups][C/groups][R][S][K/groups].
-// The same structs exist in convnet/shapes.py, which owns the formulas for P and Q: a launcher never derives them again.
+// The same structs exist in convnet/kernels/shapes.py, which owns the formulas for P and Q: a launcher never derives them again.
 #pragma once
 #include <cstdint>
 

@@ -1,5 +1,5 @@
 // Philox4x32-10, a counter-based generator: a word depends on counter and key alone, so that random
-// decisions do not change with placement, lanes or a resume. convnet/rng.py is the same generator
+// decisions do not change with placement, lanes or a resume. convnet/kernels/rng.py is the same generator
 // on the host. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 #pragma once
 #include <cstdint>

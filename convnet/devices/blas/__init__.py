@@ -1,0 +1,1 @@
+"""The kernels of the device ``cpu``, on NumPy and BLAS."""

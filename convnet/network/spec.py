@@ -1,0 +1,396 @@
+"""Networks as data: their layers, sizes, parameters and FLOPs, and which layers see all towers.
+
+A network of T towers is one sequence of layers whose channels are cut into T equal parts. A layer that does not
+``join`` reads its own tower's part only (a grouped convolution); one that joins reads the parts of all. Where the
+towers live is not said here.
+
+The numbers of ``alexnet`` are the paper's (Krizhevsky, Sutskever, Hinton 2012); LRN's alpha is not divided by the
+window size.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from ..kernels.shapes import output_size
+
+ACTIVATIONS = ("relu", "tanh")
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Convolution with bias and activation: "relu" or "tanh". ``std`` None means sqrt(2 / fan-in) (He et al. 2015)."""
+
+    name: str
+    filters: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+    joins: bool = False
+    ceil_mode: bool = False
+    std: float | None = 0.01
+    bias: float = 0.0
+    activation: str = "relu"
+
+
+@dataclass(frozen=True)
+class Lrn:
+    """Local response normalisation across the maps of one tower."""
+
+    name: str
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 2.0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max-pooling; windows overlap where stride < size. Rounds up, as cuda-convnet does."""
+
+    name: str
+    size: int = 3
+    stride: int = 2
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Fully-connected layer; it always joins. ``split`` False: not cut into towers, lives on the first device."""
+
+    name: str
+    features: int
+    activation: str | None = "relu"
+    split: bool = True
+    std: float | None = 0.01
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Zeroes features with probability ``p`` in training, multiplies by 1 - p at test."""
+
+    name: str
+    p: float = 0.5
+
+
+Layer = Conv | Lrn | Pool | Linear | Dropout
+
+
+@dataclass(frozen=True)
+class TrainDefaults:
+    """What ``convnet-train`` uses where the user says nothing."""
+
+    batch_size: int
+    epochs: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "plateau"
+    patience: int = 3
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network: ``crop`` x ``crop`` images with 3 channels in, ``classes`` logits out.
+
+    ``input_scale`` multiplies pixels (0..255, mean subtracted) on their way in.
+    """
+
+    name: str
+    crop: int
+    towers: int
+    layers: tuple[Layer, ...]
+    defaults: TrainDefaults
+    input_scale: float = 1.0
+
+    @property
+    def image_size(self) -> int:
+        """Side of the stored images that crops are taken from: 256 for crops of 224."""
+        return round(self.crop * 256 / 224)
+
+    @property
+    def classes(self) -> int:
+        last = self.layers[-1]
+        assert isinstance(last, Linear)
+        return last.features
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A layer with the sizes of its whole input and output, all towers together; H = W = 1 for features."""
+
+    layer: Layer
+    index: int
+    C: int
+    H: int
+    W: int
+    K: int
+    P: int
+    Q: int
+    groups: int = field(default=1)  # of a convolution, all towers on one device
+    gathers: bool = field(default=False)  # reads the parts of all towers, and its input is cut into parts
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        if isinstance(self.layer, Conv):
+            return self.K * (self.C // self.groups) * self.layer.size**2 + self.K
+        if isinstance(self.layer, Linear):
+            return self.C * self.H * self.W * self.K + self.K
+        return 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one forward pass over one image."""
+        if isinstance(self.layer, (Conv, Linear)):
+            return (self.parameters - self.K) * self.P * self.Q
+        return 0
+
+
+def placed_layers(spec: NetworkSpec) -> Iterator[Placed]:
+    """The layers in order, each with its sizes. Raises ``ValueError`` where the sizes do not work out, naming the
+    layer.
+    """
+    C, H, W = 3, spec.crop, spec.crop
+    split = False  # is the current activation cut into towers?
+    for index, layer in enumerate(spec.layers):
+        K, P, Q, groups, gathers = C, H, W, 1, False
+        try:
+            if isinstance(layer, Conv):
+                gathers = layer.joins and split
+                groups = 1 if layer.joins or not split else spec.towers
+                K = layer.filters
+                P = Q = output_size(H, layer.size, layer.stride, layer.padding, layer.padding, layer.ceil_mode)
+                split = spec.towers > 1
+            elif isinstance(layer, Pool):
+                P = Q = output_size(H, layer.size, layer.stride, 0, 0, ceil_mode=True)
+            elif isinstance(layer, Linear):
+                gathers, K, P, Q = split, layer.features, 1, 1
+                split = layer.split and spec.towers > 1
+            if isinstance(layer, (Conv, Linear)) and layer.activation not in (*ACTIVATIONS, None):
+                raise ValueError(f'activation must be {" or ".join(ACTIVATIONS)}, got "{layer.activation}"')
+            if (split and K % spec.towers) or (C % groups):
+                raise ValueError(f"{K} outputs of {C} inputs cannot be cut into {spec.towers} towers")
+        except ValueError as error:
+            raise ValueError(f'network "{spec.name}" with crop {spec.crop}, layer {layer.name}: {error}') from None
+        yield Placed(layer, index, C, H, W, K, P, Q, groups, gathers)
+        C, H, W = K, P, Q
+
+
+def parameter_count(spec: NetworkSpec) -> int:
+    """Weights and biases of the whole network."""
+    return sum(placed.parameters for placed in placed_layers(spec))
+
+
+def parameter_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
+    """Of all weights and biases, by name, as users see them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for placed in placed_layers(spec):
+        layer = placed.layer
+        if isinstance(layer, Conv):
+            shapes[f"{layer.name}.weight"] = (placed.K, placed.C // placed.groups, layer.size, layer.size)
+        elif isinstance(layer, Linear):
+            shapes[f"{layer.name}.weight"] = (placed.K, placed.C * placed.H * placed.W)
+        if isinstance(layer, (Conv, Linear)):
+            shapes[f"{layer.name}.bias"] = (placed.K,)
+    return shapes
+
+
+PAPER = TrainDefaults(batch_size=128, epochs=90, lr=0.01)
+
+
+def _alexnet() -> NetworkSpec:
+    return NetworkSpec(
+        "alexnet",
+        crop=224,
+        towers=2,
+        layers=(
+            Conv("conv1", 96, 11, stride=4, joins=True, ceil_mode=True),
+            Lrn("norm1"),
+            Pool("pool1"),
+            Conv("conv2", 256, 5, padding=2, bias=1.0),
+            Lrn("norm2"),
+            Pool("pool2"),
+            Conv("conv3", 384, 3, padding=1, joins=True),
+            Conv("conv4", 384, 3, padding=1, bias=1.0),
+            Conv("conv5", 256, 3, padding=1, bias=1.0),
+            Pool("pool5"),
+            Linear("fc6", 4096, bias=1.0),
+            Dropout("drop6"),
+            Linear("fc7", 4096, bias=1.0),
+            Dropout("drop7"),
+            Linear("fc8", 1000, activation=None, split=False),
+        ),
+        defaults=PAPER,
+    )
+
+
+def _alexnet_6conv() -> NetworkSpec:
+    """The paper's network for pre-training on more classes: a sixth convolution over the last pooling layer. Its size
+    is that of the 2012 program's net 146, both towers read by each.
+    """
+    spec = _alexnet()
+    behind = [layer.name for layer in spec.layers].index("pool5") + 1
+    sixth = Conv("conv6", 256, 3, padding=1, joins=True, bias=1.0)
+    return replace(spec, name="alexnet-6conv", layers=(*spec.layers[:behind], sixth, *spec.layers[behind:]))
+
+
+def _alexnet_1gpu() -> NetworkSpec:
+    return replace(_with_one_tower(_alexnet()), name="alexnet-1gpu")
+
+
+def _alexnet_tiny() -> NetworkSpec:
+    """The same eight layers, narrow, on 64x64 images: 30 -> 15 -> 7 -> 3 pixels instead of 55 -> 27 -> 13 -> 6.
+
+    Chosen to learn within minutes: inputs of unit size, an LRN fit for such small activations, and weights scaled to
+    their fan-in but in the first layer, whose filters then show what they learn, and in the last.
+    """
+    return NetworkSpec(
+        "alexnet-tiny",
+        crop=64,
+        towers=2,
+        layers=(
+            Conv("conv1", 32, 7, stride=2, joins=True, ceil_mode=True),
+            Lrn("norm1", alpha=1e-2, k=1.0),
+            Pool("pool1"),
+            Conv("conv2", 64, 5, padding=2, std=None),
+            Lrn("norm2", alpha=1e-2, k=1.0),
+            Pool("pool2"),
+            Conv("conv3", 96, 3, padding=1, joins=True, std=None),
+            Conv("conv4", 96, 3, padding=1, std=None),
+            Conv("conv5", 64, 3, padding=1, std=None),
+            Pool("pool5"),
+            Linear("fc6", 256, std=None),
+            Dropout("drop6"),
+            Linear("fc7", 256, std=None),
+            Dropout("drop7"),
+            Linear("fc8", 10, activation=None, split=False),
+        ),
+        defaults=TrainDefaults(batch_size=64, epochs=6, lr=0.01, patience=1),
+        input_scale=1 / 64,
+    )
+
+
+NETWORKS: dict[str, Callable[[], NetworkSpec]] = {
+    "alexnet": _alexnet,
+    "alexnet-tiny": _alexnet_tiny,
+    "alexnet-6conv": _alexnet_6conv,
+    "alexnet-1gpu": _alexnet_1gpu,
+}
+
+
+def network(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    crop: int | None = None,
+    width: float = 1.0,
+    activation: str = "relu",
+    dropout: float | None = None,
+    towers: int | None = None,
+    lrn: bool = True,
+    overlap: bool = True,
+    joins: bool = True,
+) -> NetworkSpec:
+    """A network by name, changed where asked.
+
+    ``width`` multiplies the number of filters and features (rounded to multiples of 8 per tower, at least 8);
+    ``activation`` is what follows every layer of weights but the last: "relu" or "tanh"; ``dropout`` is the probability
+    of dropping, 0 removes the layers. The paper's comparisons: ``towers`` 1 makes one tower of half the maps, ``lrn``
+    False leaves the normalisation out, ``overlap`` False makes pooling windows as large as their stride, ``joins``
+    False keeps the towers apart up to the last layer. Raises ``ValueError`` for unknown names and impossible values.
+    """
+    if name not in NETWORKS:
+        close = difflib.get_close_matches(name, NETWORKS, 1)
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        raise ValueError(f'no network is called "{name}"; there are {", ".join(NETWORKS)}{hint}')
+    spec = NETWORKS[name]()
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if not 0 < width <= 16:
+        raise ValueError(f"width must lie in (0, 16], got {width}")
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    if towers not in (None, 1, spec.towers):
+        raise ValueError(f'"{name}" has {spec.towers} towers and can be had with 1, got towers={towers}')
+    if towers == 1 < spec.towers:
+        spec = _with_one_tower(spec)
+    step = 8 * spec.towers
+
+    def scaled(size: int) -> int:
+        return size if width == 1.0 else max(step, round(size * width / step) * step)
+
+    layers: list[Layer] = []
+    for layer in spec.layers:
+        if isinstance(layer, Conv):
+            layers.append(replace(layer, filters=scaled(layer.filters), activation=activation))
+        elif isinstance(layer, Linear) and layer.split:
+            layers.append(replace(layer, features=scaled(layer.features), activation=activation))
+        elif isinstance(layer, Linear):
+            layers.append(replace(layer, features=num_classes or layer.features))
+        elif isinstance(layer, Dropout):
+            p = layer.p if dropout is None else dropout
+            layers += [replace(layer, p=p)] if p > 0 else []
+        else:
+            layers.append(layer)
+    changed = replace(spec, crop=crop or spec.crop, layers=tuple(layers))
+    if not lrn:
+        changed = replace(changed, layers=tuple(layer for layer in changed.layers if not isinstance(layer, Lrn)))
+    if not overlap:
+        changed = _without_overlap(changed)
+    list(placed_layers(changed))  # raises where a layer does not fit
+    return changed if joins or spec.towers == 1 else _without_joins(changed)
+
+
+def _with_one_tower(spec: NetworkSpec) -> NetworkSpec:
+    """The paper's comparison on one GPU: half of the maps, but as many in the last convolution, and all features."""
+    last = max(index for index, layer in enumerate(spec.layers) if isinstance(layer, Conv))
+    layers = (
+        replace(layer, filters=layer.filters // spec.towers) if isinstance(layer, Conv) and index != last else layer
+        for index, layer in enumerate(spec.layers)
+    )
+    return replace(spec, towers=1, layers=tuple(layers))
+
+
+def _without_overlap(spec: NetworkSpec) -> NetworkSpec:
+    """Pooling windows side by side. As in the 2012 program's net 147, the convolutions in front of the later ones have
+    one pixel less of padding, so that the sizes behind them stay: 55 -> 28 -> 26 -> 13 -> 11 -> 6 for ``alexnet``.
+    """
+    layers = list(spec.layers)
+    before = 0  # the last convolution
+    for index, layer in enumerate(layers):
+        if isinstance(layer, Conv):
+            before = index
+        elif isinstance(layer, Pool):
+            layers[index] = replace(layer, size=layer.stride)
+            conv = layers[before]
+            if before and isinstance(conv, Conv):
+                layers[before] = replace(conv, padding=conv.padding - 1)
+    return replace(spec, layers=tuple(layers))
+
+
+def _without_joins(spec: NetworkSpec) -> NetworkSpec:
+    """Towers that meet in the last layer only. What is fully connected within a tower is a convolution in two groups
+    whose filters are as large as its input.
+    """
+    layers: list[Layer] = []
+    for placed in placed_layers(spec):
+        layer = placed.layer
+        if isinstance(layer, Conv) and placed.index:
+            layers.append(replace(layer, joins=False))
+        elif isinstance(layer, Linear) and layer.split:
+            layers.append(
+                Conv(
+                    layer.name,
+                    layer.features,
+                    placed.H,
+                    std=layer.std,
+                    bias=layer.bias,
+                    activation=layer.activation or "relu",
+                )
+            )
+        else:
+            layers.append(layer)
+    return replace(spec, layers=tuple(layers))

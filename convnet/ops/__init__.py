@@ -1,0 +1,1 @@
+"""Checked calls of kernels, and the layouts that they read and write."""

@@ -1,0 +1,172 @@
+"""Checks of what users pass to ``convnet.functional`` and ``Network``, and the problem shapes that follow from it.
+
+Every image is a lane of its own in the shapes made here. Raises ``ValueError`` that names the operation, the rule, the
+values and the remedy.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..devices.protocol import Device
+from ..kernels.precision import activation_dtype
+from ..kernels.shapes import ConvShape, LinearShape, LrnShape, Padding, PoolShape
+
+Values = np.ndarray[Any, Any]
+Shape = TypeVar("Shape")
+
+
+def floats(op: str, name: str, values: Values, like: str | tuple[int, ...] | None = None) -> None:
+    """Checks the dtype, and the shape where it matters: the letters of its axes, or the sizes themselves."""
+    if not isinstance(values, np.ndarray) or values.dtype != np.float32:
+        found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(f"{op}: {name} must be a float32 NumPy array, got {found}; convert it with np.float32(...)")
+    if isinstance(like, tuple) and values.shape != like:
+        raise ValueError(f"{op}: {name} must have shape {like} to fit the other arguments, got {values.shape}")
+    if isinstance(like, str) and (values.ndim != len(like) or values.size == 0):
+        axes = ", ".join(like)
+        raise ValueError(f"{op}: {name} must have shape ({axes}), no size 0, got {values.shape}; reshape it")
+
+
+# Kinds of numbers, and the letters that NumPy has for them.
+KINDS = {"integers": "iu", "real numbers": "iuf"}
+
+
+def array(op: str, name: str, values: Values, shape: tuple[int | str, ...], dtype: str) -> None:
+    """Checks the shape, where a letter stands for any size but 0, and the dtype: its name, or one of ``KINDS``."""
+    sizes = values.shape if isinstance(values, np.ndarray) else ()
+    fits = len(sizes) == len(shape) and all(
+        size == wanted or (isinstance(wanted, str) and size > 0) for size, wanted in zip(sizes, shape, strict=True)
+    )
+    if not fits or (values.dtype.kind not in KINDS[dtype] if dtype in KINDS else values.dtype.name != dtype):
+        axes = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
+        raise ValueError(f"{op}: {name} must be a NumPy array of {dtype} of shape ({axes}), got {described(values)}")
+
+
+def described(values: Any) -> str:
+    """What was passed, in words."""
+    return f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+
+
+def number(op: str, name: str, value: float) -> None:
+    """Checks that it is a real number within float32."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not abs(value) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"{op}: {name} must be a finite number, got {value!r}")
+
+
+def count(op: str, n: int, most: int) -> None:
+    """Checks the number of images of a batch."""
+    if not 1 <= n <= most:
+        raise ValueError(
+            f"{op}: there must be 1 to {most} images (the batch size), got {n}; use smaller batches, or a network of a "
+            "larger batch size"
+        )
+
+
+def labels(values: Values, n: int, classes: int) -> None:
+    """Checks those of ``n`` images."""
+    values = np.asarray(values)
+    if values.shape != (n,) or values.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers of shape {(n,)}, got {values.dtype} of shape {values.shape}")
+    if values.min() < 0 or values.max() >= classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {values.min()}..{values.max()}")
+
+
+def constants(op: str, values: Sequence[float], rates: Mapping[str, float], parameters: Sequence[str]) -> None:
+    """Checks what an update multiplies by: lr, momentum, weight_decay, and factors on lr by parameter. One that is no
+    number would spoil all weights."""
+    for name, value in zip(("lr", "momentum", "weight_decay"), values, strict=True):
+        number(op, name, value)
+    for name, value in rates.items():
+        if name not in parameters:
+            raise ValueError(f'{op}: rates: no parameter is called "{name}"; there are {", ".join(parameters)}')
+        number(op, f"rates[{name!r}]", value)
+
+
+def integer(op: str, name: str, value: int, low: int, high: int) -> int:
+    """``value`` as an int from ``low`` to ``high``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{op}: {name} must be a whole number, got {value!r}") from None
+    if not low <= number <= high:
+        raise ValueError(f"{op}: {name} must lie between {low} and {high}, got {number}")
+    return number
+
+
+def check_precision(op: str, precision: str, device: Device | None = None) -> None:
+    """Whether it exists at all, and on ``device``."""
+    try:
+        activation_dtype(precision) if device is None else device.check_precision(precision)
+    except ValueError as error:
+        raise ValueError(f"{op}: {error}") from None
+
+
+_LARGE = 2**31 - 1
+
+
+def _four(op: str, padding: Padding) -> Padding:
+    if isinstance(padding, (tuple, list)):
+        if len(padding) != 4:
+            raise ValueError(f"{op}: padding must be a number or (top, bottom, left, right), got {padding}")
+        top, bottom, left, right = (integer(op, "padding", value, 0, _LARGE) for value in padding)
+        return (top, bottom, left, right)
+    return integer(op, "padding", padding, 0, _LARGE)
+
+
+def _geometry(op: str, build: Callable[..., Shape], *sizes: int, **options: Any) -> Shape:
+    """A problem shape; the error of an impossible one names the operation that the user called."""
+    try:
+        return build(*sizes, **options)
+    except ValueError as error:
+        _, named, text = str(error).rpartition("2d: ")
+        raise ValueError(f"{op}: {text if named else error}") from None
+
+
+def conv(op: str, x: Values, weight: Values, stride: int, padding: Padding, groups: int, ceil_mode: bool) -> ConvShape:
+    floats(op, "x", x, "NCHW")
+    floats(op, "weight", weight, "KCRS")
+    (N, C, H, W), (K, group_C, R, S) = x.shape, weight.shape
+    groups = integer(op, "groups", groups, 1, _LARGE)
+    if group_C * groups != C:
+        raise ValueError(
+            f"{op}: weight must have C/groups channels, got x {x.shape}, weight {weight.shape}, groups={groups}; "
+            "choose groups so that weight.shape[1] * groups = x.shape[1]"
+        )
+    stride, padding = integer(op, "stride", stride, 1, _LARGE), _four(op, padding)
+    options = {"stride": stride, "padding": padding, "groups": groups, "ceil_mode": ceil_mode, "lanes": N}
+    return _geometry(op, ConvShape.of, N, C, H, W, K, R, S, **options)
+
+
+def pool(op: str, x: Values, size: int, stride: int, padding: Padding, ceil_mode: bool) -> PoolShape:
+    floats(op, "x", x, "NCHW")
+    size, stride = integer(op, "size", size, 1, 15), integer(op, "stride", stride, 1, _LARGE)
+    options = {"padding": _four(op, padding), "ceil_mode": ceil_mode, "lanes": x.shape[0]}
+    return _geometry(op, PoolShape.of, *x.shape, size, stride, **options)
+
+
+def lrn(op: str, x: Values, size: int, alpha: float, beta: float, k: float) -> LrnShape:
+    floats(op, "x", x, "NCHW")
+    if not (alpha >= 0 and k > 0 and np.isfinite([alpha, beta, k]).all()):
+        raise ValueError(
+            f"{op}: needs finite alpha >= 0, k > 0 and beta, got alpha={alpha} beta={beta} k={k}; "
+            "the denominator would not be positive"
+        )
+    N, C, H, W = x.shape
+    return LrnShape(N, C, H, W, 1, N, integer(op, "size", size, 1, 16), float(alpha), float(beta), float(k))
+
+
+def linear(op: str, x: Values, weight: Values) -> LinearShape:
+    floats(op, "x", x, "NC")
+    floats(op, "weight", weight, "KC")
+    if weight.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"{op}: x (N, C) and weight (K, C) must have the same C, got x {x.shape} and weight {weight.shape}; "
+            "a weight stored as (in, out) must be transposed"
+        )
+    return LinearShape(x.shape[0], x.shape[1], weight.shape[0], x.shape[0])

@@ -1,0 +1,1 @@
+"""What people see and keep: lines, files, results, figures."""

@@ -1,0 +1,56 @@
+"""Files: those that others made are opened when they are regular ones, and ours are whole or not there.
+
+A pipe would be waited for without end, and a device need not have one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_descriptor(path: str | Path) -> int:
+    """As ``open_regular``, for ``os.pread``."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """``open(path, "rb")`` that never waits. Raises ``OSError``, "not a regular file" among others."""
+    return os.fdopen(open_descriptor(path), "rb")
+
+
+def read_regular(path: str | Path) -> bytes:
+    """All of it."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file has its old content or the new one, also after a crash or a loss of power."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError:
+        pass  # some network file systems cannot sync a folder; the file itself is safe
+    finally:
+        os.close(folder)

@@ -1,0 +1,1 @@
+"""The loop and its folder: settings, schedules, checkpoints, runs, and weights taken over from them."""

@@ -1,0 +1,274 @@
+"""The options of a training run: one table for the command line, TOML files, the run folder and checkpoints.
+
+A flag beats a file, a file beats the checkpoint that a run is resumed from, and that beats the default. What is said
+nowhere comes from the network (``spec.TrainDefaults``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..devices.opening import device_list
+from ..kernels.precision import PRECISIONS
+from ..network.spec import ACTIVATIONS, TrainDefaults
+from ..output.files import open_regular
+from .schedule import LARGEST, is_moderate, stages_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+MOST = 2**31  # of what is counted
+
+
+@dataclass(frozen=True)
+class Option:
+    """How one field of ``Config`` looks to the user.
+
+    ``fixed``: a resumed run cannot change it. ``unset``: what no value means. A list has no flag, it comes from TOML.
+    """
+
+    group: str
+    help: str
+    kind: type
+    flags: tuple[str, ...]
+    low: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    choices: tuple[str, ...] = ()
+    fixed: bool = False
+    unset: str = "the network's"
+    metavar: str = ""
+
+
+def _option(default: Any, group: str, text: str, kind: type, *flags: str, **rules: Any) -> Any:
+    return field(default=default, metadata={"option": Option(group, text, kind, flags, **rules)})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fields that the network decides are None until ``resolved`` has filled them in."""
+
+    data: str = _option(
+        "shapes", "data", "shapes, an image folder, a prepared store, or a CIFAR-10 archive or folder", str
+    )
+    augment: bool = _option(True, "data", "no random crops, flips and colour noise", bool, "--no-augment", fixed=True)
+    noise: float = _option(
+        0.1, "data", "colour noise, in standard deviations of the training images' colours", float, "--noise", low=0
+    )
+    normalisation: str = _option(
+        "mean-image",
+        "data",
+        "subtract the mean image, or bring every channel to mean 0 and standard deviation 1",
+        str,
+        "--normalisation",
+        choices=("mean-image", "mean-std"),
+        fixed=True,
+    )
+    cache: str = _option(
+        "none", "data", "where images stay once they are decoded", str, "--cache", choices=("none", "memory", "device")
+    )
+    workers: int = _option(2, "data", "threads that prepare images ahead of the device", int, "-j", "--workers", low=0)
+    model: str = _option("alexnet-tiny", "network", "network to train", str, "--model", fixed=True)
+    crop: int = _option(None, "network", "side of the input images", int, "--crop", low=1, fixed=True)
+    width: float = _option(1.0, "network", "factor on the numbers of maps", float, "--width", above=0, fixed=True)
+    activation: str = _option(
+        "relu", "network", "behind all but the last layer", str, "--activation", choices=ACTIVATIONS, fixed=True
+    )
+    dropout: float | None = _option(
+        None, "network", "probability of dropping, 0 for none", float, "--dropout", low=0, below=1, fixed=True
+    )
+    towers: int | None = _option(
+        None, "network", "1 for one tower, of half the maps", int, "--towers", low=1, below=3, fixed=True
+    )
+    lrn: bool = _option(True, "network", "no response normalisation", bool, "--no-lrn", fixed=True)
+    overlap: bool = _option(
+        True, "network", "pooling windows as large as their stride", bool, "--no-overlap", fixed=True
+    )
+    joins: bool = _option(True, "network", "towers that meet in the last layer only", bool, "--no-joins", fixed=True)
+    device: str = _option("auto", "device", "auto, cpu, emu[:i] or cuda:i[,cuda:j]", str, "--device")
+    precision: str = _option(
+        "fp32",
+        "device",
+        "what products are made of; tf32 and bf16 use tensor cores, which cpu does not have",
+        str,
+        "--precision",
+        choices=PRECISIONS,
+        fixed=True,
+    )
+    batch_size: int = _option(
+        None, "training", "images per step, on all devices together", int, "-b", "--batch-size", low=1, fixed=True
+    )
+    epochs: int = _option(None, "training", "passes over the training images", int, "--epochs", low=1)
+    steps: int | None = _option(
+        None, "training", "stop after so many steps, wherever in an epoch", int, "--steps", low=1, unset="no limit"
+    )
+    lr: float = _option(None, "training", "learning rate at the start", float, "--lr", above=0)
+    momentum: float = _option(None, "training", "momentum", float, "--momentum", low=0, below=1)
+    weight_decay: float = _option(None, "training", "weight decay", float, "--weight-decay", low=0)
+    lr_schedule: str = _option(
+        None,
+        "training",
+        "divides the rate by 10 when the error stops falling, thrice, then ends the run (plateau), or after 1/4, 1/2, "
+        "3/4 of the epochs (step); lowers it along half a cosine (cosine); follows a --config file's stages (stages)",
+        str,
+        "--lr-schedule",
+        choices=("plateau", "step", "constant", "cosine", "stages"),
+    )
+    warmup: float = _option(0.0, "training", "epochs over which the rate rises to --lr", float, "--warmup", low=0)
+    stages: list[dict[str, Any]] | None = _option(None, "training", "rates from given epochs on", list, unset="none")  # noqa: RUF009
+    patience: int = _option(None, "training", "plateau: evaluations without a lower error", int, "--patience", low=1)
+    init_from: str | None = _option(
+        None,
+        "fine-tuning",
+        "run folder or checkpoint to start from; layers whose shape differs are new, and so is the last one where the "
+        "classes differ. The network is that run's unless options change it",
+        str,
+        "--init-from",
+        fixed=True,
+        unset="none",
+        metavar="RUN",
+    )
+    freeze: str | None = _option(
+        None, "fine-tuning", "layers that do not learn, as conv1,conv2", str, "--freeze", unset="none", metavar="LAYERS"
+    )
+    head_lr: float = _option(1.0, "fine-tuning", "factor on the rate of new layers", float, "--head-lr", above=0)
+    seed: int = _option(0, "training", "decides every random number", int, "--seed", low=0, below=2**64, fixed=True)
+    eval_every: int = _option(1, "run folder", "epochs between evaluations", int, "--eval-every", low=1)
+    save_every: int = _option(
+        500,
+        "run folder",
+        "steps between checkpoints; one is written at each epoch's end anyhow",
+        int,
+        "--save-every",
+        low=1,
+    )
+    keep: int = _option(3, "run folder", "newest checkpoints kept; the best one is kept too", int, "--keep", low=1)
+
+    def __post_init__(self) -> None:
+        for name, option in OPTIONS.items():
+            if (value := getattr(self, name)) is not None or name not in OPEN:
+                _check(name, option, value)
+        stages_of(self.stages or [])
+        if self.device != "auto":
+            device_list(self.device)
+        if self.lr_schedule == "stages" and not self.stages:
+            raise ValueError("--lr-schedule stages needs [[stages]] in a --config file")
+
+    def network_options(self) -> dict[str, Any]:
+        """What of this changes the network: keywords of ``spec.network``."""
+        names = ("crop", "width", "activation", "dropout", "towers", "lrn", "overlap", "joins")
+        return {name: getattr(self, name) for name in names}
+
+    def resolved(self, defaults: TrainDefaults, crop: int) -> Config:
+        """This configuration with the network's values where nothing was said."""
+        network: dict[str, Any] = {
+            "crop": crop,
+            "batch_size": defaults.batch_size,
+            "epochs": defaults.epochs,
+            "lr": self.stages[0]["lr"] if self.stages else defaults.lr,
+            "momentum": defaults.momentum,
+            "weight_decay": defaults.weight_decay,
+            "lr_schedule": "stages" if self.stages else defaults.schedule,
+            "patience": defaults.patience,
+        }
+        return replace(self, **{name: value for name, value in network.items() if getattr(self, name) is None})
+
+
+OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Config)}
+OPEN = {f.name for f in dataclasses.fields(Config) if f.default is None}  # may be left to the network, or to nobody
+
+
+def spelled(name: str) -> str:
+    """An option as the user writes it: ``--batch-size``, DATA."""
+    return OPTIONS[name].flags[-1] if OPTIONS[name].flags else name.upper()
+
+
+def _check(name: str, option: Option, value: Any) -> None:
+    number = option.kind in (int, float)
+    fits = isinstance(value, (int, float) if option.kind is float else option.kind)
+    if not fits or (number and isinstance(value, bool)):
+        raise ValueError(f"{spelled(name)} must be {_KINDS[option.kind]}, got {value!r}")
+    if option.kind is int and option.below == math.inf and value >= MOST:
+        raise ValueError(f"{spelled(name)} must be less than {MOST}, got {value}")
+    if option.choices and value not in option.choices:
+        raise ValueError(f"{spelled(name)} must be one of {', '.join(option.choices)}, got {value!r}")
+    if number and not (option.low <= value < option.below and option.above < value and is_moderate(value)):
+        bounds = [f"at least {option.low}"] if math.isfinite(option.low) else []
+        bounds += [f"more than {option.above}"] if math.isfinite(option.above) else []
+        bounds += [f"less than {option.below}"] if math.isfinite(option.below) else []
+        bounds += [f"at most {LARGEST:g}"] if value > LARGEST else []
+        raise ValueError(f"{spelled(name)} must be {' and '.join(bounds)}, got {value}")
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false", list: "tables"}
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Options from a TOML file. Raises ``ValueError`` for files that cannot be read and names that do not exist."""
+    try:
+        with open_regular(path) as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--config {path}: not valid TOML: {error}") from error
+    for name in values:
+        if name not in OPTIONS:
+            close = difflib.get_close_matches(name, OPTIONS, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(OPTIONS)}"
+            raise ValueError(f"--config {path}: no option is called {name}; {hint}")
+    return values
+
+
+def to_toml(config: Config) -> str:
+    """The text of a TOML file that ``read_toml`` turns into the same configuration."""
+    values = dataclasses.asdict(config)
+    tables = values.pop("stages") or []
+    text = _lines(values)
+    for table in tables:
+        text += f"\n[[stages]]\n{_lines(table)}"
+    return text
+
+
+def _lines(values: dict[str, Any]) -> str:
+    return "".join(f"{name} = {_value(value)}\n" for name, value in values.items() if value is not None)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_value(name)} = {_value(entry)}" for name, entry in value.items()) + " }"
+    if isinstance(value, str):
+        # JSON strings are TOML strings but for the one control character that JSON leaves alone
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def merged(flags: dict[str, Any], file: dict[str, Any], saved: dict[str, Any]) -> Config:
+    """One configuration from what the command line, a TOML file and a checkpoint say, in this order of precedence."""
+    values = {**{name: value for name, value in saved.items() if name in OPTIONS}, **file, **flags}
+    # os.path.expanduser leaves the home of a user who does not exist as it is, Path.expanduser has an error of its own
+    if isinstance(data := values.get("data"), str) and data != "shapes":
+        values["data"] = os.path.abspath(os.path.expanduser(data))
+    if isinstance(start := values.get("init_from"), str):
+        values["init_from"] = os.path.abspath(os.path.expanduser(start))
+    return Config(**values)
+
+
+def changed_fixed(asked: dict[str, Any], saved: Config) -> str | None:
+    """The first option of ``asked`` that a resumed run cannot change but would, as "--seed 1 (it is 0)"."""
+    for name, value in asked.items():
+        if OPTIONS[name].fixed and value != getattr(saved, name):
+            if OPTIONS[name].kind is bool:
+                return f"{spelled(name)} (it was {'not ' if getattr(saved, name) else ''}given)"
+            return f"{spelled(name)} {value} (it is {getattr(saved, name)})"
+    return None

@@ -1,0 +1,424 @@
+"""The training loop: batches in, checkpoints and records out. It can stop after any step and go on bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data import DataSet, Loader, Statistics, normalisation
+from ..devices.protocol import DeviceError
+from ..output import files
+from ..output.console import Console, percent
+from ..output.versions import versions
+from . import checkpoint
+from .checkpoint import Checkpoint
+from .config import Config, to_toml
+from .metrics import Meter, Speed, losses_and_ranks
+from .run import RunFolder, StopRequest, frozen_layers
+from .schedule import LARGEST, Schedule, stages_of
+
+if TYPE_CHECKING:
+    from ..data import Batch
+    from ..network.model import Network, StepResult
+
+RECORD_STEPS = 10  # a train record is the mean over so many steps
+FIGURE_SECONDS = 60  # figures are drawn after an evaluation when the last ones are older than this
+# a hint is given when more than this share of so many steps went by waiting for data
+HINT_STEPS, HINT_SHARE = 100, 0.3
+FAILED_SAVES = 3  # in a row, until a run gives up
+STOPPED = 75  # EX_TEMPFAIL: batch systems start such a job again
+
+
+class Diverged(Exception):
+    """Loss or weights are no longer finite. Exit code 5."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One under way: its results, where its images stood in the epoch, how many they are, and how long they took."""
+
+    result: StepResult
+    position: int
+    images: int
+    wait_seconds: float
+    rate: float
+
+
+class Trainer:
+    """A run between two steps: what ``_state`` lists is all there is to know."""
+
+    def __init__(
+        self,
+        network: Network,
+        dataset: DataSet,
+        found: Statistics,
+        config: Config,
+        folder: RunFolder,
+        console: Console,
+        saved: Checkpoint | None,
+        new_layers: list[str],
+    ):
+        self.network, self.dataset, self.statistics = network, dataset, found
+        self.config, self.folder, self.console = config, folder, console
+        self.epochs, self.batch_size = config.epochs, config.batch_size
+        self.momentum, self.weight_decay = config.momentum, config.weight_decay
+        self.images = len(dataset.train)
+        self.step = self.epoch = self.position = 0  # position: images of this epoch already trained on
+        self.steps = -(-self.images // self.batch_size)  # of an epoch
+        self.schedule = Schedule(
+            config.lr_schedule,
+            config.lr,
+            config.epochs,
+            config.patience,
+            config.warmup,
+            self.steps,
+            stages_of(config.stages or []),
+        )
+        self.new_layers = new_layers  # those that the network this one started from did not have
+        self.rates: dict[str, float] = {}  # factors on the learning rate, by parameter
+        self.running = Meter()  # what no train record has shown yet
+        self.best: dict[str, Any] = {"error": None, "step": None}
+        self.written = False  # is the present state on disk?
+        self.failed_saves = 0
+        self.speed = Speed()
+        self.drawn = time.monotonic()
+        network.set_input(*normalisation(found, config.normalisation))
+        if saved:
+            self._restore(saved)
+        folder.rewind(self.step, evaluated=self.position < self.images)
+        files.write_atomically(folder.path / "config.toml", to_toml(config).encode("utf-8", "backslashreplace"))
+
+    def _restore(self, saved: Checkpoint) -> None:
+        state = saved.state
+        self.network.load_weights(saved.part("weights"))
+        self.network.load_velocity(saved.part("velocity"))
+        self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
+        self.network.steps_done = self.step
+        self.schedule.restore(state["schedule"])
+        self.running = Meter(**state["running"])
+        self.best = state["best"]
+        self.new_layers = state.get("new_layers") or []
+        self.written = saved.path.resolve() == self.folder.checkpoint(self.step).resolve()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "position": self.position,
+            "seed": self.config.seed,
+            "schedule": self.schedule.state(),
+            "running": self.running.state(),
+            "best": self.best,
+            "new_layers": self.new_layers,
+            "config": dataclasses.asdict(self.config),
+            "classes": self.dataset.classes,
+            "dataset": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
+            "colour": self.statistics.colour(),
+            "versions": versions(),
+        }
+
+    # ---- the loop
+
+    def train(self) -> int:
+        """Trains to the end or until asked to stop; the exit code."""
+        network, console = self.network, self.console
+        console.say(
+            f"network: {self.config.model}, {network.parameters:,} parameters, {len(self.dataset.classes)} classes, "
+            f"{self.config.precision} on {', '.join(network.devices)}"
+        )
+        console.say(
+            f"training: {self.epochs} epochs of {self.steps} steps of {self.batch_size} images, in {self.folder.path}"
+        )
+        if self.step:
+            console.say(f"resumed at step {self.step}, in epoch {self.epoch + 1}")
+        self._append({**self._place("start"), "classes": len(self.dataset.classes), "images": self.images})
+        began = time.monotonic()
+        try:
+            with StopRequest() as stop:
+                status = self._loop(stop)
+                console.clear()
+                self._save(final=True)
+        except Diverged:
+            self._end("diverged", began)
+            raise
+        except ValueError as error:  # the options were checked before: this is nobody's mistake but ours
+            raise RuntimeError(f"step {self.step + 1}: {error}") from error
+        self._end(status, began)
+        return self._summary(status)
+
+    def _loop(self, stop: StopRequest) -> str:
+        with self._loader(self.dataset.train, self.config.augment) as loader:
+            while self.epoch < self.epochs and not self.schedule.finished:
+                self._set_rates()
+                status = self._epoch(loader, stop)
+                if status is not None:
+                    return status
+                if not self._finish_epoch(stop):
+                    return "stopped"
+        return "done"
+
+    def _epoch(self, loader: Loader, stop: StopRequest) -> str | None:
+        """Trains on what is left of the epoch; how the run ends if it ends here.
+
+        What a step found out is looked at when the next one is under way, so that devices never wait for us: all that
+        ``self`` knows is then one step old. Before anything is saved, the last step is waited for.
+        """
+        running: Step | None = None
+        for batch in self._batches(loader):
+            issued = self.step + (running is not None)
+            if self.config.steps and issued >= self.config.steps:
+                break
+            before, running = running, self._train_step(batch)
+            if before:
+                self._finish_step(before)
+            ends = stop.requested or self.console.broken
+            if not (ends or stop.save or (issued + 1) % self.config.save_every == 0):
+                continue
+            self._finish_step(running)
+            running = None
+            if ends:
+                return "stopped"
+            if self.position < self.images:
+                self._save()
+                stop.save = False
+        if running:
+            self._finish_step(running)
+        return "done" if self.config.steps and self.step >= self.config.steps and self.position < self.images else None
+
+    def _loader(self, split: Any, augment: bool) -> Loader:
+        return Loader(
+            split,
+            batch_size=self.batch_size,
+            crop=self.network.spec.crop,
+            seed=self.config.seed,
+            augment=augment,
+            shuffle=split is self.dataset.train,
+            statistics=self.statistics,
+            workers=self.config.workers,
+            decode=not (self.config.cache == "device" and split is self.dataset.train),
+        )
+
+    def _batches(self, loader: Loader) -> Iterator[Batch]:
+        """What is left of the epoch: nothing when only its evaluation is outstanding."""
+        self.speed.restart()
+        if self.position == self.images:
+            return iter(())
+        return loader.epoch(self.epoch, self.position, self._noise())
+
+    def _noise(self) -> float:
+        """The colour noise of this epoch."""
+        of_stage = self.schedule.stage(self.epoch).noise
+        return self.config.noise if of_stage is None else of_stage
+
+    def _set_rates(self) -> None:
+        """What this epoch's stage and the options say of single layers."""
+        stage, head = self.schedule.stage(self.epoch), self.config.head_lr
+        self.network.freeze(frozen_layers(self.config, stage))
+        self.rates = {
+            name: min(stage.factor(name) * (head if name.partition(".")[0] in self.new_layers else 1.0), LARGEST)
+            for layer in self.network.layers
+            for name in (f"{layer}.weight", f"{layer}.bias")
+        }
+
+    def _train_step(self, batch: Batch) -> Step:
+        """Sets a step going."""
+        rate = self.schedule.rate(self.epoch, batch.position // self.batch_size)
+        options = batch.labels, batch.windows, batch.noise, rate, self.momentum, self.weight_decay, self.rates
+        if self.config.cache == "device":
+            result = self.network.train_step_kept(batch.indices, *options)
+        else:
+            result = self.network.train_step(batch.images, *options)
+        return Step(result, batch.position, len(batch.labels), batch.wait_seconds, rate)
+
+    def _finish_step(self, done: Step) -> None:
+        """Takes note of what a step found out. The network itself does not learn from what is not finite."""
+        losses, ranks = done.result.get()
+        sound = np.isfinite(losses).all()
+        if not sound or not done.result.gradients_finite():
+            first, last = done.position, done.position + done.images - 1
+            what = "a gradient is not finite" if sound else f"the loss is {losses.mean()}"
+            origin = self._first_not_finite(done)
+            named = f"; computed once more, the first that is not finite: {origin}" if origin else ""
+            raise self._diverged(f"{what} (images {first} to {last} of epoch {self.epoch + 1}{named})")
+        self.step += 1
+        self.position = done.position + done.images
+        self.running.add(losses, ranks)
+        self.written = False
+        self.speed.add(done.images, done.wait_seconds)
+        self._show(done.rate)
+        if self.speed.steps == HINT_STEPS and self.speed.all_waiting > HINT_SHARE:
+            self._hint()
+        if self.step % RECORD_STEPS == 0 or self.position == self.images:
+            self._record(done.rate)
+
+    def _first_not_finite(self, done: Step) -> str | None:
+        """Takes the images of a step through the network once more, with the weights as they are now: other ones where
+        only a gradient was not finite, or where the step behind it was under way, so that all may be finite."""
+        network = self.network
+        network.steps_done = self.step
+        with self._loader(self.dataset.train, self.config.augment) as loader:
+            batch = next(loader.epoch(self.epoch, done.position, self._noise()))
+        options = batch.labels, batch.windows, batch.noise
+        try:
+            if self.config.cache == "device":
+                network.train_batch_kept(batch.indices, *options)
+            else:
+                network.train_batch(batch.images, *options)
+            return network.first_not_finite(batch.labels)
+        except DeviceError:  # gradients take memory that a step does without
+            return None
+
+    def _diverged(self, what: str) -> Diverged:
+        kept = checkpoint.files(self.folder.checkpoints)
+        return Diverged(
+            f"step {self.step + 1}: {what}: training has diverged; "
+            + (f"the last good checkpoint is {kept[-1]}; " if kept else "there is no checkpoint yet; ")
+            + f"try a smaller --lr than {self.schedule.rate(self.epoch):g}, and look at the images if it happens again"
+        )
+
+    def _show(self, rate: float) -> None:
+        means = self.running.means()
+        left = (self.epochs - self.epoch) * self.images - self.position
+        if self.config.steps:
+            left = min(left, (self.config.steps - self.step) * self.batch_size)
+        text = (
+            f"loss {means['loss']:.3f}  top-1 error {100 * means['top1_error']:.1f} %  {self.speed.rate:.0f} images/s  "
+            f"data {100 * self.speed.waiting:.0f} %  eta {self.speed.eta(left)}  lr {rate:.3g}"
+        )
+        batches = -(-self.position // self.batch_size), -(-self.images // self.batch_size)
+        self.console.progress(*batches, f"epoch {self.epoch + 1}/{self.epochs}", text)
+
+    def _hint(self) -> None:
+        ways = [f"more threads (-j {2 * max(self.config.workers, 1)})"]
+        ways += ["--cache memory"] if self.config.cache == "none" else []
+        ways += ["convnet-prepare"] if (Path(self.config.data) / "train").is_dir() else []
+        waited = f"{100 * self.speed.all_waiting:.0f} % of the time went by waiting for images"
+        self.console.say(f"{waited}; what can help: {'; '.join(ways)}")
+
+    def _record(self, rate: float) -> None:
+        speed = {"images_per_second": round(self.speed.rate, 1), "data_share": round(self.speed.waiting, 3)}
+        self._append({**self._place("train"), **self.running.means(), "lr": rate, **speed})
+        self.running = Meter()
+        self.speed.recorded()
+
+    def _place(self, event: str) -> dict[str, Any]:
+        return {"event": event, "step": self.step, "epoch": min(self.epoch + 1, self.epochs)}
+
+    def _append(self, record: dict[str, Any]) -> None:
+        try:
+            self.folder.metrics.append(record)
+        except OSError as error:
+            self.console.warn(f"{self.folder.metrics.path}: a record is lost: {error.strerror}")
+
+    # ---- between epochs
+
+    def _finish_epoch(self, stop: StopRequest) -> bool:
+        """Evaluates where that is due and goes to the next epoch; False, with nothing done, if asked to stop."""
+        ended = self.epoch + 1
+        if ended % self.config.eval_every == 0 or ended == self.epochs:
+            result = self._evaluate(stop)
+            if result is None:
+                return False
+            means = result.means()
+            error = means["top1_error"]
+            self._append({**self._place("valid"), **means, "views": 1})
+            deviation = math.sqrt(error * (1 - error) / max(result.images, 1))
+            self.console.clear()
+            self.console.say(
+                f"epoch {ended}/{self.epochs}  step {self.step}  validation: top-1 error {percent(error)} "
+                f"(+- {percent(deviation)})  top-5 error {percent(means['top5_error'])}  loss {means['loss']:.4f}"
+            )
+            if self.best["error"] is None or error < self.best["error"]:
+                self.best = {"error": error, "step": self.step}
+            if self.schedule.evaluated(error) and ended < self.epochs:
+                self.console.say(f"learning rate divided by 10: {self.schedule.rate(ended):g}")
+            if self.schedule.finished:
+                self.console.say("the error has stopped falling at the lowest learning rate: the run ends here")
+        self.epoch, self.position, self.written = ended, 0, False
+        self._save()
+        if time.monotonic() - self.drawn >= FIGURE_SECONDS:
+            self._draw()
+        return True
+
+    def _evaluate(self, stop: StopRequest) -> Meter | None:
+        """Loss and errors over the validation images, one centre crop each; None when asked to stop meanwhile."""
+        result, total = Meter(), len(self.dataset.valid)
+        with self._loader(self.dataset.valid, augment=False) as loader:
+            for batch in loader.epoch(0):
+                result.add(*losses_and_ranks(self.network.evaluate_batch(batch.images, batch.windows), batch.labels))
+                self.console.progress(result.images, total, f"epoch {self.epoch + 1}/{self.epochs}  validating", "")
+                if stop.requested:
+                    return None
+        return result
+
+    def _save(self, final: bool = False) -> None:
+        """Writes a checkpoint unless the present state has one. A full disk is a warning, and an error at the end or
+        when it happens ``FAILED_SAVES`` times in a row."""
+        if self.written:
+            return
+        tensors = {f"weights/{name}": values for name, values in self.network.weights().items()}
+        tensors |= {f"velocity/{name}": values for name, values in self.network.velocity().items()}
+        for name, values in tensors.items():
+            if not np.isfinite(values).all():
+                raise self._diverged(f"{name} is not finite")
+        tensors["mean"] = np.asarray(self.statistics.mean, np.float32)
+        path = self.folder.checkpoint(self.step)
+        try:
+            checkpoint.save(path, tensors, self._state())
+            checkpoint.point(self.folder.path / "last", path)
+            best = self.folder.checkpoint(self.best["step"] or 0)
+            if self.best["step"] is not None and best.exists():
+                checkpoint.point(self.folder.path / "best", best)
+            checkpoint.prune(self.folder.checkpoints, self.config.keep, best)
+        except OSError as error:
+            self.failed_saves += 1
+            if final or self.failed_saves == FAILED_SAVES:
+                raise
+            self.console.warn(f"{path}: not written: {error.strerror}; will try again with the next checkpoint")
+        else:
+            self.written, self.failed_saves = True, 0
+        self.speed.restart()
+
+    def _draw(self) -> None:
+        from ..output import figures
+
+        self.drawn = time.monotonic()
+        try:
+            name = self.folder.path.name
+            figures.save_curves(self.folder.path / "curves.png", {name: self.folder.metrics.records()}, name)
+            filters = self.network.weights()["conv1.weight"]
+            figures.save_filters(self.folder.path / "filters.png", filters, self.network.spec.towers)
+        except OSError as error:
+            self.console.warn(f"{error.filename or self.folder.path}: figure not written: {error.strerror}")
+
+    # ---- the end
+
+    def _end(self, status: str, began: float) -> None:
+        if self.speed.images and status == "done":
+            self._record(self.schedule.rate(self.epoch))
+        best = {"best_top1_error": self.best["error"], "best_step": self.best["step"]}
+        self._append({**self._place("end"), "status": status, **best, "seconds": round(time.monotonic() - began, 3)})
+        self.console.clear()
+        self._draw()
+
+    def _summary(self, status: str) -> int:
+        say, path = self.console.say, self.folder.path
+        if self.best["error"] is not None:
+            say(f"best: top-1 error {percent(self.best['error'])} at step {self.best['step']}")
+        if status == "stopped":
+            say(f"stopped on request at step {self.step}; go on with: convnet-train --resume auto -o {path}")
+            return STOPPED
+        say(f"run folder: {path}")
+        say(f"  look at        {path}/curves.png and {path}/filters.png")
+        if not self.schedule.finished:
+            longer = f" --epochs {2 * self.epochs}" if self.epoch == self.epochs else ""
+            say(f"  train longer   convnet-train --resume auto -o {path}{longer}")
+        if self.config.data == "shapes":
+            say("  own images     convnet-train FOLDER, with FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg")
+        return 0
