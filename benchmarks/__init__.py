@@ -1,6 +1,7 @@
 """Timings: ``python -m benchmarks.ops`` for layers and passes, ``step`` for training steps and inference, ``timeline``
 for the kernels of one step, ``train`` for the training loop, ``data`` for the way of images into the network and
-``prepare`` for packing them. ``quality`` compares learning with PyTorch's, ``report`` writes README.md's tables."""
+``prepare`` for packing them. ``predict`` says beforehand what a step should take on an H200. ``quality`` compares
+learning with PyTorch's, ``report`` writes README.md's tables."""
 
 import os
 import sys

@@ -10,3 +10,11 @@ def set_threads(count: int) -> None:
 
 def set_architecture(number: int) -> None:
     """The machine that is played, 80 or 90: kernels are chosen by it. Raises ``ValueError`` for others."""
+
+def note_launches(multiprocessors: int) -> None:
+    """From now on launches are noted, as on a machine of so many multiprocessors, and not run: arguments may be
+    addresses of nothing. Raises ``ValueError`` where there is none."""
+
+def noted_launches() -> list[tuple[str, tuple[int, int, int], tuple[int, int, int], int, list[tuple[int, bytes]]]]:
+    """What was noted; launches run again. Signature of the kernel, grid, block, bytes of shared memory, and the
+    alignment and bytes of every parameter."""
