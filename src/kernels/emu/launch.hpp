@@ -98,8 +98,11 @@ void launch(void (*kernel)(Parameters...),
       .context = &call,
   };
   if (emu::noting())
-    emu::note(launch, std::apply([](const auto&... p) { return std::vector{emu::parameter(p)...}; },
-                                 call.parameters));
+    emu::note(launch, std::apply(
+                          [](const auto&... p) {
+                            return std::vector<emu::Parameter>{emu::parameter(p)...};
+                          },
+                          call.parameters));
   else
     emu::run_launch(launch);
 }
