@@ -13,3 +13,11 @@ def set_architecture(number: int) -> None:
 
 def check_only(on: bool) -> None:
     """While on, functions check their arguments and prepare the launch, tensor maps included, and start no kernel."""
+
+def note_launches(multiprocessors: int) -> None:
+    """From now on launches are noted, as on a machine of so many multiprocessors, and not run: arguments may be
+    addresses of nothing. Raises ``ValueError`` where there is none."""
+
+def noted_launches() -> list[tuple[str, tuple[int, int, int], tuple[int, int, int], int, list[tuple[int, bytes]]]]:
+    """What was noted; launches run again. Signature of the kernel, grid, block, bytes of shared memory, and the
+    alignment and bytes of every parameter."""

@@ -155,6 +155,8 @@ class Block {
 
 // Throws std::runtime_error; in a kernel it ends the launch, and launch() throws it again.
 [[noreturn]] void fail(const std::string& text);
+// Where a kernel that is noted (launch.hpp) begins: ends the launch.
+[[noreturn]] void note_beginning(Site site);
 // For accesses to global memory that do not wait for the kernels before.
 [[noreturn]] void fail_too_early(Site site);
 

@@ -57,7 +57,11 @@ __forceinline__ T& shared_storage(std::source_location site = std::source_locati
   return *reinterpret_cast<T*>(shared.data());
 }
 
-__forceinline__ void begin_kernel() { emu::here->begun = true; }
+__forceinline__ void begin_kernel(std::source_location site = std::source_location::current()) {
+  if (emu::noting()) [[unlikely]]
+    emu::note_beginning(site);
+  emu::here->begun = true;
+}
 
 namespace emu {
 

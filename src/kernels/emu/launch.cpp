@@ -6,6 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "../check.hpp"
@@ -16,6 +17,8 @@ namespace {
 std::atomic<uint64_t> order_seed{1};
 std::atomic<int> wanted_threads{0};
 std::atomic<int> played_architecture{90};
+std::atomic<int> noted_multiprocessors{0};  // 0: launches run
+std::vector<Noted> noted;
 
 // Blocks with their stacks, kept from launch to launch. One launch uses each on one OS thread only; between two launches
 // nothing is on the stacks, so that the next OS thread may be another one.
@@ -109,6 +112,34 @@ void run_launch(Launch& launch) {
         message("emulator: kernel launched by ", describe(launch.site), ", ", error));
 }
 
+void note_launches(int multiprocessors) {
+  require(multiprocessors >= 1, "note_launches: there must be at least 1 multiprocessor, got ",
+          multiprocessors);
+  noted.clear();
+  noted_multiprocessors = multiprocessors;
+}
+
+std::vector<Noted> noted_launches() {
+  noted_multiprocessors = 0;
+  return std::exchange(noted, {});
+}
+
+bool noting() { return noted_multiprocessors > 0; }
+
+void note(Launch& launch, std::vector<Parameter> parameters) {
+  check(launch);
+  launch.seed = order_seed;
+  launch.blocks = 1;
+  noted.push_back({"", launch.grid, launch.block, launch.shared_bytes, std::move(parameters)});
+  const std::string failure = Block().run(launch);
+  if (noted.back().kernel.empty()) throw std::runtime_error(failure);
+}
+
+void note_beginning(Site site) {
+  noted.back().kernel = site.function_name();
+  fail("noted");
+}
+
 void set_architecture(int number) {
   require(number == 80 || number == 90, "set_architecture: number must be 80 or 90, got ", number);
   played_architecture = number;
@@ -118,4 +149,5 @@ void set_architecture(int number) {
 
 namespace convnet {
 int architecture() { return emu::played_architecture; }
+int multiprocessors() { return emu::noting() ? int{emu::noted_multiprocessors} : 3; }
 }  // namespace convnet

@@ -2,8 +2,10 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "../shapes.hpp"
 #include "block.hpp"
@@ -27,6 +29,33 @@ int threads();
 // The machine that the emulator plays: 80 or 90 (the default). Kernels are chosen by it.
 void set_architecture(int number);
 
+// One parameter of a kernel as the host passes it.
+struct Parameter {
+  std::size_t alignment;
+  std::string bytes;
+};
+
+// A launch that was noted and not run.
+struct Noted {
+  std::string kernel;  // its signature, template arguments included, as the compiler prints it
+  Index grid, block;
+  std::size_t shared_bytes;
+  std::vector<Parameter> parameters;
+};
+
+// From now on launches are noted, as on a machine of so many multiprocessors, until noted_launches() gives them back.
+// Of a noted kernel the first block runs up to begin_kernel(), in front of any access to global memory: arguments may
+// be addresses of nothing.
+void note_launches(int multiprocessors);
+std::vector<Noted> noted_launches();
+bool noting();
+void note(Launch& launch, std::vector<Parameter> parameters);
+
+template <class T>
+Parameter parameter(const T& value) {
+  return {alignof(T), std::string(reinterpret_cast<const char*>(&value), sizeof(T))};
+}
+
 // A stream that knows which launcher it was handed over by, for error messages.
 struct LaunchSite {
   Site site;
@@ -36,8 +65,8 @@ struct LaunchSite {
 }  // namespace emu
 
 int architecture();
-// Few, so that the blocks of a persistent kernel take several tiles each.
-inline int multiprocessors() { return 3; }
+// Few, so that the blocks of a persistent kernel take several tiles each, unless launches are noted for a real machine.
+int multiprocessors();
 
 // Runs the kernel and returns when it is done. Throws std::runtime_error for whatever went wrong in it.
 template <class... Parameters, class... Arguments>
@@ -68,7 +97,14 @@ void launch(void (*kernel)(Parameters...),
           },
       .context = &call,
   };
-  emu::run_launch(launch);
+  if (emu::noting())
+    emu::note(launch, std::apply(
+                          [](const auto&... p) {
+                            return std::vector<emu::Parameter>{emu::parameter(p)...};
+                          },
+                          call.parameters));
+  else
+    emu::run_launch(launch);
 }
 
 }  // namespace convnet

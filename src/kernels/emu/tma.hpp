@@ -10,7 +10,8 @@
 
 namespace convnet {
 
-struct TensorMap {
+// As large as a CUtensorMap, and aligned like one: parameters that hold one lie as they do on a GPU.
+struct alignas(128) TensorMap {
   uint64_t mark;  // set by tensor_map(): another struct is none
   Element element;
   Swizzle swizzle;
@@ -18,6 +19,7 @@ struct TensorMap {
   int64_t sizes[kTensorRank], byte_strides[kTensorRank - 1];
   int box[kTensorRank];
 };
+static_assert(sizeof(TensorMap) == 128);
 
 TensorMap tensor_map(const char* what,
                      Element element,
