@@ -98,6 +98,19 @@ def cmake(mode: str, nvcc: bool, environment: dict[str, str] | None = None) -> t
     return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr)
 
 
+@pytest.mark.parametrize(("system", "code"), [("Linux", 0), ("Darwin", 1), ("Windows", 1), ("", 0)])
+def test_other_systems_are_told_in_one_sentence(system, code):
+    """ "": the one of this machine."""
+    program = shutil.which("cmake", path=os.defpath + ":/usr/local/bin:" + str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("cmake is not installed")
+    command = [program, f"-DCONVNET_SYSTEM={system}", "-P", str(ROOT / "cmake" / "require_linux.cmake")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert f"runs on Linux alone, and this is {system}: use a Linux machine" in " ".join(done.stderr.split())
+
+
 # mode, compute capabilities that nvidia-smi prints (None: there is none), nvcc there -> what CMake says, nvcc from PyPI
 HOPPER, NONE = "9.0", None
 CASES = [

@@ -54,3 +54,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         pass  # some network file systems cannot sync a folder; the file itself is safe
     finally:
         os.close(folder)
+
+
+def lock(descriptor: int) -> bool:
+    """Whether this process has the file or folder for itself now, until it is closed; also where the file system knows
+    no locks."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OSError("convnet runs on Linux, and this system has no locks for files; on Windows use WSL 2") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -8,7 +8,6 @@ the number of workers nor any interruption changes a byte of the store.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -31,7 +30,7 @@ from ..data.statistics import from_sums
 from ..data.store import FORMAT, HASHED, INDEX, MAX_SIZE, SHARD, VERSION, read_json, shard_name
 from ..kernels import rng
 from ..output.console import Console, duration
-from ..output.files import write_atomically
+from ..output.files import lock, write_atomically
 from .journal import Journal
 from .packers import Stopped, in_order, stop_request
 
@@ -131,12 +130,8 @@ def locked(target: Path) -> Iterator[None]:
     target.mkdir(parents=True, exist_ok=True)
     folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY)  # locked itself: a store has no file for that
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{target}: another process is preparing there; wait for it, or choose another") from None
-        except OSError:
-            pass  # file systems without locks
+        if not lock(folder):
+            raise ValueError(f"{target}: another process is preparing there; wait for it, or choose another")
         yield
     finally:
         os.close(folder)

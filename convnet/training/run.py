@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ import numpy as np
 
 from ..data import DataSet, Statistics
 from ..network.spec import NetworkSpec, network, parameter_shapes
+from ..output.files import lock
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, changed_fixed
@@ -71,13 +71,9 @@ class RunFolder:
             self.log: IO[str] = open(path / "log.txt", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         except OSError as error:
             raise ValueError(f"-o {path}: cannot be used as run folder: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._lock):
             self.close()
-            raise ValueError(f"-o {path}: another process is training there; choose another folder") from None
-        except OSError:
-            pass  # file systems without locks
+            raise ValueError(f"-o {path}: another process is training there; choose another folder")
         for leftover in [*path.glob("*.tmp"), *self.checkpoints.glob("*.tmp")]:
             leftover.unlink(missing_ok=True)
 
