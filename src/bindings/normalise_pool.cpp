@@ -1,6 +1,7 @@
 // Local response normalisation and max-pooling.
 #include "../kernels/lrn.hpp"
-#include "../kernels/lrn_pool.hpp"
+#include "../kernels/lrn_pool_backward.hpp"
+#include "../kernels/lrn_pool_forward.hpp"
 #include "../kernels/maxpool.hpp"
 
 #include "bind.hpp"

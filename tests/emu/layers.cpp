@@ -16,7 +16,7 @@
 #include "gemm.hpp"
 #include "ingest.hpp"
 #include "ingest_planar.hpp"
-#include "lrn_pool.hpp"
+#include "lrn_pool_forward.hpp"
 #include "softmax.hpp"
 
 namespace convnet {

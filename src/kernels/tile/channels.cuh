@@ -1,6 +1,6 @@
 // Local response normalisation as a walk over the channels of a group: which of them a thread walks,
-// how it reads them, and the powers of the divisor. lrn.cu and lrn_pool.cu compute with the same
-// expressions, so that they give the same bits.
+// how it reads them, and the powers of the divisor. lrn.cu and lrn_pool_*.cu compute with the
+// same expressions, so that they give the same bits.
 #pragma once
 #include <algorithm>
 #include <cfloat>
@@ -20,11 +20,18 @@ struct Lanes {
   float v[kLanes];
 };
 
+// Four of them as they lie in memory.
+template <class T>
+using Packed = decltype(load_packed(static_cast<const T*>(nullptr)));
+
+__device__ __forceinline__ Lanes<4> lanes_of(float4 quad) {
+  return {{quad.x, quad.y, quad.z, quad.w}};
+}
+
 template <int kLanes, class T>
 __device__ __forceinline__ Lanes<kLanes> load(const T* address) {
   if constexpr (kLanes == 4) {
-    const float4 quad = load4(address);
-    return {{quad.x, quad.y, quad.z, quad.w}};
+    return lanes_of(load4(address));
   } else {
     return {{load1(address)}};
   }
@@ -135,6 +142,33 @@ __device__ __forceinline__ float divisor(const LrnShape& shape, Values x) {
 #pragma unroll
   for (int j = 1; j < kSize; ++j) sum = fma_rn(x(j), x(j), sum);
   return fma_rn(shape.alpha, sum, shape.k);
+}
+
+// The divisor of one lane whose window lies in a ring, the first channel in slot `first`.
+template <int kSize>
+__device__ __forceinline__ float ring_divisor(const LrnShape& lrn,
+                                              const Lanes<4> (&ring)[kSize],
+                                              int first,
+                                              int lane) {
+  return divisor<kSize>(lrn, [&](int j) { return ring[(first + j) % kSize].v[lane]; });
+}
+
+// The divisors at channel c, its window read from memory; any size.
+template <class T>
+__device__ __forceinline__ Lanes<4> read_divisor(const LrnShape& lrn,
+                                                 const Column& column,
+                                                 const T* x,
+                                                 int c) {
+  const int size = static_cast<int>(lrn.size);
+  Lanes<4> sum{};
+  for (int j = c - size / 2; j < c - size / 2 + size; ++j) {
+    const Lanes<4> value = column.read<4>(x, j);
+#pragma unroll
+    for (int l = 0; l < 4; ++l) sum.v[l] = fma_rn(value.v[l], value.v[l], sum.v[l]);
+  }
+#pragma unroll
+  for (int l = 0; l < 4; ++l) sum.v[l] = fma_rn(lrn.alpha, sum.v[l], lrn.k);
+  return sum;
 }
 
 // dy d^-beta, and the term t = dy x d^(-beta-1) that follows from it.

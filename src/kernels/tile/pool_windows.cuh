@@ -22,6 +22,16 @@ struct Covering {
   }
 };
 
+// Columns in the order 0, 2, 4, ..., 1, 3, ...: the k-th of them, and which one a column is.
+__device__ __forceinline__ int column_at(int k, int columns) {
+  const int even = (columns + 1) / 2;
+  return k < even ? 2 * k : 2 * (k - even) + 1;
+}
+
+__device__ __forceinline__ int place_of(int column, int columns) {
+  return column / 2 + (column % 2 ? (columns + 1) / 2 : 0);
+}
+
 inline void check_pool(const char* op, const PoolShape& shape) {
   require(shape.size >= 1 && shape.size <= 15 && shape.stride >= 1 && shape.stride <= 65535, op,
           ": the window must be 1 to 15 pixels wide and the stride 1 to 65535",
@@ -34,6 +44,16 @@ inline void check_pool(const char* op, const PoolShape& shape) {
               (shape.Q - 1) * shape.stride - shape.pad_left < shape.W,
           op, ": every window must hold a pixel, got ", shape.P, "x", shape.Q, " windows on a ",
           shape.H, "x", shape.W, " image; use the P and Q of PoolShape.of");
+}
+
+// The same for windows on what has been normalised.
+inline void check_lrn_pool(const char* op, const LrnShape& lrn, const PoolShape& pool) {
+  require(lrn.N == pool.N && lrn.C == pool.C && lrn.H == pool.H && lrn.W == pool.W &&
+              lrn.lanes == pool.lanes,
+          op, ": both shapes must have the same N, C, H, W and lanes, got ", lrn.N, "x", lrn.C, "x",
+          lrn.H, "x", lrn.W, " in ", lrn.lanes, " lanes and ", pool.N, "x", pool.C, "x", pool.H,
+          "x", pool.W, " in ", pool.lanes, " lanes");
+  check_pool(op, pool);
 }
 
 }  // namespace convnet
