@@ -1,21 +1,24 @@
-// The emulator's own switches: the order in which threads run, and how many blocks run at a time.
+// The module convnet.kernels._emu: the ops, and the emulator's own switches: the order in which threads run, how
+// many blocks run at a time, and the machine that is played.
 #include "../kernels/emu/launch.hpp"
 #include "bind.hpp"
 #include "register.hpp"
 
-namespace convnet::bindings {
-
-void register_emulator(py::module_& m) {
-  bind(m, "seed_order", &emu::seed_order, {"seed"});
-  bind(m, "set_threads", &emu::set_threads, {"count"});
-  bind(m, "set_architecture", &emu::set_architecture, {"number"});
-  bind(m, "note_launches", &emu::note_launches, {"multiprocessors"});
+PYBIND11_MODULE(_emu, m) {
+  using namespace convnet::bindings;
+  register_both(m);
+  bind(m, "seed_order", &convnet::emu::seed_order, {"seed"});
+  bind(m, "set_threads", &convnet::emu::set_threads, {"count"});
+  bind(m, "set_architecture", &convnet::emu::set_architecture, {"number"});
+  bind(m, "note_launches", &convnet::emu::note_launches, {"multiprocessors"});
   m.def("noted_launches", [] {
-    const auto extents = [](emu::Index index) { return py::make_tuple(index.x, index.y, index.z); };
+    const auto extents = [](convnet::emu::Index index) {
+      return py::make_tuple(index.x, index.y, index.z);
+    };
     py::list found;
-    for (const emu::Noted& launch : emu::noted_launches()) {
+    for (const convnet::emu::Noted& launch : convnet::emu::noted_launches()) {
       py::list parameters;
-      for (const emu::Parameter& p : launch.parameters)
+      for (const convnet::emu::Parameter& p : launch.parameters)
         parameters.append(py::make_tuple(p.alignment, py::bytes(p.bytes)));
       found.append(py::make_tuple(launch.kernel, extents(launch.grid), extents(launch.block),
                                   launch.shared_bytes, parameters));
@@ -23,5 +26,3 @@ void register_emulator(py::module_& m) {
     return found;
   });
 }
-
-}  // namespace convnet::bindings

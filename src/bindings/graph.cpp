@@ -1,5 +1,5 @@
-// What only GPUs have: how kernels are launched, and CUDA graphs, for which pycuda has no interface: what is queued on
-// capturing streams, launched again and again.
+// The module convnet._gpu: the ops, and what only GPUs have: how kernels are launched, and CUDA graphs, for which pycuda has
+// no interface: what is queued on capturing streams, launched again and again.
 //
 // Capture begins on one stream; others join by waiting for one of its events, also those of other devices, and must be
 // waited for in turn before it ends. Every node stays on the device of the stream it was queued on.
@@ -48,8 +48,12 @@ std::unique_ptr<Graph> end_capture(Stream stream) {
 }
 
 }  // namespace
+}  // namespace convnet::bindings
 
-void register_graph(py::module_& m) {
+PYBIND11_MODULE(_gpu, m) {
+  using namespace convnet;
+  using namespace convnet::bindings;
+  register_both(m);
   py::class_<Graph>(m, "Graph")
       .def(
           "launch",
@@ -63,5 +67,3 @@ void register_graph(py::module_& m) {
   bind(m, "end_capture", &end_capture, {"stream"});
   bind(m, "set_programmatic_launches", &set_programmatic_launches, {"on"});
 }
-
-}  // namespace convnet::bindings

@@ -1,20 +1,10 @@
-// How this module was built, for convnet-info and bug reports.
-#include <map>
-#include <string>
-
-#include <pybind11/stl.h>
-
-#include "register.hpp"
+// The one file that is compiled with what the build system knows, once for each module.
+#include "info.hpp"
 
 namespace convnet::bindings {
 
-void register_info(pybind11::module_& m) {
-  m.def("build_info", [] {
-    return std::map<std::string, std::string>{{"compiler", CONVNET_COMPILER},
-                                              {"cuda", CONVNET_CUDA_VERSION},
-                                              {"architectures", CONVNET_ARCHITECTURES},
-                                              {"version", CONVNET_VERSION}};
-  });
+BuildInfo build_info() {
+  return {CONVNET_COMPILER, CONVNET_CUDA_VERSION, CONVNET_ARCHITECTURES, CONVNET_VERSION};
 }
 
 }  // namespace convnet::bindings

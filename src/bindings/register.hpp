@@ -1,4 +1,4 @@
-// One function per file of this folder: each adds its part to the module.
+// One function per file of ops: each adds its part to a module. register_both adds all of them.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -10,12 +10,7 @@ void register_variants(pybind11::module_& m);
 void register_normalise_pool(pybind11::module_& m);
 void register_elementwise(pybind11::module_& m);
 void register_training(pybind11::module_& m);
-void register_info(pybind11::module_& m);
 
-#ifdef CONVNET_EMU
-void register_emulator(pybind11::module_& m);
-#else
-void register_graph(pybind11::module_& m);
-#endif
+void register_both(pybind11::module_& m);
 
 }  // namespace convnet::bindings
