@@ -1,4 +1,4 @@
-// The module convnet._gpu: the ops, and what only GPUs have: how kernels are launched, and CUDA graphs, for which pycuda has
+// The module convnet.kernels._gpu: the ops, and what only GPUs have: how kernels are launched, and CUDA graphs, for which pycuda has
 // no interface: what is queued on capturing streams, launched again and again.
 //
 // Capture begins on one stream; others join by waiting for one of its events, also those of other devices, and must be
