@@ -1,4 +1,6 @@
-"""What every op of ``convnet.ops.ops`` launches, and says to arguments of which one is wrong: ``golden/op_errors.json``.
+"""What every op of ``convnet.ops`` launches, and says to arguments of which one is wrong: ``golden/op_errors.json``.
+
+All follows from the declarations, so that a new op is a new entry:
 
     python tests/op_errors.py --update  # writes the file; read the difference before you commit it
 
@@ -12,6 +14,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +23,10 @@ import numpy as np
 
 from convnet.devices.host import HostDevice
 from convnet.devices.protocol import Array, Device
-from convnet.kernels.precision import BF16, activation_dtype
+from convnet.kernels.precision import activation_dtype
 from convnet.kernels.shapes import ConvShape, DropoutShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
 from convnet.ops import ops
+from convnet.ops.declare import DECLARED, Extent, Scratch, Tensor
 
 GOLDEN = Path(__file__).parent / "golden" / "op_errors.json"
 WORKSPACE = 4096  # bytes, where a kernel wants one
@@ -47,101 +51,41 @@ def kernels(launched: list[tuple[Any, ...]]) -> SimpleNamespace:
         return lambda *arguments: launched.append((name, *arguments))
 
     sizes = ("conv_backward_filter_workspace", "linear_workspace")
-    table = {name: kernel(name) for name in OPS}
+    table = {name: kernel(name) for name in DECLARED}
     return SimpleNamespace(**table, **dict.fromkeys(sizes, lambda shape, precision: WORKSPACE))
 
 
 # ---- right arguments ----
 
-F32, I32, U8, U32 = np.float32, np.int32, np.uint8, np.uint32
-ACTIVATIONS = "of activations"
-CONTROL = ((8,), U32)
+ANY = SimpleNamespace(shape=(5, 7), size=35)  # in place of an array that others are measured by
+VALUES = {"relu": True, "rate": 0.5, "factor": 0.5, "decays": True}
+VALUES["dropout"] = replace(DROPOUT, features=7, features_total=9)  # of LINEAR's output
 
 
-def _tensors(bf16: bool) -> dict[str, dict[str, tuple[tuple[int, ...], Any]]]:
-    """Shape and dtype of every tensor of every op."""
-    A = ACTIVATIONS
-    x, y, w, wc = CONV.x, CONV.y, CONV.weight, (CONV.weight_copy if bf16 else CONV.weight)
-    lx, ly, lw, lc = LINEAR.x, LINEAR.y, LINEAR.weight, (LINEAR.weight_copy if bf16 else LINEAR.weight)
-    bias, lbias, scratch = ((5,), F32), ((7,), F32), ((WORKSPACE,), U8)
-    update = {"weight": (lw, F32), "velocity": (lw, F32)}
-    copy = {"copy": (LINEAR.weight_copy, BF16)}
-    crop, tints, mean = (12, 3), ((12, 3), F32), ((3, 8, 8), F32)
-    chroma = ((4, 6, 7), U8)
-    e = (16, 3)
-    return {
-        "conv_forward": {"x": (x, A), "weight": (wc, A), "bias": bias, "y": (y, A)},
-        "conv_backward_data": {"dy": (y, A), "weight": (wc, A), "dx": (x, A), "mask": (x, A)},
-        "conv_backward_filter": {
-            "dy": (y, A), "x": (x, A), "dweight": (w, F32), "dbias": bias, "workspace": scratch,
-        },
-        "linear_forward": {
-            "x": (lx, A), "weight": (lc, A), "bias": lbias, "y": (ly, A), "control": CONTROL, "workspace": scratch,
-        },
-        "linear_backward_data": {
-            "dy": (ly, A), "weight": (lc, A), "dx": (lx, A), "mask": (lx, A), "workspace": scratch,
-        },
-        "linear_backward_filter": {
-            "dy": (ly, A), "x": (lx, A), "dweight": (lw, F32), "dbias": lbias, "workspace": scratch,
-        },
-        "linear_backward_filter_update": {
-            "dy": (ly, A), "x": (lx, A), **update, **copy, "dbias": lbias, "control": CONTROL, "workspace": scratch,
-        },
-        "max_pool_forward": {"x": (POOL.x, A), "y": (POOL.y, A), "argmax": (POOL.y, U8)},
-        "max_pool_backward": {
-            "dy": (POOL.y, A), "argmax": (POOL.y, U8), "mask": (POOL.y, A), "dx": (POOL.x, A),
-        },
-        "lrn_forward": {"x": (LRN.x, A), "y": (LRN.x, A)},
-        "lrn_backward": {"dy": (LRN.x, A), "x": (LRN.x, A), "dx": (LRN.x, A)},
-        "lrn_pool_forward": {"x": (POOL.x, A), "p": (POOL.y, A), "argmax": (POOL.y, U8)},
-        "lrn_pool_backward": {"dp": (POOL.y, A), "argmax": (POOL.y, U8), "x": (POOL.x, A), "dx": (POOL.x, A)},
-        "relu_forward": {"x": (e, A), "y": (e, A)},
-        "relu_backward": {"dy": (e, A), "y": (e, A), "dx": (e, A)},
-        "tanh_forward": {"x": (e, A), "y": (e, A)},
-        "tanh_backward": {"dy": (e, A), "y": (e, A), "dx": (e, A)},
-        "add": {"a": (e, A), "b": (e, A), "y": (e, A)},
-        "scale": {"x": (e, A), "y": (e, A)},
-        "dropout_forward": {"x": (DROPOUT.x, A), "y": (DROPOUT.x, A), "mask": (DROPOUT.x, U8), "control": CONTROL},
-        "dropout_backward": {"dy": (e, A), "mask": (e, U8), "dx": (e, A)},
-        "softmax_cross_entropy": {
-            "logits": (SOFTMAX.x, A), "labels": ((16,), I32), "losses": ((16,), F32), "ranks": ((16,), I32),
-            "probs": (SOFTMAX.x, F32), "dlogits": (SOFTMAX.x, A), "control": CONTROL,
-        },
-        "sgd": {**update, "gradient": (lw, F32), **copy, "control": CONTROL},
-        "sgd_many": {**update, "gradient": (lw, F32), **copy, "control": CONTROL},
-        "cast_weight": {"weight": (lw, F32), **copy},
-        "fold_weight": {"weight": (w, F32), "copy": (CONV.folded.weight_copy, BF16)},
-        "unfold_gradient": {"folded": (CONV.folded.weight, F32), "gradient": (w, F32)},
-        "ingest": {
-            "images": ((12, 11, 13, 3), U8), "windows": (crop, I32), "noise": tints, "mean": mean, "y": (INGEST.y, A),
-        },
-        "ingest_planar": {
-            "luma": ((4, 11, 13), U8), "cb": chroma, "cr": chroma, "index": ((12,), I32), "windows": (crop, I32),
-            "noise": tints, "mean": mean, "y": (INGEST.y, A),
-        },
-    }  # fmt: skip
-
-
-OPS = list(_tensors(False))
-VALUES = {"relu": True, "rate": 0.5, "factor": 0.5, "decays": True, "lrn": LRN, "pool": POOL}
+def measured(extent: Extent, found: dict[str, Any]) -> tuple[int, ...]:
+    """The shape that an extent stands for, with the arguments ``found`` so far."""
+    if callable(extent):
+        return extent(*[found.get(name, ANY) for name in inspect.signature(extent).parameters])
+    owner, path = extent.split(".", 1) if "." in extent else ("shape", extent)
+    if path == "size":
+        return ANY.shape
+    size = attrgetter(path)(found[owner])
+    return (size,) if isinstance(size, int) else size
 
 
 def right(op: str, precision: str, device: Device) -> dict[str, Any]:
-    """Arguments of ``op`` but the stream, by name, nothing left out; those of one update in place of ``updates``."""
-    tensors = _tensors(precision == "bf16")[op]
-    parameters = dict(inspect.signature(getattr(ops, op)).parameters)
-    if op == "sgd_many":
-        parameters = {**inspect.signature(ops.Update).parameters, "control": parameters["control"]}
+    """Arguments of ``op`` but the stream, by name, nothing left out; ``sgd_many`` gets those of ``sgd``."""
+    parameters = DECLARED["sgd" if op == "sgd_many" else op].parameters
     found: dict[str, Any] = {}
     for name, parameter in parameters.items():
-        if name in tensors:
-            shape, dtype = tensors[name]
-            found[name] = device.empty(shape, activation_dtype(precision) if dtype is ACTIVATIONS else dtype)
-        elif name == "shape":
-            found[name] = next(shape for kind, shape in SHAPES.items() if kind.__name__ == parameter.annotation)
+        mark = parameter.marks[0] if parameter.marks else None
+        if isinstance(mark, Tensor):
+            shape = measured(mark.extent, {**found, "precision": precision})
+            found[name] = device.empty(shape, mark.dtype or activation_dtype(precision))
+        elif isinstance(mark, Scratch):
+            found[name] = device.empty((WORKSPACE,), np.uint8)
         elif name != "stream":
-            dropout = replace(DROPOUT, features=7, features_total=9)
-            found[name] = {**VALUES, "precision": precision, "dropout": dropout}[name]
+            found[name] = {**VALUES, "precision": precision}.get(name, SHAPES.get(parameter.kind))
     return found
 
 
@@ -162,7 +106,7 @@ def spoiled(arguments: dict[str, Any], elsewhere: Device) -> Iterator[tuple[str,
     for name, value in arguments.items():
         if name == "workspace":
             yield name, "missing", None
-            yield name, "small", value.device.empty((WORKSPACE - 1,), U8)
+            yield name, "small", value.device.empty((WORKSPACE - 1,), np.uint8)
         elif isinstance(value, Array):
             *rows, last = value.shape
             # more than the padding of a copy in bfloat16 could take in
@@ -188,8 +132,8 @@ def written(value: Any, arguments: dict[str, Any]) -> str:
 def errors() -> dict[str, dict[str, str]]:
     """Texts by op and precision, then by argument and what is wrong with it; "launch" is what right ones end in."""
     found = {}
-    for op in OPS:
-        for precision in PRECISIONS if "precision" in inspect.signature(getattr(ops, op)).parameters else ["fp32"]:
+    for op in DECLARED:
+        for precision in PRECISIONS if "precision" in DECLARED[op].parameters else ["fp32"]:
             launched: list[tuple[Any, ...]] = []
             here, elsewhere = HostDevice("cpu", 0, kernels(launched)), HostDevice("emu", 1, kernels(launched))
             stream, arguments = here.stream(), right(op, precision, here)

@@ -13,3 +13,7 @@ def set_architecture(number: int) -> None:
 
 def check_only(on: bool) -> None:
     """While on, functions check their arguments and prepare the launch, tensor maps included, and start no kernel."""
+
+def signatures() -> dict[str, list[tuple[str, str, bool, bool]]]:
+    """What the functions take: name, kind (of an array its dtype, "activations" where the precision decides that),
+    whether it is an array that is written, whether None may be passed."""

@@ -101,8 +101,8 @@ class Declaration:
             for name in path.split("."):
                 made = getattr(getattr(kind, name, None), "fget", None)  # a property, or else a field
                 kind = get_type_hints(made)["return"] if made else get_type_hints(kind)[name]
-        except KeyError as error:
-            raise TypeError(f'{self.title}: there is no extent "{extent}": no {error}') from None
+        except (KeyError, TypeError):
+            raise TypeError(f'{self.title}: there is no extent "{extent}"') from None
         return self._at[owner], attrgetter(path)
 
     def check(self, title: str, given: tuple[Any, ...]) -> None:
