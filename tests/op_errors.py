@@ -36,7 +36,7 @@ CONV = ConvShape.of(16, 3, 8, 9, 5, 3, 3, stride=2, lanes=8)
 LINEAR = LinearShape(16, 5, 7, 8)
 POOL = PoolShape.of(16, 3, 8, 9, 3, 2, lanes=8)
 LRN = LrnShape(16, 3, 8, 9, 1, 8, 5, 1e-4, 0.75, 2.0)
-DROPOUT = DropoutShape(16, 4, 8, 2, 6, 0.5, 1, 0)
+DROPOUT = DropoutShape(16, 7, 8, 2, 9, 0.5, 1, 0)  # of LINEAR's output
 SOFTMAX = SoftmaxShape(16, 12, 7, 8)
 INGEST = IngestShape(16, 12, 11, 13, 8, 8, (1.0, 1.0, 1.0), fold=2)
 
@@ -58,8 +58,6 @@ def kernels(launched: list[tuple[Any, ...]]) -> SimpleNamespace:
 # ---- right arguments ----
 
 ANY = SimpleNamespace(shape=(5, 7), size=35)  # in place of an array that others are measured by
-VALUES = {"relu": True, "rate": 0.5, "factor": 0.5, "decays": True}
-VALUES["dropout"] = replace(DROPOUT, features=7, features_total=9)  # of LINEAR's output
 
 
 def measured(extent: Extent, found: dict[str, Any]) -> tuple[int, ...]:
@@ -76,6 +74,7 @@ def measured(extent: Extent, found: dict[str, Any]) -> tuple[int, ...]:
 def right(op: str, precision: str, device: Device) -> dict[str, Any]:
     """Arguments of ``op`` but the stream, by name, nothing left out; ``sgd_many`` gets those of ``sgd``."""
     parameters = DECLARED["sgd" if op == "sgd_many" else op].parameters
+    values = {**SHAPES, str: precision, bool: True, float: 0.5}
     found: dict[str, Any] = {}
     for name, parameter in parameters.items():
         mark = parameter.marks[0] if parameter.marks else None
@@ -85,7 +84,7 @@ def right(op: str, precision: str, device: Device) -> dict[str, Any]:
         elif isinstance(mark, Scratch):
             found[name] = device.empty((WORKSPACE,), np.uint8)
         elif name != "stream":
-            found[name] = {**VALUES, "precision": precision}.get(name, SHAPES.get(parameter.kind))
+            found[name] = values[parameter.kind]
     return found
 
 
