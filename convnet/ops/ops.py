@@ -61,14 +61,17 @@ InX = Annotated[Array, reads("x")]
 InY = Annotated[Array, reads("y")]
 OutX = Annotated[Array, writes("x")]
 OutY = Annotated[Array, writes("y")]
+# of as many elements as y has
 In = Annotated[Array, reads("y.size")]
 Out = Annotated[Array, writes("y.size")]
+# parameters, and what becomes of them
 Weight = Annotated[Array, reads(_product)]
 Bias = Annotated[Array, reads("K", F32)]
 OutWeight = Annotated[Array, writes("weight", F32)]
 OutBias = Annotated[Array, writes("K", F32)]
 Updated = Annotated[Array, writes("weight.size", F32)]
 Copy = Annotated[Array, writes(_copied, BF16)]
+# the rest
 Maxima = Annotated[Array, reads("y", U8)]
 OutMaxima = Annotated[Array, writes("y", U8)]
 Both = Annotated[Array, reads("lrn.x"), reads("pool.x")]
