@@ -14,25 +14,25 @@ kernel belongs to the layer whose method launched it, however many steps of how 
 from __future__ import annotations
 
 import argparse
-import ast
+import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-import convnet
 from benchmarks import floors, ops, pictures, timing
 from benchmarks.our_network import OurNetwork
 from convnet import Network
+from convnet.devices.blas import kernels
 from convnet.devices.protocol import Array, Device, Event, Stream
 from convnet.kernels.precision import PRECISIONS
 from convnet.network.layers import LayerOnDevice
+from convnet.ops.declare import DECLARED
 from convnet.output.figures import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW, check_path
 
 # the first of these that a kernel's name contains is its kind
@@ -126,14 +126,8 @@ def _rates(device: Device, precision: str) -> tuple[float, float] | None:
 # ---- watching ----
 
 
-def _signatures() -> dict[str, list[str]]:
-    """Names of the arguments of every kernel, from the table that all devices share."""
-    table = ast.parse((Path(convnet.__file__).parent / "kernels" / "_kernels.pyi").read_text())
-    functions = [node for node in table.body if isinstance(node, ast.FunctionDef)]
-    return {f.name: [argument.arg for argument in f.args.args] for f in functions}
-
-
-SIGNATURES = _signatures()
+# names of the arguments of every kernel, the same on all devices
+SIGNATURES = {op: list(inspect.signature(getattr(kernels, op)).parameters) for op in DECLARED}
 
 
 def work(kernel: str, arguments: tuple[Any, ...]) -> tuple[float, float]:

@@ -14,7 +14,6 @@ Shapes that are valid and describe more than there is memory for here are not ca
 
 from __future__ import annotations
 
-import ast
 import ctypes
 import dataclasses
 import inspect
@@ -22,25 +21,25 @@ import math
 import mmap
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import convnet
 from convnet import functional
 from convnet.devices.protocol import DeviceError
 from convnet.kernels import _emu, shapes
+from convnet.ops.declare import DECLARED
 
 SLOT, MEMORY = 2**24, 2**20  # bytes from one address to the next, of which so many can be read and written
 MOST_VALUES = 2**14  # that a shape of a call may describe
 MOST_MACS = 2**21
 LARGEST = 2**31 - 1  # of an extent; the bindings refuse what is above
-SLOTS = mmap.mmap(-1, 24 * SLOT)
+SHARED = 20  # slots that arguments take in their order, and may share
+SLOTS = mmap.mmap(-1, (SHARED + 4) * SLOT)
 BASE = np.frombuffer(SLOTS, np.uint8).ctypes.data
-for slot in range(24):
+for slot in range(SHARED + 4):
     if ctypes.CDLL(None).mprotect(ctypes.c_void_p(BASE + slot * SLOT + MEMORY), ctypes.c_size_t(SLOT - MEMORY), 0):
         raise OSError("mprotect failed")
 JUNK: list[Any] = [None, -1, -(2**63), 2**64, 2**1000, 1.5, math.nan, "x", "", b"fp32", [], (1, 2), {}, object(), SLOTS]
@@ -48,14 +47,22 @@ NUMBERS = [*range(10), 15, 16, 64, 255, 256, 65535, 2**16, 2**28, 2**31 - 1, 2**
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
-def stub() -> dict[str, list[tuple[str, str]]]:
-    """The functions of the kernel table: names and types of their arguments."""
-    tree = ast.parse((Path(convnet.__file__).parent / "kernels" / "_kernels.pyi").read_text())
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    return {f.name: [(a.arg, ast.unparse(a.annotation)) for a in f.args.args if a.annotation] for f in functions}
-
-
-TABLE = stub()
+# The kernels of all ops and what is asked about them: names, kinds and more of their arguments. The rest of the module
+# changes how it goes on.
+TABLE = {
+    function: rows
+    for function, rows in _emu.signatures().items()
+    if function in DECLARED or function.endswith(("_workspace", "_variant"))
+}
+ARRAYS = {"activations", "float32", "int32", "uint8", "uint16", "uint32"}
+# What is read as places in other tensors, and the control block, get memory that nothing else writes to.
+PLACES = {
+    name
+    for declaration in DECLARED.values()
+    for name, parameter in declaration.parameters.items()
+    if any(getattr(mark, "places", False) for mark in parameter.marks)
+}
+KEPT = {name: slot for slot, name in enumerate(sorted({*PLACES, "control"}), SHARED)}
 small = st.integers(1, 9)
 blocks = st.sampled_from([(8, 8), (16, 8), (16, 16), (64, 64)])  # N and lanes
 
@@ -103,21 +110,16 @@ def must_be_refused(shape: Any) -> bool:
 
 
 def address(draw: Any, name: str, slot: int) -> int:
-    # windows, labels and the like are read as places in other tensors: they get memory that nothing else writes to
-    kept = {"windows": 20, "index": 21, "labels": 22, "control": 23}
-    return BASE + SLOT * kept.get(name, draw(st.integers(0, 15)) if draw(st.integers(0, 9)) == 0 else slot)
+    return BASE + SLOT * KEPT.get(name, draw(st.integers(0, 15)) if draw(st.integers(0, 9)) == 0 else slot)
 
 
-def valid(draw: Any, name: str, kind: str, slot: int) -> Any:
+def valid(draw: Any, name: str, kind: str, optional: bool, slot: int) -> Any:
     if kind in shapes.__dict__:
-        return valid_shape(draw, kind)
-    if kind.endswith("Shape | None"):
-        return None
-    if kind == "Handle":
-        return address(draw, name, slot)
-    if kind == "Handle | None":
-        return None if name not in ("workspace", "control") and draw(st.booleans()) else address(draw, name, slot)
-    if kind.startswith("tuple"):
+        return None if optional else valid_shape(draw, kind)
+    if kind in ARRAYS:
+        left_out = optional and name not in ("workspace", "control") and draw(st.booleans())
+        return None if left_out else address(draw, name, slot)
+    if kind == "updates":
         return tuple(
             (64, *(BASE + SLOT * k for k in (1, 2, 3)), None, 8, 1.0, True) for _ in range(draw(st.integers(0, 3)))
         )
@@ -125,7 +127,7 @@ def valid(draw: Any, name: str, kind: str, slot: int) -> Any:
         return draw(st.sampled_from(PRECISIONS))
     if name in ("count", "columns"):
         return 64 if name == "count" else 8
-    return {"int": 0, "float": 0.5, "bool": True}.get(kind, "conv_forward")
+    return {"stream": 0, "float": 0.5, "bool": True}.get(kind, "conv_forward")
 
 
 def changed(draw: Any, name: str, kind: str, value: Any) -> Any:
@@ -136,10 +138,10 @@ def changed(draw: Any, name: str, kind: str, value: Any) -> Any:
             new = draw(st.sampled_from(NUMBERS) if draw(st.integers(0, 3)) else st.sampled_from(JUNK))
             value = dataclasses.replace(value, **{draw(st.sampled_from(fields)): new})  # type: ignore[type-var]
         return value
-    if kind.startswith("Handle"):
+    if kind in ARRAYS:
         wrong = [value + offset for offset in (1, 2, 4, 8)] if isinstance(value, int) else []
         return draw(st.sampled_from([0, *JUNK, *wrong]))
-    if kind.startswith("tuple") and value:
+    if kind == "updates" and value:
         update = list(value[0])
         at = draw(st.integers(0, 7))
         update[at] = draw(st.sampled_from([*JUNK, 0, update[at]]))
@@ -163,10 +165,9 @@ def callable_here(function: str, arguments: dict[str, Any]) -> bool:
 @st.composite
 def calls(draw: Any) -> tuple[str, dict[str, Any]]:
     function = draw(st.sampled_from(sorted(set(TABLE) - {"force_variant"})))
-    arguments = {name: valid(draw, name, kind, slot) for slot, (name, kind) in enumerate(TABLE[function])}
-    if not arguments:
-        return function, arguments
-    for name, kind in draw(st.lists(st.sampled_from(TABLE[function]), max_size=3, unique=True)):
+    rows = enumerate(TABLE[function])
+    arguments = {name: valid(draw, name, kind, optional, slot) for slot, (name, kind, _, optional) in rows}
+    for name, kind, *_ in draw(st.lists(st.sampled_from(TABLE[function]), max_size=3, unique=True)):
         arguments[name] = changed(draw, name, kind, arguments[name])
     if "lrn" in arguments and draw(st.booleans()) and isinstance(arguments["pool"], shapes.PoolShape):
         same = {name: getattr(arguments["pool"], name) for name in ("N", "C", "H", "W", "lanes")}
@@ -198,8 +199,8 @@ def call_raw(call: tuple[str, dict[str, Any]]) -> None:
         COUNTS["refused"] += 1
     else:
         COUNTS["returned"] += 1
-        for name, kind in TABLE[function]:
-            assert kind != "Handle" or arguments[name] not in (None, 0), f"{function} took no {name}"
+        for name, kind, _, optional in TABLE[function]:
+            assert kind not in ARRAYS or optional or arguments[name] not in (None, 0), f"{function} took no {name}"
 
 
 # ---- convnet.functional ----

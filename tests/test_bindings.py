@@ -1,4 +1,4 @@
-"""The compiled modules: the names and arguments that the stub promises, and what they say to wrong arguments."""
+"""The compiled modules: what they take is what ops declare and stubs promise, and what they say to wrong arguments."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import convnet
 from convnet.devices.blas import kernels as blas_kernels
 from convnet.kernels.shapes import ConvShape, DropoutShape, IngestShape, LinearShape
+from convnet.ops.declare import DECLARED, Scratch
 
 
 def promised(stub: str) -> dict[str, list[str]]:
@@ -26,7 +27,8 @@ def promised(stub: str) -> dict[str, list[str]]:
 
 
 KERNELS = promised("_kernels.pyi")
-COMPILED = [(module, function) for module in ("_emu", "_gpu") for function in [*KERNELS, *promised(f"{module}.pyi")]]
+MODULES = ("_emu", "_gpu")
+COMPILED = [(module, function) for module in MODULES for function in [*KERNELS, *promised(f"{module}.pyi")]]
 SHAPE = ConvShape.of(8, 3, 8, 8, 4, 3, 3, lanes=8)
 DROPOUT = DropoutShape(8, 4, 8, 0, 4, 0.5, 1, 0)
 INGEST = IngestShape(8, 8, 8, 8, 8, 8, (1.0, 1.0, 1.0))
@@ -60,7 +62,37 @@ def test_blas_kernels_match_the_stub(function):
     assert list(inspect.signature(getattr(blas_kernels, function)).parameters) == KERNELS[function]
 
 
-@pytest.mark.parametrize("name", ["_emu", "_gpu"])
+def declared(op: str) -> list[tuple[str, str, bool, bool]]:
+    """What a kernel takes, as ``signatures()`` says it, but for numbers of elements: these follow from arrays."""
+    rows = []
+    for name, parameter in DECLARED[op].parameters.items():
+        kind, written = parameter.kind.__name__, False
+        for mark in parameter.marks:
+            scratch = isinstance(mark, Scratch)
+            kind = "float32" if scratch else mark.dtype.name if mark.dtype else "activations"
+            written = scratch or mark.written
+        rows.append((name, {"str": "precision", "Sequence": "updates"}.get(kind, kind), written, parameter.optional))
+    return [*rows[1:], ("stream", "stream", False, False)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("op", DECLARED)
+def test_a_kernel_takes_what_its_op_declares(name, op):
+    assert [row for row in module(name).signatures()[op] if row[1] != "int"] == declared(op)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_kernel_is_declared(name):
+    assert set(module(name).signatures()) - set(KERNELS) - set(promised(f"{name}.pyi")) == set(DECLARED)
+
+
+@pytest.mark.parametrize("op", DECLARED)
+def test_blas_kernels_match_the_compiled_ones(emu, op):
+    names = [name for name, *_ in emu.signatures()[op]]
+    assert list(inspect.signature(getattr(blas_kernels, op)).parameters) == names
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_build_info(name):
     info = module(name).build_info()
     assert set(info) == {"compiler", "cuda", "architectures", "version"}

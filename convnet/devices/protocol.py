@@ -219,7 +219,7 @@ class Device(ABC):
     """One place with memory and a kernel table."""
 
     name: str
-    kernels: Any  # see _kernels.pyi
+    kernels: Any  # see kernels/_kernels.pyi
     precisions: tuple[str, ...] = PRECISIONS  # that its kernels compute in
     graph: Graph | None = None  # what captures work of this device now
     allocations = 0  # pieces of device memory, and of host memory for copies, that were ever allocated

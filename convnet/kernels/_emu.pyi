@@ -21,3 +21,7 @@ def note_launches(multiprocessors: int) -> None:
 def noted_launches() -> list[tuple[str, tuple[int, int, int], tuple[int, int, int], int, list[tuple[int, bytes]]]]:
     """What was noted; launches run again. Signature of the kernel, grid, block, bytes of shared memory, and the
     alignment and bytes of every parameter."""
+
+def signatures() -> dict[str, list[tuple[str, str, bool, bool]]]:
+    """What the functions take: name, kind (of an array its dtype, "activations" where the precision decides that),
+    whether it is an array that is written, whether None may be passed."""

@@ -19,3 +19,7 @@ def check_only(on: bool) -> None:
 
 def set_programmatic_launches(on: bool) -> None:
     """Whether kernels may start before those in front of them have ended (from sm_90 on; at first they may)."""
+
+def signatures() -> dict[str, list[tuple[str, str, bool, bool]]]:
+    """What the functions take: name, kind (of an array its dtype, "activations" where the precision decides that),
+    whether it is an array that is written, whether None may be passed."""

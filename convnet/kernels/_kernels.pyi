@@ -1,171 +1,26 @@
 """The kernel table: what every device offers, under one set of names.
 
-``_gpu`` and ``_emu`` (compiled) take addresses as integers, ``blas_kernels`` (NumPy) takes arrays; ``None`` stands for
-an output or operand that is not wanted. ``stream`` is the CUDA stream's address, 0 elsewhere. ``precision`` is "fp32",
-"tf32" or "bf16" and decides what activations and the weights of products are made of (``precision.py``); the rest is
-float32. What each function computes is said once, in the header of the same name under ``src/kernels``. All raise
-``ValueError`` for shapes and precisions they cannot take.
+For every op there is the kernel that ``convnet/ops/ops.py`` declares: it takes the same arguments, the stream last
+instead of first. Where an op has no shape, the number of elements comes in front; ``sgd``, ``sgd_many`` and
+``cast_weight`` say there what they pass. ``_gpu`` and ``_emu`` (compiled) take addresses as integers, ``blas.kernels``
+(NumPy) takes arrays; ``None`` stands for an output or operand that is not wanted. ``stream`` is the CUDA stream's
+address, 0 elsewhere. ``precision`` is "fp32", "tf32" or "bf16" and decides what activations and the weights of products
+are made of (``precision.py``); the rest is float32. What each computes is said once, in the header of the same name
+under ``src/kernels``. All raise ``ValueError`` for shapes and precisions they cannot take.
+
+What is no op is here.
 """
 
 from typing import Any
 
-import numpy as np
+from .shapes import ConvShape, LinearShape
 
-from .shapes import ConvShape, DropoutShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
+def conv_backward_filter_workspace(shape: ConvShape, precision: str) -> int:
+    """Bytes of the workspace that ``conv_backward_filter`` needs."""
 
-Handle = int | np.ndarray[Any, Any]
-# count, weight, velocity, gradient, copy, columns, rate, decays: of ``sgd``
-Update = tuple[int, Handle, Handle, Handle, Handle | None, int, float, bool]
+def linear_workspace(shape: LinearShape, precision: str) -> int:
+    """The same for the three passes of a fully-connected layer."""
 
-def conv_forward(
-    shape: ConvShape, precision: str, x: Handle, weight: Handle, bias: Handle | None, y: Handle, relu: bool, stream: int
-) -> None: ...
-def conv_backward_data(
-    shape: ConvShape, precision: str, dy: Handle, weight: Handle, dx: Handle, mask: Handle | None, stream: int
-) -> None: ...
-def conv_backward_filter(
-    shape: ConvShape,
-    precision: str,
-    dy: Handle,
-    x: Handle,
-    dweight: Handle,
-    dbias: Handle | None,
-    workspace: Handle | None,
-    stream: int,
-) -> None: ...
-def conv_backward_filter_workspace(shape: ConvShape, precision: str) -> int: ...
-def linear_forward(
-    shape: LinearShape,
-    precision: str,
-    x: Handle,
-    weight: Handle,
-    bias: Handle | None,
-    y: Handle,
-    relu: bool,
-    dropout: DropoutShape | None,
-    control: Handle | None,
-    workspace: Handle | None,
-    stream: int,
-) -> None: ...
-def linear_backward_data(
-    shape: LinearShape,
-    precision: str,
-    dy: Handle,
-    weight: Handle,
-    dx: Handle,
-    mask: Handle | None,
-    workspace: Handle | None,
-    stream: int,
-) -> None: ...
-def linear_backward_filter(
-    shape: LinearShape,
-    precision: str,
-    dy: Handle,
-    x: Handle,
-    dweight: Handle,
-    dbias: Handle | None,
-    workspace: Handle | None,
-    stream: int,
-) -> None: ...
-def linear_backward_filter_update(
-    shape: LinearShape,
-    precision: str,
-    dy: Handle,
-    x: Handle,
-    weight: Handle,
-    velocity: Handle,
-    copy: Handle | None,
-    dbias: Handle | None,
-    control: Handle,
-    rate: float,
-    decays: bool,
-    workspace: Handle | None,
-    stream: int,
-) -> None: ...
-def linear_workspace(shape: LinearShape, precision: str) -> int: ...
-def max_pool_forward(
-    shape: PoolShape, precision: str, x: Handle, y: Handle, argmax: Handle | None, stream: int
-) -> None: ...
-def max_pool_backward(
-    shape: PoolShape, precision: str, dy: Handle, argmax: Handle, mask: Handle | None, dx: Handle, stream: int
-) -> None: ...
-def lrn_forward(shape: LrnShape, precision: str, x: Handle, y: Handle, stream: int) -> None: ...
-def lrn_backward(shape: LrnShape, precision: str, dy: Handle, x: Handle, dx: Handle, stream: int) -> None: ...
-def lrn_pool_forward(
-    lrn: LrnShape, pool: PoolShape, precision: str, x: Handle, p: Handle, argmax: Handle | None, stream: int
-) -> None: ...
-def lrn_pool_backward(
-    lrn: LrnShape,
-    pool: PoolShape,
-    precision: str,
-    dp: Handle,
-    argmax: Handle,
-    x: Handle,
-    dx: Handle,
-    relu: bool,
-    stream: int,
-) -> None: ...
-def relu_forward(count: int, precision: str, x: Handle, y: Handle, stream: int) -> None: ...
-def relu_backward(count: int, precision: str, dy: Handle, y: Handle, dx: Handle, stream: int) -> None: ...
-def tanh_forward(count: int, precision: str, x: Handle, y: Handle, stream: int) -> None: ...
-def tanh_backward(count: int, precision: str, dy: Handle, y: Handle, dx: Handle, stream: int) -> None: ...
-def add(count: int, precision: str, a: Handle, b: Handle, y: Handle, stream: int) -> None: ...
-def scale(count: int, precision: str, x: Handle, factor: float, y: Handle, stream: int) -> None: ...
-def dropout_forward(
-    shape: DropoutShape, precision: str, x: Handle, y: Handle, mask: Handle, control: Handle, stream: int
-) -> None: ...
-def dropout_backward(count: int, precision: str, dy: Handle, mask: Handle, dx: Handle, stream: int) -> None: ...
-def softmax_cross_entropy(
-    shape: SoftmaxShape,
-    precision: str,
-    logits: Handle,
-    labels: Handle,
-    losses: Handle,
-    ranks: Handle,
-    probs: Handle | None,
-    dlogits: Handle | None,
-    control: Handle,
-    stream: int,
-) -> None: ...
-def sgd(
-    count: int,
-    weight: Handle,
-    velocity: Handle,
-    gradient: Handle,
-    copy: Handle | None,
-    columns: int,
-    control: Handle,
-    rate: float,
-    decays: bool,
-    stream: int,
-) -> None: ...
-def sgd_many(updates: tuple[Update, ...], control: Handle, stream: int) -> None: ...
-def cast_weight(count: int, columns: int, weight: Handle, copy: Handle, stream: int) -> None: ...
-def fold_weight(shape: ConvShape, weight: Handle, copy: Handle, stream: int) -> None: ...
-def unfold_gradient(shape: ConvShape, folded: Handle, gradient: Handle, stream: int) -> None: ...
-def ingest(
-    shape: IngestShape,
-    precision: str,
-    images: Handle,
-    windows: Handle,
-    noise: Handle,
-    mean: Handle,
-    y: Handle,
-    stream: int,
-) -> None: ...
-def ingest_planar(
-    shape: IngestShape,
-    precision: str,
-    luma: Handle,
-    cb: Handle,
-    cr: Handle,
-    index: Handle,
-    windows: Handle,
-    noise: Handle,
-    mean: Handle,
-    y: Handle,
-    stream: int,
-) -> None: ...
 def conv_variant(op: str, shape: ConvShape, precision: str) -> str:
     """The name of the kernel that "conv_forward", "conv_backward_data" or "conv_backward_filter" takes."""
 

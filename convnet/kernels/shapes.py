@@ -248,6 +248,11 @@ class SoftmaxShape:
     def x(self) -> tuple[int, ...]:
         return (self.N // self.lanes, self.K, self.lanes)
 
+    @property
+    def per_image(self) -> tuple[int, ...]:
+        """Of labels, losses and ranks."""
+        return (self.N,)
+
 
 @dataclass(frozen=True)
 class IngestShape:
@@ -259,6 +264,24 @@ class IngestShape:
     lanes: int
     scale: tuple[float, float, float]  # of the channels
     fold: int = 1
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        return (self.valid, self.H, self.W, 3)
+
+    @property
+    def index(self) -> tuple[int, ...]:
+        """Of the places of images among those that are kept."""
+        return (self.valid,)
+
+    @property
+    def per_image(self) -> tuple[int, ...]:
+        """Of windows and noise."""
+        return (self.valid, 3)
+
+    @property
+    def mean(self) -> tuple[int, ...]:
+        return (3, self.crop, self.crop)
 
     @property
     def y(self) -> tuple[int, ...]:

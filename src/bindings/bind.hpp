@@ -6,20 +6,23 @@
 //   ...Shape       an object with fields of the same names (convnet/kernels/shapes.py); std::optional of one: or None
 //   anything else  as pybind11 does it
 //
-// The interpreter lock is released while the function runs.
+// The interpreter lock is released while the function runs. What was bound, signatures() tells.
 #pragma once
 #include <pybind11/pybind11.h>
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "../kernels/check.hpp"
+#include "../kernels/control.hpp"
 #include "../kernels/shapes.hpp"
 
 namespace convnet::bindings {
@@ -57,16 +60,52 @@ Precision to_precision(const Place& place, py::handle value);
 template <class Shape>
 Shape to_shape(const Place& place, py::handle object);
 
+// An argument as signatures() tells of it: its name, what it is, whether it is an array that is written, and whether None
+// may be passed.
+using Row = std::tuple<const char*, const char*, bool, bool>;
+
+// Every function bound so far.
+std::map<std::string, std::vector<Row>>& signatures();
+
+// What a Row says an argument is: of an array its dtype, or "activations" where the precision decides that.
+template <class T>
+inline constexpr const char* kKind = nullptr;
+// clang-format off
+template <> inline constexpr const char* kKind<void*> = "activations";
+template <> inline constexpr const char* kKind<float*> = "float32";
+template <> inline constexpr const char* kKind<std::int32_t*> = "int32";
+template <> inline constexpr const char* kKind<std::uint8_t*> = "uint8";
+template <> inline constexpr const char* kKind<bf16*> = "uint16";
+template <> inline constexpr const char* kKind<Control*> = "uint32";
+template <> inline constexpr const char* kKind<ConvShape> = "ConvShape";
+template <> inline constexpr const char* kKind<LinearShape> = "LinearShape";
+template <> inline constexpr const char* kKind<PoolShape> = "PoolShape";
+template <> inline constexpr const char* kKind<LrnShape> = "LrnShape";
+template <> inline constexpr const char* kKind<DropoutShape> = "DropoutShape";
+template <> inline constexpr const char* kKind<SoftmaxShape> = "SoftmaxShape";
+template <> inline constexpr const char* kKind<IngestShape> = "IngestShape";
+template <> inline constexpr const char* kKind<std::int64_t> = "int";
+template <> inline constexpr const char* kKind<std::uint64_t> = "int";
+template <> inline constexpr const char* kKind<int> = "int";
+template <> inline constexpr const char* kKind<float> = "float";
+template <> inline constexpr const char* kKind<bool> = "bool";
+template <> inline constexpr const char* kKind<std::string> = "str";
+// clang-format on
+
 // What Python passes for a parameter of C++ type T, and how it becomes one.
 template <class T>
 struct Argument {
   using Python = T;
+  static Row row(const Name& name) { return {name.text, kKind<T>, false, false}; }
   static T convert(const char*, const Name&, const T& value) { return value; }
 };
 
 template <class T>
 struct Argument<T*> {
   using Python = py::object;
+  static Row row(const Name& name) {
+    return {name.text, kKind<std::remove_const_t<T>*>, !std::is_const_v<T>, name.may_be_null};
+  }
   static T* convert(const char* function, const Name& name, const py::object& value) {
     // Kernels read and write operands of floats, and those of either type, 16 bytes at a time.
     using Element = std::remove_const_t<T>;
@@ -82,6 +121,7 @@ struct Argument<T*> {
 template <>
 struct Argument<Stream> {
   using Python = py::object;
+  static Row row(const Name& name) { return {name.text, "stream", false, false}; }
   static Stream convert(const char* function, const Name& name, const py::object& value) {
     return reinterpret_cast<Stream>(to_address({function, name.text}, value, true, 1));
   }
@@ -90,6 +130,7 @@ struct Argument<Stream> {
 template <>
 struct Argument<Precision> {
   using Python = py::object;
+  static Row row(const Name& name) { return {name.text, "precision", false, false}; }
   static Precision convert(const char* function, const Name& name, const py::object& value) {
     return to_precision({function, name.text}, value);
   }
@@ -98,6 +139,7 @@ struct Argument<Precision> {
 template <class Shape>
 struct Argument<const Shape&> {
   using Python = py::object;
+  static Row row(const Name& name) { return {name.text, kKind<Shape>, false, false}; }
   static Shape convert(const char* function, const Name& name, const py::object& value) {
     return to_shape<Shape>({function, name.text}, value);
   }
@@ -106,6 +148,7 @@ struct Argument<const Shape&> {
 template <class Shape>
 struct Argument<const std::optional<Shape>&> {
   using Python = py::object;
+  static Row row(const Name& name) { return {name.text, kKind<Shape>, false, true}; }
   static std::optional<Shape> convert(const char* function,
                                       const Name& name,
                                       const py::object& value) {
@@ -121,6 +164,7 @@ void bind(py::module_& module,
           const Name (&names)[sizeof...(Parameters)],
           std::index_sequence<I...>) {
   const std::array<Name, sizeof...(Parameters)> kept{names[I]...};
+  signatures()[function] = {Argument<Parameters>::row(names[I])...};
   module.def(
       function,
       [=](typename Argument<Parameters>::Python... values) -> Result {

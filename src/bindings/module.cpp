@@ -1,10 +1,14 @@
 // What both modules hold, convnet.kernels._emu (emulator.cpp) and convnet.kernels._gpu (graph.cpp).
+#include "bind.hpp"
 #include "info.hpp"
 #include "register.hpp"
 
 namespace convnet::bindings {
 
-namespace py = pybind11;
+std::map<std::string, std::vector<Row>>& signatures() {
+  static std::map<std::string, std::vector<Row>> rows;
+  return rows;
+}
 
 void register_both(py::module_& m) {
   register_convolution(m);
@@ -19,6 +23,16 @@ void register_both(py::module_& m) {
     entries["compiler"] = info.compiler, entries["cuda"] = info.cuda;
     entries["architectures"] = info.architectures, entries["version"] = info.version;
     return entries;
+  });
+  m.def("signatures", [] {
+    py::dict found;
+    for (const auto& [function, rows] : signatures()) {
+      py::list arguments;
+      for (const auto& [name, kind, written, may_be_null] : rows)
+        arguments.append(py::make_tuple(name, kind, written, may_be_null));
+      found[py::str(function)] = arguments;
+    }
+    return found;
   });
 }
 

@@ -11,6 +11,9 @@
 
 namespace convnet::bindings {
 
+template <>
+inline constexpr const char* kKind<Updates> = "updates";
+
 // A sequence of tuples: what sgd takes, without the control block and the stream.
 template <>
 Updates to_shape(const Place& place, py::handle object) {

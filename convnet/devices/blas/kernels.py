@@ -1,8 +1,9 @@
 """The kernel table of the "cpu" device: every op on NumPy arrays, with BLAS for the matrix products.
 
-The functions are those of ``_kernels.pyi``; the header of the same name under ``src/kernels`` says what each computes.
-Arrays are contiguous, outputs are written in place, ``stream`` and ``workspace`` are there for the other devices' sake.
-Results depend on shapes and values alone: how the work is cut never depends on the number of threads.
+The functions are those that ``kernels/_kernels.pyi`` describes; the header of the same name under ``src/kernels`` says
+what each computes. Arrays are contiguous, outputs are written in place, ``stream`` and ``workspace`` are there for the
+other devices' sake. Results depend on shapes and values alone: how the work is cut never depends on the number of
+threads.
 
 Convolutions and fully-connected layers are in ``conv.py``, pooling and LRN in ``maps.py``, the rest is here.
 """
