@@ -108,3 +108,44 @@ def final(folder: Path, step: int = LAST_STEP) -> tuple[dict[str, bytes], dict]:
     found = checkpoint.load(folder / "checkpoints" / checkpoint.file_name(step))
     options = {key: value for key, value in found.state["config"].items() if key not in UNIMPORTANT}
     return {name: values.tobytes() for name, values in found.tensors.items()}, {**found.state, "config": options}
+
+
+# ---- any command ----
+
+
+def command(name, *arguments, **options):
+    """The command in a process of its own."""
+    code = f"import sys; from convnet.cli.{name} import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        env=ENVIRONMENT,
+        timeout=300,
+        **{"text": True, **options},
+    )
+
+
+def call(function, *arguments):
+    """The exit code of the command in this process."""
+    try:
+        return function(list(arguments))
+    except SystemExit as ended:
+        return ended.code
+
+
+# ---- a checkpoint ----
+
+STATE = {
+    "step": 120,
+    "epoch": 1,
+    "position": 64,
+    "seed": 2**63 + 1,
+    "schedule": {"lowest": 0.1, "waited": 2, "drops": 1},
+    "running": {"images": 3, "loss": 0.1 + 0.2, "top1": 1, "top5": 0},
+    "best": {"error": None, "step": None},
+    "config": {"model": "alexnet-tiny", "data": "Äpfel/日本"},
+    "classes": ["a", "b\n", "\N{GRINNING FACE}"],
+    "dataset": {"name": "n", "fingerprint": "f"},
+    "colour": {"deviations": [1.0, 2.0, 3.0]},
+    "versions": {"convnet": "0"},
+}

@@ -60,12 +60,14 @@ class Stage(NamedTuple):
 
 
 def tests(*names: str) -> Stage:
-    return Stage(tuple(f"tests/test_{name}.py" for name in names))
+    """The files of these names, wherever in tests/ they lie."""
+    found = (next(ROOT.glob(f"tests/*/test_{name}.py")) for name in names)
+    return Stage(tuple(file.relative_to(ROOT).as_posix() for file in found))
 
 
 def every_kernel(ops: str, source: str = "") -> Stage:
     """Each row of the tables of some ops, made to run on three small problems."""
-    return Stage(("tests/test_ops_variants.py::test_every_kernel",), ops, source)
+    return Stage(("tests/ops/test_ops_variants.py::test_every_kernel",), ops, source)
 
 
 # The tests that exercise a file, stage by stage, the quickest first. Compiling every source that includes a header of

@@ -1,7 +1,7 @@
 """Runs tests in processes of their own, so that one that hangs, crashes or spoils the device costs no more than itself.
 
     python tools/watched_tests.py tests -k cuda -j 8 --limit 25 --logs FOLDER -o FILE.json
-    python tools/watched_tests.py tests/test_ops_variants.py -k "cuda and wgmma" --each 1 --limit 10
+    python tools/watched_tests.py tests/ops/test_ops_variants.py -k "cuda and wgmma" --each 1 --limit 10
 
 The tests are collected once and dealt out in parts of at most --each of one file, a process per part, -j at a time.
 This file is also the pytest plugin in each of them: it notes every test as it begins and ends, and

@@ -1,4 +1,4 @@
-// Small kernels, most of them faulty, for tests/test_emu.py: scenarios NAME [seed] [OS threads]. Prints what the kernel
+// Small kernels, most of them faulty, for tests/kernels/test_emu.py: scenarios NAME [seed] [OS threads]. Prints what the kernel
 // computed, or "error: " and what the emulator says. Arrays have exactly the size that is needed, so that AddressSanitizer
 // sees every access outside.
 #include <cstdio>

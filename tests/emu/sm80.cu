@@ -1,4 +1,4 @@
-// Small kernels of one instruction each, and faulty ones, for tests/test_emu_sm80.py: sm80 NAME [seed] [OS threads]
+// Small kernels of one instruction each, and faulty ones, for tests/kernels/test_emu_sm80.py: sm80 NAME [seed] [OS threads]
 // [architecture], with 32-bit words in hexadecimal on the standard input. Prints the words that the kernel computed, or
 // "error: " and what the emulator says. Arrays have exactly the size that is needed, so that AddressSanitizer sees every
 // access outside.

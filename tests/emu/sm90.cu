@@ -1,4 +1,4 @@
-// Programs for tests/test_emu_sm90.py. All data is binary, from stdin and to stdout, so that the tests compute what is expected
+// Programs for tests/kernels/test_emu_sm90.py. All data is binary, from stdin and to stdout, so that the tests compute what is expected
 // by themselves. On an error "error: " and what the emulator says goes to stdout instead.
 //
 //   sm90 script SEED THREADS SHARED_BYTES   runs a list of operations, see Script

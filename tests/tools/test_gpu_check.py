@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import tensor_maps
 
-ROOT = Path(__file__).parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 SCRIPT = ROOT / "tools" / "gpu-check"
 loader = importlib.machinery.SourceFileLoader("gpu_check", str(SCRIPT))
 gpu_check = importlib.util.module_from_spec(importlib.util.spec_from_loader("gpu_check", loader))
@@ -169,7 +170,7 @@ def test_the_archive_outlives_the_tool(tmp_path, how):
     """Killed while its second stage runs; asked to end, it packs what that one had said."""
     driver = tmp_path / "driver.py"
     driver.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
         "from test_gpu_check import HANGS, gpu_check, stage\n"
         "gpu_check.STAGES, gpu_check.PACK_SECONDS = [stage('passes', 'print(7)'), stage('hangs', HANGS, 0.2)], 0.2\n"
         f"sys.argv = ['gpu-check', {str(tmp_path / 'out')!r}]\nraise SystemExit(gpu_check.main())\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import watched_tests
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 BAD = """
 import ctypes, os, signal, time
 import pytest

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import ENVIRONMENT
 
-PROGRAM = Path(__file__).parent / "fuzz_commands.py"
+PROGRAM = Path(__file__).parents[1] / "fuzz_commands.py"
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import ptxas_report
 import pytest
 import sass_report
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 machine = pytest.importorskip("benchmarks.machine", reason="the benchmarks come with a checkout only")
 
 GPU_ONLY = {"multicast 128", "multicast 64", "copy driver", "launch host"}

@@ -9,8 +9,7 @@ import re
 
 import numpy as np
 import pytest
-from runs import TINY, here, make_images, records, shared_folder, shared_images, straight_run
-from test_cli import call
+from runs import TINY, call, here, make_images, records, shared_folder, shared_images, straight_run
 
 from convnet.analysis import ensemble, evaluate
 from convnet.cli.eval import _open_data, main

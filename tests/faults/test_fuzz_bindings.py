@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from runs import ENVIRONMENT
 
-PROGRAM = Path(__file__).parent / "fuzz_bindings.py"
+PROGRAM = Path(__file__).parents[1] / "fuzz_bindings.py"
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from convnet.kernels.shapes import ConvShape, LinearShape
 from convnet.network import spec
 from convnet.training import trainer
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 benchmarks = pytest.importorskip("benchmarks", reason="the benchmarks come with a checkout only")
 cudnn, data, floors, loop, ops, our_network, pictures, prepare, problems, report, step, timeline, timing = (
     __import__(f"benchmarks.{name}", fromlist=["_"])

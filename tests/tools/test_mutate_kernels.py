@@ -60,7 +60,7 @@ class Outcome(tool.Copy):
         tool.write_changed(folder / "src" / "kernels" / "relu.cu", (tool.KERNELS / "relu.cu").read_bytes())
         for path in tool.TESTS["relu.cu"][0].paths:
             tool.write_changed(folder / path, b"")
-        tool.write_changed(folder / "tests" / "test_ops_elementwise.py", test.encode())
+        tool.write_changed(folder / "tests" / "ops" / "test_ops_elementwise.py", test.encode())
 
     def build(self, source=""):
         return ""
@@ -73,7 +73,7 @@ ORIGINAL = '"value > 0.0f ? slope" in source'
 @pytest.mark.parametrize(
     ("test", "outcome"),
     [
-        (f"{READ}assert {ORIGINAL}\n", ("killed", "tests/test_ops_elementwise.py::test_relu")),
+        (f"{READ}assert {ORIGINAL}\n", ("killed", "tests/ops/test_ops_elementwise.py::test_relu")),
         (f"{READ}pass\n", ("survived", "")),
         (f"import os\n{READ}{ORIGINAL} or os.abort()\n", ("killed", "the tests end by SIGABRT")),
         (f"{READ}\n    while not ({ORIGINAL}):\n        pass\n", ("killed", "the tests hang")),
@@ -90,8 +90,8 @@ def test_judgement(tmp_path, monkeypatch, test, outcome):
 @pytest.mark.parametrize(
     ("test", "message"),
     [
-        ("def other():\n    pass\n", "the tests do not run: tests/test_ops_elementwise.py"),
-        ("def test_wrong():\n    assert False\n", "the tests fail undisturbed: tests/test_ops_el"),
+        ("def other():\n    pass\n", "the tests do not run: tests/ops/test_ops_elementwise.py"),
+        ("def test_wrong():\n    assert False\n", "the tests fail undisturbed: tests/ops/test_ops_el"),
     ],
 )
 def test_tests_that_fail_anyway_are_no_kill(tmp_path, test, message):

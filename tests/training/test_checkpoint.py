@@ -11,24 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from runs import STATE
 
 from convnet.training import checkpoint
 from convnet.training.checkpoint import CheckpointError
 
-STATE = {
-    "step": 120,
-    "epoch": 1,
-    "position": 64,
-    "seed": 2**63 + 1,
-    "schedule": {"lowest": 0.1, "waited": 2, "drops": 1},
-    "running": {"images": 3, "loss": 0.1 + 0.2, "top1": 1, "top5": 0},
-    "best": {"error": None, "step": None},
-    "config": {"model": "alexnet-tiny", "data": "Äpfel/日本"},
-    "classes": ["a", "b\n", "\N{GRINNING FACE}"],
-    "dataset": {"name": "n", "fingerprint": "f"},
-    "colour": {"deviations": [1.0, 2.0, 3.0]},
-    "versions": {"convnet": "0"},
-}
 RANDOM = np.random.default_rng(0)
 PLAIN = RANDOM.standard_normal((4, 3, 2), dtype=np.float32)
 ARRAYS = {

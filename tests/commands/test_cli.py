@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from runs import ENVIRONMENT, call, command
 
 import convnet
 from convnet.analysis import info
@@ -21,31 +20,7 @@ from convnet.kernels.shapes import ConvShape, LinearShape
 from convnet.training import config
 from convnet.training.config import Config
 
-ROOT = str(Path(convnet.__file__).parents[1])
-
-
-def command(name, *arguments, **options):
-    """The command in a process of its own."""
-    code = f"import sys; from convnet.cli.{name} import main; sys.exit(main())"
-    environment = {**os.environ, "PYTHONPATH": ROOT}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        env=environment,
-        timeout=300,
-        **{"text": True, **options},
-    )
-
-
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
-
-
-def call(function, *arguments):
-    """The exit code of the command in this process."""
-    try:
-        return function(list(arguments))
-    except SystemExit as ended:
-        return ended.code
 
 
 MISTAKES = {
@@ -305,7 +280,7 @@ def test_info_into_a_closed_pipe_is_quiet():
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": ROOT},
+        env=ENVIRONMENT,
     )
     assert process.stdout
     assert process.stderr

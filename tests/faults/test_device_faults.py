@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_cuda import Machine, install
-from runs import TINY, here, shared_images, spawn, straight_run
-from test_cli import call
+from runs import TINY, call, here, shared_images, spawn, straight_run
 
 import convnet
 from convnet.cli.eval import main as evaluate
@@ -313,7 +312,7 @@ def test_a_gpu_that_cannot_be_used_is_a_sentence_and_with_auto_a_warning(machine
 
 def test_the_warning_is_one_line(tmp_path):
     options, reason = UNUSABLE["too old"]
-    command = [str(Path(__file__).parent), json.dumps(options), shared_images(), *TINY, "--steps", "1", "-q"]
+    command = [str(Path(__file__).parents[1]), json.dumps(options), shared_images(), *TINY, "--steps", "1", "-q"]
     process = spawn(*command, "-o", str(tmp_path), "--device", "auto", code=PRETEND)
     assert process.communicate(timeout=120)[1] == f"warning: {reason}; computing on the CPU\n"
     assert process.returncode == 0

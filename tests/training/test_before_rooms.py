@@ -20,7 +20,7 @@ from convnet.cli.predict import main as predict
 from convnet.data import open_dataset
 from convnet.training import checkpoint
 
-WRITTEN = Path(__file__).resolve().parent / "golden" / "before-rooms"
+WRITTEN = Path(__file__).resolve().parents[1] / "golden" / "before-rooms"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from test_network_step import at_once, opened
+from steps import at_once, opened
 
 import convnet.functional as F
 

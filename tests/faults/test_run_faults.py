@@ -248,7 +248,7 @@ import os, pathlib, sys
 import numpy as np
 sys.path.insert(0, sys.argv[2])
 from convnet.training import checkpoint
-from test_checkpoint import STATE
+from runs import STATE
 step = 0
 for line in sys.stdin:
     step += 1000
@@ -270,7 +270,7 @@ def test_no_kill_during_a_write_leaves_half_a_checkpoint(tmp_path, pytestconfig)
     chance = np.random.default_rng(kills)
     path = tmp_path / checkpoint.file_name(1)
     half = path.with_name(path.name + ".tmp")
-    process = spawn(str(path), str(Path(__file__).parent), code=WRITERS, stdin=subprocess.PIPE)
+    process = spawn(str(path), str(Path(__file__).parents[1]), code=WRITERS, stdin=subprocess.PIPE)
     assert process.stdin
     assert process.stdout
     inside = tried = last = 0

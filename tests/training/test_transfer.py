@@ -15,7 +15,7 @@ from convnet.ops import ops
 from convnet.training import checkpoint, config
 from convnet.training.trained import load_trained
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--device", "cpu", "-b", "8", "--width", "0.25", "--crop", "32"]
 
 

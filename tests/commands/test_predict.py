@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_files import picture
-from runs import COLOURS, shared_images, spawn, straight_run
-from test_cli import call, command
+from runs import COLOURS, call, command, shared_images, spawn, straight_run
 
 from convnet.analysis import evaluate, retrieval
 from convnet.analysis.predict import ImageFiles, image_files

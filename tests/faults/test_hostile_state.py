@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import LAST_STEP, here, shared_images, straight_run
-from test_cli import call
+from runs import LAST_STEP, call, here, shared_images, straight_run
 from test_run_faults import rewritten
 
 from convnet.cli.eval import main as evaluate
