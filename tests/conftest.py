@@ -11,13 +11,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: one thread of BLAS for each, before NumPy starts them
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-if not list((CHECKOUT / "convnet" / "kernels").glob("_emu*.so")):
+if not any((CHECKOUT / "convnet" / "kernels" / f"_emu{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
     # "python -m pytest" puts the checkout in front, which holds no compiled modules: the installed package is meant.
     # Where it holds some, they were built in place to be used.
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != CHECKOUT]
@@ -25,6 +27,9 @@ if not list((CHECKOUT / "convnet" / "kernels").glob("_emu*.so")):
 import numpy as np
 import programs
 import pytest
+
+if find_spec("convnet") is None:
+    pytest.exit("convnet is not installed: pip install '.[test]'", returncode=4)
 
 from convnet.devices import host, opening
 from convnet.devices import protocol as backend
