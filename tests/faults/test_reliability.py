@@ -14,9 +14,7 @@ NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", PAGE)
 
 
 def functions_of(file: str) -> set[str]:
-    path = ROOT / "tests" / file
-    if not path.exists():
-        return set()
+    (path,) = (ROOT / "tests").glob(f"*/{file}")
     return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
 
 

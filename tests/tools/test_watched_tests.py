@@ -59,6 +59,12 @@ def test_hangs():
 """
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """The checkout would stand in for the installed package."""
+    monkeypatch.chdir(tmp_path)
+
+
 def run(tmp_path: Path, *options: str, **files: str) -> tuple[int, dict]:
     """Exit code and findings."""
     for name, text in files.items():
