@@ -64,7 +64,7 @@ class Machine:
         self.gpus, self.peers, self.capacity, self.capability = gpus, peers, capacity, capability
         self.contexts = [Context(self, i) for i in range(gpus)]
         self.stack: list[Context] = []
-        # address -> bytes, owner, buffer; looked through as a list, since collecting garbage may free some meanwhile
+        # address -> bytes, owner, buffer; looked through as a copy, since collecting garbage may free some meanwhile
         self.memory: dict[int, tuple[int, Context, Any]] = {}
         self.enabled: set[tuple[int, int]] = set()
         self.streams: dict[int, Any] = {}
@@ -90,7 +90,7 @@ class Machine:
             self.failing = (index, left - 1, text) if left else None
             if not left:
                 self.dead[index] = text
-                for nbytes, owner, buffer in list(self.memory.values()):
+                for nbytes, owner, buffer in self.memory.copy().values():
                     if owner is context and nbytes:
                         buffer[:] = 0x3C  # finite, and nothing that anybody computed
 
@@ -115,7 +115,7 @@ class Machine:
         return self.stack[-1]
 
     def owner(self, address: int) -> Context:
-        for start, (nbytes, context, _) in list(self.memory.items()):
+        for start, (nbytes, context, _) in self.memory.copy().items():
             if start <= address < start + nbytes:
                 return context
         raise Error(f"invalid address {address:#x}")
@@ -130,7 +130,7 @@ class Machine:
             raise Error(UNSUPPORTED)
 
     def held(self, context: Context) -> int:
-        return sum(nbytes for nbytes, owner, _ in list(self.memory.values()) if owner is context)
+        return sum(nbytes for nbytes, owner, _ in self.memory.copy().values() if owner is context)
 
 
 class Context:

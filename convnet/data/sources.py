@@ -229,6 +229,9 @@ def _members(
     try:
         with open_regular(path) as file:
             window: Any = _Window(file, start, size, where)
+            if window.read(512) == bytes(512):  # no member: the tarfile of Python 3.10 would step in front of the first
+                return
+            window.seek(0)
             with tarfile.open(fileobj=window, mode="r:") as archive:
                 while (member := archive.next()) is not None:
                     if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
