@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import random
 import sys
 import types
@@ -64,8 +65,7 @@ class Machine:
         self.gpus, self.peers, self.capacity, self.capability = gpus, peers, capacity, capability
         self.contexts = [Context(self, i) for i in range(gpus)]
         self.stack: list[Context] = []
-        # address -> bytes, owner, buffer; looked through as a copy, since collecting garbage may free some meanwhile
-        self.memory: dict[int, tuple[int, Context, Any]] = {}
+        self.memory: dict[int, tuple[int, Context, Any]] = {}  # address -> bytes, owner, buffer
         self.enabled: set[tuple[int, int]] = set()
         self.streams: dict[int, Any] = {}
         self.pinned: list[np.ndarray[Any, Any]] = []
@@ -90,7 +90,7 @@ class Machine:
             self.failing = (index, left - 1, text) if left else None
             if not left:
                 self.dead[index] = text
-                for nbytes, owner, buffer in self.memory.copy().values():
+                for _, (nbytes, owner, buffer) in self.pieces():
                     if owner is context and nbytes:
                         buffer[:] = 0x3C  # finite, and nothing that anybody computed
 
@@ -114,8 +114,18 @@ class Machine:
         self.alive(self.stack[-1])
         return self.stack[-1]
 
+    def pieces(self) -> list[tuple[int, tuple[int, Context, Any]]]:
+        """All of memory. No garbage is collected meanwhile: that may free some."""
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return list(self.memory.items())
+        finally:
+            if collecting:
+                gc.enable()
+
     def owner(self, address: int) -> Context:
-        for start, (nbytes, context, _) in self.memory.copy().items():
+        for start, (nbytes, context, _) in self.pieces():
             if start <= address < start + nbytes:
                 return context
         raise Error(f"invalid address {address:#x}")
@@ -130,7 +140,7 @@ class Machine:
             raise Error(UNSUPPORTED)
 
     def held(self, context: Context) -> int:
-        return sum(nbytes for nbytes, owner, _ in self.memory.copy().values() if owner is context)
+        return sum(nbytes for _, (nbytes, owner, _) in self.pieces() if owner is context)
 
 
 class Context:
