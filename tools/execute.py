@@ -133,7 +133,7 @@ class Machine:
         if bank == "0x2":
             return self.table[np.clip(at // 4, 0, len(self.table) - 1)]
         if bank != "0x0":
-            raise NotImplementedError(f"constants of bank {bank}")
+            raise ValueError(f"{operand}: constants lie in bank 0x0 (parameters) or 0x2 (places to jump to)")
         at = np.clip(at, 0, len(self.bank) - size)
         return sum(self.bank[at + i].astype(np.uint32) << np.uint32(8 * i) for i in range(size))  # type: ignore[return-value]
 
