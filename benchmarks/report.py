@@ -52,9 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def load(folder: Path) -> list[Row]:
-    """All results, the oldest first."""
+    """All results, the oldest first, but for those that were taken with parts turned off."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return sorted(found, key=lambda results: results["date"])
+    return sorted((results for results in found if not results.get("off")), key=lambda results: results["date"])
 
 
 def replaced(text: str, middle: str) -> str:

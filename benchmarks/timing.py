@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import IGNORED
+from convnet.devices import switches
 from convnet.devices.protocol import Device, DeviceError, Stream
 from convnet.output import versions
 from convnet.output.files import write_atomically
@@ -172,6 +173,7 @@ def description(device: str) -> dict[str, Any]:
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "blas": blas,
         "environment_ignored": IGNORED,
+        "off": [part for part, on in switches.states().items() if not on],
         "versions": versions.versions(),
     }
     if device.startswith("cuda"):

@@ -818,6 +818,19 @@ def test_readme_holds_what_the_results_say():
         report.replaced(text.replace(report.END, ""), "")
 
 
+def test_results_say_what_was_off_and_do_not_reach_the_readme(monkeypatch, tmp_path):
+    timing.description.cache_clear()
+    monkeypatch.setenv("CONVNET_OFF", "graph,intake")
+    timing.write("step", "cpu", {}, str(tmp_path / "off.json"))
+    timing.description.cache_clear()
+    monkeypatch.delenv("CONVNET_OFF")
+    timing.write("step", "cpu", {}, str(tmp_path / "on.json"))
+    timing.description.cache_clear()
+    assert json.loads((tmp_path / "off.json").read_text())["off"] == ["graph", "intake"]
+    (left,) = report.load(tmp_path)
+    assert left["off"] == []
+
+
 def test_tables_of_what_was_measured():
     torch = {"images_per_second": 40e3, "mode": "graph", "variant": "channels_last", "ratio": 2.25, "ratio_noise": 0.01}
     row = {"precision": "bf16", "batch_size": 128, "seconds": 1.4e-3, "images_per_second": 90e3, "memory_bytes": 10**9}
