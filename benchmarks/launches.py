@@ -18,7 +18,7 @@ from convnet.devices.opening import open_device
 from convnet.devices.protocol import Array, padded
 from convnet.devices.protocol import handle as handle_of
 from convnet.network.assemble import input_fold
-from convnet.network.footprint import _Counted, _Counting, _Idle
+from convnet.network.footprint import Counted, Counting, Idle
 from convnet.network.intake import Intake
 from convnet.network.layers import Side
 from convnet.network.spec import NetworkSpec
@@ -54,7 +54,7 @@ class Launch:
         return self.grid[0] * self.grid[1] * self.grid[2]
 
 
-class _Nowhere(_Counted):
+class _Nowhere(Counted):
     """An array whose address nobody may use."""
 
     def __init__(self, device: Any, shape: tuple[int, ...], dtype: Any, address: int = ADDRESS):
@@ -65,12 +65,12 @@ class _Nowhere(_Counted):
         return _Nowhere(self.device, shape, dtype or self.dtype, self.handle + offset * self.dtype.itemsize)
 
 
-class _Noting(_Idle):
+class _Noting(Idle):
     """Calls launchers, and keeps what they would have started."""
 
     def launch(self, kernel: Callable[..., None], *arguments: Any) -> None:
         device: Any = self.device
-        layer, (flops, nbytes) = timeline._layer(), timeline.work(kernel.__name__, arguments)
+        layer, (flops, nbytes) = timeline.current_layer(), timeline.work(kernel.__name__, arguments)
         device.real.kernels.note_launches(MULTIPROCESSORS)
         try:
             kernel(*map(handle_of, arguments), 0)
@@ -83,7 +83,7 @@ class _Noting(_Idle):
         device.calls += 1
 
 
-class _Device(_Counting):
+class _Device(Counting):
     def __init__(self) -> None:
         super().__init__(open_device("emu"))
         self.launches: list[Launch] = []

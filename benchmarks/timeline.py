@@ -146,7 +146,7 @@ def work(kernel: str, arguments: tuple[Any, ...]) -> tuple[float, float]:
     return 2.0 * getattr(given.get("shape"), "macs", 0), sum(sizes.values())
 
 
-def _layer() -> str:
+def current_layer() -> str:
     """The name of the layer in one of whose methods we are, "" in none."""
     frame: Any = sys._getframe(2)
     while frame is not None:
@@ -176,7 +176,7 @@ def recording(net: Network, start: Event) -> Iterator[Recorded]:
     started: set[Stream] = set()
 
     def watched(stream: Stream, kernel: Callable[..., None], *arguments: Any) -> None:
-        found = Launch(kernel.__name__, _layer(), *work(kernel.__name__, arguments))
+        found = Launch(kernel.__name__, current_layer(), *work(kernel.__name__, arguments))
         recorded.launches.append(found)
         if stream not in started:  # on this one a GPU may have nothing to do yet
             started.add(stream)

@@ -24,18 +24,18 @@ SPARE = 0.03  # of what is free: a driver rounds up, and keeps something for its
 Parts = dict[str, int]  # bytes, by what they are for
 
 
-class _Counted(Array):
+class Counted(Array):
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: Any):
         self.device, self.shape, self.dtype, self.handle = device, tuple(shape), np.dtype(dtype), None
 
-    def view(self, shape: tuple[int, ...], offset: int = 0, dtype: Any = None) -> _Counted:
-        return _Counted(self.device, shape, dtype or self.dtype)
+    def view(self, shape: tuple[int, ...], offset: int = 0, dtype: Any = None) -> Counted:
+        return Counted(self.device, shape, dtype or self.dtype)
 
     def download(self) -> np.ndarray[Any, Any]:
         raise TypeError("what is only counted has no values")
 
 
-class _Idle(Stream):
+class Idle(Stream):
     """Everything that is queued here is forgotten."""
 
     def __init__(self, device: Device):
@@ -61,7 +61,7 @@ class _Idle(Stream):
         raise TypeError("what is only counted is not run again")
 
 
-class _Counting(Device):
+class Counting(Device):
     """Stands for ``real``, whose kernels are asked for their workspaces."""
 
     def __init__(self, real: Device):
@@ -71,16 +71,16 @@ class _Counting(Device):
     def lanes(self, N: int) -> int:
         return self.real.lanes(N)
 
-    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> _Counted:
-        array = _Counted(self, shape, dtype)
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Counted:
+        array = Counted(self, shape, dtype)
         self._allocated += array.nbytes
         return array
 
     def free(self) -> None:
         return None
 
-    def stream(self) -> _Idle:
-        return _Idle(self)
+    def stream(self) -> Idle:
+        return Idle(self)
 
     def synchronize(self) -> None: ...
 
@@ -105,7 +105,7 @@ class Use:
 
     def footprints(self, batch_size: int) -> dict[str, Parts]:
         """What every device needs for batches of this size."""
-        counting = [_Counting(device) for device in open_devices(self.devices, most=min(2, self.spec.towers))]
+        counting = [Counting(device) for device in open_devices(self.devices, most=min(2, self.spec.towers))]
         sides = [Side(device, self.precision, i, len(counting), self.fused) for i, device in enumerate(counting)]
         lanes = counting[0].lanes(batch_size)
         N = padded(batch_size, lanes)
