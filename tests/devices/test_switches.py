@@ -22,7 +22,7 @@ N = 2
 
 RUNS = [  # where, precision, steps: few where the emulator computes them
     ("cpu", "fp32", 200), ("stand-in", "fp32", 4), ("stand-in", "bf16", 4),
-    *(pytest.param(("gpu", precision, 200), marks=pytest.mark.gpu) for precision in ("fp32", "bf16")),
+    *(pytest.param(("cuda", precision, 200), marks=pytest.mark.gpu) for precision in ("fp32", "bf16")),
 ]  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def run(request, monkeypatch):
         from convnet.kernels import _emu as emu
 
         fake_cuda.install(monkeypatch, fake_cuda.Machine(gpus=1), emu)
-    kind = {"cpu": "cpu", "stand-in": "emu", "gpu": "cuda"}[where]
+    kind = {"cpu": "cpu", "stand-in": "emu", "cuda": "cuda"}[where]
     request.node.user_properties.append(("device", kind))
     yield "cpu" if where == "cpu" else "cuda:0", precision, steps
     gc.collect()
