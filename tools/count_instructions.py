@@ -2,6 +2,7 @@
 
     python tools/count_instructions.py            compiles the kernels, compares with what is committed
     python tools/count_instructions.py --update   writes it (tests/golden/instructions.json)
+    python tools/count_instructions.py --step alexnet 256 bf16    counts another step, and prints its entries as JSON
 
 Which kernels a step starts, and with what parameters, comes from benchmarks/launches.py; execute.py follows the
 branches that they take. Needs nvcc and nvdisasm, as sass_report.py does, and the emulator. benchmarks/predict.py makes
@@ -33,7 +34,8 @@ from convnet.network.spec import network
 
 GOLDEN = predict.GOLDEN
 ARCHITECTURE = "sm_90a"
-STEPS = [("alexnet", 128, "bf16"), ("alexnet", 128, "tf32"), ("alexnet", 128, "fp32")]
+Step = tuple[str, int, str]  # network, images, precision
+STEPS: list[Step] = [("alexnet", 128, "bf16"), ("alexnet", 128, "tf32"), ("alexnet", 128, "fp32")]
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,10 @@ def count(name: str, kernel: Kernel, launch: launches.Launch) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def report(compiler: str, program: str) -> dict[str, list[dict[str, Any]]]:
-    """Every launch of STEPS. Equal launches are executed once."""
+def report(compiler: str, program: str, wanted: list[Step] = STEPS) -> dict[str, list[dict[str, Any]]]:
+    """Every launch of the steps that are ``wanted``. Equal launches are executed once."""
+    steps = {predict.key(*step): launches.of_step(network(step[0]), *step[1:]) for step in wanted}
     compiled = kernels(compiler, program)
-    steps = {predict.key(*step): launches.of_step(network(step[0]), *step[1:]) for step in STEPS}
     different: dict[tuple[Any, ...], tuple[str, Kernel, launches.Launch]] = {}
     for launch in (launch for step in steps.values() for launch in step):
         names = [name for name in compiled if launches.is_kernel(launch.kernel, name)]
@@ -132,11 +134,19 @@ def differences(counted: dict[str, list[dict[str, Any]]], golden: dict[str, list
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write what is counted")
+    parser.add_argument(
+        "--step", nargs=3, metavar=("MODEL", "IMAGES", "PRECISION"), help="print the entries of this one"
+    )
     options = parser.parse_args()
     compiler, program = cubins.nvcc(), sass_report.nvdisasm()
     if compiler is None or program is None:
         print("count_instructions: needs nvcc (or CUDACXX) and nvdisasm (or NVDISASM)", file=sys.stderr)
         return 2
+    if options.step:
+        model, images, precision = options.step
+        (entries,) = report(compiler, program, [(model, int(images), precision)]).values()
+        print(json.dumps(entries))
+        return 0
     counted, release = report(compiler, program), cubins.release(compiler)
     for name, step in counted.items():
         total = sum(sum(entry["instructions"].values()) for entry in step)

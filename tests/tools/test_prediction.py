@@ -146,9 +146,32 @@ def test_blocks_at_once(threads, registers, shared, blocks):
     assert predict.blocks_at_once(launch, registers) == blocks
 
 
-def test_what_was_not_counted_is_an_error(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match=r"alexnet with 64 images in bf16.*tools/count_instructions.py --update"):
+@pytest.mark.slow
+def test_another_step_is_counted_when_it_is_asked_for(tmp_path):
+    """As if it was the committed one, whose kernels and instructions it has; and another network."""
+    if cubins.nvcc() is None or sass_report.nvdisasm() is None:
+        pytest.skip("nvcc or nvdisasm is not installed")
+    file = tmp_path / "predicted.json"
+    assert predict.main(["--model", "alexnet-tiny", "-b", "8", "--precision", "tf32", "-o", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found["launches"] == len(found["kernels"]) > 30
+    assert found["step_seconds"] > found["floor_seconds"] > 0
+    started = launches.of_step(network("alexnet-tiny"), 8, "tf32")
+    for kernel, launch in zip(found["kernels"], started, strict=True):
+        assert (kernel["op"], kernel["blocks"]) == (launch.op, launch.blocks)
+        assert kernel["instructions"] >= launch.blocks * launch.threads / 32  # every warp has some
+    products = {k["layer"] for k in found["kernels"] if k["tensor_clocks"]}
+    assert products == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"}
+
+
+def test_what_cannot_be_counted_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(predict, "COUNTING", tmp_path / "count.py")
+    predict.COUNTING.write_text("raise SystemExit('needs a compiler')")
+    with pytest.raises(ValueError, match=r"alexnet with 64 images in bf16 cannot be counted here \(needs a compiler\)"):
         predict.step(network("alexnet"), 64, "bf16")
+
+
+def test_counts_of_other_launches_are_an_error(monkeypatch, tmp_path):
     changed = json.loads(predict.GOLDEN.read_text())
     changed["steps"]["alexnet 128 bf16"][1]["grid"][0] += 1
     monkeypatch.setattr(predict, "GOLDEN", tmp_path / "instructions.json")
