@@ -24,7 +24,7 @@ sys.path.append(str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from benchmarks.timeline import _layer  # noqa: E402
+from benchmarks.timeline import current_layer  # noqa: E402
 from convnet import Network  # noqa: E402
 from convnet.devices.protocol import DeviceError, Stream  # noqa: E402
 from convnet.kernels.precision import PRECISIONS  # noqa: E402
@@ -87,7 +87,7 @@ def of_a_step(model: str, device: str, n: int, precision: str) -> list[Call]:
         launch = stream.launch
 
         def collecting(stream: Stream, kernel: Callable[..., None], *given: Any) -> None:
-            call = Call(n, _layer(), kernel.__name__, variant(kernels, kernel.__name__, given))
+            call = Call(n, current_layer(), kernel.__name__, variant(kernels, kernel.__name__, given))
             calls.append(call)
 
             def attempt(*handles: Any) -> None:

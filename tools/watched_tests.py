@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ class Watch:
         os._exit(HUNG)
 
     @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[None]:
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, None]:
         report = (yield).get_result()
         if report.failed:
             self.outcome, self.text = "failed", str(report.longrepr)
@@ -166,8 +166,8 @@ class Part:
         self.file, self.root, self.ids, self.name, self.attempts = file, root, ids, name, 0
         self.wanted, self.record, self.log = folder / f"{name}.txt", logs / f"{name}.jsonl", logs / f"{name}.log"
         self.wanted.write_text("\n".join(ids))
-        for file in (self.record, self.log):  # of an earlier run
-            file.unlink(missing_ok=True)
+        for earlier in (self.record, self.log):
+            earlier.unlink(missing_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
         self.changed = 0.0  # when its process started or something was noted last
         self.size, self.size_before = 0, 0  # of the record now, and when the process started
