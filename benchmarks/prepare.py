@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks import timing
 from convnet.data.jpeg import decoder
-from convnet.data.sources import open_source
+from convnet.data.recognise import open_source
 from convnet.prepare.packers import usable_cores
 
 SIZES = [(500, 375), (375, 500), (500, 333), (333, 500), (500, 375), (640, 480), (400, 300), (500, 500)]
@@ -98,7 +98,7 @@ def draw(root: Path, count: int) -> Path:
 def compare(source: Path, folder: Path, workers: int, turns: int) -> dict[str, Any]:
     """Seconds by the wall and of all processors together, of every turn of every side; one more turn warms up."""
     listed = open_source(source)
-    files = [place[0] for part in (listed.train, listed.valid) for place in part.places]
+    files = [place.file for part in (listed.train, listed.valid) for place in part.images]
 
     def loop(processes: int) -> None:
         running = []

@@ -18,9 +18,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import floors, quality, timing
+from benchmarks import floors, learning, quality, timing
 from convnet.network.spec import network
 from convnet.output.figures import BLUE, ORANGE
+from convnet.training.verdict import standard_error
 
 ROOT = Path(__file__).parent.parent
 README, FIGURE, CURVES = ROOT / "README.md", ROOT / "docs" / "steps.png", ROOT / "docs" / "quality.png"
@@ -125,6 +126,8 @@ def section(found: list[Row]) -> str:
         "",
         f"![losses of both, and how far they are apart](docs/{CURVES.name})",
         "",
+        *_defaults(found),
+        "",
         f"![images/s of training steps of {MODEL}](docs/{FIGURE.name})",
     ]
     return "\n".join(lines)
@@ -192,6 +195,37 @@ def _learning(found: list[Row], precision: str) -> str:
             number = f"{len(curves[0])}{f' behind {warm}' if (warm := results.get('warm_up')) else ''}"
             return f"| {place} | {number} | {' | '.join(ends)} | {verdict} |"
     return f"| {precision} | {MISSING} | | | |"
+
+
+def _defaults(found: list[Row]) -> Iterator[str]:
+    """The newest ``benchmarks.learning``: the mean error of the seeds at the end, and how far they are apart."""
+    results: dict[str, Any] = next((r for r in reversed(found) if r["benchmark"] == "learning"), {"rows": []})
+    rows, where = results["rows"], MISSING
+    if rows:
+        dates = sorted({row["date"] for row in rows})
+        days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+        where = f"{results['model']}, {results['cores']} cores of an {results['processor']}, {days}"
+    yield (
+        f"What `convnet-train` learns where nothing is said, beside other schedules and PyTorch ({where}): top-1 error "
+        "at the end in %, the mean of the seeds (the least to the largest), and the standard error of one:"
+    )
+    yield ""
+    yield f"| pictures, epochs | +- | {' | '.join(learning.WAYS)} |".replace("default", "default (cosine)")
+    yield f"|{'---|' * (len(learning.WAYS) + 2)}"
+    for name, kind in learning.SETS.items():
+        own = [row for row in rows if row["set"] == name]
+        cells = (_errors([100 * row["error"] for row in own if row["way"] == way]) for way in learning.WAYS)
+        default = [row for row in own if row["way"] == "default"]
+        noise = (100 * standard_error(row["error"], row["images"]) for row in default)
+        deviation = f"{statistics.mean(noise):.1f}" if default else ""
+        yield f"| {kind.what}, {kind.epochs} | {deviation} | {' | '.join(cells)} |"
+
+
+def _errors(found: list[float]) -> str:
+    if not found:
+        return MISSING
+    mean = f"{statistics.mean(found):.1f}"
+    return f"{mean} ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else f"{mean} (one seed)"
 
 
 def draw(found: list[Row]) -> Figure:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from convnet.data.source import divided
+from convnet.data.splits import as_dataset
+
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CIFAR_BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
+
+
+def opened(reader, path: Path, *, size: int, seed: int = 0):
+    """What a module of ``convnet.data`` reads at ``path``, as it is trained on."""
+    return as_dataset(divided(reader.read(path), str(path), seed=seed), size=size, depth=16)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -99,3 +108,22 @@ def write_cifar(path: Path, kind: str, files: dict[str, bytes] | None = None, *,
             member.size = len(raw)
             archive.addfile(member, io.BytesIO(raw))
     return path
+
+
+def lay(root: Path, *names: str, texts: dict[str, str] | None = None) -> Path:
+    """Small pictures of these names below ``root``, each one's pixels made from its name; and files of text.
+
+    "train/cat/{1..4}.jpg" stands for four.
+    """
+    for name in names:
+        before, _, rest = name.partition("{1..")
+        count, _, after = rest.partition("}")
+        for each in [f"{before}{k}{after}" for k in range(1, int(count) + 1)] if rest else [name]:
+            path = root / each
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = picture(24 + len(each) % 5, 20 + len(each) % 3, zlib.crc32(each.encode()))
+            image.save(path, Image.registered_extensions().get(path.suffix.lower(), "JPEG"))
+    for name, text in (texts or {}).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root

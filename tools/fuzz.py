@@ -1,4 +1,4 @@
-"""Fuzzes what reads other people's files: checkpoints, CIFAR-10, prepared stores and configurations.
+"""Fuzzes what reads other people's files: pictures, checkpoints, published data sets, stores and configurations.
 
     python tools/fuzz.py --inputs 1000000                  # the long campaign, over all targets
     python tools/fuzz.py --inputs 10000 --target pickle    # one target
@@ -15,12 +15,15 @@ Inputs run in a process of their own, which is started again where one kills it.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import gzip
 import hashlib
 import io
 import json
 import mmap
 import os
+import pickle
 import pickletools
 import random
 import re
@@ -29,9 +32,11 @@ import shutil
 import signal
 import struct
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,11 +50,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import numpy as np  # noqa: E402
 import safetensors.numpy  # noqa: E402
 from data_files import cifar_files, python2_batch, python2_meta, write_cifar  # noqa: E402
-from PIL import Image  # noqa: E402
+from PIL import Image, features  # noqa: E402
 
-from convnet.data.cifar import open_cifar  # noqa: E402
+from convnet.data import cifar, idx, jpeg, npz, webdataset  # noqa: E402
 from convnet.data.dataset import DataError, DataSet  # noqa: E402
+from convnet.data.images import depth_of, fitted  # noqa: E402
+from convnet.data.jpeg import BadImage  # noqa: E402
+from convnet.data.labels import keys, read_labels  # noqa: E402
 from convnet.data.pickles import read_plain  # noqa: E402
+from convnet.data.source import divided  # noqa: E402
 from convnet.data.store import FORMAT, HASHED, INDEX, VERSION, open_store, shard_name  # noqa: E402
 from convnet.devices.protocol import DeviceError  # noqa: E402
 from convnet.network.spec import network, parameter_shapes  # noqa: E402
@@ -63,12 +72,14 @@ from convnet.training.trainer import Diverged, Trainer  # noqa: E402
 
 SECONDS = 5.0  # of computing for one input: the slowest takes some milliseconds
 STUCK = 60.0  # by the clock: for code that waits, or does not return to Python
-MEMORY = 400 * 2**20  # a reader may take a file of the largest size it allows, which is 64 MiB, and unpack it
+MEMORY = 400 * 2**20  # a reader may take a file, and unpack it
 LARGEST = 2**20  # of a mutated file
 # Of all inputs; the quick readers take more.
 SHARES = {
     "checkpoint": 20, "checkpoint-state": 10, "cifar-binary": 10, "cifar-python": 8,
     "run-state": 1, "pickle": 20, "store": 6, "store-arrays": 6, "config": 20,
+    "batches": 10, "idx": 10, "npz": 10, "shard": 10,
+    "pictures": 8, "table": 10,
 }  # fmt: skip
 Files = dict[str, bytes]
 Random = random.Random
@@ -173,7 +184,8 @@ def mutate_json(random: Random, raw: bytes) -> bytes:
 
 def checkpoint_files() -> Files:
     state = {
-        "step": 120, "epoch": 1, "position": 64, "seed": 7, "schedule": {"lowest": 0.1, "waited": 2, "drops": 1},
+        "step": 120, "epoch": 1, "position": 64, "seed": 7,
+        "schedule": {"lowest": 0.1, "since": 40, "judged": 80, "drops": 1},
         "running": {"images": 3, "loss": 0.5, "top1": 1, "top5": 0}, "best": {"error": None, "step": None},
         "config": json.loads(json.dumps(Config().__dict__)), "classes": ["a", "b"],
         "dataset": {"name": "n", "fingerprint": "f"}, "versions": {"convnet": "0"},
@@ -253,7 +265,8 @@ def run_files() -> Files:
     spec = network("alexnet-tiny", num_classes=2, crop=32, width=0.01)
     config = Config(model="alexnet-tiny", crop=32, width=0.01, batch_size=2, epochs=2, workers=0, device="cpu")
     state = {
-        "step": 1, "epoch": 0, "position": 2, "seed": 0, "schedule": {"lowest": 0.5, "waited": 2, "drops": 1},
+        "step": 1, "epoch": 0, "position": 2, "seed": 0,
+        "schedule": {"lowest": 0.5, "since": 0, "judged": 1, "drops": 1}, "last": {"error": 0.5, "loss": 0.5},
         "running": {"images": 2, "loss": 0.5, "top1": 1, "top5": 0}, "best": {"error": 0.5, "step": 1},
         "config": json.loads(json.dumps(config.resolved(spec.defaults, 32).__dict__)), "classes": ["a", "b"],
         "dataset": {"name": "n", "fingerprint": "f"}, "versions": {"convnet": "0"}, "new_layers": ["fc8"],
@@ -280,7 +293,7 @@ def mutate_run(random: Random, raw: bytes) -> bytes:
     tensors = safetensors.numpy.load(raw)
     state = json.loads(json.loads(split_header(raw)[0])["__metadata__"][checkpoint.KEY])
     for _ in range(random.choice((1, 1, 2, 5))):
-        part = state[random.choice(("schedule", "running", "best", "config", "config", "config"))]
+        part = state[random.choice(("schedule", "running", "best", "last", "config", "config", "config"))]
         name = random.choice(list(part))
         choices = OPTIONS[name].choices if part is state["config"] else ()
         part[name] = random.choice(choices or PLAUSIBLE)
@@ -309,7 +322,7 @@ def run_resumed(folder: Path) -> None:
         shutil.rmtree(folder / "run", ignore_errors=True)
 
 
-# ---- CIFAR-10 ----
+# ---- published data sets ----
 
 
 def archive(kind: str) -> Files:
@@ -354,9 +367,94 @@ def mutate_member(random: Random, raw: bytes) -> bytes:
     return bytes(data)
 
 
-def run_cifar(folder: Path) -> None:
-    dataset = open_cifar(folder / "file", size=32)
-    dataset.train.image(0)
+def run_reader(reader: Any, name: str = "file") -> Callable[[Path], None]:
+    """Recognises, reads, and looks at the first pictures of every part."""
+
+    def run(folder: Path) -> None:
+        path = folder / name
+        reader.recognises(path, sorted(os.listdir(path)) if path.is_dir() else ())
+        found = reader.read(path)
+        for part in found.parts.values():
+            for image in part.images[:2]:
+                if not isinstance(image, np.ndarray):
+                    with contextlib.suppress(BadImage):
+                        image.read()
+        divided(found, str(path), seed=0)
+
+    return run
+
+
+def batch_files() -> Files:
+    """Own batches in CIFAR's layout, with labels as NumPy has them."""
+    labels = np.array([0, 1, 1, 0])
+    data = np.arange(4 * 48, dtype=np.uint8).reshape(4, 48)
+    return {
+        "data_batch_1": pickle.dumps({"data": data, "labels": list(labels)}, protocol=2),
+        "data_batch_2": pickle.dumps({"data": data, "labels": labels.astype(np.int16)}, protocol=4),
+        "test_batch": pickle.dumps({"data": data, "fine_labels": labels.tolist()}, protocol=5),
+        "batches.meta": pickle.dumps({"label_names": ["a", "b"]}, protocol=2),
+    }
+
+
+def idx_files() -> Files:
+    images = b"\0\0\x08\x03" + struct.pack(">3I", 4, 5, 6) + bytes(range(120))
+    labels = b"\0\0\x08\x01" + struct.pack(">I", 4) + b"\0\1\1\0"
+    return {
+        "train-images-idx3-ubyte": images,
+        "train-labels-idx1-ubyte": labels,
+        "t10k-images-idx3-ubyte.gz": gzip.compress(images, mtime=0),
+        "t10k-labels-idx1-ubyte.gz": gzip.compress(labels, mtime=0),
+        "classes.txt": b"cat\ndog\n",
+    }
+
+
+def mutate_packed(random: Random, raw: bytes) -> bytes:
+    """What is inside, packed again."""
+    return gzip.compress(mutate(random, gzip.decompress(raw), ()), 1, mtime=0)
+
+
+def npz_files() -> Files:
+    file = io.BytesIO()
+    images = np.arange(120, dtype=np.uint8).reshape(4, 5, 6)
+    tests = np.asfortranarray(np.linspace(0, 1, 480, dtype=np.float32).reshape(4, 5, 6, 4))
+    onehot, names = np.eye(2)[[0, 1, 1, 0]], np.array(["cat", "dog"])
+    np.savez_compressed(
+        file, x_train=images, y_train=np.array([0, 1, 1, 0]), x_test=tests, y_test=onehot, classes=names
+    )
+    return {"file": file.getvalue()}
+
+
+def mutate_arrays(random: Random, raw: bytes) -> bytes:
+    """An archive with right sums, and an array or a name in it that is not as it was."""
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        arrays = {name: archive.read(name) for name in archive.namelist()}
+    name = random.choice(list(arrays))
+    if random.random() < 0.1:
+        arrays[random.choice(("images.npy", "x.npy", "../x_train.npy", "x_val.npy", ""))] = arrays.pop(name)
+    else:
+        shaper = mutate_npy_header if random.random() < 0.7 else lambda random, raw: mutate(random, raw, ())
+        arrays[name] = shaper(random, arrays[name])
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+        for name, content in arrays.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return file.getvalue()
+
+
+def shard_files() -> Files:
+    image = io.BytesIO()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(image, "JPEG")
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:") as shard:
+        for k in range(4):
+            label = (
+                {"a/%d.cls": b"%d" % (k % 2)} if k < 3 else {"a/%d.json": b'{"label": 1, "caption": ["x", {"y": 2}]}'}
+            )
+            for name, raw in {"a/%d.jpg": image.getvalue(), **label}.items():
+                member = tarfile.TarInfo(name % k)
+                member.size = len(raw)
+                shard.addfile(member, io.BytesIO(raw))
+    return {"file": file.getvalue()}
 
 
 def pickle_files() -> Files:
@@ -368,6 +466,58 @@ def pickle_files() -> Files:
 def run_pickle(folder: Path) -> None:
     for name in ("batch", "meta"):
         read_plain((folder / name).read_bytes(), name)
+
+
+# ---- pictures ----
+
+
+@functools.cache
+def picture_files() -> Files:
+    """A small picture in every format that Pillow writes here, some in several ways."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8))
+    grey = Image.fromarray(rng.integers(0, 4096, (24, 30), dtype=np.uint16))
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, 6, 0)
+    ways: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        ("JPEG", image, {"exif": exif}), ("JPEG", image.convert("CMYK"), {"progressive": True}),
+        ("MPO", image, {"save_all": True, "append_images": [image]}), ("PNG", image.convert("RGBA"), {"exif": exif}),
+        ("PNG", image.quantize(9), {"transparency": 3}), ("PNG", grey, {}), ("WEBP", image, {"exif": exif}),
+        ("WEBP", image, {"lossless": True}), ("GIF", image, {"save_all": True, "append_images": [image.rotate(90)]}),
+        ("BMP", image, {}), ("TIFF", image, {"compression": "tiff_lzw"}), ("TIFF", grey, {}), ("PPM", image, {}),
+        ("PPM", grey, {}), ("JPEG2000", image, {}), ("ICO", image, {"sizes": [(30, 24), (15, 12)]}),
+        ("ICO", image, {"sizes": [(30, 24)], "bitmap_format": "bmp"}), ("PCX", image, {}), ("SGI", image, {}),
+        ("QOI", image, {}), ("DDS", image, {}), ("TGA", image, {"compression": "tga_rle"}),
+    ]  # fmt: skip
+    if features.check("avif"):
+        ways.append(("AVIF", image, {"exif": exif}))
+    files: Files = {}
+    for number, (kind, picture, options) in enumerate(ways):
+        file = io.BytesIO()
+        picture.save(file, kind, **options)
+        files[f"{number:02}-{kind}"] = file.getvalue()
+    return files
+
+
+def mend_png(random: Random, files: Files) -> Files:
+    """Right checksums of the chunks, mostly."""
+    made = dict(files)
+    for name, raw in files.items():
+        data, at = bytearray(raw), 8
+        while name.endswith("PNG") and at + 12 <= len(data) and random.random() < 0.99:
+            end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+            data[end : end + 4] = struct.pack(">I", zlib.crc32(data[at + 4 : end]))[: max(0, len(data) - end)]
+            at = end + 4
+        made[name] = bytes(data)
+    return made
+
+
+def run_pictures(folder: Path) -> None:
+    """Those that are not as they were, scaled to a size for which the largest are decoded smaller."""
+    jpeg.MAX_PIXELS = 10**6  # what is larger is found out about all the same, and sooner
+    for name, raw in picture_files().items():
+        if (found := (folder / name).read_bytes()) != raw:
+            depth_of(lambda _, found=found: found, 1)  # type: ignore[misc]
+            fitted(found, 4, 12)
 
 
 # ---- prepared stores ----
@@ -459,6 +609,19 @@ def mutate_line(random: Random, raw: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+TABLE = [f"images/{k}.jpg" for k in range(8)]
+
+
+def table_files() -> Files:
+    rows = [f"{k},{'ab'[k % 2]},{'train' if k < 6 else 'val'}" for k in range(8)]
+    return {"labels": ("id,label,split\n" + "\n".join(rows) + "\n").encode()}
+
+
+def run_table(folder: Path) -> None:
+    found = read_labels(folder / "labels", keys(TABLE), "images")
+    assert found is None or found.of.keys() <= set(TABLE)
+
+
 def run_config(folder: Path) -> None:
     merged({}, read_toml(str(folder / "config.toml")), {})
 
@@ -470,15 +633,22 @@ def targets() -> dict[str, Target]:
     npy = {f"{name}.npy": mutate_npy_header for name in ("train", "val", "mean")}
     index = {"train.npy": mutate_index, "val.npy": mutate_index, "store.json": mutate_json}
     members = {"file": mutate_member}
+    packed = {f"t10k-{name}-ubyte.gz": mutate_packed for name in ("images-idx3", "labels-idx1")}
     return {
         "checkpoint": Target(checkpoint_files(), run_checkpoint, (CheckpointError,), {"file": mutate_header}),
         "checkpoint-state": Target(run_files(), run_checkpoint, (CheckpointError,), state),
         "run-state": Target(run_files(), run_resumed, (CheckpointError, DeviceError, Diverged), {"file": mutate_run}),
-        "cifar-binary": Target(archive("bin"), run_cifar, (DataError,), members, mend_archive),
-        "cifar-python": Target(archive("py"), run_cifar, (DataError,), members, mend_archive, opcodes),
+        "cifar-binary": Target(archive("bin"), run_reader(cifar), (DataError,), members, mend_archive),
+        "cifar-python": Target(archive("py"), run_reader(cifar), (DataError,), members, mend_archive, opcodes),
         "pickle": Target(pickle_files(), run_pickle, (DataError,), {}, words=opcodes),
         "store": Target(store_files(), run_store, (DataError,), index, seal),
         "store-arrays": Target(store_files(), run_store, (DataError,), npy, seal),
+        "table": Target(table_files(), run_table, (DataError,), {"labels": mutate_line}),
+        "pictures": Target(picture_files(), run_pictures, (BadImage,), {}, mend_png),
+        "batches": Target(batch_files(), run_reader(cifar, "."), (DataError,), {}, words=opcodes),
+        "idx": Target(idx_files(), run_reader(idx, "."), (DataError,), packed),
+        "npz": Target(npz_files(), run_reader(npz), (DataError,), {"file": mutate_arrays}),
+        "shard": Target(shard_files(), run_reader(webdataset), (DataError,), members, mend_archive),
         "config": Target(config_files(), run_config, (ValueError,), {"config.toml": mutate_line}),
     }
 

@@ -1,9 +1,14 @@
-"""A trained network over many images: probabilities averaged over views, activations, errors, confusions."""
+"""A trained network over many images: probabilities averaged over views, activations, errors, confusions.
+
+What is counted needs but a few numbers of every image (``Outcomes``), however many classes there are: probabilities of
+all classes for all images are for those who ask for them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,28 +127,70 @@ class Scores:
         return asdict(self)
 
 
-def scores(probabilities: Values, labels: Values) -> Scores:
-    """What probabilities (n, classes) are worth where ``labels`` (n,) are true; n >= 1.
+@dataclass(frozen=True)
+class Outcomes:
+    """What a network made of n images: their ``labels``; ``own``, the probability of the label, at least ``SMALLEST``,
+    float64; ``ranks``, how many classes come before the label, as in ``metrics.losses_and_ranks``; and ``taken``, the
+    most probable class, of equal ones the first."""
 
-    The loss of an image is -log p of its label, p being at least ``SMALLEST``. Among equal probabilities the class
-    with the lower index comes first, as in ``metrics.losses_and_ranks``. Raises ``ValueError`` without images.
-    """
-    n = len(labels)
-    if n == 0:
-        raise ValueError("scores need at least one image, got none")
-    ranks = losses_and_ranks(probabilities, labels)[1]  # only the order matters to them
-    own = probabilities[np.arange(n), labels].astype(np.float64)
-    losses = -np.log(np.maximum(own, SMALLEST))
-    top1, top5 = float((ranks >= 1).mean()), float((ranks >= 5).mean())
-    return Scores(
-        n=n,
-        top1_error=top1,
-        top1_standard_error=float(np.sqrt(top1 * (1 - top1) / n)),
-        top5_error=top5,
-        top5_standard_error=float(np.sqrt(top5 * (1 - top5) / n)),
-        loss=float(losses.mean()),
-        loss_standard_error=float(losses.std() / np.sqrt(n)),
-    )
+    labels: Values
+    own: Values
+    ranks: Values
+    taken: Values
+
+    @staticmethod
+    def of(probabilities: Values, labels: Values) -> Outcomes:
+        """From probabilities (n, classes)."""
+        ranks = losses_and_ranks(probabilities, labels)[1]  # only the order matters to them
+        return Outcomes(labels, own_probabilities(probabilities, labels), ranks, probabilities.argmax(axis=1))
+
+    @staticmethod
+    def joined(parts: Sequence[Outcomes]) -> Outcomes:
+        """One after another. Raises ``ValueError`` for none."""
+        if not parts:
+            raise ValueError("scores need at least one image, got none")
+        names = ("labels", "own", "ranks", "taken")
+        return Outcomes(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def scores(self) -> Scores:
+        """The loss of an image is -log of ``own``. Raises ``ValueError`` without images."""
+        n = len(self.labels)
+        if n == 0:
+            raise ValueError("scores need at least one image, got none")
+        losses = -np.log(self.own)
+        top1, top5 = float((self.ranks >= 1).mean()), float((self.ranks >= 5).mean())
+        return Scores(
+            n=n,
+            top1_error=top1,
+            top1_standard_error=float(np.sqrt(top1 * (1 - top1) / n)),
+            top5_error=top5,
+            top5_standard_error=float(np.sqrt(top5 * (1 - top5) / n)),
+            loss=float(losses.mean()),
+            loss_standard_error=float(losses.std() / np.sqrt(n)),
+        )
+
+
+def outcomes(
+    network: Network, split: Split, views: int = 1, *, workers: int = 2, progress: Progress | None = None
+) -> Outcomes:
+    """What the network makes of every image; arguments and errors as of ``probabilities``, and ``ValueError`` without
+    images."""
+    found: list[Outcomes] = []
+    seen = 0
+    for shares in probability_batches(network, split, views, workers=workers, progress=progress):
+        found.append(Outcomes.of(shares, split.labels[seen : seen + len(shares)]))
+        seen += len(shares)
+    return Outcomes.joined(found)
+
+
+def own_probabilities(probabilities: Values, labels: Values) -> Values:
+    """Those of the labels (n,), at least ``SMALLEST``, float64 (n,), from probabilities (n, classes)."""
+    return np.maximum(probabilities[np.arange(len(labels)), labels].astype(np.float64), SMALLEST)
+
+
+def scores(probabilities: Values, labels: Values) -> Scores:
+    """What probabilities (n, classes) are worth where ``labels`` (n,) are true; n >= 1. See ``Outcomes``."""
+    return Outcomes.of(probabilities, labels).scores()
 
 
 def top(probabilities: Values, k: int) -> Values:
@@ -151,17 +198,45 @@ def top(probabilities: Values, k: int) -> Values:
     return np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
 
 
+@dataclass(frozen=True)
+class Confusion:
+    """How many images of which class were taken for which, of ``classes`` in all: the pairs that occur, by true class
+    and then by the other, int64 (pairs,) each."""
+
+    true: Values
+    taken: Values
+    images: Values
+    classes: int
+
+    @staticmethod
+    def of(found: Outcomes, classes: int) -> Confusion:
+        pairs, images = np.unique(found.labels.astype(np.int64) * classes + found.taken, return_counts=True)
+        return Confusion(*np.divmod(pairs, classes), images, classes)
+
+    def rows(self) -> Iterator[Values]:
+        """For every true class, how many of its images were taken for each class, int64 (classes,)."""
+        for first, last in pairwise(np.searchsorted(self.true, np.arange(self.classes + 1))):
+            row = np.zeros(self.classes, np.int64)
+            row[self.taken[first:last]] = self.images[first:last]
+            yield row
+
+    def most(self, names: Sequence[str], most: int = 5) -> list[tuple[str, str, int, int]]:
+        """The largest numbers of mistakes: true class, what it was taken for, images, of how many."""
+        totals = np.bincount(self.true, self.images, self.classes).astype(np.int64)
+        wrong = np.flatnonzero(self.true != self.taken)
+        largest = wrong[np.argsort(-self.images[wrong], kind="stable")[:most]]
+        return [
+            (names[i], names[j], int(count), int(totals[i]))
+            for i, j, count in zip(self.true[largest], self.taken[largest], self.images[largest], strict=True)
+        ]
+
+
 def confusion(probabilities: Values, labels: Values) -> Values:
     """How many images of each class (row) were taken for each class (column), int64 (classes, classes)."""
-    classes = probabilities.shape[1]
-    counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (labels, top(probabilities, 1)[:, 0]), 1)
-    return counts
+    return np.stack(list(Confusion.of(Outcomes.of(probabilities, labels), probabilities.shape[1]).rows()))
 
 
 def most_confused(counts: Values, classes: Sequence[str], most: int = 5) -> list[tuple[str, str, int, int]]:
     """The largest entries of a confusion off its diagonal: true class, what it was taken for, images, of how many."""
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    pairs = [divmod(int(i), len(classes)) for i in order]
-    return [(classes[i], classes[j], int(wrong[i, j]), int(counts[i].sum())) for i, j in pairs if wrong[i, j]]
+    true, taken = np.nonzero(counts)
+    return Confusion(true, taken, counts[true, taken], len(classes)).most(classes, most)

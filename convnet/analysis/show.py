@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import Split
+from ..data import Subset
 from ..output import figures
 from ..output.console import Console
 from ..training.metrics import MetricsFile
@@ -37,23 +37,6 @@ class Options:
     queries: int = QUERIES
     limit: int | None = None
     jointly: bool = False
-
-
-class Chosen:
-    """Some images of a split, in the order of ``indices``, as a split."""
-
-    def __init__(self, split: Split, indices: np.ndarray[Any, Any]):
-        self.split, self.indices = split, indices
-        self.size, self.labels = split.size, split.labels[indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def image(self, index: int, out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        return self.split.image(int(self.indices[index]), out)
-
-    def name(self, index: int) -> str:
-        return self.split.name(int(self.indices[index]))
 
 
 def show(runs: list[str], what: str, output: str, options: Options, console: Console) -> None:
@@ -100,7 +83,7 @@ def show_curves(runs: list[str], path: Path) -> None:
 def show_predictions(path: Path, trained: Trained, options: Options, console: Console) -> None:
     dataset = trained.open_dataset(options.data)
     order = np.random.default_rng(options.seed).permutation(len(dataset.valid))
-    looked = Chosen(dataset.valid, order if options.only_errors else order[:PREDICTIONS])
+    looked = Subset(dataset.valid, order if options.only_errors else order[:PREDICTIONS])
     batch_size = min(options.batch_size, len(looked))
     images: list[np.ndarray[Any, Any]] = []
     truths: list[str] = []
@@ -115,7 +98,7 @@ def show_predictions(path: Path, trained: Trained, options: Options, console: Co
                 truths.append(dataset.classes[looked.labels[place]])
                 guesses.append([(dataset.classes[c], float(shares[place - seen, c])) for c in best])
             seen += len(shares)
-            console.progress(seen, len(looked), "images", "")
+            console.progress(seen, len(looked), "images")
             if len(images) == PREDICTIONS:
                 break
     console.clear()
@@ -127,11 +110,11 @@ def show_predictions(path: Path, trained: Trained, options: Options, console: Co
 def show_neighbours(path: Path, trained: Trained, options: Options, console: Console) -> None:
     dataset = trained.open_dataset(options.data)
     rng = np.random.default_rng(options.seed)
-    asked = Chosen(dataset.valid, rng.permutation(len(dataset.valid))[: options.queries])
-    searched = Chosen(dataset.train, np.sort(rng.permutation(len(dataset.train))[: options.limit]))
+    asked = Subset(dataset.valid, rng.permutation(len(dataset.valid))[: options.queries])
+    searched = Subset(dataset.train, np.sort(rng.permutation(len(dataset.train))[: options.limit]))
 
     def progress(done: int, total: int) -> None:
-        console.progress(done, total, "training images", "")
+        console.progress(done, total, "training images")
 
     with trained.open_network(options.device, options.batch_size, fused=False) as network:
         queries = evaluate.features(network, asked, LAYER)
@@ -140,7 +123,7 @@ def show_neighbours(path: Path, trained: Trained, options: Options, console: Con
         )
     console.clear()
 
-    def classes(split: Chosen, indices: Any) -> list[str]:
+    def classes(split: Subset, indices: Any) -> list[str]:
         return [dataset.classes[split.labels[i]] for i in indices]
 
     figures.save_neighbours(
@@ -157,10 +140,12 @@ def show_confusion(path: Path, trained: Trained, options: Options, console: Cons
     dataset = trained.open_dataset(options.data)
 
     def progress(done: int, total: int) -> None:
-        console.progress(done, total, "validation images", "")
+        console.progress(done, total, "validation images")
 
     with trained.open_network(options.device, options.batch_size) as network:
-        shares = evaluate.probabilities(network, dataset.valid, options.views, progress=progress)
+        found = evaluate.outcomes(network, dataset.valid, options.views, progress=progress)
     console.clear()
-    counts = evaluate.confusion(shares, dataset.valid.labels)
-    figures.save_confusion(path, counts, dataset.classes, evaluate.most_confused(counts, dataset.classes, PAIRS))
+    counted = evaluate.Confusion.of(found, len(dataset.classes))
+    few = len(dataset.classes) <= figures.LABELLED_SQUARE
+    counts = np.stack(list(counted.rows())) if few else None
+    figures.save_confusion(path, counts, dataset.classes, counted.most(dataset.classes, PAIRS))

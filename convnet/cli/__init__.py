@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -84,15 +85,31 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(one, handler)
 
 
+@contextmanager
+def _warnings(verbose: bool) -> Iterator[None]:
+    """Our modules' warnings are lines of their own; those of libraries, by ``logging`` or ``warnings``, are not shown
+    unless ``verbose``."""
+    from ..output.console import ignore_warnings
+
+    lines = logging.StreamHandler()
+    if not verbose:
+        lines.addFilter(logging.Filter("convnet"))
+    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, handlers=[lines])
+    before = ignore_warnings(verbose)
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
 def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
     """Runs a command's work; an error becomes one line on standard error and an exit code, and so does a warning of the
-    modules below."""
+    modules below. What libraries warn of is shown to those alone who ask for more."""
     from ..devices.protocol import KernelFault
-    from ..prepare.journal import printable
+    from ..output.files import printable
 
-    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
     try:
-        with _ended_by_signals():
+        with _ended_by_signals(), _warnings(verbose):
             code = work()
             sys.stdout.flush()  # here, where it may fail
             return code
@@ -111,7 +128,7 @@ def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
         code = _exit_code(error)
         text = printable(" ".join(str(error).split())) or type(error).__name__
         if isinstance(error, MemoryError):
-            text = f"out of memory ({text}); use a smaller --batch-size"
+            text = f"this machine is out of memory ({text}); end other programs, or use a machine with more"
         elif code == UNEXPECTED and not isinstance(error, KernelFault):
             text = f"{type(error).__name__}: {text}" + ("" if verbose else " (-v shows where)")
         print(f"{name}: error: {text}", file=sys.stderr)

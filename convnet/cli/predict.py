@@ -14,9 +14,10 @@ from ..cli import DATA, DONE, Parser, guarded, tolerate_encoding
 
 if TYPE_CHECKING:
     from ..analysis.evaluate import Progress
-    from ..data import Split
+    from ..data import DataSet, Split
     from ..network.model import Network
     from ..output.console import Console
+    from ..training.trained import Trained
 
     Found = Iterator[tuple[str, list[tuple[Any, ...]]]]  # a file's name, and its lines
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "images",
         nargs="*",
         metavar="IMAGE",
-        help="JPEG or PNG file; folder: all in it and below it, sorted; -: names from standard input, one a line. One "
+        help="file of a picture; folder: all in it and below it, sorted; -: names from standard input, one a line. One "
         "that cannot be read is a warning, and exit code 3 when the others are done",
     )
     group = parser.add_argument_group("labels")
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group = parser.add_argument_group("output")
     form = group.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    form.add_argument("--csv", action="store_true", help="a table instead of text, one line per image and class")
+    form.add_argument("--csv", action="store_true", help="a table instead of text, UTF-8, one line per image and class")
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", help="auto, cpu, emu[:i] or cuda:i[,cuda:j] (default: auto)")
     group.add_argument("--precision", choices=PRECISIONS, help="(default: the run's; fp32 works everywhere)")
@@ -108,7 +109,7 @@ class Prediction:
     def run(self) -> int:
         from ..analysis.evaluate import check_layer
         from ..analysis.predict import ImageFiles, image_files
-        from ..data import DataError, open_dataset
+        from ..data import DataError
         from ..output.results import output_file
         from ..training.trained import load_trained
 
@@ -122,17 +123,16 @@ class Prediction:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be text
         split: Split = ImageFiles(
-            list(image_files(chosen.images, sys.stdin or (), self._skip)), trained.spec.image_size
+            list(image_files(chosen.images, sys.stdin or (), self._skip)), trained.spec.image_size, trained.depth
         )
         known: Split | None = None
         if chosen.data or (chosen.neighbours and not chosen.among):  # of whatever classes: they are only shown
-            path, seed = chosen.data or trained.config.data, trained.config.seed
-            dataset = open_dataset(path, size=trained.spec.image_size, seed=seed)
+            dataset = self._data_set(trained)
             known, self.classes = dataset.train if chosen.split == "train" else dataset.valid, dataset.classes
         if output and known is not None:
             split = known
         if not len(split):
-            raise DataError("no images to look at; name JPEG or PNG files, or folders that have some")
+            raise DataError("no images to look at; name files of pictures, or folders that have some")
         most = max(len(split), len(known) if known else 0)
         batch_size, fused = min(chosen.batch_size, most), not (output or chosen.neighbours)
         with trained.open_network(chosen.device, batch_size, chosen.precision, fused=fused) as network:
@@ -145,6 +145,16 @@ class Prediction:
                 found = self._labels(network, split, trained.classes)
                 self._show({"views": chosen.views}, "labels", ("label", "probability"), found)
         return DATA if self.unusable else DONE
+
+    def _data_set(self, trained: Trained) -> DataSet:
+        from ..data import open_dataset
+
+        if not self.chosen.data:
+            return trained.open_dataset()
+        config = trained.config
+        return open_dataset(
+            self.chosen.data, size=trained.spec.image_size, seed=config.seed, val_split=config.val_split
+        )
 
     # ---- what is found: for each usable file its name and lines
 
@@ -220,6 +230,9 @@ class Prediction:
             print(json.dumps(whole, indent=2), flush=True)
             return
         if self.chosen.csv:
+            if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+                # A table in a file is the same whatever the locale is; names need not be text.
+                sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
             print(csv_text([("file", "rank", *columns)]), end="", flush=True)
         for name, lines in found:
             self.console.clear()

@@ -14,9 +14,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Packs images for training: decoded, brought to one size, shuffled, checked, in a few large files with index,\n"
         "mean image and colour statistics. Stopped (exit code 75 where finished parts are kept, else 130 or 143) or\n"
         "killed, the same command goes on where it was.\n"
-        "SRC: a folder train/CLASS/*.jpg + val/CLASS/*.jpg; a folder with ILSVRC2012_img_train.tar,\n"
-        "ILSVRC2012_img_val.tar, ILSVRC2012_validation_ground_truth.txt and synsets.txt (line k: the WordNet id of\n"
-        "class number k); or a CIFAR-10 archive or folder. DST: a new or empty folder, which convnet-train takes.",
+        "SRC: a folder of pictures (CLASS/*, or train/CLASS/* and val/CLASS/*, or pictures and a CSV file of labels),\n"
+        "a CSV file of paths and labels, or what others published: ILSVRC-2012 archives (with synsets.txt, line k:\n"
+        "the WordNet id of class number k), CIFAR batches, IDX, .npz and Parquet files, WebDataset shards.\n"
+        "DST: a new or empty folder, which convnet-train takes.",
         "convnet-prepare photos/ photos-256/ --size 256 --quality 95",
     )
     parser.add_argument("source", metavar="SRC", help="where the images are")
@@ -28,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     group.add_argument("--quality", type=int, default=95, metavar="N", help="of the JPEG files, 1..100 (default: 95)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="shuffles the training images (default: 0)")
+    group.add_argument(
+        "--val-split", type=float, default=0.1, metavar="X",
+        help="share of every class held out for validation where SRC has no images for it (default: 0.1)",
+    )  # fmt: skip
     group = parser.add_argument_group("running")
     group.add_argument("-j", "--workers", type=int, metavar="N", help="processes (default: all usable cores)")
     parser.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only")
@@ -41,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         options = Options(chosen.size, chosen.quality, chosen.seed, chosen.keep_aspect)
         workers = usable_cores() if chosen.workers is None else chosen.workers
-        return run(Path(chosen.source), Path(chosen.target), options, workers, Console(chosen.quiet, chosen.verbose))
+        console = Console(chosen.quiet, chosen.verbose)
+        return run(Path(chosen.source), Path(chosen.target), options, workers, console, chosen.val_split)
 
     return guarded(parser.prog, chosen.verbose, work)
 

@@ -15,8 +15,9 @@ def _parser() -> Parser:
     parser = Parser(
         "convnet-train",
         "Trains a network on labelled images; without arguments a small one on drawn shapes, in minutes on two cores.\n"
-        "DATA: shapes (generated), a folder train/CLASS/*.jpg + val/CLASS/*.jpg, what convnet-prepare made, or a\n"
-        "CIFAR-10 archive or folder.",
+        "DATA: shapes (generated), a folder of pictures (CLASS/*, or train/CLASS/* and val/CLASS/*, or pictures and a\n"
+        "CSV file of labels), what convnet-prepare made, or what others published: CIFAR batches, IDX, .npz and\n"
+        "Parquet files, WebDataset shards.",
         "convnet-train shapes --model alexnet-tiny --epochs 6 --device cpu -o runs/first",
     )
     defaults = Config().resolved(network(Config.model).defaults, network(Config.model).crop)

@@ -1,4 +1,4 @@
-"""Data sets for training: what a path holds is recognised, not asked for.
+"""Data sets: what a path holds is recognised, not asked for.
 
 Imports NumPy, Pillow, the standard library, ``kernels.rng`` and ``output.files`` alone: data can be looked at without
 any device.
@@ -7,65 +7,148 @@ any device.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from .cache import cached
-from .cifar import is_cifar_folder, open_cifar
-from .dataset import ACCEPTED, DataError, DataSet, Split, Statistics
-from .folder import open_folder
+from .dataset import VAL_SPLIT, DataError, DataSet, LeftOut, NotThere, Split, Statistics, depth_lines
 from .images import load_square
 from .jpeg import BadImage, decode_rgb
 from .loader import Batch, Loader
+from .recognise import find, open_source
 from .shapes import open_shapes
+from .source import Part, divided, grey_bits
+from .splits import Subset, as_dataset, as_split
 from .statistics import normalisation, sampled_statistics, statistics
 from .store import open_store
 from .views import view_windows
 
 __all__ = [
+    "VAL_SPLIT",
     "BadImage",
     "Batch",
     "DataError",
     "DataSet",
+    "LeftOut",
     "Loader",
+    "NotThere",
     "Split",
     "Statistics",
+    "Subset",
     "cached",
     "decode_rgb",
     "load_square",
     "normalisation",
     "open_dataset",
+    "open_labelled",
     "sampled_statistics",
     "statistics",
     "view_windows",
 ]
 
 
-def open_dataset(path: str | Path, *, size: int, seed: int) -> DataSet:
+def open_dataset(path: str | Path, *, size: int, seed: int, val_split: float = VAL_SPLIT) -> DataSet:
     """The data set at ``path``, its images as uint8 (size, size, 3).
 
-    ``path`` is ``"shapes"`` (a folder of that name is ``"./shapes"``), an image folder, a folder made by
-    ``convnet-prepare``, or CIFAR-10 as published.
-    ``seed`` matters to drawn images only. Raises ``DataError`` naming the path and what would be accepted; problems of
-    layout are found here, not in mid-epoch.
+    ``path`` is ``"shapes"`` (a folder of that name is ``"./shapes"``), a folder made by ``convnet-prepare``, or what
+    ``recognise.find`` knows. ``seed`` decides which images are drawn, and which share ``val_split`` is held out
+    where the data has no validation images. Raises ``DataError`` naming the path and what would be accepted, as
+    ``NotThere`` where nothing is there; problems of layout are found here, not in mid-epoch.
     """
     if size < 1:
         raise ValueError(f"open_dataset: size must be at least 1, got {size}")
     if path == "shapes":
         return open_shapes(size=size, seed=seed)
     root = Path(path)
+    if (store := _store(root, size)) is not None:
+        return store
+    source = open_source(root, seed=seed, val_split=val_split)
+    bits = grey_bits(source.train)
+    dataset = as_dataset(source, size=size, depth=bits or 16)
+    return replace(dataset, notes=(*dataset.notes, *depth_lines(bits)))
+
+
+def open_labelled(
+    path: str | Path, classes: Sequence[str], *, size: int, seed: int, val_split: float, fingerprint: str, depth: int
+) -> DataSet:
+    """Labelled images to try a network on that knows ``classes``, as a data set with these classes.
+
+    The data it was trained on, which ``fingerprint`` tells, is cut as it was then. Else all images are for validation
+    where nothing says what they are for, and those of a test set where there are no others. Images of classes that the
+    network does not know are left out, and named. ``depth`` is that of the network's 16-bit images. Raises
+    ``DataError``, also where no class is known.
+    """
+    root = Path(path)
+    if path == "shapes":
+        return _with_classes(open_shapes(size=size, seed=seed), classes)
+    if (store := _store(root, size)) is not None:
+        return _with_classes(store, classes)
+    found = find(root)
+    parts = found.parts
+    if "train" in parts or "all" in parts:
+        known = None
+        try:
+            known = as_dataset(divided(found, str(root), seed=seed, val_split=val_split), size=size, depth=depth)
+        except DataError:  # too small to be cut, or a single class
+            if "all" not in parts:
+                raise
+        if known is not None and ("all" not in parts or known.fingerprint == fingerprint):
+            return _with_classes(known, classes)
+    chosen = next(name for name in ("all", "val", "test") if name in parts)
+    nothing = Part(np.empty(0, np.int32), [], [])
+    train, valid = (as_split(part, found.classes, size=size, depth=depth) for part in (nothing, parts[chosen]))
+    test = as_split(parts["test"], found.classes, size=size, depth=depth) if "test" in parts else None
+    name = f"{found.kind}: {len(found.classes)} classes, {len(valid):,} images"
+    dataset = DataSet(
+        name, found.classes, train, valid, "", None, test, tuple(found.notes), tuple(found.left_out), depth
+    )
+    return _with_classes(dataset, classes)
+
+
+def _store(root: Path, size: int) -> DataSet | None:
     try:
-        if root.is_file():
-            return open_cifar(root, size=size)
-        if not root.is_dir():
-            raise DataError(f"there is no {os.fspath(path)!r}; {ACCEPTED}")
-        if is_cifar_folder(root):
-            return open_cifar(root, size=size)
-        if (root / "store.json").exists():
-            return open_store(root, size=size)
-        if (root / "unfinished.json").exists():
-            raise DataError(f"{os.fspath(path)!r} is not prepared completely; run its convnet-prepare command again")
-        if (root / "train").is_dir() or (root / "val").is_dir():
-            return open_folder(root, size=size)
+        complete, begun = (root / "store.json").exists(), (root / "unfinished.json").exists()
+        rest = (root / "train-names.txt").exists() and (root / "train.npy").exists()
     except (OSError, ValueError) as error:  # no permission, a name too long, a null character
-        raise DataError(f"cannot read {os.fspath(path)!r}: {getattr(error, 'strerror', None) or error}") from error
-    raise DataError(f"{os.fspath(path)!r} is a folder, but not of a known kind; {ACCEPTED}")
+        raise DataError(f"cannot read {os.fspath(root)!r}: {getattr(error, 'strerror', None) or error}") from error
+    if complete:
+        return open_store(root, size=size)
+    if begun:
+        raise DataError(f"{os.fspath(root)!r} is not prepared completely; run its convnet-prepare command again")
+    if rest:
+        raise DataError(f"{os.fspath(root)!r} was prepared, but its store.json is missing; prepare it anew")
+    return None
+
+
+def _with_classes(dataset: DataSet, classes: Sequence[str]) -> DataSet:
+    """The images of those classes that are among ``classes``, under their numbers there."""
+    if dataset.classes == list(classes):
+        return dataset
+    number = {name: k for k, name in enumerate(classes)}
+    table = np.array([number.get(name, -1) for name in dataset.classes], np.int32)
+    if unknown := [name for name in dataset.classes if name not in number]:
+        if len(unknown) == len(dataset.classes):
+            raise DataError(
+                f"the data has the classes {_some(unknown)}, and the network knows none of them, but {_some(classes)}; "
+                "give data with its classes"
+            )
+        dataset = replace(
+            dataset,
+            notes=(*dataset.notes, f"the network does not know {_some(unknown)}: left out"),
+        )
+
+    def known(split: Split) -> Split:
+        labels = table[split.labels]
+        kept = np.flatnonzero(labels >= 0)
+        return Subset(split, kept, labels[kept])
+
+    train, valid = known(dataset.train), known(dataset.valid)
+    test = known(dataset.test) if dataset.test is not None else None
+    return replace(dataset, classes=list(classes), train=train, valid=valid, test=test)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

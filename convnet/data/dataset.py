@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,15 +15,49 @@ I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 
 
-LAYOUT = "train/CLASS/ and val/CLASS/ with .jpg, .jpeg or .png files"
+VAL_SPLIT = 0.1  # the share held out where the data has no validation pictures
 ACCEPTED = (
-    f"accepted are 'shapes' (drawn images), a folder with {LAYOUT}, a folder made by convnet-prepare, and a CIFAR-10 "
-    "archive or folder (binary or Python version)"
+    "accepted are 'shapes' (drawn images), a folder of pictures (CLASS/*, or train/CLASS/* and val/CLASS/*, or with a "
+    "CSV file of labels), what convnet-prepare made, and published files: ILSVRC-2012 archives, CIFAR batches, IDX, "
+    ".npz, Parquet, WebDataset shards"
 )
 
 
 class DataError(Exception):
     """The data cannot be used as given; the message names the path, what was found and what is accepted."""
+
+
+class NotThere(DataError):
+    """There is nothing at the path, as ``what`` says: the data may have moved, and who asked knows how to name it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; {ACCEPTED}")
+        self.what = what
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file among the pictures that is not used, and why."""
+
+    group: str  # the class, or the folder, that it was found in
+    name: str
+    reason: str
+
+
+def left_out_lines(left_out: Sequence[LeftOut], most: int = 8) -> list[str]:
+    """How many files are left out of which class and why, the largest counts first; the rest in one line."""
+    counts = Counter((entry.group, entry.reason) for entry in left_out).most_common()
+    lines = [f"left out of {group!r}: {count:,} ({reason})" for (group, reason), count in counts[:most]]
+    if rest := counts[most:]:
+        lines.append(f"left out elsewhere: {sum(count for _, count in rest):,}")
+    return lines
+
+
+def depth_lines(bits: int | None) -> list[str]:
+    """What is done with 16-bit pictures whose grey values take so many bits; nothing where there are none (None)."""
+    if bits is None:
+        return []
+    return [f"16-bit pictures: their values take {bits} bits, and are divided by {2 ** (bits - 8)} (255 at most)"]
 
 
 class Split(Protocol):
@@ -70,7 +106,9 @@ class Statistics:
 class DataSet:
     """A recognised data set: ``name`` is one line for the user, equal ``fingerprint`` means equal data.
 
-    ``statistics`` are those of the whole training images where they come with the data.
+    ``statistics`` are those of the whole training images where they come with the data. ``notes`` are further lines
+    for the user. ``depth`` is the number of bits that the grey values of its 16-bit pictures take. ``decodes`` tells
+    whether images come from files of any size, so that ``convnet-prepare`` makes them quicker to read.
     """
 
     name: str
@@ -79,3 +117,8 @@ class DataSet:
     valid: Split
     fingerprint: str
     statistics: Statistics | None = None
+    test: Split | None = None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    depth: int = 16
+    decodes: bool = False

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .dataset import U8, DataError
-from .images import centre, scaled, upright
+from .images import centre, fitted, scaled
 from .jpeg import BadImage, decode_rgb
-from .sources import Place, read_place
+from .source import Encoded
 
 LOST = 16  # so many unreadable files in a row are a source that is gone
 
@@ -23,10 +23,11 @@ U32 = NDArray[np.uint32]
 class Task:
     """Images to be packed, by their places or as pixels, uint8 (n, H, W, 3); ``sums`` asks for sums over them."""
 
-    images: list[Place] | U8
+    images: list[Encoded] | U8
     size: int
     quality: int
     keep_aspect: bool
+    depth: int  # of 16-bit pictures, see ``images.depth_of``
     sums: bool
 
 
@@ -54,11 +55,15 @@ def pack(task: Task) -> Packed:
     for image in task.images:
         unread += 1
         try:
-            read = image if isinstance(image, np.ndarray) else read_place(image)
+            read = image if isinstance(image, np.ndarray) else image.read()
             unread = 0
-            source = Image.fromarray(read) if isinstance(read, np.ndarray) else upright(read)
+            square = not task.keep_aspect
+            if isinstance(read, np.ndarray):
+                picture = scaled(Image.fromarray(read).convert("RGB"), task.size, square=square)
+            else:
+                picture = fitted(read, task.size, task.depth, square=square)
             file = io.BytesIO()
-            scaled(source, task.size, square=not task.keep_aspect).save(file, "JPEG", quality=task.quality)
+            picture.save(file, "JPEG", quality=task.quality)
             raw = file.getvalue()
             pixels = decode_rgb(raw)
         except (BadImage, OSError) as error:  # OSError: Pillow's encoder, for a side of more than 65,500
@@ -66,7 +71,7 @@ def pack(task: Task) -> Packed:
             images.append(reason)
             if unread == LOST:
                 raise DataError(
-                    f"{LOST} images in a row cannot be read, the last one in {image[0]!r} ({reason}); is the source "
+                    f"{LOST} images in a row cannot be read, the last one in {image.file!r} ({reason}); is the source "
                     "still there? Finished shards are kept: repair this and run the same command again"
                 ) from error
             continue

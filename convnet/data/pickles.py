@@ -1,7 +1,8 @@
-"""Reads the pickles of the CIFAR-10 Python version without running anything they name.
+"""Reads the pickles of CIFAR's Python version, and others like them, without running anything they name.
 
-A pickle is a program. This reader lets it build lists, tuples, dicts, strings, bytes, numbers and uint8 arrays; every
-global it names is answered by an inert token of ours, never by the object of that name.
+A pickle is a program. This reader lets it build lists, tuples, dicts, strings, bytes, numbers, and arrays and scalars
+of NumPy that are plain numbers; every global it names is answered by an inert token of ours, never by the object of
+that name.
 """
 
 from __future__ import annotations
@@ -13,17 +14,23 @@ import pickletools
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .dataset import U8, DataError
+from .dataset import DataError
 
-_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+# Module and name -> what the token does. NumPy 2 moved what NumPy 1 had in "core".
+_KNOWN = {(f"numpy.{core}.multiarray", name): name for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
+_KNOWN |= {(f"numpy.{core}.numeric", "_frombuffer"): "_frombuffer" for core in ("core", "_core")}
+_KNOWN |= {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): "dtype", ("_codecs", "encode"): "encode"}
+_KNOWN |= {(builtins, "bytes"): "bytes" for builtins in ("__builtin__", "builtins")}  # called for none at all
+_NUMBERS = {kind + size for kind in "iu" for size in "1248"} | {"f4", "f8", "b1"}
 _MAX_MEMO = 1_000_000
 
 
 def read_plain(raw: bytes, where: str) -> Any:
     """The object pickled in ``raw``, with byte strings that are dict keys turned into ``str``.
 
-    ``where`` names the source in messages. Raises ``DataError`` for anything but plain data and uint8 arrays.
+    ``where`` names the source in messages. Raises ``DataError`` for anything but plain data and arrays of numbers.
     """
     try:
         _check_program(raw)
@@ -51,23 +58,44 @@ class _Token:
     def __setstate__(self, state: object) -> None:
         raise pickle.UnpicklingError(f"a state for {self._name}")
 
-    def __call__(self, *arguments: object) -> object:
-        if self._name == "numpy.dtype" and arguments and arguments[0] in ("u1", b"u1", "|u1", b"|u1"):
-            return _Type()
+    def __call__(self, *arguments: Any) -> object:
+        if self._name == "dtype" and arguments and (code := _text(arguments[0]).lstrip("<>|=")) in _NUMBERS:
+            return _Type(code)
         if self._name == "_reconstruct":
             return _Array()
-        if self._name == "_codecs.encode" and len(arguments) == 2 and arguments[1] in ("latin1", b"latin1"):
+        if self._name == "_frombuffer" and len(arguments) > 3 and not any(arguments[4:]):  # from protocol 5 on
+            data, dtype, shape, order = arguments[:4]
+            return _Array().filled(shape, dtype, _text(order) == "F", data)
+        if self._name == "scalar" and len(arguments) == 2:
+            return _Array().filled((), arguments[0], False, arguments[1]).value.item()
+        if self._name == "encode" and [type(a) for a in arguments[:1]] == [str] and _text(arguments[-1]) == "latin1":
             return str(arguments[0]).encode("latin1")
-        raise pickle.UnpicklingError(f"{self._name} of {arguments!r:.80}")
+        if self._name == "bytes" and not arguments:
+            return b""
+        # Not what they are: lists of the same list, and so on, have a text without an end.
+        raise pickle.UnpicklingError(f"{self._name} of {', '.join(type(a).__name__ for a in arguments)}")
+
+
+def _text(value: object) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else value if isinstance(value, str) else ""
 
 
 class _Type:
-    """The dtype uint8; the state that NumPy stores with it says nothing more."""
+    """The dtype of plain numbers; of the state that NumPy stores with it the order of bytes counts."""
 
-    __slots__ = ()
+    __slots__ = ("_code", "_order")
 
-    def __setstate__(self, state: object) -> None:
-        return
+    def __init__(self, code: str) -> None:
+        self._code, self._order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        order = _text(state[1])
+        if order not in tuple("<>|="):
+            raise pickle.UnpicklingError(f"bytes in the order {order!r:.20}")
+        self._order = order
+
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self._order + self._code)
 
 
 class _Array:
@@ -77,26 +105,28 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state  # NumPy's own five: version, shape, dtype, order, bytes
-        if not isinstance(dtype, _Type) or not isinstance(data, bytes) or not isinstance(shape, tuple):
-            raise pickle.UnpicklingError("an array of something else than uint8")
-        if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != len(data):
-            raise pickle.UnpicklingError(f"an array of shape {shape} from {len(data)} bytes")
-        self.value: U8 = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
+        self.filled(shape, dtype, bool(fortran), data)
+
+    def filled(self, shape: Any, dtype: Any, fortran: bool, data: Any) -> _Array:
+        if not isinstance(dtype, _Type) or not isinstance(data, (bytes, bytearray)) or not isinstance(shape, tuple):
+            raise pickle.UnpicklingError("an array of something else than numbers")
+        kind = dtype.dtype()
+        if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) * kind.itemsize != len(data):
+            raise pickle.UnpicklingError(f"{len(data)} bytes for an array of {kind} of another size")
+        self.value: NDArray[Any] = np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C")
+        return self
 
 
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module in _ARRAY_MODULES and name == "_reconstruct":
-            return _Token("_reconstruct")
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")):
-            return _Token(f"{module}.{name}")
+        if (module, name) in _KNOWN:
+            return _Token(_KNOWN[module, name])
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
 
 def _plain(value: Any) -> Any:
-    """Checks the top of the structure and unwraps arrays; the callers check what lies in the lists they use."""
-    if isinstance(value, _Array):
-        return value.value
+    """Unwraps arrays at the top and one level below; the callers check what lies in the lists they use."""
     if isinstance(value, dict):
-        return {key.decode("latin1") if isinstance(key, bytes) else key: _plain(entry) for key, entry in value.items()}
-    return value
+        named = {key.decode("latin1") if isinstance(key, bytes) else key: entry for key, entry in value.items()}
+        return {key: entry.value if isinstance(entry, _Array) else entry for key, entry in named.items()}
+    return value.value if isinstance(value, _Array) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import F32, DataSet, Split, Statistics
+from .dataset import F32, U8, DataSet, Split, Statistics
 
 LIMIT = 2_000  # images looked at: the mean of a pixel is then known to about one or two levels
-_BLOCK = 64  # images summed up by one task
+
+Progress = Callable[[int, int], None]  # is told how many images of how many have been looked at
 
 
 def normalisation(found: Statistics, kind: str) -> tuple[F32, tuple[float, float, float] | None]:
@@ -30,17 +32,19 @@ def normalisation(found: Statistics, kind: str) -> tuple[F32, tuple[float, float
     return np.ascontiguousarray(np.broadcast_to(colour[:, None, None], found.mean.shape)), (red, green, blue)
 
 
-def statistics(dataset: DataSet, crop: int, workers: int = 1) -> Statistics:
+def statistics(dataset: DataSet, crop: int, workers: int = 1, progress: Progress | None = None) -> Statistics:
     """Those that come with the data, their mean image cut to its centre; else those of some training images."""
     known = dataset.statistics
     if known is None:
-        return sampled_statistics(dataset.train, crop, workers=workers)
+        return sampled_statistics(dataset.train, crop, workers=workers, progress=progress)
     before = (known.mean.shape[1] - crop) // 2
     return replace(known, mean=np.ascontiguousarray(known.mean[:, before : before + crop, before : before + crop]))
 
 
-def sampled_statistics(split: Split, crop: int, limit: int = LIMIT, workers: int = 1) -> Statistics:
-    """Statistics of the centre crops of at most ``limit`` evenly spaced images, summed up by ``workers`` threads.
+def sampled_statistics(
+    split: Split, crop: int, limit: int = LIMIT, workers: int = 1, progress: Progress | None = None
+) -> Statistics:
+    """Statistics of the centre crops of at most ``limit`` evenly spaced images, decoded by ``workers`` threads.
 
     All sums are sums of integers below 2^53 and therefore exact: neither threads nor BLAS change the result. Raises
     ``ValueError`` for a crop larger than the images, or no images.
@@ -54,20 +58,18 @@ def sampled_statistics(split: Split, crop: int, limit: int = LIMIT, workers: int
     before = (split.size - crop) // 2
     inside = slice(before, before + crop)
 
-    def sums(block: list[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        total, products = np.zeros((crop, crop, 3), np.int64), np.zeros((3, 3))
-        for index in block:
-            centre = split.image(index)[inside, inside]
-            total += centre
-            pixels = centre.reshape(-1, 3).astype(np.float64)
-            products += pixels.T @ pixels
-        return total, products
+    def look(index: int) -> tuple[U8, NDArray[np.float64]]:
+        centre = split.image(index)[inside, inside]
+        pixels = centre.reshape(-1, 3).astype(np.float64)
+        return centre, pixels.T @ pixels
 
     total, products = np.zeros((crop, crop, 3), np.int64), np.zeros((3, 3))
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for some in pool.map(sums, [indices[k : k + _BLOCK] for k in range(0, count, _BLOCK)]):
-            total += some[0]
-            products += some[1]
+        for done, (centre, squares) in enumerate(pool.map(look, indices), 1):
+            total += centre
+            products += squares
+            if progress:
+                progress(done, count)
 
     return from_sums(total, products, count)
 

@@ -5,7 +5,7 @@
     train.npy val.npy                   the index, one entry (``INDEX``) per image, in the order of training
     train-names.txt val-names.txt       what each image was made from, a line each
     mean.npy                            the mean training image, float32 (3, size, size)
-    bad.csv                             what could not be used, and why
+    bad.csv                             what could not be used or was left out, and why
 
 Nothing in these files is trusted: they may have been damaged, or come from somebody else.
 """
@@ -125,6 +125,9 @@ def _open(root: Path, size: int) -> DataSet:
         raise ValueError(f"store.json: a size of {stored!r:.20}, expected 1 to {MAX_SIZE}")
     if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
         raise ValueError("store.json: expected the names of at least two classes")
+    depth = told.get("depth", 16)
+    if type(depth) is not int or not 8 <= depth <= 16:
+        raise ValueError(f"store.json: a depth of {depth!r:.20}, expected 8 to 16")
     if not isinstance(told.get("fingerprint"), str):
         raise ValueError("store.json: expected a fingerprint")
     hashes = told.get("sha256")
@@ -146,6 +149,7 @@ def _open(root: Path, size: int) -> DataSet:
         valid=splits[1],
         fingerprint=told["fingerprint"],
         statistics=_statistics(told, contents["mean.npy"], stored) if stored == size else None,
+        depth=depth,
     )
 
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from tqdm import tqdm
+from tqdm.utils import disp_len
+
+BAR, SHORTEST_BAR = 12, 2  # columns between its ends
+BEFORE_BAR = 3  # parts of a line that are worth more than a bar
 
 
 class Console:
@@ -32,9 +38,14 @@ class Console:
         self.note(f"warning: {text}")
         self._write(f"warning: {text}", sys.stderr)
 
-    def progress(self, done: int, total: int, prefix: str, text: str) -> None:
-        """Shows where an epoch stands: on a terminal at once, else a line every five seconds; always if ``verbose``."""
-        line = f"{prefix}  {done}/{total}  {text}".rstrip()
+    def progress(self, done: int, total: int, prefix: str, *parts: str) -> None:
+        """Shows where an epoch stands: on a terminal at once, else a line every five seconds; always if ``verbose``.
+
+        ``parts`` stand in the order of their importance: where a terminal is too narrow for all of them, the last ones
+        are left out; see ``fitted``.
+        """
+        head = [prefix, f"{done}/{total}"]
+        line = "  ".join([*head, *parts])
         terminal = sys.stderr.isatty()
         now = time.monotonic()
         if self.verbose or now - self.last_line >= 5:
@@ -44,12 +55,22 @@ class Console:
             else:
                 self.note(line)
         if terminal and not self.quiet:
-            if self.bar is None:
-                style = "{desc}  |{bar:12}|"
-                self.bar = tqdm(total=total, leave=False, dynamic_ncols=True, bar_format=style, desc=line)
-            self.bar.total = total
-            self.bar.set_description_str(line, refresh=False)
-            self.bar.update(done - self.bar.n)
+            self._move(done, total, head, parts)
+
+    def _move(self, done: int, total: int, head: Sequence[str], parts: Sequence[str]) -> None:
+        """The moving line at ``done`` of ``total``."""
+        columns = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1  # the last one may begin a new line
+        text, bar = fitted(columns, [_shown(part) for part in head], [_shown(part) for part in parts])
+        style = "{desc}" + (f"|{{bar:{bar}}}|" if bar else "")
+        if self.bar is None:
+            # With miniters and nrows, or tqdm may skip what is due, and all where the terminal does not know its size.
+            options = {"leave": False, "miniters": 1, "nrows": 24}
+            self.bar = tqdm(total=total, desc=text, ncols=columns, bar_format=style, **options)
+        elif columns < self.bar.ncols:
+            self.bar.sp = tqdm.status_printer(self.bar.fp)  # which else blanks out what was there in the wider terminal
+        self.bar.total, self.bar.ncols, self.bar.bar_format = total, columns, style
+        self.bar.set_description_str(text, refresh=False)
+        self.bar.update(done - self.bar.n)
 
     def clear(self) -> None:
         """Takes the moving line away."""
@@ -75,6 +96,52 @@ class Console:
         except BrokenPipeError:
             self.broken = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or the interpreter complains at its end
+
+
+def fitted(columns: int, head: Sequence[str], parts: Sequence[str]) -> tuple[str, int]:
+    """The moving line for so many columns: its text, and the length of the bar behind it, 0 for none.
+
+    ``head``, which says what it is and how far, stays longest. Of ``parts`` the last are left out first, down to
+    ``BEFORE_BAR``; then the spaces between all shrink to one; then the first word goes; then the bar; then the others
+    of ``parts``, the last first. A name that would take more than half of the line lacks its beginning.
+    """
+    name, *where = head
+    short = name.partition(" ")[2] or name
+    room = max(columns // 2, 4)
+    if disp_len(name) > room:
+        name = short
+    if disp_len(name) > room:
+        while disp_len(name) > room - 3:
+            name = name[1:]
+        name = short = f"...{name}"
+    least = min(len(parts), BEFORE_BAR)
+    for begin, gap in ((name, "  "), (name, " "), (short, " ")):
+        for count in range(len(parts), least - 1, -1):
+            text = gap.join([begin, *where, *parts[:count], ""])
+            if (bar := columns - disp_len(text) - 2) >= SHORTEST_BAR:
+                return text, min(bar, BAR)
+    for count in range(least, -1, -1):
+        text = " ".join([begin, *where, *parts[:count]])
+        if disp_len(text) <= columns:
+            break
+    return text, 0
+
+
+def _shown(text: str) -> str:
+    """As standard error will show it: in one line, in letters that it has."""
+    encoding = sys.stderr.encoding or "ascii"
+    plain = "".join(c if c.isprintable() else "?" for c in text)
+    return plain.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def ignore_warnings(verbose: bool) -> Callable[..., None]:
+    """What libraries warn of is for those who write programs: the lines of ``warnings`` go nowhere, unless ``verbose``
+    or Python's own -W or PYTHONWARNINGS asks for them. A filter that makes one an error still does. Returns what
+    ``warnings.showwarning`` was."""
+    before = warnings.showwarning
+    if not verbose and not sys.warnoptions:
+        warnings.showwarning = lambda *_, **__: None
+    return before
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """The figures of runs and networks, drawn from plain arrays.
 
 Through matplotlib's objects and canvases alone: no window system. Files end in .png or .svg; equal input gives equal
-files. Colours are those of Okabe and Ito, told apart with every kind of colour vision.
+files, whatever the user's settings of matplotlib are. Colours are those of Okabe and Ito, told apart with every kind of
+colour vision.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+
+from .files import write_atomically
+from .plotting import own_settings
+
+# Behind plotting, which imports matplotlib whatever the settings:
+# isort: split
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, SubFigure
@@ -21,8 +27,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter
-
-from .files import write_atomically
 
 Values = np.ndarray[Any, Any]
 Records = Sequence[dict[str, Any]]
@@ -83,7 +87,7 @@ def _smooth(values: list[float], reach: int) -> Values:
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
 
 
-@rc_context(STYLE)
+@own_settings(STYLE)
 def save_curves(path: Path, runs: Mapping[str, Records], title: str) -> None:
     """Loss, top-1 error and learning rate over steps, from each run's records of ``metrics.jsonl``.
 
@@ -175,7 +179,7 @@ def filter_sheet(filters: Values, towers: int, *, jointly: bool = False) -> tupl
     return sheet, [tower * height for tower in range(towers + 1)]
 
 
-@rc_context(STYLE)
+@own_settings(STYLE)
 def save_filters(path: Path, filters: Values, towers: int, *, jointly: bool = False) -> None:
     """The filters of a layer that reads RGB images, float32 (K, 3, R, S), a block for every tower."""
     K, _, R, S = filters.shape
@@ -201,7 +205,7 @@ def _picture(axes: Axes, image: Values) -> None:
     axes.set_yticks([])
 
 
-@rc_context(STYLE)
+@own_settings(STYLE)
 def save_predictions(
     path: Path, images: Sequence[Values], truths: Sequence[str], guesses: Sequence[Sequence[tuple[str, float]]]
 ) -> None:
@@ -243,7 +247,7 @@ def _frame(bars: int) -> Rectangle:
     return Rectangle((0, -0.47), 1, bars - 0.06, fill=False, edgecolor="0.75", linewidth=0.8, clip_on=False)
 
 
-@rc_context(STYLE)
+@own_settings(STYLE)
 def save_neighbours(
     path: Path,
     queries: Sequence[Values],
@@ -297,15 +301,16 @@ def _margins(figure: SubFigure, columns: int) -> None:
 # ---- confusion ----
 
 
-@rc_context(STYLE)
+@own_settings(STYLE)
 def save_confusion(
-    path: Path, counts: Values, classes: Sequence[str], pairs: Sequence[tuple[str, str, int, int]]
+    path: Path, counts: Values | None, classes: Sequence[str], pairs: Sequence[tuple[str, str, int, int]]
 ) -> None:
-    """Of ``counts`` (true class, class it was taken for) a square up to 40 classes; beyond, bars of ``pairs``.
+    """Of ``counts`` (true class, class it was taken for) a square up to 40 classes; beyond, bars of ``pairs``, and
+    ``counts`` may be None.
 
     A pair is a true class, what it was taken for, how many images, and of how many of the true class.
     """
-    if len(classes) <= LABELLED_SQUARE:
+    if counts is not None and len(classes) <= LABELLED_SQUARE:
         figure = _confusion_square(counts, classes)
     else:
         figure = _confused_pairs(pairs, len(classes))

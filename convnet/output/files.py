@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,10 +39,17 @@ def read_regular(path: str | Path) -> bytes:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """The file has its old content or the new one, also after a crash or a loss of power."""
+    with replaced(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """As ``write_atomically``, with what is written into the file that is yielded."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -70,3 +79,8 @@ def lock(descriptor: int) -> bool:
     except OSError:
         pass
     return True
+
+
+def printable(name: str) -> str:
+    """A name that takes exactly one line, whatever the file system allowed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

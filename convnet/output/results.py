@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import write_atomically
+from .files import replaced
 
 Values = np.ndarray[Any, Any]
 
@@ -37,15 +37,28 @@ def output_file(option: str, name: str, suffix: str) -> Path:
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Lines of comma-separated values, quoted where they must be."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    """Lines of comma-separated values, quoted where they must be, also around either half of "\\r\\n"."""
+    lines = []
+    for row in rows:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\r\n").writerow(row)  # it quotes what occurs in its terminator
+        lines.append(_letters(text.getvalue().removesuffix("\r\n")) + "\n")
+    return "".join(lines)
+
+
+def _letters(text: str) -> str:
+    """With the letters of file names also where the locale has none, in which names are bytes in disguise."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a letter, which no file's name has
+        return text
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Raises ``OSError``, with nothing left behind."""
-    write_atomically(path, csv_text(rows).encode("utf-8", "backslashreplace"))  # file names may be no text
+    """Row by row, so that they need not be in memory together. Raises ``OSError``, with nothing left behind."""
+    with replaced(path) as file:
+        for row in rows:
+            file.write(csv_text([row]).encode("utf-8", "backslashreplace"))  # file names may be no text
 
 
 class RowsFile:

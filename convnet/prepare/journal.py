@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..data.packing import U32, Packed
-from ..output.files import open_regular, read_regular, write_atomically
+from ..output.files import open_regular, printable, read_regular, write_atomically
 
 
 @dataclass
@@ -72,8 +72,3 @@ class Journal:
         except FileNotFoundError:
             return False
         return (length, crc32) == (self.length, self.crc32)
-
-
-def printable(name: str) -> str:
-    """A name that takes exactly one line, whatever the file system allowed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

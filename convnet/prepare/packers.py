@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 from ..data.packing import Packed, Task, pack
+from ..output.console import ignore_warnings
 
 AHEAD = 3  # tasks per worker that wait for it or for their turn to be written
 
@@ -75,7 +76,8 @@ def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[Packed]:
 
 
 def _start_worker() -> None:
-    """A worker ends with its parent, however that ended."""
+    """A worker ends with its parent, however that ended, and says as little."""
+    ignore_warnings(verbose=False)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -23,14 +23,16 @@ import numpy as np
 import PIL
 
 from ..data import DataError
+from ..data.dataset import VAL_SPLIT, depth_lines, left_out_lines
 from ..data.jpeg import decoder
 from ..data.packing import Task
-from ..data.sources import Part, Source, open_source
+from ..data.recognise import open_source
+from ..data.source import Part, Source, grey_bits
 from ..data.statistics import from_sums
 from ..data.store import FORMAT, HASHED, INDEX, MAX_SIZE, SHARD, VERSION, read_json, shard_name
 from ..kernels import rng
 from ..output.console import Console, duration
-from ..output.files import lock, write_atomically
+from ..output.files import lock, printable, write_atomically
 from .journal import Journal
 from .packers import Stopped, in_order, stop_request
 
@@ -72,14 +74,24 @@ class Shard:
         return shard_name(self.name, self.number)
 
 
-def run(source_path: Path, target: Path, options: Options, workers: int, console: Console) -> int:
-    """Prepares and returns the exit code. Raises ``ValueError`` and ``DataError``; finished shards stay on disk."""
+def run(
+    source_path: Path, target: Path, options: Options, workers: int, console: Console, val_split: float = VAL_SPLIT
+) -> int:
+    """Prepares and returns the exit code. ``val_split``: the share held out where there are no validation images.
+
+    Raises ``ValueError`` and ``DataError``; finished shards stay on disk.
+    """
     options.check()
+    if not 0 < val_split < 1:
+        raise ValueError(f"--val-split must be more than 0 and less than 1, got {val_split}")
     if workers < 1:
         raise ValueError(f"-j must be at least 1, got {workers}")
     began = time.monotonic()
-    source = open_source(source_path)
-    console.say(source.name)
+    source = open_source(source_path, seed=options.seed, val_split=val_split)
+    bits = grey_bits(source.train)
+    depth = bits or 16
+    for line in (source.name, *source.notes, *depth_lines(bits), *left_out_lines(source.left_out)):
+        console.say(line)
     shards = plan(source, options.seed)
     try:
         with locked(target):
@@ -91,12 +103,12 @@ def run(source_path: Path, target: Path, options: Options, workers: int, console
                 console.say(f"going on: {len(finished)} of {len(shards)} shards are finished and whole")
             with stop_request() as stop:
                 try:
-                    _pack_missing(target, shards, finished, options, workers, console, stop)
+                    _pack_missing(target, shards, finished, options, depth, workers, console, stop)
                 except Stopped:
                     kept = f"{len(finished)} of {len(shards)} shards are finished; " if finished else ""
                     console.warn(f"stopped; {kept}the same command goes on where this one stopped")
                     return STOPPED if finished else 128 + stop[0]
-                _finish(target, source, options, shards, console)
+                _finish(target, source, options, depth, shards, console)
     except OSError as error:
         raise DataError(
             f"cannot write {str(error.filename or target)!r}: {error.strerror or error}; finished shards are kept: "
@@ -200,6 +212,7 @@ def _pack_missing(
     shards: list[Shard],
     finished: set[str],
     options: Options,
+    depth: int,
     workers: int,
     console: Console,
     stop: list[int],
@@ -209,7 +222,7 @@ def _pack_missing(
     total = sum(len(shard.indices) for shard in shards)
     done = before = total - sum(len(shard.indices) for shard in missing)
     began = time.monotonic()
-    tasks = (task for shard in missing for task in _tasks(shard, options))
+    tasks = (task for shard in missing for task in _tasks(shard, options, depth))
     with closing(in_order(tasks, workers, stop)) as results:
         for shard in missing:
             journal, temporary = Journal(), target / (shard.file + ".tmp")
@@ -221,7 +234,7 @@ def _pack_missing(
                         done += len(chunk)
                         rate = (done - before) / (time.monotonic() - began)
                         left = duration((total - done) / rate)
-                        console.progress(done, total, "preparing", f"{rate:.0f} images/s  {left} left")
+                        console.progress(done, total, "preparing", f"{left} left", f"{rate:.0f} images/s")
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, target / shard.file)
@@ -236,17 +249,17 @@ def _chunks(shard: Shard) -> Iterator[list[int]]:
     return (shard.indices[first : first + CHUNK] for first in range(0, len(shard.indices), CHUNK))
 
 
-def _tasks(shard: Shard, options: Options) -> Iterator[Task]:
-    places = shard.part.places
+def _tasks(shard: Shard, options: Options, depth: int) -> Iterator[Task]:
+    images = shard.part.images
     for chunk in _chunks(shard):
-        images = [places[k] for k in chunk] if isinstance(places, list) else places[chunk]
-        yield Task(images, options.size, options.quality, options.keep_aspect, sums=shard.name == "train")
+        some = images[chunk] if isinstance(images, np.ndarray) else [images[k] for k in chunk]
+        yield Task(some, options.size, options.quality, options.keep_aspect, depth, sums=shard.name == "train")
 
 
 # ---- the end ----
 
 
-def _finish(target: Path, source: Source, options: Options, shards: list[Shard], console: Console) -> None:
+def _finish(target: Path, source: Source, options: Options, depth: int, shards: list[Shard], console: Console) -> None:
     """Writes what belongs to all shards, ``store.json`` last."""
     classes = source.classes
     index: dict[str, list[Any]] = {"train": [], "val": []}
@@ -265,15 +278,18 @@ def _finish(target: Path, source: Source, options: Options, shards: list[Shard],
         if shard.name == "train" and journal.total is not None:
             total += journal.total
             products += np.array(journal.products, object)
+    unusable = len(bad) - 1
     table = io.StringIO()
+    bad += [[printable(left.name), left.reason] for left in source.left_out]
     csv.writer(table, lineterminator="\n").writerows(bad)
     write_atomically(target / "bad.csv", table.getvalue().encode())
-    if len(bad) > 1:
+    if unusable:
         everything = len(source.train) + len(source.valid)
-        console.warn(f"{len(bad) - 1:,} of {everything:,} images cannot be used; {target / 'bad.csv'} lists them")
+        console.warn(f"{unusable:,} of {everything:,} images cannot be used; {target / 'bad.csv'} lists them")
 
     train, valid = np.concatenate(index["train"]), np.concatenate(index["val"])
-    empty = np.flatnonzero(np.bincount(train["label"], minlength=len(classes)) == 0)
+    given, usable = (np.bincount(labels, minlength=len(classes)) for labels in (source.train.labels, train["label"]))
+    empty = np.flatnonzero((given > 0) & (usable == 0))
     if len(empty) or not len(valid):
         what = f"class {classes[empty[0]]!r} has no usable training" if len(empty) else "there is no usable validation"
         raise DataError(f"{what} image, see {str(target / 'bad.csv')!r}; repair the source and prepare a new folder")
@@ -289,7 +305,9 @@ def _finish(target: Path, source: Source, options: Options, shards: list[Shard],
         **asdict(options),
         "train": len(train),
         "val": len(valid),
-        "bad": len(bad) - 1,
+        "bad": unusable,
+        "left_out": len(source.left_out),
+        "depth": depth,
         "source": source.fingerprint,
         "source_name": source.name,
         "decoder": decoder(),

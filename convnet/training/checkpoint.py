@@ -20,6 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ..data.recognise import SAFETENSORS, kind
 from ..output.files import open_regular, write_atomically
 
 FORMAT = "convnet checkpoint"
@@ -43,6 +44,10 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
+def _drops(value: Any) -> bool:
+    return _count(value, 4)
+
+
 def _table(**rules: Rule) -> Rule:
     """A rule for objects with these keys and no others."""
     return lambda value: (
@@ -56,6 +61,9 @@ def _or_none(fits: Rule) -> Rule:
     return lambda value: value is None or fits(value)
 
 
+_SCHEDULE = _table(lowest=_or_none(_number), since=_count, judged=_count, drops=_drops)
+_EARLIER_SCHEDULE = _table(lowest=_or_none(_number), waited=_count, drops=_drops)  # of version 0.1
+
 # What the state must be, so that whoever takes it up can rely on it: a file with a right hash may come from anybody.
 # What its options, classes and colours mean is for ``run.py`` to check.
 _STATE: dict[str, tuple[Rule, str]] = {
@@ -64,19 +72,25 @@ _STATE: dict[str, tuple[Rule, str]] = {
     "position": (_count, "a whole number below 2^31"),
     "seed": (lambda value: _count(value, 2**64), "a whole number below 2^64"),
     "schedule": (
-        _table(lowest=_or_none(_number), waited=_count, drops=lambda value: _count(value, 4)),
-        "lowest, waited and drops of a schedule",
+        lambda value: _SCHEDULE(value) or _EARLIER_SCHEDULE(value),
+        "lowest, since, judged and drops of a schedule",
     ),
     "running": (
         _table(images=_count, loss=_number, top1=_count, top5=_count),
         "images, loss, top1 and top5 of the last steps",
     ),
     "best": (_table(error=_or_none(_number), step=_or_none(_count)), "error and step of the best evaluation"),
+    # None in files of version 0.1
+    "last": (_or_none(_table(error=_number, loss=_number)), "error and loss at the last evaluation"),
     "config": (lambda value: isinstance(value, dict), "the options of a run"),
     "classes": (_texts, "names of classes"),
     "dataset": (
-        lambda value: isinstance(value, dict) and _texts([value.get("name"), value.get("fingerprint")]),
-        "name and fingerprint of the data",
+        lambda value: (
+            isinstance(value, dict)
+            and _texts([value.get("name"), value.get("fingerprint")])
+            and value.get("depth", 16) in range(8, 17)
+        ),
+        "name, fingerprint and depth of the data",
     ),
     "colour": (lambda value: isinstance(value, dict), "the colours of the images"),
     "versions": (lambda value: isinstance(value, dict), "versions of programs"),
@@ -139,7 +153,9 @@ def load(path: Path) -> Checkpoint:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such checkpoint") from error
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: expected a complete safetensors file, found damage: {error}") from error
+        raise CheckpointError(
+            f"{path}: {_instead(path) or f'expected a complete safetensors file, found damage: {error}'}"
+        ) from error
     text = metadata.get(KEY, "{}")
     try:
         state = json.loads(text)
@@ -166,6 +182,17 @@ def load(path: Path) -> Checkpoint:
                 f"{path}: {name}: expected finite float32 numbers, found {values.dtype}, some not finite"
             )
     return Checkpoint(path, tensors, state)
+
+
+def _instead(path: Path) -> str:
+    """What a file is that somebody took for a checkpoint, where its first bytes tell."""
+    try:
+        found = None if path.is_dir() else kind(path)
+    except OSError:
+        return ""
+    if found is None or found[0] == SAFETENSORS:
+        return ""
+    return f"expected a checkpoint of convnet, found {found[0]}; name a run folder, or a file in its checkpoints/"
 
 
 def check_network(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:

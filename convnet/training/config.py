@@ -17,7 +17,7 @@ from typing import Any
 
 from ..devices.opening import device_list
 from ..kernels.precision import PRECISIONS
-from ..network.spec import ACTIVATIONS, TrainDefaults
+from ..network.spec import ACTIVATIONS, INITS, TrainDefaults
 from ..output.files import open_regular
 from .schedule import LARGEST, is_moderate, stages_of
 
@@ -28,6 +28,8 @@ else:
 
 
 MOST = 2**31  # of what is counted
+EPOCH_STEPS, LEAST_BATCH = 32, 16  # of a batch that the user does not choose
+BEFORE = {"init": "paper"}  # what a run did that does not name an option because there was none yet
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,24 @@ class Config:
     """Fields that the network decides are None until ``resolved`` has filled them in."""
 
     data: str = _option(
-        "shapes", "data", "shapes, an image folder, a prepared store, or a CIFAR-10 archive or folder", str
+        "shapes", "data", "shapes, a folder of pictures, a prepared store, or a published data set's files", str
+    )
+    val_split: float = _option(
+        0.1,  # data.VAL_SPLIT, whose import would cost every --help its time
+        "data",
+        "share of every class held out for validation where the data has no images for it",
+        float,
+        "--val-split",
+        above=0,
+        below=1,
+        fixed=True,
     )
     augment: bool = _option(True, "data", "no random crops, flips and colour noise", bool, "--no-augment", fixed=True)
     noise: float = _option(
         0.1, "data", "colour noise, in standard deviations of the training images' colours", float, "--noise", low=0
     )
     normalisation: str = _option(
-        "mean-image",
+        None,
         "data",
         "subtract the mean image, or bring every channel to mean 0 and standard deviation 1",
         str,
@@ -75,7 +87,13 @@ class Config:
         fixed=True,
     )
     cache: str = _option(
-        "none", "data", "where images stay once they are decoded", str, "--cache", choices=("none", "memory", "device")
+        "auto",
+        "data",
+        "where images stay once they are decoded: in a quarter of the free memory, as far as it goes (auto); nowhere; "
+        "all in memory; on the device",
+        str,
+        "--cache",
+        choices=("auto", "none", "memory", "device"),
     )
     workers: int = _option(2, "data", "threads that prepare images ahead of the device", int, "-j", "--workers", low=0)
     model: str = _option("alexnet-tiny", "network", "network to train", str, "--model", fixed=True)
@@ -95,6 +113,15 @@ class Config:
         True, "network", "pooling windows as large as their stride", bool, "--no-overlap", fixed=True
     )
     joins: bool = _option(True, "network", "towers that meet in the last layer only", bool, "--no-joins", fixed=True)
+    init: str = _option(
+        None,
+        "network",
+        "weights at the start: scaled to the inputs of each layer, without biases (he), or those of the paper (paper)",
+        str,
+        "--init",
+        choices=INITS,
+        fixed=True,
+    )
     device: str = _option("auto", "device", "auto, cpu, emu[:i] or cuda:i[,cuda:j]", str, "--device")
     precision: str = _option(
         "fp32",
@@ -106,7 +133,14 @@ class Config:
         fixed=True,
     )
     batch_size: int = _option(
-        None, "training", "images per step, on all devices together", int, "-b", "--batch-size", low=1, fixed=True
+        None,
+        "training",
+        "images per step, on all devices together; fewer by default where there are few",
+        int,
+        "-b",
+        "--batch-size",
+        low=1,
+        fixed=True,
     )
     epochs: int = _option(None, "training", "passes over the training images", int, "--epochs", low=1)
     steps: int | None = _option(
@@ -118,15 +152,16 @@ class Config:
     lr_schedule: str = _option(
         None,
         "training",
-        "divides the rate by 10 when the error stops falling, thrice, then ends the run (plateau), or after 1/4, 1/2, "
-        "3/4 of the epochs (step); lowers it along half a cosine (cosine); follows a --config file's stages (stages)",
+        "lowers the rate along half a cosine (cosine); divides it by 10 when the error stops falling, thrice, then "
+        "ends the run (plateau), or after 1/4, 1/2, 3/4 of the epochs (step); follows a --config file's stages "
+        "(stages)",
         str,
         "--lr-schedule",
         choices=("plateau", "step", "constant", "cosine", "stages"),
     )
     warmup: float = _option(0.0, "training", "epochs over which the rate rises to --lr", float, "--warmup", low=0)
     stages: list[dict[str, Any]] | None = _option(None, "training", "rates from given epochs on", list, unset="none")  # noqa: RUF009
-    patience: int = _option(None, "training", "plateau: evaluations without a lower error", int, "--patience", low=1)
+    patience: int = _option(None, "training", "plateau: epochs without a lower error", int, "--patience", low=1)
     init_from: str | None = _option(
         None,
         "fine-tuning",
@@ -166,14 +201,16 @@ class Config:
 
     def network_options(self) -> dict[str, Any]:
         """What of this changes the network: keywords of ``spec.network``."""
-        names = ("crop", "width", "activation", "dropout", "towers", "lrn", "overlap", "joins")
-        return {name: getattr(self, name) for name in names}
+        names = ("crop", "width", "activation", "dropout", "towers", "lrn", "overlap", "joins", "init")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    def resolved(self, defaults: TrainDefaults, crop: int) -> Config:
-        """This configuration with the network's values where nothing was said."""
+    def resolved(self, defaults: TrainDefaults, crop: int, images: int = MOST) -> Config:
+        """This configuration with the network's values where nothing was said, for so many training images."""
         network: dict[str, Any] = {
             "crop": crop,
-            "batch_size": defaults.batch_size,
+            "init": defaults.init,
+            "normalisation": defaults.normalisation,
+            "batch_size": _batch(defaults.batch_size, images),
             "epochs": defaults.epochs,
             "lr": self.stages[0]["lr"] if self.stages else defaults.lr,
             "momentum": defaults.momentum,
@@ -182,6 +219,14 @@ class Config:
             "patience": defaults.patience,
         }
         return replace(self, **{name: value for name, value in network.items() if getattr(self, name) is None})
+
+
+def _batch(most: int, images: int) -> int:
+    """A power of two that makes ``EPOCH_STEPS`` or more of an epoch; but at least ``LEAST_BATCH`` and at most ``most``.
+
+    Of few images a network learns more by many small steps than by few large ones.
+    """
+    return min(most, max(LEAST_BATCH, 1 << (max(images // EPOCH_STEPS, 1).bit_length() - 1)))
 
 
 OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Config)}

@@ -34,5 +34,5 @@ def keep_on_device(network: Network, split: Split, workers: int, console: Consol
                     plane[row] = part
             luma, cb, cr = (plane[: len(present)] for plane in planes)
             network.store_images(first, luma, cb, cr)
-            console.progress(present.stop, count, "images to the device", "")
+            console.progress(present.stop, count, "images to the device")
     console.clear()

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import csv
+import difflib
+import io
 import os
 import re
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 import numpy as np
 
-from ..data import DataSet, Statistics
+from ..data import DataSet, LeftOut, Split, Statistics
 from ..network.spec import NetworkSpec, network, parameter_shapes
-from ..output.files import lock
+from ..output.files import lock, printable, write_atomically
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
-from .config import Config, changed_fixed
+from .config import BEFORE, Config, changed_fixed
 from .metrics import MetricsFile
 from .schedule import Stage, stages_of
 
 
 def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("metrics.jsonl", "config.toml", "checkpoints"))
+
+
+def alike(folder: Path | None) -> str:
+    """The run that was perhaps meant by the name of a folder without one, in words."""
+    try:
+        runs = [entry.name for entry in folder.parent.iterdir() if holds_run(entry)] if folder else []
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(folder.name, runs, 1) if folder else []
+    return f" (did you mean {folder.parent / close[0]}?)" if folder and close else ""
 
 
 def default_folder(config: Config) -> Path:
@@ -94,6 +108,18 @@ class RunFolder:
             if int(path.stem.partition("-")[2]) > step:
                 path.rename(path.with_name(path.name + ".unused"))
 
+    def list_left_out(self, left_out: Sequence[LeftOut], splits: Sequence[Split]) -> None:
+        """Writes ``left-out.csv``: what was not used of the data, and what turned out to be unreadable."""
+        rows = [(printable(entry.name), entry.reason) for entry in left_out]
+        for split in splits:
+            rows += [
+                (printable(split.name(index)), reason) for index, reason in sorted(getattr(split, "bad", {}).items())
+            ]
+        if rows:
+            table = io.StringIO()
+            csv.writer(table, lineterminator="\n").writerows([("source", "reason"), *rows])
+            write_atomically(self.path / "left-out.csv", table.getvalue().encode())
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / checkpoint.file_name(step)
 
@@ -145,7 +171,7 @@ def saved_run(saved: Checkpoint) -> tuple[Config, Statistics]:
     built from a file before this is known.
     """
     try:
-        config = Config(**saved.state["config"])
+        config = Config(**{**BEFORE, **saved.state["config"]})
         spec = network(config.model, num_classes=len(saved.state["classes"]), **config.network_options())
         check_layers(spec, config)
     except (TypeError, ValueError) as error:
@@ -157,7 +183,7 @@ def saved_run(saved: Checkpoint) -> tuple[Config, Statistics]:
 def saved_options(saved: Checkpoint, asked: dict[str, Any]) -> dict[str, Any]:
     """The options a resumed run inherits. Raises ``CheckpointError`` when it is asked for what it cannot change."""
     before, _ = saved_run(saved)
-    options = {name: value for name, value in saved.state["config"].items() if name != "steps"}
+    options = {name: value for name, value in {**BEFORE, **saved.state["config"]}.items() if name != "steps"}
     changed = changed_fixed({name: value for name, value in asked.items() if name in options}, before)
     if changed:
         raise CheckpointError(f"{saved.path}: a resumed run cannot take {changed}; leave it out, or start a new run")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DROPS = 3
+LEAST_STEPS = 500  # fewer say nothing about whether an error has stopped falling
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,13 @@ def stages_of(tables: Sequence[dict[str, Any]]) -> tuple[Stage, ...]:
 class Schedule:
     """``kind`` says how the rate changes.
 
-    - ``plateau``: divided by 10 when the validation error was no lower than its minimum for ``patience`` evaluations,
-      three times; the run ends when it stops falling once more. What the paper's authors did by hand.
+    - ``cosine``: half a cosine from ``base`` down to 0 over all epochs (Loshchilov and Hutter 2017).
+    - ``plateau``: divided by 10 when the validation error has stopped falling, three times; the run ends when it stops
+      falling once more. What the paper's authors did by hand. It falls where it is below its lowest by more than its
+      standard error, and has stopped where it did not for ``patience`` epochs, and for ``LEAST_STEPS`` steps, since an
+      epoch of few images is little work. Nothing is judged before learning has begun.
     - ``step``: divided by 10 after 1/4, 1/2 and 3/4 of the epochs, the switching points of the 2012 program's
       four-step schedule.
-    - ``cosine``: half a cosine from ``base`` down to 0 over all epochs (Loshchilov and Hutter 2017).
     - ``stages``: as ``stages`` say, such as a recorded run.
     - ``constant``: never.
 
@@ -93,8 +96,9 @@ class Schedule:
     warmup: float = 0.0
     steps: int = 1
     stages: tuple[Stage, ...] = ()
-    lowest: float | None = None
-    waited: int = 0
+    lowest: float | None = None  # error, the last one that was clearly below those before; None: learning has not begun
+    since: int = 0  # the step of that evaluation, or of the last drop
+    judged: int = 0  # the step of the last evaluation
     drops: int = 0
 
     def rate(self, epoch: int, step: int = 0) -> float:
@@ -115,24 +119,37 @@ class Schedule:
         return next((s for s in reversed(self.stages) if s.epoch <= epoch), Stage(0, self.base))
 
     @property
+    def patient_steps(self) -> int:
+        """How many steps the plateau schedule waits for a lower error."""
+        return max(self.patience * self.steps, LEAST_STEPS)
+
+    @property
     def finished(self) -> bool:
         """The plateau schedule has nothing more to try."""
-        return self.kind == "plateau" and self.drops == DROPS and self.waited >= self.patience
+        return self.kind == "plateau" and self.drops == DROPS and self.judged - self.since >= self.patient_steps
 
-    def evaluated(self, error: float) -> bool:
-        """Takes note of a validation error; True when the rate drops now because of it."""
-        if self.lowest is None or error < self.lowest:
-            self.lowest, self.waited = error, 0
+    def evaluated(self, error: float, noise: float, step: int, begun: bool) -> bool:
+        """Takes note of a validation error and its standard error after ``step`` steps, and whether learning has
+        ``begun``; True when the rate drops now because of it."""
+        self.judged = step
+        if (self.lowest is None and begun) or (self.lowest is not None and error < self.lowest - noise):
+            self.lowest, self.since = error, step
+        if self.lowest is None or self.kind != "plateau" or self.drops == DROPS:
             return False
-        self.waited += 1
-        if self.kind != "plateau" or self.waited < self.patience or self.drops == DROPS:
+        if step - self.since < self.patient_steps:
             return False
-        self.drops, self.waited = self.drops + 1, 0
+        self.drops, self.since = self.drops + 1, step
         return True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; kind, rate and patience may change when a run is resumed."""
-        return {"lowest": self.lowest, "waited": self.waited, "drops": self.drops}
+        return {"lowest": self.lowest, "since": self.since, "judged": self.judged, "drops": self.drops}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.lowest, self.waited, self.drops = state["lowest"], int(state["waited"]), int(state["drops"])
+    def restore(self, state: dict[str, Any], step: int) -> None:
+        """Takes up the state that a checkpoint of an epoch which began at ``step`` has; those of version 0.1 counted
+        the evaluations ``waited``, one an epoch."""
+        self.lowest, self.drops = state["lowest"], int(state["drops"])
+        if "waited" in state:
+            self.since, self.judged = max(0, step - int(state["waited"]) * self.steps), step
+        else:
+            self.since, self.judged = int(state["since"]), int(state["judged"])

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from ..data import cached, open_dataset, statistics
+from ..data import DataError, DataSet, NotThere, Statistics, cached, open_dataset, statistics
+from ..data.cache import kept
+from ..data.dataset import left_out_lines
 from ..devices.protocol import DeviceLost, KernelFault
 from ..network.footprint import Use
 from ..network.spec import network as network_spec
 from ..output.console import Console
 from .checkpoint import CheckpointError
-from .config import merged, read_toml
+from .config import BEFORE, merged, read_toml
 from .resident import keep_on_device
 from .run import (
     RunFolder,
+    alike,
     check_dataset,
     check_layers,
     default_folder,
     find_checkpoint,
+    holds_run,
     saved_options,
     saved_statistics,
 )
@@ -36,31 +41,50 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
     if saved:
         inherited = saved_options(saved, {**file, **flags})
     elif resume and path and (path / "config.toml").exists():  # ended before its first checkpoint
-        inherited = {name: value for name, value in read_toml(str(path / "config.toml")).items() if name != "steps"}
+        written = {**BEFORE, **read_toml(str(path / "config.toml"))}
+        inherited = {name: value for name, value in written.items() if name != "steps"}
     else:
         inherited = {}
     config = merged(flags, file, inherited)
+    if resume and not saved and not (path and holds_run(path)) and "data" not in {**file, **flags}:
+        raise ValueError(
+            f"--resume {resume}: there is no run in {path}{alike(path)}; to start one there, name its DATA: "
+            f"convnet-train DATA --resume {resume} -o {path}"
+        )
     source = None
     if config.init_from and not saved:
         source = load_trained(config.init_from, console.warn)
         config = merged(flags, file, {**source.settings(), **inherited})
     spec = network_spec(config.model, **config.network_options())
-    config = config.resolved(spec.defaults, spec.crop)
     check_layers(spec, config)
-    dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed)
-    console.say(f"data: {dataset.name}")
+    try:
+        dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed, val_split=config.val_split)
+    except NotThere as error:
+        if saved is None or "data" in {**file, **flags}:
+            raise
+        moved = f"convnet-train DATA --resume {resume}" + (f" -o {output}" if output else "")
+        raise DataError(f"{error.what}; where the data of the run has moved, name it: {moved}") from error
+    config = config.resolved(spec.defaults, spec.crop, len(dataset.train))
+    lines = [f"data: {dataset.name}", *dataset.notes, *left_out_lines(dataset.left_out)]
+    for line in lines:
+        console.say(line)
     if saved:
         check_dataset(saved, dataset, config.batch_size)
     elif resume:
         console.say(f"there is no checkpoint in {path} yet: this is a new run")
+    splits = (dataset.train, dataset.valid)  # themselves, not what keeps their images
     if config.cache == "memory":
         dataset = cached(dataset)
+    elif config.cache == "auto":
+        dataset, said = kept(dataset)
+        if said:
+            console.say(said)
 
     from ..network.model import Network
 
     spec = network_spec(config.model, num_classes=len(dataset.classes), **config.network_options())
-    kept = len(dataset.train) if config.cache == "device" else 0
-    use = Use(spec, config.device, config.precision, spec.image_size, training=True, kept=kept)
+    on_device = len(dataset.train) if config.cache == "device" else 0
+    use = Use(spec, config.device, config.precision, spec.image_size, training=True, kept=on_device)
     fits = "a new run with -b {} would fit" if saved else "-b {} would fit"
     most = min(config.batch_size, max(len(dataset.train), len(dataset.valid)))  # more images never come at a time
 
@@ -82,9 +106,11 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
             )
         if config.cache == "device":
             keep_on_device(network, dataset.train, config.workers, console)
-        found = saved_statistics(saved, spec.crop) if saved else statistics(dataset, spec.crop, config.workers)
+        found = saved_statistics(saved, spec.crop) if saved else looked_at(dataset, spec.crop, config.workers, console)
         with RunFolder(path or default_folder(config)) as folder:
             console.log = folder.log
+            for line in lines:
+                console.note(line)
             try:
                 trainer = Trainer(network, dataset, found, config, folder, console, saved, new)
                 return trainer.train()
@@ -97,4 +123,17 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
                 raise
             finally:
                 console.clear()
+                try:
+                    folder.list_left_out(dataset.left_out, splits)
+                except OSError as error:  # whatever else ends the run is worth more than this
+                    console.warn(f"{folder.path / 'left-out.csv'}: not written: {error.strerror}")
                 console.log = None
+
+
+def looked_at(dataset: DataSet, crop: int, workers: int, console: Console) -> Statistics:
+    """The statistics of the training images, with a line that moves while they are decoded."""
+    try:
+        return statistics(dataset, crop, workers, lambda done, of: console.progress(done, of, "looking at images"))
+    finally:
+        console.clear()
+        console.last_line = -math.inf  # the first epoch's first line is to be seen too

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import DataError, DataSet, Statistics, normalisation, open_dataset
+from ..data import DataError, DataSet, NotThere, Statistics, normalisation, open_dataset, open_labelled
 from ..network.spec import NetworkSpec, network
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
@@ -61,17 +61,36 @@ class Trained:
             opened.set_input(*normalisation(self.statistics, self.config.normalisation))
             yield opened
 
-    def open_dataset(self, data: str | None = None, seed: int | None = None) -> DataSet:
-        """The data the run was trained on, or ``data``, which must have the same classes; drawn images are those of
-        the run's seed unless another is given. Raises ``DataError``."""
-        seed = self.config.seed if seed is None else seed
-        dataset = open_dataset(data or self.config.data, size=self.spec.image_size, seed=seed)
+    @property
+    def depth(self) -> int:
+        """The bits that the grey values of 16-bit pictures took in the data it was trained on."""
+        return int(self.checkpoint.state["dataset"].get("depth", 16))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data it was trained on, held out pictures and all."""
+        return str(self.checkpoint.state["dataset"]["fingerprint"])
+
+    def open_dataset(self, data: str | None = None, size: int | None = None) -> DataSet:
+        """The data the run was trained on, or labelled images at ``data``, of which it knows at least one class; at its
+        network's size, or another. Raises ``DataError``."""
+        chosen: dict[str, Any] = {"size": size or self.spec.image_size, "seed": self.config.seed}
+        chosen["val_split"] = self.config.val_split
+        if data is not None:
+            return open_labelled(data, self.classes, fingerprint=self.fingerprint, depth=self.depth, **chosen)
+        try:
+            dataset = open_dataset(self.config.data, **chosen)
+        except NotThere as error:
+            raise DataError(f"{error.what}; where the data of {self.path} has moved, name it with --data") from error
         if dataset.classes != self.classes:
             differ = sorted(set(dataset.classes) ^ set(self.classes))[:3] or "another order"
             raise DataError(
                 f"{self.path} knows {len(self.classes)} classes and the data has {len(dataset.classes)} (different: "
                 f"{differ}); give data with the classes of the run"
             )
+        if dataset.fingerprint != self.fingerprint and self.config.data != "shapes":
+            changed = f"the data has changed since {self.path} was trained on it; it may know some of these images"
+            dataset = replace(dataset, notes=(*dataset.notes, changed))
         return dataset
 
 

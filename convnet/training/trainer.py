@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +17,11 @@ from ..output.console import Console, percent
 from ..output.versions import versions
 from . import checkpoint
 from .checkpoint import Checkpoint
-from .config import Config, to_toml
+from .config import Config, spelled, to_toml
 from .metrics import Meter, Speed, losses_and_ranks
 from .run import RunFolder, StopRequest, frozen_layers
 from .schedule import LARGEST, Schedule, stages_of
+from .verdict import Chance, Last, standard_error, verdict
 
 if TYPE_CHECKING:
     from ..data import Batch
@@ -50,6 +50,12 @@ class Step:
     rate: float
 
 
+def schedule_of(config: Config, steps: int) -> Schedule:
+    """What the options say, for epochs of so many steps."""
+    stages = stages_of(config.stages or [])
+    return Schedule(config.lr_schedule, config.lr, config.epochs, config.patience, config.warmup, steps, stages)
+
+
 class Trainer:
     """A run between two steps: what ``_state`` lists is all there is to know."""
 
@@ -71,23 +77,18 @@ class Trainer:
         self.images = len(dataset.train)
         self.step = self.epoch = self.position = 0  # position: images of this epoch already trained on
         self.steps = -(-self.images // self.batch_size)  # of an epoch
-        self.schedule = Schedule(
-            config.lr_schedule,
-            config.lr,
-            config.epochs,
-            config.patience,
-            config.warmup,
-            self.steps,
-            stages_of(config.stages or []),
-        )
+        self.schedule = schedule_of(config, self.steps)
+        self.chance = Chance.of(dataset.valid.labels)
         self.new_layers = new_layers  # those that the network this one started from did not have
         self.rates: dict[str, float] = {}  # factors on the learning rate, by parameter
         self.running = Meter()  # what no train record has shown yet
         self.best: dict[str, Any] = {"error": None, "step": None}
+        self.last: Last | None = None  # what the last evaluation found
         self.written = False  # is the present state on disk?
         self.failed_saves = 0
         self.speed = Speed()
         self.drawn = time.monotonic()
+        self.jump: str | None = None  # of the learning rate, in words, where a resumed run is told other options
         network.set_input(*normalisation(found, config.normalisation))
         if saved:
             self._restore(saved)
@@ -100,11 +101,32 @@ class Trainer:
         self.network.load_velocity(saved.part("velocity"))
         self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
         self.network.steps_done = self.step
-        self.schedule.restore(state["schedule"])
+        self.schedule.restore(state["schedule"], self.epoch * self.steps)
+        self.jump = self._jump(saved)
         self.running = Meter(**state["running"])
         self.best = state["best"]
+        self.last = Last(**state["last"]) if state.get("last") else None
         self.new_layers = state.get("new_layers") or []
         self.written = saved.path.resolve() == self.folder.checkpoint(self.step).resolve()
+
+    def _jump(self, saved: Checkpoint) -> str | None:
+        """From which learning rate to which the run goes on, and why, where options change its course."""
+        config = self.config
+        said = {name: saved.state["config"].get(name) for name in ("lr", "lr_schedule", "epochs", "warmup")}
+        said = {name: value for name, value in said.items() if value is not None}
+        before = dataclasses.replace(config, stages=saved.state["config"].get("stages"), **said)
+        earlier = schedule_of(before, self.steps)
+        earlier.restore(saved.state["schedule"], self.epoch * self.steps)
+        done = self.epoch * self.steps + -(-self.position // self.batch_size)
+        last, straight = (earlier.rate(*divmod(max(step, 0), self.steps)) for step in (done - 1, done))
+        rate = self.schedule.rate(*divmod(done, self.steps))
+        if self.epoch >= self.epochs or math.isclose(rate, straight, abs_tol=1e-30):
+            return None
+        changed = [f"{spelled(n)} is {getattr(config, n)}, not {v}" for n, v in said.items() if getattr(config, n) != v]
+        why = ", ".join(changed) or "the stages are others"
+        if self.schedule.kind in ("cosine", "step"):
+            why += f", and a {self.schedule.kind} schedule spreads over all epochs"
+        return f"learning rate: from {last:.3g} at the last step to {rate:.3g} at the next: {why}"
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -115,10 +137,15 @@ class Trainer:
             "schedule": self.schedule.state(),
             "running": self.running.state(),
             "best": self.best,
+            "last": dataclasses.asdict(self.last) if self.last else None,
             "new_layers": self.new_layers,
             "config": dataclasses.asdict(self.config),
             "classes": self.dataset.classes,
-            "dataset": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
+            "dataset": {
+                "name": self.dataset.name,
+                "fingerprint": self.dataset.fingerprint,
+                "depth": self.dataset.depth,
+            },
             "colour": self.statistics.colour(),
             "versions": versions(),
         }
@@ -137,6 +164,8 @@ class Trainer:
         )
         if self.step:
             console.say(f"resumed at step {self.step}, in epoch {self.epoch + 1}")
+        if self.jump:
+            console.say(self.jump)
         self._append({**self._place("start"), "classes": len(self.dataset.classes), "images": self.images})
         began = time.monotonic()
         try:
@@ -279,7 +308,7 @@ class Trainer:
         return Diverged(
             f"step {self.step + 1}: {what}: training has diverged; "
             + (f"the last good checkpoint is {kept[-1]}; " if kept else "there is no checkpoint yet; ")
-            + f"try a smaller --lr than {self.schedule.rate(self.epoch):g}, and look at the images if it happens again"
+            + f"try a smaller --lr than {self.config.lr:g}, and look at the images if it happens again"
         )
 
     def _show(self, rate: float) -> None:
@@ -287,17 +316,22 @@ class Trainer:
         left = (self.epochs - self.epoch) * self.images - self.position
         if self.config.steps:
             left = min(left, (self.config.steps - self.step) * self.batch_size)
-        text = (
-            f"loss {means['loss']:.3f}  top-1 error {100 * means['top1_error']:.1f} %  {self.speed.rate:.0f} images/s  "
-            f"data {100 * self.speed.waiting:.0f} %  eta {self.speed.eta(left)}  lr {rate:.3g}"
-        )
         batches = -(-self.position // self.batch_size), -(-self.images // self.batch_size)
-        self.console.progress(*batches, f"epoch {self.epoch + 1}/{self.epochs}", text)
+        self.console.progress(
+            *batches,
+            f"epoch {self.epoch + 1}/{self.epochs}",
+            f"loss {means['loss']:.3f}",
+            f"error {100 * means['top1_error']:.1f} %",
+            f"eta {self.speed.eta(left)}",
+            f"{self.speed.rate:.0f} images/s",
+            f"data {100 * self.speed.waiting:.0f} %",
+            f"lr {rate:.3g}",
+        )
 
     def _hint(self) -> None:
         ways = [f"more threads (-j {2 * max(self.config.workers, 1)})"]
         ways += ["--cache memory"] if self.config.cache == "none" else []
-        ways += ["convnet-prepare"] if (Path(self.config.data) / "train").is_dir() else []
+        ways += ["convnet-prepare"] if self.dataset.decodes else []
         waited = f"{100 * self.speed.all_waiting:.0f} % of the time went by waiting for images"
         self.console.say(f"{waited}; what can help: {'; '.join(ways)}")
 
@@ -328,18 +362,21 @@ class Trainer:
             means = result.means()
             error = means["top1_error"]
             self._append({**self._place("valid"), **means, "views": 1})
-            deviation = math.sqrt(error * (1 - error) / max(result.images, 1))
+            deviation = standard_error(error, result.images)
+            top5 = f"  top-5 error {percent(means['top5_error'])}" if len(self.dataset.classes) > 5 else ""
             self.console.clear()
             self.console.say(
                 f"epoch {ended}/{self.epochs}  step {self.step}  validation: top-1 error {percent(error)} "
-                f"(+- {percent(deviation)})  top-5 error {percent(means['top5_error'])}  loss {means['loss']:.4f}"
+                f"(+- {percent(deviation)}){top5}  loss {means['loss']:.4f}"
             )
             if self.best["error"] is None or error < self.best["error"]:
                 self.best = {"error": error, "step": self.step}
-            if self.schedule.evaluated(error) and ended < self.epochs:
-                self.console.say(f"learning rate divided by 10: {self.schedule.rate(ended):g}")
-            if self.schedule.finished:
-                self.console.say("the error has stopped falling at the lowest learning rate: the run ends here")
+            self.last = Last(error, means["loss"])
+            begun = self.chance.begun(error, means["loss"])
+            if self.schedule.evaluated(error, deviation, self.step, begun) and ended < self.epochs:
+                self.console.say(
+                    f"the error has stopped falling: learning rate divided by 10, {self.schedule.rate(ended):g}"
+                )
         self.epoch, self.position, self.written = ended, 0, False
         self._save()
         if time.monotonic() - self.drawn >= FIGURE_SECONDS:
@@ -352,7 +389,7 @@ class Trainer:
         with self._loader(self.dataset.valid, augment=False) as loader:
             for batch in loader.epoch(0):
                 result.add(*losses_and_ranks(self.network.evaluate_batch(batch.images, batch.windows), batch.labels))
-                self.console.progress(result.images, total, f"epoch {self.epoch + 1}/{self.epochs}  validating", "")
+                self.console.progress(result.images, total, f"epoch {self.epoch + 1}/{self.epochs}  validating")
                 if stop.requested:
                     return None
         return result
@@ -386,16 +423,21 @@ class Trainer:
         self.speed.restart()
 
     def _draw(self) -> None:
-        from ..output import figures
-
+        """Whatever goes wrong with a figure is a warning: the import of matplotlib, its fonts, a full disk."""
         self.drawn = time.monotonic()
         try:
+            from ..output import figures
+
             name = self.folder.path.name
             figures.save_curves(self.folder.path / "curves.png", {name: self.folder.metrics.records()}, name)
             filters = self.network.weights()["conv1.weight"]
             figures.save_filters(self.folder.path / "filters.png", filters, self.network.spec.towers)
         except OSError as error:
-            self.console.warn(f"{error.filename or self.folder.path}: figure not written: {error.strerror}")
+            told = error.strerror or " ".join(str(error).split())
+            self.console.warn(f"{error.filename or self.folder.path}: figure not written: {told}")
+        except Exception as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            self.console.warn(f"{self.folder.path}: figure not drawn: {told}")
 
     # ---- the end
 
@@ -414,11 +456,33 @@ class Trainer:
         if status == "stopped":
             say(f"stopped on request at step {self.step}; go on with: convnet-train --resume auto -o {path}")
             return STOPPED
+        if self.epoch < self.epochs:
+            say(self._why_early())
+        self._judge()
         say(f"run folder: {path}")
         say(f"  look at        {path}/curves.png and {path}/filters.png")
         if not self.schedule.finished:
             longer = f" --epochs {2 * self.epochs}" if self.epoch == self.epochs else ""
             say(f"  train longer   convnet-train --resume auto -o {path}{longer}")
         if self.config.data == "shapes":
-            say("  own images     convnet-train FOLDER, with FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg")
+            say("  own images     convnet-train FOLDER, with a folder of pictures for each class in it")
         return 0
+
+    def _why_early(self) -> str:
+        """Why a run ended before its last epoch."""
+        if not self.schedule.finished:
+            return f"ended before the last of {self.epochs} epochs, as --steps {self.config.steps} says"
+        return (
+            f"ended after epoch {self.epoch} of {self.epochs}: for {self.schedule.patient_steps} steps at the lowest "
+            "learning rate the validation error has not fallen by more than its standard error; --lr-schedule cosine "
+            "trains as long as --epochs says"
+        )
+
+    def _judge(self) -> None:
+        """Says whether anything was learnt; where nothing was as a warning, which ``--quiet`` lets through."""
+        records = [record for record in self.folder.metrics.records() if record.get("event") == "train"]
+        loss = records[-1].get("loss") if records else None
+        training_loss = loss if isinstance(loss, float) else None
+        config = self.config
+        learnt, sentence = verdict(self.chance, self.last, training_loss, self.step, config.lr, config.init)
+        (self.console.say if learnt else self.console.warn)(sentence)

@@ -90,6 +90,19 @@ def test_interrupts_and_memory(error, code, monkeypatch, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_memory_of_this_machine_that_runs_out_is_not_blamed_on_the_batch(monkeypatch, capsys):
+    def fail(*_):
+        raise MemoryError("Unable to allocate 2.98 GiB for an array with shape (20000, 20000) and data type int64")
+
+    monkeypatch.setattr("convnet.training.train.run", fail)
+    assert call(train_command.main) == 6
+    error = capsys.readouterr().err
+    assert re.match(
+        r"convnet-train: error: this machine is out of memory \(Unable .*int64\); end other programs", error
+    )
+    assert "batch" not in error
+
+
 def test_a_mistake_in_a_process_of_its_own():
     found = command("train", "--model", "alexnt")
     assert (found.returncode, found.stdout, found.stderr.count("\n")) == (2, "", 1)

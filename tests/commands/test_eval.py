@@ -6,6 +6,9 @@ import csv
 import dataclasses
 import json
 import re
+import tracemalloc
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from runs import TINY, call, here, make_images, records, shared_folder, shared_i
 from convnet.analysis import ensemble, evaluate
 from convnet.cli.eval import _open_data, main
 from convnet.data import DataError
+from convnet.devices.protocol import OutOfMemory
+from convnet.output.console import Console
 from convnet.training.trained import load_trained
 
 BASIC = ["--device", "cpu", "-b", "5", "-j", "1"]  # 12 images: three batches, the last one short
@@ -115,9 +120,10 @@ def test_text_and_confusion(runs, capsys, tmp_path):
     text = capsys.readouterr().out
     assert "data: image folder: 3 classes, 36 training and 12 validation images\n" in text
     assert "\n12 validation images, 1 view each\n" in text
+    assert "top-5" not in text  # of three classes
     percent = r"\d+\.\d\d % \(\+- \d+\.\d\d %\)"
     for name in (*map(re.escape, runs), "mean", "weighted"):
-        assert re.search(rf"^{name} +{percent} +{percent} +\d\.\d{{4}} \(\+- \d\.\d{{4}}\)$", text, re.MULTILINE), name
+        assert re.search(rf"^{name} +{percent} +\d\.\d{{4}} \(\+- \d\.\d{{4}}\)$", text, re.MULTILINE), name
     assert "\nweights 1.000, 0.000\n" in text
     header, *lines = rows(tmp_path / "c.csv")
     assert header == ["", "blue", "green", "red"]
@@ -149,7 +155,7 @@ MISTAKES = {
     "negative": (["RUN", "RUN", "--weights=-1,2"], 2, "none negative"),
     "batch": (["RUN", "-b", "0"], 2, "batch_size must be at least 1, got 0"),
     "data": (["RUN", "--data", "nowhere"], 3, "there is no 'nowhere'"),
-    "other classes": (["RUN", "--data", "shapes"], 3, "knows 3 classes and the data has 10"),
+    "other classes": (["RUN", "--data", "shapes"], 3, "and the network knows none of them, but 'blue'"),
     "precision": (["RUN", "--precision", "bf16"], 2, "cpu computes in fp32 only"),
 }
 
@@ -195,13 +201,135 @@ def test_labels_that_differ_between_sizes_are_an_error(runs):
     """As when the data is changed while the command runs."""
     first, other = (load_trained(run, pytest.fail) for run in runs)
 
-    class Changed(type(other)):
-        def open_dataset(self, *arguments):
-            dataset = super().open_dataset(*arguments)
-            dataset.valid.labels = dataset.valid.labels[::-1]
+    class Changed(type(first)):
+        def open_dataset(self, data=None, size=None):
+            dataset = super().open_dataset(data, size)
+            if size != self.spec.image_size:
+                dataset.valid.labels = dataset.valid.labels[::-1]
             return dataset
 
-    changed = Changed(*(getattr(other, field.name) for field in dataclasses.fields(other)))
-    assert len(_open_data([first, other], None, "val")) == 2
+    changed = Changed(*(getattr(first, field.name) for field in dataclasses.fields(first)))
+    assert len(_open_data([first, other], None, "val", Console())) == 2
     with pytest.raises(DataError, match=r"other labels for .*other than for .*run; the data has changed"):
-        _open_data([first, changed], None, "val")
+        _open_data([changed, other], None, "val", Console())
+
+
+# ---- many classes and images
+
+
+class Known:
+    """A run that knows ``classes`` classes, of which every image seems to be a different one."""
+
+    def __init__(self, path: str, classes: int, images: int, seed: int) -> None:
+        self.path, self.classes, self.opened = path, [f"class {k}" for k in range(classes)], 0
+        self.fingerprint = ""
+        self.config = SimpleNamespace(data="nowhere", seed=0)
+        self.spec = SimpleNamespace(image_size=8, crop=8, classes=classes)
+        self.labels = np.random.default_rng(0).integers(0, classes, images).astype(np.int32)
+        self.seed, self.batch_size = seed, 0
+
+    def open_dataset(self, *_):
+        split = SimpleNamespace(size=8, labels=self.labels, name="image {}".format, image=self.image)
+        split = type("Split", (), {"__len__": lambda _: len(self.labels), **vars(split)})()
+        return SimpleNamespace(
+            name="many", classes=self.classes, valid=split, train=split, test=None, notes=(), left_out=()
+        )
+
+    def image(self, index, out):
+        out[:] = 0
+        out[0, 0] = [index % 256, index // 256, self.seed]
+
+    @contextmanager
+    def open_network(self, _, batch_size, __):
+        self.opened += 1
+        self.batch_size = batch_size
+        yield self
+
+    def evaluate_batch(self, images, _):
+        rows = [self.logits(int(image[0, 0, 0]) + 256 * int(image[0, 0, 1])) for image in images]
+        return np.stack(rows)
+
+    def logits(self, index):
+        return np.random.default_rng((self.seed, index)).normal(size=len(self.classes)).astype(np.float32)
+
+    def probabilities(self):
+        return evaluate.softmax(np.stack([self.logits(k) for k in range(len(self.labels))])).astype(np.float32)
+
+
+def known(monkeypatch, classes: int, images: int, count: int) -> list[Known]:
+    found = [Known(f"run-{k}", classes, images, k) for k in range(count)]
+    waiting = list(found)
+    monkeypatch.setattr("convnet.training.trained.load_trained", lambda *_: waiting.pop(0))
+    return found
+
+
+@pytest.mark.parametrize("options", [["r"], ["r", "r"], ["r", "r", "--fit-weights"]], ids=len)
+def test_memory_does_not_grow_with_images_times_classes_nor_with_classes_squared(options, monkeypatch, capsys):
+    """20,000 classes: the square of a confusion takes 3.2 GB, and what 600 images get, 48 MB."""
+    monkeypatch.setattr("convnet.cli.eval.PART", 2**21)
+    known(monkeypatch, 20_000, 600, options.count("r"))
+    tracemalloc.start()
+    try:
+        assert call(main, *options, "--json", "-b", "4", "-j", "0", "-q") == 0
+        assert tracemalloc.get_traced_memory()[1] < 24e6
+    finally:
+        tracemalloc.stop()
+    assert json.loads(capsys.readouterr().out)["top1_error"] > 0.9
+
+
+@pytest.mark.parametrize("fit", [False, True])
+def test_images_in_parts_have_the_results_of_all_at_once(fit, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("convnet.cli.eval.PART", 4 * 9 * 2 * 10)  # ten images of two runs: two batches of 4
+    runs = known(monkeypatch, 9, 50, 2)
+    files = ["--save-predictions", str(tmp_path / "p.npy"), "--confusion", str(tmp_path / "c.csv")]
+    chosen = ["--fit-weights"] if fit else ["--weights", "3,1"]
+    assert call(main, "r", "r", "--json", "-b", "4", "-j", "0", *chosen, *files) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert runs[0].opened > 2
+    members, labels = [run.probabilities() for run in runs], runs[0].labels
+    weights, numbers = [0.75, 0.25], slice(None)
+    if fit:
+        weights, numbers = ensemble.fit_weights([member[::2] for member in members], labels[::2]), slice(1, None, 2)
+        np.testing.assert_array_equal(result["weights"], weights)
+    members, labels = [member[numbers] for member in members], labels[numbers]
+    p = ensemble.mean(members, weights)
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), p)
+    for found, expected in zip(
+        (result, *result["members"], result["mean"]), (p, *members, ensemble.mean(members)), strict=True
+    ):
+        scores = evaluate.scores(expected, labels).as_json()
+        assert {key: found[key] for key in scores} == scores
+    counts = [[int(count) for count in row[1:]] for row in rows(tmp_path / "c.csv")[1:]]
+    assert counts == evaluate.confusion(p, labels).tolist()
+    names = [row[1:3] for row in rows(tmp_path / "p.csv")[1:]]
+    assert names == [[f"image {i}", f"class {k}"] for i, k in zip(range(50)[numbers], labels, strict=True)]
+
+
+def test_from_six_classes_on_there_is_a_top_5_error(monkeypatch, capsys):
+    for classes in (5, 6):
+        known(monkeypatch, classes, 20, 1)
+        assert call(main, "r", "-b", "4", "-j", "0") == 0
+        assert ("top-5 error" in capsys.readouterr().out) == (classes == 6)
+
+
+def test_memory_that_runs_out_half_way_goes_on_with_fewer_images_from_there(monkeypatch, capsys):
+    run = known(monkeypatch, 9, 20, 1)[0]
+    evaluate_batch, seen = run.evaluate_batch, []
+
+    def short(images, windows):
+        if len(images) > 2 and len(seen) == 2:
+            raise OutOfMemory("cpu: no room")
+        seen.append(len(images))
+        return evaluate_batch(images, windows)
+
+    run.evaluate_batch = short
+    assert call(main, "r", "-b", "4", "-j", "0", "--json", "--retry") == 0
+    found, labels = json.loads(capsys.readouterr().out), run.labels
+    assert seen == [4, 4, 2, 2, 2, 2, 2, 2]
+    assert found["loss"] == evaluate.scores(run.probabilities(), labels).loss
+
+
+def test_no_image_is_an_error(monkeypatch, capsys):
+    known(monkeypatch, 9, 0, 1)
+    assert call(main, "r", "-q") == 3
+    assert "many: there is no validation image to look at" in capsys.readouterr().err

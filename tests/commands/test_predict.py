@@ -8,13 +8,15 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from data_files import picture
-from runs import COLOURS, call, command, shared_images, spawn, straight_run
+from runs import COLOURS, ENVIRONMENT, call, command, shared_images, spawn, straight_run
 
 from convnet.analysis import evaluate, retrieval
 from convnet.analysis.predict import ImageFiles, image_files
@@ -72,7 +74,7 @@ def test_which_files_are_meant(pictures):
     files = list(image_files(names, listed, lambda *told: bad.append(told)))
     inside = [str(pictures / name) for name in IN_ORDER]
     assert files == [names[0], *inside, "none.jpg", "with space.png", names[3]]
-    assert bad == [(names[4], "a folder without .jpg, .jpeg or .png files")]
+    assert bad == [(names[4], "a folder without pictures")]
 
 
 def test_files_are_brought_to_size_as_training_images_are(run):
@@ -125,7 +127,7 @@ def test_unusable_files_are_warnings_and_exit_code_3(run, pictures, capsys):
     assert [bad["file"] for bad in result["unusable"]] == given[1:3]
     warnings = [line for line in err.splitlines() if line.startswith("warning")]
     assert len(warnings) == 2
-    assert re.match(rf"warning: {given[1]}: not a readable JPEG or PNG", warnings[0])
+    assert re.match(rf"warning: {given[1]}: this is text, not a picture", warnings[0])
     assert warnings[1] == f"warning: {given[2]}: No such file or directory"
     expected = probabilities(run, usable).max(axis=1)
     assert [image["labels"][0]["probability"] for image in result["images"]] == pytest.approx(expected, rel=1e-4)
@@ -141,6 +143,38 @@ def test_names_from_standard_input(run, pictures, monkeypatch):
     rows = list(csv.reader(io.StringIO(found.stdout.decode())))
     assert [row[0] for row in rows[1:]] == [str(pictures / "z.png"), f"{pictures}/\\udcff.jpg"]
     assert found.stderr.decode() == f"warning: {pictures / 'none.jpg'}: No such file or directory\n"
+
+
+NAMES = ("a, b.png", 'says "so".png', "two\nlines.png", "l\u00e4uft \u732b.png", "=1+1.png", "tab\tand\rreturn.png")
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_table_of_a_folder_has_a_line_per_image_whatever_the_names_are(locale, run, tmp_path):
+    """In a file, as a spreadsheet or a program reads it; and nothing else is in that file."""
+    folder, table = tmp_path / "m\u00fcll; ordner", tmp_path / "predictions.csv"
+    folder.mkdir()
+    for i, name in enumerate(NAMES):
+        picture(50 + i, 60, seed=i).save(folder / name)
+    (folder / "bad.png").write_bytes(b"no picture")
+    variables = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with open(table, "wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", PREDICT, *map(os.fsencode, (run, str(folder), "--csv", "--top", "1", *BASIC))],
+            stdout=file,
+            stderr=subprocess.PIPE,
+            env={**ENVIRONMENT, **variables},
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 3, done.stderr
+    assert b"bad.png" in done.stderr
+    with open(table, encoding="utf-8", newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["file", "rank", "label", "probability"]
+    names = sorted(str(folder / name) for name in NAMES)
+    assert [line[:2] for line in lines] == [[name, "1"] for name in names]
+    assert all(line[2] in COLOURS and 1 / 3 <= float(line[3]) <= 1 for line in lines)
+    assert table.read_bytes().count(b"\n") == 1 + len(NAMES) + 1  # a name has one
 
 
 def test_activations_of_files(run, pictures, tmp_path, capsys):

@@ -259,6 +259,8 @@ def test_confusion_of_many_classes_lists_pairs(tmp_path):
     assert "class 3 → class 7" in found
     assert "4 of 9" in found
     assert "class 5" not in found
+    figures.save_confusion(tmp_path / "d.svg", None, classes, pairs)  # nobody needs the square
+    assert (tmp_path / "d.svg").read_bytes() == (tmp_path / "c.svg").read_bytes()
     figures.save_confusion(tmp_path / "none.png", counts, classes, [])
 
 
@@ -301,7 +303,10 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys, 
 
 def test_data_with_other_classes_is_refused(tmp_path, capsys):
     assert show(straight_run(), "confusion", "-o", tmp_path / "a.png", "--data", "shapes") == 3
-    assert "give data with the classes of the run" in capsys.readouterr().err
+    assert (
+        "the network knows none of them, but 'blue', 'green', 'red'; give data with its classes"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_checkpoint_file_serves_as_run(tmp_path):

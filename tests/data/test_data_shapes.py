@@ -135,6 +135,13 @@ def test_statistics_look_at_evenly_spaced_images():
     np.testing.assert_allclose(grey.directions[:, 0], np.full(3, 3**-0.5), rtol=1e-6)
 
 
+def test_statistics_tell_how_far_they_are():
+    told = []
+    images = Stored(np.zeros((50, 4, 4, 3), np.uint8))
+    data.sampled_statistics(images, 4, limit=10, workers=3, progress=lambda *seen: told.append(seen))
+    assert told == [(k, 10) for k in range(1, 11)]
+
+
 def test_statistics_of_one_constant_image():
     found = data.sampled_statistics(Stored(np.full((1, 4, 4, 3), 200, np.uint8)), 4)
     assert (found.mean == 200).all()

@@ -107,7 +107,7 @@ def test_damaged_files_are_named(store, name, how):
         assert open_dataset(store, size=SIZE, seed=0)  # its last byte ends a line
         path.write_bytes(raw[:-3])
     if (name, how) == ("store.json", "gone"):
-        name = "not of a known kind"
+        name = "its store.json is missing; prepare it anew"
     with pytest.raises(DataError, match=name.split(".")[0]) as caught:
         open_dataset(store, size=SIZE, seed=0)
     assert "\n" not in str(caught.value)

@@ -11,7 +11,8 @@ from data_files import picture, write_folder
 from preparing import here
 
 from convnet.data import DataError, open_dataset
-from convnet.data.sources import SYNSETS, TRAIN_TAR, TRUTH, VALID_TAR, open_source, read_place
+from convnet.data.ilsvrc import FIRST, PUBLISHED, SYNSETS, TRAIN_TAR, TRUTH, VALID_TAR
+from convnet.data.recognise import open_source
 
 IDS = ["n01440764", "n01443537", "n02123045"]
 NUMBERS = [3, 1, 2]  # of the ids: not their order
@@ -64,12 +65,12 @@ def test_every_image_of_the_archives_is_found_where_it_lies(tmp_path):
     assert source.classes == IDS
     assert source.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert source.train.names[5] == f"{TRAIN_TAR}/{IDS[1]}.tar/{IDS[1]}_1.JPEG"
-    for k, place in enumerate(source.train.places):
-        assert read_place(place) == jpeg(100 * (k // 4) + k % 4)
+    for k, place in enumerate(source.train.images):
+        assert place.read() == jpeg(100 * (k // 4) + k % 4)
     assert source.valid.names[2] == f"{VALID_TAR}/ILSVRC2012_val_00000003.JPEG"
     assert source.valid.labels.tolist() == [0, 1, 2, 0, 1, 2]  # numbers 3 1 2, and the first id has number 3
-    for k, place in enumerate(source.valid.places):
-        assert read_place(place) == jpeg(500 + k)
+    for k, place in enumerate(source.valid.images):
+        assert place.read() == jpeg(500 + k)
 
 
 def test_the_archives_are_prepared_without_unpacking(tmp_path):
@@ -88,12 +89,15 @@ def test_the_truth_may_name_ids(tmp_path):
     assert source.valid.labels.tolist() == [2, 0, 1, 2, 0, 1]
 
 
+AB = {"truth": "a\nb\n" * 3}  # labels of other classes
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
             {"synsets": False},
-            "nothing says which WordNet ids they stand for .*synsets.txt', line k for number k",
+            "nothing says which WordNet ids they stand for .*synsets.txt': .*meta.mat.* line k must be the WNID",
         ),
         ({"truth": "1\n2\n3\n"}, "has 3 lines for the 6 images"),
         ({"truth": "\n"}, "has 0 lines for the 6 images"),
@@ -104,11 +108,11 @@ def test_the_truth_may_name_ids(tmp_path):
         ({"train": tar(member("readme.txt", b"hello"))}, "holds 0 tar files of classes"),
         ({"train": b""}, "not a readable, uncompressed tar archive"),
         ({"train": b"\x1f\x8b" + b"x" * 2000}, "not a readable, uncompressed tar archive"),
-        ({"train": tar(member("a.tar", tar()), member("b.tar", class_tar(0)))}, "'a.tar': no .jpg, .jpeg or .png"),
-        ({"train": tar(member("a.tar", b"text"), member("b.tar", class_tar(0)))}, "'a.tar': not a readable"),
+        (AB | {"train": tar(member("a.tar", tar()), member("b.tar", class_tar(0)))}, "'a.tar': no picture in it"),
+        (AB | {"train": tar(member("a.tar", b"text"), member("b.tar", class_tar(0)))}, "'a.tar': not a readable"),
         ({"train": tar(member("a.tar", class_tar(0)), member("./a.tar", class_tar(0)))}, "'a.tar' occurs twice"),
         (
-            {"train": tar(member("a.tar", class_tar(0)[:-9000]), member("b.tar", class_tar(0)))},
+            AB | {"train": tar(member("a.tar", class_tar(0)[:-9000]), member("b.tar", class_tar(0)))},
             "member 'a.tar'.*get it",
         ),
     ],
@@ -118,6 +122,67 @@ def test_incomplete_downloads(tmp_path, change, message):
     with pytest.raises(DataError, match=message) as caught:
         open_source(root)
     assert "\n" not in str(caught.value)
+
+
+def table(root, ids):
+    (root / SYNSETS[0]).write_text("".join(f"{name} a name, another\n" for name in ids))
+    return root
+
+
+def test_ids_in_alphabetical_order_are_refused(tmp_path):
+    """As Caffe has them: they look like the numbers' order, and every label would be another class."""
+    root = table(write_ilsvrc(tmp_path / "download"), sorted(IDS))
+    with pytest.raises(DataError, match=r"synsets.txt' is in alphabetical order.*meta.mat in ILSVRC2012_devkit_t12"):
+        open_source(root)
+    # others of the same ids are taken, and so are two ids, which are sorted half of the time
+    assert open_source(table(root, sorted(IDS, reverse=True))).valid.labels.tolist() == [0, 2, 1, 0, 2, 1]
+    (root / TRUTH).write_text("1\n2\n" * 3)
+    assert open_source(table(root, IDS[:2])).valid.labels.tolist() == [0, 1] * 3
+
+
+def published(order):
+    """A thousand ids: ten that the development kit begins with, and others."""
+    others = [f"n1{k:07}" for k in range(PUBLISHED - len(FIRST))]
+    exchanged = [*FIRST[:8], FIRST[9], FIRST[8]]
+    return {
+        "as in meta.mat": [*FIRST, *others],
+        "sorted": sorted([*FIRST, *others]),
+        "shifted": [others[0], *FIRST, *others[1:]],
+        "two exchanged": [*exchanged, *others],
+    }[order]
+
+
+@pytest.mark.parametrize("order", ["as in meta.mat", "sorted", "shifted", "two exchanged"])
+def test_the_published_thousand_are_known(tmp_path, order):
+    ids = published(order)
+    train = tar(*(member(f"{name}.tar", class_tar(0, 1)) for name in ids[:12]))
+    root = table(write_ilsvrc(tmp_path / "download", train=train, truth="1\n2\n3\n" * 2), ids)
+    if order == "as in meta.mat":
+        classes = sorted(ids[:12])
+        assert open_source(root).valid.labels.tolist() == [classes.index(name) for name in ids[:3]] * 2
+    else:
+        with pytest.raises(
+            DataError, match=r"not in the order of the class numbers: line \d+ is 'n.*', and number \d+ is"
+        ):
+            open_source(root)
+
+
+def test_an_id_that_occurs_twice_is_refused(tmp_path):
+    root = table(write_ilsvrc(tmp_path / "download"), [IDS[1], IDS[0], IDS[1]])
+    with pytest.raises(DataError, match=f"'{IDS[1]}' occurs twice"):
+        open_source(root)
+
+
+def test_a_byte_order_mark_before_the_labels_is_none_of_them(tmp_path):
+    root = write_ilsvrc(tmp_path / "download")
+    (root / TRUTH).write_bytes(b"\xef\xbb\xbf" + (root / TRUTH).read_bytes())
+    assert open_source(root).valid.labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("name", [TRAIN_TAR, VALID_TAR])
+def test_one_of_the_archives_names_them_all(tmp_path, name):
+    root = write_ilsvrc(tmp_path / "download")
+    assert open_source(root / name).fingerprint == open_source(root).fingerprint
 
 
 @pytest.mark.parametrize("name", [TRAIN_TAR, VALID_TAR, TRUTH])
@@ -172,7 +237,7 @@ def test_hostile_members_are_left_out(tmp_path):
     source = open_source(root)
     names = [name.rsplit("/")[-1] for name in source.train.names[:-8]]
     assert names == ["good.JPEG", "long" * 60 + ".JPEG"]
-    assert [read_place(place) for place in source.train.places[:2]] == [jpeg(1), jpeg(2)]
+    assert [place.read() for place in source.train.images[:2]] == [jpeg(1), jpeg(2)]
 
 
 def header(name, size):
@@ -219,8 +284,8 @@ def test_what_is_no_source(tmp_path):
     (tmp_path / "empty").mkdir()
     for path, message in [
         ("none", "there is no"),
-        ("text", "not a readable tar archive"),
-        ("empty", "not of a known kind; convnet-prepare accepts"),
+        ("text", "a file of an unknown kind"),
+        ("empty", "a folder without pictures; accepted are"),
         ("x" * 300, "cannot read|there is no"),
         ("a\0b", "cannot read|there is no"),
     ]:

@@ -314,7 +314,7 @@ def test_too_many_bad_images_end_a_run_with_one_sentence_and_code_3(tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 3, errors
     assert "Traceback" not in errors
-    assert "images in" in errors.splitlines()[-1]
+    assert "of 24 images" in errors.splitlines()[-1]
     assert "cannot be read, the last one" in errors.splitlines()[-1]
 
 
@@ -326,9 +326,12 @@ def test_pipes_and_devices_are_no_images(tmp_path, make):
         os.mkfifo(path)
     else:
         path.symlink_to({"endless": "/dev/zero", "nothing": "/dev/null"}[make])
-    (found,) = image_files([str(tmp_path)], (), pytest.fail)
+    told = []
+    assert list(image_files([str(tmp_path)], (), lambda *bad: told.append(bad))) == []
+    assert told == [(str(path), "not a file"), (str(tmp_path), "a folder without pictures")]
+    (named,) = image_files([str(path)], (), pytest.fail)
     with pytest.raises(BadImage, match="not a regular file"):
-        load_square(found, 32)
+        load_square(named, 32)
 
 
 def test_a_pipe_is_no_checkpoint(tmp_path):

@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "src" / "kernels"
 BINDINGS = ROOT / "src" / "bindings"
 
-DATA_DEPENDENCIES = {"numpy", "PIL", "simplejpeg", "tqdm"}
+DATA_DEPENDENCIES = {"numpy", "PIL", "simplejpeg", "pyarrow", "tqdm"}
 # tomli on Python 3.10, where the standard library has no tomllib
 DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib"}
-DEPENDENCIES |= {"pycuda", "simplejpeg"}  # optional
+DEPENDENCIES |= {"pycuda", "simplejpeg", "pyarrow"}  # optional
 HEADER_ENTRIES = ["What", "Tensors", "Work", "Shared", "Barriers", "Needs", "Cost"]
 
 

@@ -7,17 +7,24 @@ import math
 
 import pytest
 
-from convnet.training.schedule import Schedule, Stage, stages_of
+from convnet.training.schedule import LEAST_STEPS, Schedule, Stage, stages_of
 
 
 def plateau(patience=2):
-    return Schedule("plateau", base=0.01, epochs=10, patience=patience)
+    """Epochs of 1000 steps: long enough for patience to count."""
+    return Schedule("plateau", base=0.01, epochs=10, patience=patience, steps=1000)
+
+
+def drops(schedule, errors, noise=0.0, begun=True, first=1):
+    """Which of these evaluations, one an epoch, make the rate drop."""
+    return [
+        schedule.evaluated(error, noise, epoch * schedule.steps, begun) for epoch, error in enumerate(errors, first)
+    ]
 
 
 def test_constant_never_changes():
-    schedule = Schedule("constant", base=0.02, epochs=4, patience=1)
-    for error in (0.5, 0.5, 0.6, 0.7):
-        assert schedule.evaluated(error) is False
+    schedule = Schedule("constant", base=0.02, epochs=4, patience=1, steps=1000)
+    assert drops(schedule, (0.5, 0.5, 0.6, 0.7)) == [False] * 4
     assert [schedule.rate(epoch) for epoch in range(4)] == [0.02] * 4
 
 
@@ -31,42 +38,76 @@ def test_step_of_fewer_epochs_than_drops_still_ends_at_the_lowest_quarter_it_rea
     assert [Schedule("step", 1.0, 1, 1).rate(0), Schedule("step", 1.0, 2, 1).rate(1)] == [1.0, 0.01]
 
 
-def test_plateau_drops_after_patience_evaluations_without_a_new_minimum():
+def test_plateau_drops_after_patience_epochs_without_a_new_minimum():
     schedule = plateau()
     #         new   new   equal  worse=drop  new   worse  worse=drop
     errors = (0.50, 0.40, 0.40, 0.45, 0.30, 0.35, 0.31)
-    assert [schedule.evaluated(error) for error in errors] == [False, False, False, True, False, False, True]
+    assert drops(schedule, errors) == [False, False, False, True, False, False, True]
     assert schedule.rate(0) == pytest.approx(0.0001)
 
 
 def test_plateau_drops_three_times_at_most():
     schedule = plateau(patience=1)
-    assert [schedule.evaluated(0.5) for _ in range(8)] == [False, True, True, True, False, False, False, False]
+    assert drops(schedule, [0.5] * 8) == [False, True, True, True, False, False, False, False]
     assert schedule.rate(0) == pytest.approx(0.00001)
+
+
+def test_plateau_waits_until_learning_has_begun():
+    """However long that takes, and whatever errors chance gives; patience counts from then on."""
+    schedule = plateau(patience=2)
+    assert drops(schedule, [0.66, 0.60, 0.67, 0.66, 0.66, 0.66, 0.67], begun=False) == [False] * 7
+    assert schedule.lowest is None
+    # once it has, a loss above that of chance, as of a network that is too sure, does not take that back
+    assert drops(schedule, [0.65], first=8) == [False]
+    assert drops(schedule, [0.65, 0.65], begun=False, first=9) == [False, True]
+
+
+def test_plateau_judges_against_the_noise_of_the_error():
+    """Errors that fall by less than their standard error do not count as falling, but in sum they do."""
+    lower = (0.50, 0.48, 0.46, 0.44, 0.42, 0.40)
+    assert drops(plateau(), lower, noise=0.03) == [False] * 6  # .50, .46 and .42 are progress
+    assert drops(plateau(), lower, noise=0.09) == [False, False, True, False, True, False]
+    assert drops(plateau(), lower) == [False] * 6
+
+
+def test_patience_counts_steps_not_evaluations():
+    """Epochs of five steps: a hundred evaluations are as much work as one evaluation of 500 steps."""
+    often = Schedule("plateau", 0.01, 400, patience=3, steps=5)
+    found = drops(often, [0.5] * 202)
+    assert [epoch for epoch, drop in enumerate(found, 1) if drop] == [1 + LEAST_STEPS // 5, 1 + 2 * LEAST_STEPS // 5]
+    seldom = plateau(patience=4)  # evaluated every second epoch
+    assert [seldom.evaluated(0.5, 0, 2000 * k, True) for k in range(1, 5)] == [False, False, True, False]
 
 
 @pytest.mark.parametrize("cut", range(7))
 def test_state_survives_json_at_any_point(cut):
     errors = (0.50, 0.40, 0.40, 0.45, 0.30, 0.35, 0.31)
     straight, first, second = plateau(), plateau(), plateau()
-    before = [straight.evaluated(error) for error in errors]
-    after = [first.evaluated(error) for error in errors[:cut]]
-    second.restore(json.loads(json.dumps(first.state())))
-    after += [second.evaluated(error) for error in errors[cut:]]
+    before = drops(straight, errors)
+    after = drops(first, errors[:cut])
+    second.restore(json.loads(json.dumps(first.state())), 1000 * cut)
+    after += drops(second, errors[cut:], first=cut + 1)
     assert after == before
     assert second == straight
+
+
+def test_a_state_of_version_0_1_counted_evaluations():
+    schedule = plateau(patience=3)
+    schedule.restore({"lowest": 0.4, "waited": 1, "drops": 2}, 7000)
+    assert drops(schedule, [0.45, 0.45], first=8) == [False, True]
+    assert schedule.drops == 3
 
 
 def test_plateau_ends_when_the_error_stops_falling_once_more():
     schedule = plateau(patience=2)
     ends = []
-    for _ in range(9):
-        schedule.evaluated(0.5)
+    for epoch in range(1, 10):
+        drops(schedule, [0.5], first=epoch)
         ends.append(schedule.finished)
     assert ends == [False] * 8 + [True]  # one minimum, three times two without, then two more
-    schedule.evaluated(0.4)
+    drops(schedule, [0.4], first=10)
     assert not schedule.finished  # a resumed run may find a way down again
-    assert not Schedule("constant", 0.01, 4, 1, waited=9, drops=3).finished
+    assert not Schedule("constant", 0.01, 4, 1, judged=9000, drops=3).finished
 
 
 def test_cosine_falls_from_the_rate_to_nothing():

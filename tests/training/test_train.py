@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from runs import (
 )
 
 import convnet
-from convnet.training import checkpoint, config
+from convnet.training import checkpoint, config, schedule, verdict
 from convnet.training.metrics import losses_and_ranks
 from convnet.training.run import RunFolder
 
@@ -53,7 +54,17 @@ def test_the_run_folder(straight):
     assert checkpoint.load(straight / "last").state["step"] == 10
     best = min((r for r in records(straight) if r["event"] == "valid"), key=lambda r: r["top1_error"])
     assert checkpoint.load(straight / "best").state["step"] == best["step"]
-    assert "validation: top-1 error" in (straight / "log.txt").read_text()
+    log = (straight / "log.txt").read_text()
+    assert re.search(r"validation: top-1 error \d+\.\d\d % \(\+- \d+\.\d\d %\)  loss ", log)
+    assert "top-5" not in log  # of three classes
+
+
+def test_from_six_classes_on_there_is_a_top_5_error(tmp_path):
+    for count in (5, 6):
+        images = make_images(tmp_path / f"images{count}", classes=tuple("abcdef"[:count]))
+        assert here(str(images), *TINY, "--epochs", "1", "-o", str(tmp_path / str(count))) == 0
+        assert ("  top-5 error " in (tmp_path / str(count) / "log.txt").read_text()) == (count == 6)
+        assert all("top5_error" in record for record in records(tmp_path / str(count)) if record["event"] == "valid")
 
 
 def test_the_records(straight):
@@ -157,7 +168,8 @@ def test_a_terminal_gets_one_moving_line_and_a_pipe_plain_ones(images, tmp_path)
     output = run(images, *TINY, "-o", str(tmp_path / "b"))
     assert "\nepoch 1/2  1/5  loss " in output
     assert "\r" not in output
-    assert run(images, *TINY, "-o", str(tmp_path / "c"), "-q") == ""
+    quiet = run(images, *TINY, "-o", str(tmp_path / "c"), "-q").splitlines(keepends=True)
+    assert "".join(line for line in quiet if not line.startswith("warning: nothing was learnt")) == ""
 
 
 # ---- going on
@@ -184,8 +196,11 @@ def test_a_resumed_run_in_bf16_equals_a_straight_one(images, tmp_path):
     assert final(tmp_path / "cut", 5)[1]["config"]["precision"] == "bf16"
 
 
-def test_the_plateau_schedule_is_resumed(images, tmp_path):
-    options = [images, *TINY, "--epochs", "6", "--patience", "1", "--lr", "1e-12"]  # too small to change an error
+def test_the_plateau_schedule_is_resumed(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "LEAST_STEPS", 1)
+    monkeypatch.setattr(verdict.Chance, "begun", lambda *_: True)
+    options = [images, *TINY, "--lr-schedule", "plateau", "--epochs", "6", "--patience", "1"]
+    options += ["--lr", "1e-12"]  # too small to change an error
     assert here(*options, "-o", str(tmp_path / "straight")) == 0
     assert here(*options, "-o", str(tmp_path / "cut"), "--steps", "17") == 0
     assert here("--resume", "auto", "-o", str(tmp_path / "cut")) == 0

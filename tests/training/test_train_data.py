@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from data_files import write_cifar
@@ -26,12 +28,26 @@ def test_images_kept_in_memory_change_nothing(images, tmp_path):
     assert final(tmp_path) == final(straight_run())
 
 
+@pytest.mark.parametrize("free", [4 * 10**5, 0])
+def test_by_default_as_many_images_as_fit_are_kept_which_changes_nothing(images, tmp_path, monkeypatch, capsys, free):
+    monkeypatch.setattr(cache, "free_memory", lambda: free)
+    assert main([images, *TINY, "-o", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^memory: {'[1-9]' if free else '0 of '}[^\n]* a quarter of what is free; the others", out, re.M)
+    assert re.search(r"^looking at images  1/\d+$", out, re.M)
+    assert training(tmp_path) == training(straight_run())
+    assert final(tmp_path) == final(straight_run())
+    assert here(images, "--resume", "auto", "-o", str(tmp_path), "--cache", "none") == 0  # a resumed run may change it
+
+
 def test_images_kept_on_the_device(images, tmp_path, capsys):
     """They are others by their chroma alone, which here is noise from pixel to pixel: training goes the same way."""
-    assert main([images, *TINY, "-o", str(tmp_path), "--cache", "device"]) == 0
+    paper = [images, *TINY, "--init", "paper"]  # at once, He's weights make more of such noise
+    assert main([*paper, "-o", str(tmp_path / "device"), "--cache", "device"]) == 0
     assert "images to the device" in capsys.readouterr().out
+    assert here(*paper, "-o", str(tmp_path / "memory"), "--cache", "memory") == 0
     losses, expected = (
-        [(record["event"], record["loss"]) for record in training(run)] for run in (tmp_path, straight_run())
+        [(record["event"], record["loss"]) for record in training(tmp_path / place)] for place in ("device", "memory")
     )
     assert losses != expected
     for (event, loss), (other, right) in zip(losses, expected, strict=True):
@@ -120,7 +136,8 @@ def test_noise_is_an_option(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "ways"), [
-    (("-j", "3"), "more threads (-j 6); --cache memory; convnet-prepare"),
+    (("-j", "3"), "more threads (-j 6); convnet-prepare"),
+    (("-j", "3", "--cache", "none"), "more threads (-j 6); --cache memory; convnet-prepare"),
     (("--cache", "memory"), "more threads (-j 4); convnet-prepare"),
 ])  # fmt: skip
 def test_a_run_that_waits_for_images_says_once_what_can_help(images, tmp_path, monkeypatch, capsys, options, ways):
@@ -132,11 +149,11 @@ def test_a_run_that_waits_for_images_says_once_what_can_help(images, tmp_path, m
     assert line in (tmp_path / "run/log.txt").read_text()
 
 
-def test_only_an_image_folder_can_be_prepared(tmp_path, monkeypatch, capsys):
+def test_preparing_helps_with_files_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trainer, "HINT_STEPS", 1)
     monkeypatch.setattr(trainer, "HINT_SHARE", -1)
     archive = write_cifar(tmp_path / "cifar.tar.gz", "bin")
-    assert main([str(archive), *TINY, "--steps", "1", "-o", str(tmp_path / "run")]) == 0
+    assert main([str(archive), *TINY, "--steps", "1", "-o", str(tmp_path / "run"), "--cache", "none"]) == 0
     assert "what can help: more threads (-j 4); --cache memory\n" in capsys.readouterr().out
 
 

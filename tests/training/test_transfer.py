@@ -12,7 +12,7 @@ from runs import final, here, make_images, records, shared_images, straight_run,
 import convnet
 from convnet.network.spec import network, parameter_count, placed_layers
 from convnet.ops import ops
-from convnet.training import checkpoint, config
+from convnet.training import checkpoint, config, schedule, verdict
 from convnet.training.trained import load_trained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +90,7 @@ def test_a_new_head_on_a_trained_trunk(tmp_path, capsys):
     source = straight_run()
     other = make_images(tmp_path / "other", classes=("cyan", "magenta", "yellow", "white"), seed=5)
     options = ["--init-from", str(source), "--freeze", "conv1,conv2", "--head-lr", "10", "-b", "8", "--device", "cpu"]
+    options += ["--lr-schedule", "constant"]
     folder = tmp_path / "run"
     from convnet.cli.train import main
 
@@ -114,7 +115,7 @@ def test_a_new_head_on_a_trained_trunk(tmp_path, capsys):
     from convnet.data import Loader, statistics
 
     found = statistics(data, 32)
-    with convnet.Network("alexnet-tiny", "cpu", 8, num_classes=4, width=0.25, crop=32) as net:
+    with convnet.Network("alexnet-tiny", "cpu", 8, num_classes=4, width=0.25, crop=32, init="he") as net:
         drawn = net.weights()
         net.load_weights({**best.part("weights"), "fc8.weight": drawn["fc8.weight"], "fc8.bias": drawn["fc8.bias"]})
         net.set_input(found.mean)
@@ -213,20 +214,39 @@ def test_a_stage_names_a_layer_that_is_not_there(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_plateau_ends_the_run(tmp_path, capsys):
-    """With a rate that changes nothing the error cannot fall: one minimum, three drops, and the end."""
+def test_a_plateau_ends_the_run(tmp_path, capsys, monkeypatch):
+    """With a rate that changes nothing the error cannot fall: one minimum, three drops, and the end, which is told."""
     from convnet.cli.train import main
 
+    monkeypatch.setattr(schedule, "LEAST_STEPS", 1)
+    monkeypatch.setattr(verdict.Chance, "begun", lambda *_: True)
     folder = tmp_path / "run"
-    arguments = [*SMALL, "--lr", "1e-30", "--patience", "1", "--epochs", "30", "-o", str(folder)]
-    assert main([shared_images(), *arguments]) == 0
+    arguments = [*SMALL, "--lr-schedule", "plateau", "--lr", "1e-30", "--patience", "1", "--epochs", "30"]
+    assert main([shared_images(), *arguments, "-o", str(folder)]) == 0
     output = capsys.readouterr().out
     assert output.count("learning rate divided by 10") == 3
-    assert "the error has stopped falling at the lowest learning rate: the run ends here" in output
+    ends = "ended after epoch 5 of 30: for 5 steps at the lowest learning rate the validation error has not fallen by"
+    assert ends in output[output.index("best: ") :]
     assert "train longer" not in output
     assert [r["event"] for r in records(folder)].count("valid") == 5
-    assert here("--resume", "auto", "-o", str(folder)) == 0  # nothing is left to do
+    assert main(["--resume", "auto", "-o", str(folder)]) == 0  # nothing is left to do
     assert [r["event"] for r in records(folder)].count("valid") == 5
+    assert ends in capsys.readouterr().out
+    assert main(["--resume", "auto", "-o", str(folder), "--lr-schedule", "cosine"]) == 0  # what it advises
+    assert [r["event"] for r in records(folder)].count("valid") == 30
+
+
+def test_a_plateau_of_a_run_that_has_learnt_nothing_lasts_as_long_as_asked_for(tmp_path, capsys, monkeypatch):
+    from convnet.cli.train import main
+
+    monkeypatch.setattr(schedule, "LEAST_STEPS", 1)
+    folder = tmp_path / "run"
+    arguments = [*SMALL, "--lr-schedule", "plateau", "--lr", "1e-30", "--patience", "1", "--epochs", "9"]
+    assert main([shared_images(), *arguments, "-o", str(folder)]) == 0
+    shown = capsys.readouterr()
+    assert "divided by 10" not in shown.out
+    assert [r["event"] for r in records(folder)].count("valid") == 9
+    assert "warning: nothing was learnt: top-1 error" in shown.err
 
 
 # ---- the paper's networks
