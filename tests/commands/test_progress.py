@@ -96,11 +96,12 @@ def read(control: int) -> str:
 @pytest.mark.parametrize("columns", [200, 80, 60, 30])
 def test_a_training_in_a_terminal(columns, images, tmp_path):
     cuts = in_terminal(columns, TRAIN, images, *TINY, "--epochs", "1", "-o", str(tmp_path / "run"))
+    cuts = [cut for cut in cuts if not cut.startswith("warning: nothing was learnt")]  # at the end, not moving
     assert max(map(len, cuts)) < columns
     steps = [cut for cut in cuts if re.match(r"(epoch )?1/1 +\d/5", cut)]
     assert steps, cuts
     wanted = r"(epoch )?1/1 +\d/5 +loss \d\.\d{3} +error \d+\.\d % +eta \d:\d\d:\d\d"
-    more = {200: r" +\d+ images/s +data \d+ % +lr 0\.01 +" + BARS, 80: r".* +" + BARS, 60: " +" + BARS}
+    more = {200: r" +\d+ images/s +data \d+ % +lr \S+ +" + BARS, 80: r".* +" + BARS, 60: " +" + BARS}
     if columns in more:
         assert all(re.fullmatch(wanted + more[columns] + " *", cut) for cut in steps), steps
     else:

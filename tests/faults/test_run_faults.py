@@ -148,7 +148,7 @@ def test_auto_steps_back_over_what_cannot_be_a_checkpoint(straight, images, tmp_
     os.mkfifo(names[9])
     capsys.readouterr()
     assert here("--resume", "auto", "-o", str(tmp_path)) == 0
-    warnings = capsys.readouterr().err.splitlines()
+    warnings = [w for w in capsys.readouterr().err.splitlines() if "nothing was learnt" not in w]
     assert [w.startswith("warning: ") and w.endswith("trying the checkpoint before it") for w in warnings] == [True] * 3
     assert final(tmp_path) == final(straight)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,10 +78,7 @@ def test_the_defaults_are_written_down(images, tmp_path):
 @pytest.mark.parametrize("name", ["alexnet-paper", "alexnet-2012", "ablations/tanh", "ablations/one-tower"])
 def test_the_papers_recipe_is_named_whole(name):
     """The configurations say all in which the default is another."""
-    from convnet.training.train import __file__ as place
-
-    root = place.rsplit("/convnet/", 1)[0]
-    options = Config(**read_toml(f"{root}/configs/{name}.toml"))
+    options = Config(**read_toml(str(Path(__file__).parents[2] / "configs" / f"{name}.toml")))
     spec = network(options.model, **options.network_options())
     resolved = options.resolved(spec.defaults, spec.crop)
     assert {layer.std for layer in spec.layers if isinstance(layer, (Conv, Linear))} == {0.01}
