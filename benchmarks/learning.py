@@ -84,6 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = measured(file)
     with tempfile.TemporaryDirectory(prefix="convnet-benchmark-") as temporary:
         folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             data = pictures(name, folder, options.fashion)
             for seed in seeds:

@@ -180,8 +180,7 @@ class _Folder:
                         raise
                     labelled = None
                 if labelled is None and part == "test":
-                    count = self.tree.folders[name].count
-                    self.notes.append(f"{name!r} has {count:,} pictures without labels; convnet-predict can label them")
+                    self._without_labels(name)
                 elif labelled is None:
                     raise DataError(f"{self._path(name)!r} has pictures, and nothing says of which class; {WAYS}")
                 else:
@@ -191,6 +190,10 @@ class _Folder:
             if others := sorted(set(self.tree.filled) - set(found.values())):
                 self.notes.append(f"left alone: {', '.join(map(repr, others))}")
         return self._found(kind, parts)
+
+    def _without_labels(self, name: str) -> None:
+        count = self.tree.folders[name].count
+        self.notes.append(f"{name!r} has {count:,} pictures without labels; convnet-predict can label them")
 
     def _path(self, name: str = "") -> str:
         return os.path.join(self.root, self.at, name).rstrip("/")
@@ -270,6 +273,10 @@ class _Folder:
 
     def _whole(self) -> tuple[dict[str, dict[str, list[Picture]]], str]:
         """The parts of a folder without splits."""
+        for name in [name for name in self.tree.filled if role(name) in ("val", "test")]:
+            if len(self.tree.classes) > 2:  # "train" may be a class, and beside classes these are none
+                self._without_labels(name)
+                del self.tree.folders[name]
         classes = self.tree.classes
         if len(classes) > 1:
             for _, at, tables in self.tables:

@@ -185,8 +185,10 @@ def _fingerprints(train: Part, valid: Part) -> tuple[str, str]:
     """``fingerprint`` and ``trained_on``. They differ in their separators alone, as stores and runs of before do."""
     store, run = hashlib.sha256(), hashlib.sha256()
     for part in (train, valid):
-        for label, name, image in zip(part.labels.tolist(), part.names, part.images, strict=True):
-            entry = os.fsencode(f"{name}\0{image.length}\0{label}")
+        images = part.images  # of a large folder it would take seconds to make every place
+        lengths = images.lengths if isinstance(images, Files) else [image.length for image in images]
+        for label, name, length in zip(part.labels.tolist(), part.names, lengths, strict=True):
+            entry = os.fsencode(f"{name}\0{length}\0{label}")
             store.update(entry + b"\n")
             run.update(entry + b"\0")
         store.update(b"\n")

@@ -72,6 +72,12 @@ def test_a_test_set_without_labels_is_left_to_convnet_predict(tmp_path):
     assert "'test' has 5 pictures without labels; convnet-predict can label them" in data.notes
 
 
+def test_a_flat_test_folder_beside_classes_is_no_class(tmp_path):
+    data = opened(lay(tmp_path, "cat/{1..4}.jpg", "dog/{1..4}.jpg", "test/{1..5}.jpg"))
+    assert data.classes == ["cat", "dog"]
+    assert "'test' has 5 pictures without labels; convnet-predict can label them" in data.notes
+
+
 def test_two_folders_for_one_part_are_refused(tmp_path):
     with pytest.raises(DataError, match="has 'val' and 'validation', which mean the same; leave one of them there"):
         opened(lay(tmp_path, *train(), "val/cat/1.jpg", "validation/cat/1.jpg"))
