@@ -125,7 +125,8 @@ def one(name: str, way: str, seed: int, data: str, device: str, temporary: Path)
     if way in OURS:
         output = Path(tempfile.mkdtemp(dir=temporary))
         options = {"data": data, "device": device, "epochs": epochs, "seed": seed, "cache": kept, **OURS[way]}
-        train.run(options, {}, str(output), None, Console(quiet=True))
+        if train.run(options, {}, str(output), None, Console(quiet=True)):
+            raise KeyboardInterrupt  # asked to stop: what it has learnt so far is no row
         records = [r for r in MetricsFile(output / "metrics.jsonl").records() if r["event"] == "valid"]
         found = {"error": records[-1]["top1_error"], "loss": records[-1]["loss"], "epochs": records[-1]["epoch"]}
     else:

@@ -54,6 +54,13 @@ def test_rows_come_together_piece_by_piece(small, tmp_path, monkeypatch, capsys)
     assert "written to" in capsys.readouterr().out
 
 
+def test_a_training_that_was_stopped_is_no_row(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(learning.train, "run", lambda *_: 75)
+    with pytest.raises(KeyboardInterrupt):
+        learning.main(["--seeds", "0", "--ways", "default", "--folder", str(tmp_path), "-o", str(tmp_path / "r.json")])
+    assert not (tmp_path / "r.json").exists()
+
+
 def test_pytorch_sees_the_pictures_that_our_network_sees(small, tmp_path):
     """The same weights give the same logits for a batch with crops, flips and colour noise."""
     peer = pytest.importorskip("benchmarks.torch_network", reason="PyTorch is not installed")
