@@ -127,3 +127,12 @@ def lay(root: Path, *names: str, texts: dict[str, str] | None = None) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
+
+
+def member(name: str, raw: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
+    """A member of a tar archive, with any fields of its header."""
+    info = tarfile.TarInfo(name)
+    info.size = len(raw)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info, raw

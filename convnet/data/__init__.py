@@ -1,7 +1,7 @@
 """Data sets: what a path holds is recognised, not asked for.
 
-Imports NumPy, Pillow, the standard library, ``kernels.rng`` and ``output.files`` alone: data can be looked at without
-any device.
+Imports NumPy, Pillow, the standard library, ``kernels.rng`` and ``output.files`` alone, and pyarrow where a Parquet
+file is read: data can be looked at without any device.
 """
 
 from __future__ import annotations

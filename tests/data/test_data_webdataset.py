@@ -9,7 +9,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from data_files import opened, picture
+from data_files import member, opened, picture
 
 from convnet.data import DataError, open_dataset, webdataset
 from convnet.data.images import decode_square
@@ -21,14 +21,6 @@ def encoded(seed, form="JPEG"):
     file = io.BytesIO()
     picture(30 + seed % 4, 26, seed).save(file, form)
     return file.getvalue()
-
-
-def member(name, raw=b"", **fields):
-    info = tarfile.TarInfo(name)
-    info.size = len(raw)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    return info, raw
 
 
 def tar(path, *members, form=tarfile.USTAR_FORMAT):

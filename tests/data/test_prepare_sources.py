@@ -7,7 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from data_files import picture, write_folder
+from data_files import member, picture, write_folder
 from preparing import here
 
 from convnet.data import DataError, open_dataset
@@ -22,14 +22,6 @@ def jpeg(seed):
     file = io.BytesIO()
     picture(40 + seed % 5, 36, seed).save(file, "JPEG", quality=92)
     return file.getvalue()
-
-
-def member(name, raw=b"", **fields):
-    info = tarfile.TarInfo(name)
-    info.size = len(raw)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    return info, raw
 
 
 def tar(*members):
