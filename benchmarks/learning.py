@@ -8,7 +8,7 @@ the default's batch and rate, along a cosine too, from He's weights and from tho
 set is drawn where it is first needed; ``fashion`` is Fashion-MNIST, from the IDX files that ``--fashion`` names.
 
 Rows that a results file has stay: the same command goes on where it was interrupted, and a table comes together piece
-by piece. ``--again`` measures them anew.
+by piece, from several commands side by side, too. ``--again`` measures them anew.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError("fashion needs --fashion DIR, the folder of train-images-idx3-ubyte and its like")
     seeds = [int(seed) for seed in options.seeds.split(",")]
     file = Path(options.output or timing.RESULTS / f"learning-{options.device.replace(':', '')}.json")
-    rows = measured(file)
     with tempfile.TemporaryDirectory(prefix="convnet-benchmark-") as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,11 +88,11 @@ def main(arguments: list[str] | None = None) -> int:
             data = pictures(name, folder, options.fashion)
             for seed in seeds:
                 for way in ways:
-                    known = [row for row in rows if (row["set"], row["way"], row["seed"]) == (name, way, seed)]
-                    if known and not options.again:
+                    if not options.again and any(of(row) == (name, way, seed) for row in measured(file)):
                         continue
                     row = one(name, way, seed, data, options.device, Path(temporary))
-                    rows = [*(row for row in rows if row not in known), row]
+                    # read anew: another process may have measured others meanwhile
+                    rows = [*(known for known in measured(file) if of(known) != of(row)), row]
                     timing.write("learning", options.device, {"model": MODEL, "rows": rows}, str(file))
                     print(f"{name}, {way}, seed {seed}: {100 * row['error']:.1f} %, {row['seconds']:.0f} s", flush=True)
     print(f"written to {file}")
@@ -118,13 +117,20 @@ def measured(file: Path) -> list[Row]:
     return json.loads(file.read_text())["rows"] if file.exists() else []
 
 
+def of(row: Row) -> tuple[str, str, int]:
+    """What a row is about."""
+    return row["set"], row["way"], row["seed"]
+
+
 def one(name: str, way: str, seed: int, data: str, device: str, temporary: Path) -> Row:
     """A row: one training, and the error and loss of its last evaluation."""
     began = time.monotonic()
     epochs, kept = SETS[name].epochs, "none" if data == "shapes" else "memory"
     if way in OURS:
         output = Path(tempfile.mkdtemp(dir=temporary))
-        options = {"data": data, "device": device, "epochs": epochs, "seed": seed, "cache": kept, **OURS[way]}
+        every = 1 if way == "plateau" else epochs  # nothing else asks how it stands
+        options = {"data": data, "device": device, "epochs": epochs, "seed": seed, "cache": kept, "eval_every": every,
+                   **OURS[way]}  # fmt: skip
         if train.run(options, {}, str(output), None, Console(quiet=True)):
             raise KeyboardInterrupt  # asked to stop: what it has learnt so far is no row
         records = [r for r in MetricsFile(output / "metrics.jsonl").records() if r["event"] == "valid"]
