@@ -318,7 +318,7 @@ SETS = {
     "shapes": Set("the drawn shapes, 12,000", 6, None),
     "photographs-300": Set("300 drawn photographs", 60, photographs(300)),
     "photographs-1200": Set("1,200 drawn photographs", 40, photographs(1200)),
-    "photographs-20000": Set("20,000 drawn photographs", 12, photographs(20_000)),
+    "photographs-20000": Set("20,000 drawn photographs", 6, photographs(20_000)),
     "three": Set("three classes of 100", 60, folder_of(3, 100, 300, thing)),
     "textures": Set("20 textures of 100", 25, folder_of(20, 100, 25, texture)),
     "fashion": Set("Fashion-MNIST, 12,000", 6, void),
