@@ -29,6 +29,7 @@ else:
 
 MOST = 2**31  # of what is counted
 EPOCH_STEPS, LEAST_BATCH = 32, 16  # of a batch that the user does not choose
+FEW_STEPS, MOST_EPOCHS = 1000, 100  # after fewer steps a network may not have begun to learn for no other reason
 BEFORE = {"init": "paper"}  # what a run did that does not name an option because there was none yet
 
 
@@ -142,7 +143,14 @@ class Config:
         low=1,
         fixed=True,
     )
-    epochs: int = _option(None, "training", "passes over the training images", int, "--epochs", low=1)
+    epochs: int = _option(
+        None,
+        "training",
+        "passes over the training images; more by default where there are few",
+        int,
+        "--epochs",
+        low=1,
+    )
     steps: int | None = _option(
         None, "training", "stop after so many steps, wherever in an epoch", int, "--steps", low=1, unset="no limit"
     )
@@ -206,12 +214,13 @@ class Config:
 
     def resolved(self, defaults: TrainDefaults, crop: int, images: int = MOST) -> Config:
         """This configuration with the network's values where nothing was said, for so many training images."""
+        batch = self.batch_size or _batch(defaults.batch_size, images)
         network: dict[str, Any] = {
             "crop": crop,
             "init": defaults.init,
             "normalisation": defaults.normalisation,
-            "batch_size": _batch(defaults.batch_size, images),
-            "epochs": defaults.epochs,
+            "batch_size": batch,
+            "epochs": _epochs(defaults.epochs, -(-images // batch)),
             "lr": self.stages[0]["lr"] if self.stages else defaults.lr,
             "momentum": defaults.momentum,
             "weight_decay": defaults.weight_decay,
@@ -227,6 +236,11 @@ def _batch(most: int, images: int) -> int:
     Of few images a network learns more by many small steps than by few large ones.
     """
     return min(most, max(LEAST_BATCH, 1 << (max(images // EPOCH_STEPS, 1).bit_length() - 1)))
+
+
+def _epochs(least: int, steps: int) -> int:
+    """As many as make ``FEW_STEPS``, where an epoch is so many; but at least ``least``, and ``MOST_EPOCHS`` if more."""
+    return max(least, min(-(-FEW_STEPS // steps), MOST_EPOCHS))
 
 
 OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Config)}

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..output.console import percent
+from .config import FEW_STEPS
 from .metrics import Ints
 
 CLEARLY = 0.02  # a loss is clearly below that of chance where it is by this share of it, and by more than its noise:
 SPREAD = 0.5  # about the standard deviation of the losses of single images where little has been learnt
-FEW_STEPS = 1000  # after which a network may not have begun to learn for no other reason than that
 
 
 def standard_error(error: float, images: int) -> float:

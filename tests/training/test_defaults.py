@@ -40,6 +40,19 @@ def test_few_images_come_in_small_batches(images, most, batch):
     assert Config(batch_size=100).resolved(defaults, 64, images).batch_size == 100
 
 
+@pytest.mark.parametrize(
+    ("images", "least", "batch", "epochs"),
+    [(1, 6, None, 100), (108, 6, None, 100), (160, 6, None, 100), (176, 6, None, 91), (300, 6, None, 53),
+     (1200, 6, None, 27), (12_000, 6, None, 6), (10_000, 6, None, 7), (20_000, 6, None, 6), (300, 60, None, 60),
+     (300, 6, 100, 100), (300, 6, 1, 6), (108, 120, None, 120)],
+)  # fmt: skip
+def test_few_images_are_learnt_for_a_thousand_steps(images, least, batch, epochs):
+    spec = network("alexnet-tiny")
+    defaults = type(spec.defaults)(batch_size=64, epochs=least, lr=0.01)
+    assert Config(batch_size=batch).resolved(defaults, 64, images).epochs == epochs
+    assert Config(batch_size=batch, epochs=2).resolved(defaults, 64, images).epochs == 2
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("change", [{}, {"joins": False}, {"width": 0.5}, {"towers": 1}])
 def test_he_scales_layers_to_their_inputs_and_leaves_biases_out(name, change):
@@ -68,7 +81,7 @@ def test_the_defaults_are_written_down(images, tmp_path):
     assert here(images, *NETWORK, "--steps", "1", "-o", str(tmp_path)) == 0
     found = read_toml(str(tmp_path / "config.toml"))
     names = ("init", "lr_schedule", "batch_size", "normalisation", "lr", "epochs")
-    assert [found[name] for name in names] == ["he", "cosine", 16, "mean-image", 0.01, 6]
+    assert [found[name] for name in names] == ["he", "cosine", 16, "mean-image", 0.01, 100]
     weights = checkpoint.load(tmp_path / "last").part("weights")
     with convnet.Network("alexnet-tiny", "cpu", 16, num_classes=3, width=0.25, crop=32, init="he") as net:
         drawn = net.weights()
