@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group.add_argument("--quality", type=int, default=95, metavar="N", help="of the JPEG files, 1..100 (default: 95)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="shuffles the training images (default: 0)")
     group.add_argument(
-        "--val-split", type=float, default=0.1, metavar="X",
+        "--val-split", type=float, metavar="X",
         help="share of every class held out for validation where SRC has no images for it (default: 0.1)",
     )  # fmt: skip
     group = parser.add_argument_group("running")

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from .cache import cached
-from .dataset import VAL_SPLIT, DataError, DataSet, LeftOut, NotThere, Split, Statistics, depth_lines
+from .dataset import VAL_SPLIT, DataError, DataSet, HeldOut, LeftOut, NotThere, Split, Statistics, depth_lines
 from .images import load_square
 from .jpeg import BadImage, decode_rgb
 from .loader import Batch, Loader
 from .recognise import find, open_source
 from .shapes import open_shapes
-from .source import Part, divided, grey_bits
+from .source import Part, contents, divided, grey_bits
 from .splits import Subset, as_dataset, as_split
 from .statistics import normalisation, sampled_statistics, statistics
 from .store import open_store
@@ -32,6 +32,7 @@ __all__ = [
     "Batch",
     "DataError",
     "DataSet",
+    "HeldOut",
     "LeftOut",
     "Loader",
     "NotThere",
@@ -72,14 +73,14 @@ def open_dataset(path: str | Path, *, size: int, seed: int, val_split: float = V
 
 
 def open_labelled(
-    path: str | Path, classes: Sequence[str], *, size: int, seed: int, val_split: float, fingerprint: str, depth: int
+    path: str | Path, classes: Sequence[str], *, size: int, seed: int, held_out: HeldOut | None, depth: int
 ) -> DataSet:
     """Labelled images to try a network on that knows ``classes``, as a data set with these classes.
 
-    The data it was trained on, which ``fingerprint`` tells, is cut as it was then. Else all images are for validation
-    where nothing says what they are for, and those of a test set where there are no others. Images of classes that the
-    network does not know are left out, and named. ``depth`` is that of the network's 16-bit images. Raises
-    ``DataError``, also where no class is known.
+    ``held_out`` is what the data it was trained on tells: the same pictures are cut as they were then. Else all images
+    are for validation where nothing says what they are for, and those of a test set where there are no others. Images
+    of classes that the network does not know are left out, and named. ``depth`` is that of the network's 16-bit images.
+    Raises ``DataError``, also where no class is known.
     """
     root = Path(path)
     if path == "shapes":
@@ -88,15 +89,11 @@ def open_labelled(
         return _with_classes(store, classes)
     found = find(root)
     parts = found.parts
-    if "train" in parts or "all" in parts:
-        known = None
-        try:
-            known = as_dataset(divided(found, str(root), seed=seed, val_split=val_split), size=size, depth=depth)
-        except DataError:  # too small to be cut, or a single class
-            if "all" not in parts:
-                raise
-        if known is not None and ("all" not in parts or known.fingerprint == fingerprint):
-            return _with_classes(known, classes)
+    cut = held_out if held_out is not None and held_out.of == contents(found) else None
+    if "train" in parts or cut:
+        shared = (cut.seed, cut.share) if cut else (seed, VAL_SPLIT)
+        source = divided(found, str(root), seed=shared[0], val_split=shared[1])
+        return _with_classes(as_dataset(source, size=size, depth=depth), classes)
     chosen = next(name for name in ("all", "val", "test") if name in parts)
     nothing = Part(np.empty(0, np.int32), [], [])
     train, valid = (as_split(part, found.classes, size=size, depth=depth) for part in (nothing, parts[chosen]))

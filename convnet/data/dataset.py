@@ -103,12 +103,35 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The validation images are the share ``share`` of every class of the pictures whose digest is ``of``, chosen by
+    ``seed``."""
+
+    of: str
+    seed: int
+    share: float
+
+    @classmethod
+    def read(cls, told: Any) -> HeldOut | None:
+        """From what a store or a checkpoint says, None where it says nothing. Raises ``ValueError``."""
+        if told is None:
+            return None
+        of, seed, share = (told.get(name) for name in ("of", "seed", "share")) if isinstance(told, dict) else (0, 0, 0)
+        if type(of) is not str or type(seed) is not int or not 0 <= seed < 2**64 or type(share) is not float:
+            raise ValueError(f"expected digest, seed and share of pictures that are held out, found {told!r:.80}")
+        if not 0 < share < 1:
+            raise ValueError(f"expected a share between 0 and 1 of pictures that are held out, found {share}")
+        return cls(of, seed, share)
+
+
+@dataclass(frozen=True)
 class DataSet:
     """A recognised data set: ``name`` is one line for the user, equal ``fingerprint`` means equal data.
 
     ``statistics`` are those of the whole training images where they come with the data. ``notes`` are further lines
     for the user. ``depth`` is the number of bits that the grey values of its 16-bit pictures take. ``decodes`` tells
-    whether images come from files of any size, so that ``convnet-prepare`` makes them quicker to read.
+    whether images come from files of any size, so that ``convnet-prepare`` makes them quicker to read. ``held_out`` is
+    None where the data came with validation images.
     """
 
     name: str
@@ -122,3 +145,4 @@ class DataSet:
     left_out: tuple[LeftOut, ...] = ()
     depth: int = 16
     decodes: bool = False
+    held_out: HeldOut | None = None

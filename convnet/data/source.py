@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..kernels import rng
 from ..output.files import open_regular
-from .dataset import I32, U8, VAL_SPLIT, DataError, LeftOut
+from .dataset import I32, U8, VAL_SPLIT, DataError, HeldOut, LeftOut
 from .images import MAX_BYTES, depth_of
 from .jpeg import BadImage
 
@@ -119,6 +119,10 @@ class Found:
     left_out: list[LeftOut] = field(default_factory=list)
     known: str = ""
 
+    def all(self) -> Part | None:
+        """What a share would be held out of."""
+        return self.parts.get("train", self.parts.get("all"))
+
 
 @dataclass(frozen=True)
 class Source:
@@ -133,6 +137,7 @@ class Source:
     trained_on: str  # the same for training on it directly
     notes: list[str]
     left_out: list[LeftOut]
+    held_out: HeldOut | None
 
 
 def divided(found: Found, where: str, *, seed: int, val_split: float = VAL_SPLIT) -> Source:
@@ -153,7 +158,9 @@ def divided(found: Found, where: str, *, seed: int, val_split: float = VAL_SPLIT
         valid, test = test, None
         notes.append(f"no validation pictures: the {len(valid):,} of the test set are taken as such")
     train = parts["all"] if train is None else train
+    held_out = None
     if valid is None:
+        held_out = HeldOut(contents(found), seed, val_split)
         kept, held = hold_out(train.labels, seed, val_split)
         if not len(held):
             raise DataError(
@@ -178,13 +185,20 @@ def divided(found: Found, where: str, *, seed: int, val_split: float = VAL_SPLIT
         notes.append(f"{len(empty):,} of {len(classes):,} classes have no picture to train on: {some}")
     name = f"{found.kind}: {len(classes)} classes, {len(train):,} training and {len(valid):,} validation images"
     prints = (hashlib.sha256(known.encode()).hexdigest(), known) if known else _fingerprints(train, valid)
-    return Source(name, classes, train, valid, test, *prints, notes, found.left_out)
+    return Source(name, classes, train, valid, test, *prints, notes, found.left_out, held_out)
 
 
-def _fingerprints(train: Part, valid: Part) -> tuple[str, str]:
-    """``fingerprint`` and ``trained_on``. They differ in their separators alone, as stores and runs of before do."""
+def contents(found: Found) -> str:
+    """A digest of what a share would be held out of."""
+    pool = found.all()
+    return found.known or (_fingerprints(pool)[0] if pool is not None else "")
+
+
+def _fingerprints(*parts: Part) -> tuple[str, str]:
+    """``fingerprint`` and ``trained_on`` of training and validation pictures. They differ in their separators alone, as
+    stores and runs of before do."""
     store, run = hashlib.sha256(), hashlib.sha256()
-    for part in (train, valid):
+    for part in parts:
         images = part.images  # of a large folder it would take seconds to make every place
         lengths = images.lengths if isinstance(images, Files) else [image.length for image in images]
         for label, name, length in zip(part.labels.tolist(), part.names, lengths, strict=True):

@@ -139,4 +139,5 @@ def as_dataset(source: Source, *, size: int, depth: int) -> DataSet:
         left_out=tuple(source.left_out),
         depth=depth,
         decodes=not isinstance(source.train.images, np.ndarray),
+        held_out=source.held_out,
     )

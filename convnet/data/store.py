@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..output.files import open_descriptor, open_regular, read_regular
-from .dataset import I32, U8, DataError, DataSet, Statistics
+from .dataset import I32, U8, DataError, DataSet, HeldOut, Statistics
 from .images import centre, scaled
 from .jpeg import BadImage, decode_rgb
 
@@ -150,6 +150,7 @@ def _open(root: Path, size: int) -> DataSet:
         fingerprint=told["fingerprint"],
         statistics=_statistics(told, contents["mean.npy"], stored) if stored == size else None,
         depth=depth,
+        held_out=HeldOut.read(told.get("held_out")),
     )
 
 

@@ -75,19 +75,23 @@ class Shard:
 
 
 def run(
-    source_path: Path, target: Path, options: Options, workers: int, console: Console, val_split: float = VAL_SPLIT
+    source_path: Path, target: Path, options: Options, workers: int, console: Console, val_split: float | None = None
 ) -> int:
-    """Prepares and returns the exit code. ``val_split``: the share held out where there are no validation images.
+    """Prepares and returns the exit code. ``val_split``: the share held out where there are no validation images, None
+    for ``VAL_SPLIT``.
 
     Raises ``ValueError`` and ``DataError``; finished shards stay on disk.
     """
     options.check()
-    if not 0 < val_split < 1:
-        raise ValueError(f"--val-split must be more than 0 and less than 1, got {val_split}")
+    share = VAL_SPLIT if val_split is None else val_split
+    if not 0 < share < 1:
+        raise ValueError(f"--val-split must be more than 0 and less than 1, got {share}")
     if workers < 1:
         raise ValueError(f"-j must be at least 1, got {workers}")
     began = time.monotonic()
-    source = open_source(source_path, seed=options.seed, val_split=val_split)
+    source = open_source(source_path, seed=options.seed, val_split=share)
+    if val_split is not None and source.held_out is None:
+        console.warn(f"--val-split {val_split:g} changes nothing: the data has validation images of its own")
     bits = grey_bits(source.train)
     depth = bits or 16
     for line in (source.name, *source.notes, *depth_lines(bits), *left_out_lines(source.left_out)):
@@ -310,6 +314,7 @@ def _finish(target: Path, source: Source, options: Options, depth: int, shards: 
         "depth": depth,
         "source": source.fingerprint,
         "source_name": source.name,
+        "held_out": asdict(source.held_out) if source.held_out else None,
         "decoder": decoder(),
         "Pillow": PIL.__version__,
         **statistics.colour(),

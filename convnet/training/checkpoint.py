@@ -20,6 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ..data.dataset import HeldOut
 from ..data.recognise import SAFETENSORS, kind
 from ..output.files import open_regular, write_atomically
 
@@ -46,6 +47,14 @@ def _texts(value: Any) -> bool:
 
 def _drops(value: Any) -> bool:
     return _count(value, 4)
+
+
+def _held_out(value: Any) -> bool:
+    try:
+        HeldOut.read(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _table(**rules: Rule) -> Rule:
@@ -89,8 +98,9 @@ _STATE: dict[str, tuple[Rule, str]] = {
             isinstance(value, dict)
             and _texts([value.get("name"), value.get("fingerprint")])
             and value.get("depth", 16) in range(8, 17)
+            and _held_out(value.get("held_out"))
         ),
-        "name, fingerprint and depth of the data",
+        "name, fingerprint and depth of the data, and what is held out of it",
     ),
     "colour": (lambda value: isinstance(value, dict), "the colours of the images"),
     "versions": (lambda value: isinstance(value, dict), "versions of programs"),

@@ -65,6 +65,8 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
         moved = f"convnet-train DATA --resume {resume}" + (f" -o {output}" if output else "")
         raise DataError(f"{error.what}; where the data of the run has moved, name it: {moved}") from error
     config = config.resolved(spec.defaults, spec.crop, len(dataset.train))
+    if "val_split" in flags and (dataset.held_out is None or dataset.held_out.share != config.val_split):
+        console.warn(f"--val-split {config.val_split:g} changes nothing: the data has validation images of its own")
     lines = [f"data: {dataset.name}", *dataset.notes, *left_out_lines(dataset.left_out)]
     for line in lines:
         console.say(line)

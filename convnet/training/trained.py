@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import DataError, DataSet, NotThere, Statistics, normalisation, open_dataset, open_labelled
+from ..data import DataError, DataSet, HeldOut, NotThere, Statistics, normalisation, open_dataset, open_labelled
 from ..network.spec import NetworkSpec, network
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
@@ -71,15 +72,24 @@ class Trained:
         """Of the data it was trained on, held out pictures and all."""
         return str(self.checkpoint.state["dataset"]["fingerprint"])
 
+    @property
+    def held_out(self) -> HeldOut | None:
+        """The share of the data it was trained on that it was evaluated with."""
+        return HeldOut.read(self.checkpoint.state["dataset"].get("held_out"))
+
     def open_dataset(self, data: str | None = None, size: int | None = None) -> DataSet:
         """The data the run was trained on, or labelled images at ``data``, of which it knows at least one class; at its
         network's size, or another. Raises ``DataError``."""
-        chosen: dict[str, Any] = {"size": size or self.spec.image_size, "seed": self.config.seed}
-        chosen["val_split"] = self.config.val_split
+        size, seed = size or self.spec.image_size, self.config.seed
+        changed = f"the data has changed since {self.path} was trained on it; it may know some of these images"
         if data is not None:
-            return open_labelled(data, self.classes, fingerprint=self.fingerprint, depth=self.depth, **chosen)
+            cut = self.held_out
+            dataset = open_labelled(data, self.classes, size=size, seed=seed, held_out=cut, depth=self.depth)
+            if cut and dataset.held_out != cut and os.path.realpath(data) == os.path.realpath(self.config.data):
+                return replace(dataset, notes=(*dataset.notes, changed))
+            return dataset
         try:
-            dataset = open_dataset(self.config.data, **chosen)
+            dataset = open_dataset(self.config.data, size=size, seed=seed, val_split=self.config.val_split)
         except NotThere as error:
             raise DataError(f"{error.what}; where the data of {self.path} has moved, name it with --data") from error
         if dataset.classes != self.classes:
@@ -89,7 +99,6 @@ class Trained:
                 f"{differ}); give data with the classes of the run"
             )
         if dataset.fingerprint != self.fingerprint and self.config.data != "shapes":
-            changed = f"the data has changed since {self.path} was trained on it; it may know some of these images"
             dataset = replace(dataset, notes=(*dataset.notes, changed))
         return dataset
 

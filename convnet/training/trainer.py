@@ -145,6 +145,7 @@ class Trainer:
                 "name": self.dataset.name,
                 "fingerprint": self.dataset.fingerprint,
                 "depth": self.dataset.depth,
+                "held_out": dataclasses.asdict(self.dataset.held_out) if self.dataset.held_out else None,
             },
             "colour": self.statistics.colour(),
             "versions": versions(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import shutil
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from data_files import lay
 
-from convnet.data import DataError, NotThere, load_square, open_dataset, open_labelled
+from convnet.data import DataError, HeldOut, NotThere, load_square, open_dataset, open_labelled
 from convnet.data.dataset import left_out_lines
 from convnet.data.labels import role
 from convnet.data.recognise import find
@@ -395,7 +397,7 @@ def test_a_name_beside_is_offered(tmp_path):
 
 
 def labelled(path, classes=("cat", "dog", "emu"), **options):
-    given = {"size": 16, "seed": 0, "val_split": 0.1, "fingerprint": "", "depth": 16, **options}
+    given = {"size": 16, "seed": 0, "held_out": None, "depth": 16, **options}
     return open_labelled(path, list(classes), **given)
 
 
@@ -423,7 +425,27 @@ def test_classes_that_the_network_does_not_know_are_named(tmp_path):
 
 def test_the_data_of_the_run_is_cut_as_it_was(tmp_path):
     lay(tmp_path, "cat/{1..20}.jpg", "dog/{1..20}.jpg")
-    before = opened(tmp_path)
-    again = labelled(tmp_path, ("cat", "dog"), fingerprint=before.fingerprint)
-    assert [again.valid.name(k) for k in range(len(again.valid))] == [before.valid.name(k) for k in range(4)]
-    assert len(labelled(tmp_path, ("cat", "dog"), fingerprint="of another run").valid) == 40
+    before = opened(tmp_path, seed=7, val_split=0.2)
+    again = labelled(tmp_path, ("cat", "dog"), held_out=before.held_out)
+    assert [again.valid.name(k) for k in range(len(again.valid))] == [before.valid.name(k) for k in range(8)]
+    assert again.held_out == before.held_out
+    other = dataclasses.replace(before.held_out, of="of another folder")
+    assert len(labelled(tmp_path, ("cat", "dog"), held_out=other).valid) == 40
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [(3, "found 3"), ([], r"found \[\]"), ({"of": "a", "seed": 0}, "expected digest, seed and share"),
+     ({"of": 1, "seed": 0, "share": 0.5}, "expected digest"), ({"of": "a", "seed": True, "share": 0.5}, "expected dig"),
+     ({"of": "a", "seed": 2**64, "share": 0.5}, "expected digest"), ({"of": "a", "seed": 0, "share": 1.0}, "found 1.0"),
+     ({"of": "a", "seed": 0, "share": float("nan")}, "found nan")],
+)  # fmt: skip
+def test_what_a_file_says_of_held_out_pictures_is_checked(told, text):
+    with pytest.raises(ValueError, match=text):
+        HeldOut.read(told)
+
+
+def test_what_is_held_out_is_read_as_it_was_written():
+    assert HeldOut.read(None) is None
+    told = HeldOut("a", 2**64 - 1, 0.25)
+    assert HeldOut.read(json.loads(json.dumps(dataclasses.asdict(told)))) == told

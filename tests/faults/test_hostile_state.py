@@ -41,6 +41,11 @@ STATES = {
     "classes of lists": ("classes", [["a"], ["b"], ["c"]], "names of classes"),
     "no data": ("dataset", {}, "name, fingerprint and depth of the data"),
     "deep data": ("dataset", {"name": DEEP, "fingerprint": "f"}, "name, fingerprint and depth of the data"),
+    "held out of nothing": (
+        "dataset",
+        {"name": "n", "fingerprint": "f", "held_out": {"of": [], "seed": 0, "share": 0.5}},
+        "and what is held out of it",
+    ),
     "layers of numbers": ("new_layers", [1], "names of layers"),
     "colours of one": ("colour", {"std": 1, "deviations": [1] * 3, "directions": [[1] * 3] * 3}, "3 numbers as std"),
     "colours of texts": ("colour", {"std": "abc"}, "expected the images' colours"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import zipfile
 
@@ -77,6 +78,56 @@ def test_pictures_added_later_change_what_was_held_out(photos, tmp_path, capsys)
     assert "expected the data it was trained on" in capsys.readouterr().err
     notes = load_trained(run, pytest.fail).open_dataset().notes
     assert any("the data has changed since" in note for note in notes)
+
+
+@pytest.mark.parametrize("data", ["unsplit", "train only", "pixels"])
+def test_a_run_on_a_store_knows_what_was_held_out_of_the_folder(photos, tmp_path, capsys, data):
+    """With another seed and share than those of the run; and says so where pictures have come since."""
+    folder = tmp_path / "photos"
+    if data == "train only":
+        (tmp_path / "whole").mkdir()
+        folder = shutil.move(folder, tmp_path / "whole" / "train").parent
+    elif data == "pixels":
+        pixels = np.random.default_rng(0).integers(0, 256, (32, 40, 40), np.uint8)
+        folder = tmp_path / "a.npz"
+        np.savez(folder, images=pixels, labels=np.repeat([0, 1], [20, 12]))
+    store, run = str(tmp_path / "store"), str(tmp_path / "run")
+    assert prepare([str(folder), store, "--size", "40", "--seed", "9", "--val-split", "0.25", "-q"]) == 0
+    assert here(store, *SMALL, "--steps", "4", "-o", run) == 0
+    inside = {load_trained(run, pytest.fail).open_dataset().valid.name(k) for k in range(5 + 3)}
+    valid = load_trained(run, pytest.fail).open_dataset(str(folder)).valid
+    assert len(valid) == 5 + 3
+    assert {os.path.basename(valid.name(k)) for k in range(len(valid))} == {os.path.basename(name) for name in inside}
+
+
+def test_pictures_added_later_are_told_where_the_data_is_named(photos, tmp_path):
+    run = str(tmp_path / "run")
+    assert here(photos, *SMALL, "--steps", "4", "-o", run) == 0
+    trained = load_trained(run, pytest.fail)
+    assert len(trained.open_dataset(photos).valid) == 3
+    assert not any("has changed" in note for note in trained.open_dataset(photos).notes)
+    lay(tmp_path / "photos", "cat/new{1..3}.jpg")
+    found = trained.open_dataset(photos)
+    assert len(found.valid) == 35
+    assert any("it may know some of these images" in note for note in found.notes)
+
+
+def test_a_share_that_nothing_is_held_out_of_is_told(photos, tmp_path, capsys):
+    said = "warning: --val-split 0.25 changes nothing: the data has validation images of its own\n"
+    share = ["--val-split", "0.25"]
+    assert here(photos, *SMALL, "--steps", "1", "-o", str(tmp_path / "a"), *share) == 0
+    assert prepare([photos, str(tmp_path / "store"), "--size", "40", "-q", *share]) == 0
+    assert "--val-split" not in capsys.readouterr().err
+    assert here(str(tmp_path / "store"), *SMALL, "--steps", "1", "-o", str(tmp_path / "b"), "--val-split", "0.1") == 0
+    assert said.replace("0.25", "0.1") in capsys.readouterr().err
+    for part, count in (("train", 20), ("val", 4)):
+        lay(tmp_path / "split" / part, f"cat/{{1..{count}}}.jpg", f"dog/{{1..{count}}}.jpg")
+    assert here(str(tmp_path / "split"), *SMALL, "--steps", "1", "-o", str(tmp_path / "c"), *share) == 0
+    assert said in capsys.readouterr().err
+    assert prepare([str(tmp_path / "split"), str(tmp_path / "d"), "--size", "40", "-q", *share]) == 0
+    assert said in capsys.readouterr().err
+    assert here("--resume", "auto", "-o", str(tmp_path / "c"), "--steps", "2") == 0
+    assert "--val-split" not in capsys.readouterr().err
 
 
 def test_files_left_out_are_counted_on_the_screen_and_listed_in_the_run(photos, tmp_path, capsys):
