@@ -1,4 +1,4 @@
-"""Every layer and pass of a network on one device: time, rates, share of the device's peak, ratio to the NumPy kernels.
+"""Every layer and pass of a network on one device: time, rates, share of the device's peak, ratio to the CPU's kernels.
 
 Example: python -m benchmarks.ops --device cpu --model alexnet -b 32 --layer conv2 fc6
 
@@ -52,7 +52,7 @@ class Row:
     compute_share: float | None = None
     memory_share: float | None = None
     floor_share: float | None = None  # floor of an H200 / time here; None but on GPUs
-    over_numpy: float | None = None  # time of the NumPy kernels / time here; None where they are timed or left out
+    over_cpu: float | None = None  # time of the kernels of "cpu" / time here; None where they are timed or left out
     over_cudnn: float | None = None  # time of PyTorch's fastest candidate / time here; None where there is none
     cudnn_candidate: str | None = None  # which one that is
     cudnn_failed: str | None = None  # why there is none
@@ -66,7 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the kernels (default: fp32)")
     parser.add_argument("--layer", nargs="+", metavar="NAME", help='only these layers, also "softmax" and "sgd"')
     parser.add_argument("--seconds", type=float, default=1.0, help="time to spend on each pass (default: 1)")
-    parser.add_argument("--no-numpy", action="store_true", help="leave out the comparison with the NumPy kernels")
+    parser.add_argument(
+        "--no-cpu", action="store_true", help="leave out the comparison with the kernels of the device cpu"
+    )
     parser.add_argument("--no-cudnn", action="store_true", help="leave out the comparison with PyTorch on a GPU")
     parser.add_argument("-o", "--output", metavar="FILE.json", help="where to write (default: into benchmarks/results)")
     options = parser.parse_args(arguments)
@@ -103,7 +105,7 @@ class Run:
     def __init__(self, device: Device, spec: NetworkSpec, options: argparse.Namespace):
         self.device, self.spec, self.precision, self.seconds = device, spec, options.precision, options.seconds
         self.clock = timing.Clock(device)
-        numpy = not options.no_numpy and device.name != "cpu" and self.precision == "fp32"
+        numpy = not options.no_cpu and device.name != "cpu" and self.precision == "fp32"
         self.cpu = timing.Clock(open_device("cpu")) if numpy else None
         self.gpu = device.name.startswith("cuda")
         self.peer = self.gpu and not options.no_cudnn
@@ -182,7 +184,7 @@ class Run:
             row.floor_share = floors.seconds(problem.flops, problem.bytes, self.precision) / median
         if self.cpu and other:
             theirs, _ = self.cpu.repeated(other.stream, other.run, min(self.seconds, 0.5), most=10)
-            row.over_numpy = statistics.median(theirs) / median
+            row.over_cpu = statistics.median(theirs) / median
         if self.peer and problem.shape is not None:
             try:
                 compare(self.clock, problem, self.precision, row, self.seconds)
@@ -247,7 +249,7 @@ def _multiply(stream: Stream, shape: LinearShape, x: Any, weight: Any, y: Any, w
 
 def report(rows: list[Row]) -> str:
     header = ("layer and pass", "ms", "noise", "doubled", "GFLOP/s", "of peak", "GB/s", "of peak", "floor", "x cuDNN",
-              "x NumPy", "")  # fmt: skip
+              "x cpu", "")  # fmt: skip
 
     def optional(value: float | None, form: str, factor: float = 1.0) -> str:
         return "" if value is None else form.format(factor * value)
@@ -263,7 +265,7 @@ def report(rows: list[Row]) -> str:
             optional(row.growth, "{:.2f}"), optional(row.gflops, "{:.1f}"),
             optional(row.compute_share, "{:.0f} %", 100), optional(row.gbytes, "{:.1f}"),
             optional(row.memory_share, "{:.0f} %", 100), optional(row.floor_share, "{:.0f} %", 100),
-            optional(row.over_cudnn, "{:.2f}"), optional(row.over_numpy, "{:.2f}"), "; ".join(remarks),
+            optional(row.over_cudnn, "{:.2f}"), optional(row.over_cpu, "{:.2f}"), "; ".join(remarks),
         ))  # fmt: skip
     text = timing.table(header, lines)
     text += f"\nall together {1e3 * sum(row.seconds or 0.0 for row in rows):.1f} ms"

@@ -28,6 +28,7 @@ README, FIGURE, CURVES = ROOT / "README.md", ROOT / "docs" / "steps.png", ROOT /
 BEGIN, END = "<!-- measurements: made by python -m benchmarks.report -->", "<!-- end of measurements -->"
 PRECISIONS, BATCHES, INFERENCE = ("bf16", "tf32", "fp32"), (128, 256, 512, 1024), (1, 8, 64, 128, 512)
 MODEL = "alexnet"
+ON_CPU = (MODEL, "alexnet-tiny")
 PLACES = {"device": "on the device", "memory": "in host memory", "files": "in JPEG files, 256 pixels"}
 MISSING = "not measured"
 Row = dict[str, Any]
@@ -65,11 +66,11 @@ def replaced(text: str, middle: str) -> str:
     return f"{text.partition(BEGIN)[0]}{BEGIN}\n{middle}\n{END}{text.partition(END)[2]}"
 
 
-def steps(found: list[Row], kind: str) -> dict[tuple[str, int, str], Row]:
+def steps(found: list[Row], kind: str, model: str = MODEL) -> dict[tuple[str, int, str], Row]:
     """The newest rows of ``benchmarks.step`` on a device of this kind, by precision, images and part."""
     rows = {}
     for results in found:
-        if results["benchmark"] == "step" and results["device"].startswith(kind) and results["model"] == MODEL:
+        if results["benchmark"] == "step" and results["device"].startswith(kind) and results["model"] == model:
             for row in results["best"]:
                 if "seconds" in row:
                     rows[row["precision"], row["batch_size"], row["part"]] = row
@@ -105,11 +106,11 @@ def section(found: list[Row]) -> str:
         f"|{'---|' * (len(INFERENCE) + 1)}",
         *(f"| {p} | {' | '.join(_inference(gpu.get((p, n, 'forward'))) for n in INFERENCE)} |" for p in PRECISIONS),
         "",
-        f"Training steps of `{MODEL}` on a CPU ({machine(found, 'cpu')}), float32:",
+        f"On a CPU ({machine(found, 'cpu')}), float32:",
         "",
-        "| images | images/s | best PyTorch | ratio |",
-        "|---|---|---|---|",
-        *_cpu(steps(found, "cpu")),
+        "| network | work | images | images/s | best PyTorch | ratio |",
+        "|---|---|---|---|---|---|",
+        *(line for model in ON_CPU for line in _cpu(model, steps(found, "cpu", model))),
         "",
         "`convnet-train` itself, images/s by where the images are (and the share of time that it waits for them):",
         "",
@@ -160,14 +161,15 @@ def _inference(row: Row | None) -> str:
     return f"{row['images_per_second']:,.0f}" + (f" ({row['torch']['ratio']:.2f})" if "torch" in row else "")
 
 
-def _cpu(rows: dict[tuple[str, int, str], Row]) -> Iterator[str]:
-    measured = {n: row for (_, n, part), row in rows.items() if part == "step"}
-    for n, row in sorted(measured.items(), key=lambda item: item[0]):
-        theirs = row.get("torch")
-        beside = f"{_peer(theirs)} | {_ratio(theirs)}" if theirs else f"{MISSING} |"
-        yield f"| {n} | {row['images_per_second']:,.1f} | {beside} |"
-    if not measured:
-        yield f"| | {MISSING} | {MISSING} | |"
+def _cpu(model: str, rows: dict[tuple[str, int, str], Row]) -> Iterator[str]:
+    for part, work in (("step", "training step"), ("forward", "inference")):
+        measured = {n: row for (_, n, own), row in rows.items() if own == part}
+        for n, row in sorted(measured.items(), key=lambda item: item[0]):
+            theirs = row.get("torch")
+            beside = f"{_peer(theirs)} | {_ratio(theirs)}" if theirs else f"{MISSING} |"
+            yield f"| {model} | {work} | {n} | {row['images_per_second']:,.1f} | {beside} |"
+        if not measured:
+            yield f"| {model} | {work} | | {MISSING} | {MISSING} | |"
 
 
 def _loops(found: list[Row]) -> Iterator[str]:

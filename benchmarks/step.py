@@ -32,8 +32,7 @@ import numpy as np
 from benchmarks import cudnn, floors, pictures, timing
 from benchmarks.our_network import LR, MOMENTUM, WEIGHT_DECAY, OurNetwork, mean_image
 from convnet import Network
-from convnet.devices import parallel
-from convnet.devices.opening import device_names
+from convnet.devices.opening import device_names, open_device
 from convnet.kernels.precision import PRECISIONS
 from convnet.network.spec import network
 
@@ -53,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="alexnet", help="network (default: alexnet)")
     parser.add_argument("-b", "--batch-size", metavar="N,...", help="images per step (GPU: 128,256,512,1024; else 32)")
     parser.add_argument("--precision", metavar="P,...", help="of both sides (GPU: bf16,tf32,fp32; else fp32)")
-    parser.add_argument("--inference", metavar="N,...", help="images for the forward pass alone (GPU: 1,8,64,128,512)")
+    parser.add_argument(
+        "--inference", metavar="N,...", help="images for the forward pass alone (GPU: 1,8,64,128,512; else 1,8,64)"
+    )
     parser.add_argument("--parts", default=",".join(WORK), help=f"of a step (default: {','.join(WORK)})")
     parser.add_argument("--modes", metavar="M,...", help="of PyTorch (GPU: all; else eager)")
     parser.add_argument("--turns", type=int, default=5, help="measured turns of each side in a row (default: 5)")
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         return [part for part in ((on_gpu if gpu else elsewhere) if text is None else text).split(",") if part]
 
     batches = [int(n) for n in chosen(options.batch_size, "128,256,512,1024", "32")]
-    inference = [int(n) for n in chosen(options.inference, "1,8,64,128,512", "")]
+    inference = [int(n) for n in chosen(options.inference, "1,8,64,128,512", "1,8,64")]
     modes = chosen(options.modes, ",".join(MODES), "eager")
     precisions = chosen(options.precision, "bf16,tf32,fp32", "fp32")
     parts = options.parts.split(",")
@@ -99,6 +100,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if any("seconds" in row for row in race.ours) else 1
 
 
+def cpu_threads() -> int:
+    """How many threads the kernels of the device "cpu" take."""
+    return int(open_device("cpu").kernels.threads())
+
+
 class Race:
     """Everything measured so far: ``ours`` and PyTorch's ``rows``, and of these the ``best``, per problem and part."""
 
@@ -114,7 +120,7 @@ class Race:
 
     def results(self) -> dict[str, Any]:
         return {
-            "model": self.spec.name, "threads": parallel.threads(), "left_out": self.left_out,
+            "model": self.spec.name, "threads": cpu_threads(), "left_out": self.left_out,
             "best": self.best, "ours": self.ours, "rows": self.rows,
         }  # fmt: skip
 
@@ -154,7 +160,7 @@ class Race:
 
         from benchmarks.torch_network import VARIANTS, TorchNetwork, on_device
 
-        torch.set_num_threads(parallel.threads())
+        torch.set_num_threads(cpu_threads())
         mean = mean_image(self.spec.crop)
         stored = [batch.images(self.album, self.spec.crop) for batch in ours.batches]
         batches = [

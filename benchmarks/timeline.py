@@ -14,7 +14,6 @@ kernel belongs to the layer whose method launched it, however many steps of how 
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,11 +27,10 @@ from matplotlib.patches import Patch
 from benchmarks import floors, ops, pictures, timing
 from benchmarks.our_network import OurNetwork
 from convnet import Network
-from convnet.devices.blas import kernels
+from convnet.devices.opening import open_device
 from convnet.devices.protocol import Array, Device, Event, Stream
 from convnet.kernels.precision import PRECISIONS
 from convnet.network.layers import LayerOnDevice
-from convnet.ops.declare import DECLARED
 from convnet.output.figures import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW, check_path
 
 # the first of these that a kernel's name contains is its kind
@@ -127,7 +125,7 @@ def _rates(device: Device, precision: str) -> tuple[float, float] | None:
 
 
 # names of the arguments of every kernel, the same on all devices
-SIGNATURES = {op: list(inspect.signature(getattr(kernels, op)).parameters) for op in DECLARED}
+SIGNATURES = {op: [name for name, *_ in rows] for op, rows in open_device("cpu").kernels.signatures().items()}
 
 
 def work(kernel: str, arguments: tuple[Any, ...]) -> tuple[float, float]:

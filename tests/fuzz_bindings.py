@@ -1,13 +1,13 @@
 """Calls every function of the kernel table with arguments that are right, nearly right and wrong.
 
-    python tests/fuzz_bindings.py raw 1000         # the compiled module, so many calls
+    python tests/fuzz_bindings.py emu 1000         # the compiled module of a device, so many calls
     python tests/fuzz_bindings.py functional 1000  # convnet.functional
-    python tests/fuzz_bindings.py raw 1000 FILE    # FILE holds the call that is being made
+    python tests/fuzz_bindings.py cpu 1000 FILE    # FILE holds the call that is being made
 
-The compiled module takes addresses, so that it cannot know how much memory lies behind one. What it promises, and what
-is tried here: every type, every size, null and misaligned addresses end in a TypeError or ValueError, or the call is
-carried out within the memory that the shape describes. Operands may overlap: then the values are undefined, and nothing
-else. test_fuzz_bindings.py runs it in a process of its own, also under AddressSanitizer.
+The compiled modules take addresses, so that they cannot know how much memory lies behind one. What they promise, and
+what is tried here: every type, every size, null and misaligned addresses end in a TypeError or ValueError, or the call
+is carried out within the memory that the shape describes. Operands may overlap: then the values are undefined, and
+nothing else. test_fuzz_bindings.py runs it in a process of its own, also under AddressSanitizer.
 
 Shapes that are valid and describe more than there is memory for here are not called.
 """
@@ -28,8 +28,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convnet import functional
+from convnet.devices.opening import open_device
 from convnet.devices.protocol import DeviceError
-from convnet.kernels import _emu, shapes
+from convnet.kernels import shapes
 from convnet.ops.declare import DECLARED
 
 SLOT, MEMORY = 2**24, 2**20  # bytes from one address to the next, of which so many can be read and written
@@ -45,13 +46,14 @@ for slot in range(SHARED + 4):
 JUNK: list[Any] = [None, -1, -(2**63), 2**64, 2**1000, 1.5, math.nan, "x", "", b"fp32", [], (1, 2), {}, object(), SLOTS]
 NUMBERS = [*range(10), 15, 16, 64, 255, 256, 65535, 2**16, 2**28, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1, 2**63]
 PRECISIONS = ("fp32", "tf32", "bf16")
+KERNELS = open_device("cpu" if sys.argv[1:2] == ["cpu"] else "emu").kernels
 
 
 # The kernels of all ops and what is asked about them: names, kinds and more of their arguments. The rest of the module
 # changes how it goes on.
 TABLE = {
     function: rows
-    for function, rows in _emu.signatures().items()
+    for function, rows in KERNELS.signatures().items()
     if function in DECLARED or function.endswith(("_workspace", "_variant"))
 }
 ARRAYS = {"activations", "float32", "int32", "uint8", "uint16", "uint32"}
@@ -194,7 +196,7 @@ def call_raw(call: tuple[str, dict[str, Any]]) -> None:
         return
     note(function, arguments)
     try:
-        getattr(_emu, function)(*arguments.values())
+        getattr(KERNELS, function)(*arguments.values())
     except (TypeError, ValueError):
         COUNTS["refused"] += 1
     else:
@@ -303,8 +305,8 @@ def main(layer: str, count: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     options = {"max_examples": count, "deadline": None, "derandomize": True, "database": None}
     configure = settings(**options, suppress_health_check=list(HealthCheck))
-    _emu.set_threads(1)
-    if layer == "raw":
+    open_device("emu").kernels.set_threads(1)
+    if layer != "functional":
         configure(given(calls())(call_raw))()
     else:
         with open("/proc/self/statm") as file:

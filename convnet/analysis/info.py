@@ -85,6 +85,7 @@ def report() -> dict[str, Any]:
     return {
         "versions": versions(),
         "system": {"platform": platform.platform(), "cpus": os.cpu_count(), "executable": sys.executable},
+        "cpu_kernels": _kernels("_cpu"),
         "emulator": _kernels("_emu"),
         "cuda_kernels": _kernels("_gpu"),
         "cuda": {"unavailable": device.unavailable()} if device.unavailable() else device.describe(),
@@ -113,6 +114,7 @@ def as_text(found: dict[str, Any]) -> str:
     section("devices", {name: f"self-test {result}" for name, result in found["devices"].items()})
     section("cuda", found["cuda"])
     section("cuda kernels", found["cuda_kernels"])
+    section("cpu kernels", found["cpu_kernels"])
     section("emulator", found["emulator"])
     section("jpeg decoder", found["jpeg_decoder"])
     section(switches.VARIABLE, found["switches"])

@@ -1,4 +1,4 @@
-"""Devices in host memory: "cpu" (kernels by NumPy and BLAS) and "emu:i" (the CUDA kernels, run on the CPU).
+"""Devices in host memory: "cpu" (loops and BLAS) and "emu:i" (the CUDA kernels, run on the CPU).
 
 The emulator's devices are hostile: fresh memory is NaN, every array lies between guard regions that are checked after
 every kernel, and queued work is put off and then run in a seeded order that respects nothing but streams and events.
@@ -11,13 +11,18 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from ..kernels.precision import PRECISIONS
+from .blas import use_blas
 from .protocol import Array, Device, DeviceError, Event, Fetch, Graph, OutOfMemory, Stream, handle
 
+CACHE_LINE = 64  # bytes
 GUARD_BYTES = 256
 # What guards hold: a NaN as float32, so that reading it shows in the result even when it is multiplied by zero; and a
 # signalling one, which every arithmetic changes, so that adding something to it shows in the guard.
@@ -57,13 +62,20 @@ class Guarded:
         return f"up to {int(back[-1]) + 1} bytes behind its end" if back.size else ""
 
 
+def aligned(nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Uninitialised memory that starts at a multiple of ``CACHE_LINE``: a vector of that width then lies in one."""
+    memory = np.empty(nbytes + CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + nbytes]
+
+
 class HostArray(Array):
     device: HostDevice
 
     def __init__(self, device: HostDevice, values: np.ndarray[Any, Any], guarded: Guarded | None = None):
         self.device, self.values, self.guarded = device, values, guarded
         self.shape, self.dtype = values.shape, values.dtype
-        self.handle = values if device.kind == "cpu" else values.ctypes.data
+        self.handle = values.ctypes.data
 
     def view(self, shape: tuple[int, ...], offset: int = 0, dtype: Any = None) -> HostArray:
         wanted = np.dtype(dtype or self.dtype)
@@ -267,12 +279,12 @@ class HostDevice(Device):
         nbytes = int(np.prod(shape, dtype=np.int64)) * wanted.itemsize
         try:
             guarded = None if self.kind == "cpu" else Guarded(shape, wanted)
-            memory = np.empty(nbytes, np.uint8) if guarded is None else guarded.inner
+            memory = aligned(nbytes) if guarded is None else guarded.inner
         except MemoryError as error:
             raise OutOfMemory(f"{self.name}: no memory for {nbytes / 1e6:.0f} MB") from error
         self._allocated += nbytes
         self.allocations += 1
-        weakref.finalize(memory if guarded is None else guarded.memory, self._forget, nbytes)
+        weakref.finalize(memory.base if guarded is None else guarded.memory, self._forget, nbytes)
         return HostArray(self, memory.view(wanted).reshape(shape), guarded)
 
     def free(self) -> None:
@@ -299,7 +311,8 @@ class HostDevice(Device):
 
     @property
     def allocated(self) -> int:
-        return self._allocated
+        """On "cpu" with the scratch memory of its threads, which all networks share."""
+        return self._allocated + (int(self.kernels.scratch_bytes()) if self.kind == "cpu" else 0)
 
     def close(self) -> None:
         with _queues:
@@ -310,22 +323,22 @@ class HostDevice(Device):
 
 
 def names() -> list[str]:
-    """ "cpu", and "emu" where the emulator was built."""
-    try:
-        from ..kernels import _emu  # noqa: F401
-    except ImportError:
-        return ["cpu"]
-    return ["cpu", "emu"]
+    """ "cpu" and "emu", as far as they were built."""
+    return [kind for kind in ("cpu", "emu") if find_spec(f"convnet.kernels._{kind}")]
+
+
+@cache
+def _kernels(kind: str) -> Any:
+    kernels = import_module(f"convnet.kernels._{kind}")
+    if kind == "cpu":
+        use_blas(kernels)
+    return kernels
 
 
 def open_host(kind: str, index: int) -> HostDevice:
-    """Opens "cpu" or "emu:index". Raises ``DeviceError`` when the emulator is not built."""
-    if kind == "cpu":
-        from .blas import kernels as blas_kernels
-
-        return HostDevice(kind, index, blas_kernels)
+    """Opens "cpu" or "emu:index". Raises ``DeviceError`` when it is not built."""
     try:
-        from ..kernels import _emu
+        return HostDevice(kind, index, _kernels(kind))
     except ImportError as error:
-        raise DeviceError(f"emu: the emulator is not built ({error}); install convnet with: pip install .") from error
-    return HostDevice(kind, index, _emu)
+        what = "the emulator is" if kind == "emu" else "the kernels for the CPU are"
+        raise DeviceError(f"{kind}: {what} not built ({error}); install convnet with: pip install .") from error

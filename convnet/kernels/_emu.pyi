@@ -1,4 +1,4 @@
-"""The kernels on the CPU, and the emulator's own switches."""
+"""The CUDA kernels on the CPU, and the emulator's own switches."""
 
 from ._kernels import *
 

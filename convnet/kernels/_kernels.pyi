@@ -2,8 +2,8 @@
 
 For every op there is the kernel that ``convnet/ops/ops.py`` declares: it takes the same arguments, the stream last
 instead of first. Where an op has no shape, the number of elements comes in front; ``sgd``, ``sgd_many`` and
-``cast_weight`` say there what they pass. ``_gpu`` and ``_emu`` (compiled) take addresses as integers, ``blas.kernels``
-(NumPy) takes arrays; ``None`` stands for an output or operand that is not wanted. ``stream`` is the CUDA stream's
+``cast_weight`` say there what they pass. ``_cpu``, ``_emu`` and ``_gpu`` take addresses as integers; ``None`` stands
+for an output or operand that is not wanted. ``stream`` is the CUDA stream's
 address, 0 elsewhere. ``precision`` is "fp32", "tf32" or "bf16" and decides what activations and the weights of products
 are made of (``precision.py``); the rest is float32. What each computes is said once, in the header of the same name
 under ``src/kernels``. All raise ``ValueError`` for shapes and precisions they cannot take.

@@ -10,6 +10,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -64,6 +65,9 @@ Shape to_shape(const Place& place, py::handle object);
 // may be passed.
 using Row = std::tuple<const char*, const char*, bool, bool>;
 
+// The alignment that addresses must have at most: 16 bytes, or less where a module says so.
+std::size_t& largest_alignment();
+
 // Every function bound so far.
 std::map<std::string, std::vector<Row>>& signatures();
 
@@ -113,8 +117,8 @@ struct Argument<T*> {
         std::is_same_v<Element, float> || std::is_void_v<Element> || std::is_same_v<Element, bf16>
             ? 16
             : alignof(std::conditional_t<std::is_void_v<T>, char, T>);
-    return reinterpret_cast<T*>(
-        to_address({function, name.text}, value, name.may_be_null, alignment));
+    return reinterpret_cast<T*>(to_address({function, name.text}, value, name.may_be_null,
+                                           std::min(alignment, largest_alignment())));
   }
 };
 

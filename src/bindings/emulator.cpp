@@ -6,7 +6,8 @@
 
 PYBIND11_MODULE(_emu, m) {
   using namespace convnet::bindings;
-  register_both(m);
+  register_all(m);
+  register_checking(m);
   bind(m, "seed_order", &convnet::emu::seed_order, {"seed"});
   bind(m, "set_threads", &convnet::emu::set_threads, {"count"});
   bind(m, "set_architecture", &convnet::emu::set_architecture, {"number"});

@@ -53,7 +53,8 @@ std::unique_ptr<Graph> end_capture(Stream stream) {
 PYBIND11_MODULE(_gpu, m) {
   using namespace convnet;
   using namespace convnet::bindings;
-  register_both(m);
+  register_all(m);
+  register_checking(m);
   py::class_<Graph>(m, "Graph")
       .def(
           "launch",

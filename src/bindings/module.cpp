@@ -1,4 +1,4 @@
-// What both modules hold, convnet.kernels._emu (emulator.cpp) and convnet.kernels._gpu (graph.cpp).
+// What all modules hold: convnet.kernels._cpu (cpu.cpp), _emu (emulator.cpp) and _gpu (graph.cpp).
 #include "bind.hpp"
 #include "info.hpp"
 #include "register.hpp"
@@ -10,7 +10,12 @@ std::map<std::string, std::vector<Row>>& signatures() {
   return rows;
 }
 
-void register_both(py::module_& m) {
+std::size_t& largest_alignment() {
+  static std::size_t bytes = 16;
+  return bytes;
+}
+
+void register_all(py::module_& m) {
   register_convolution(m);
   register_linear(m);
   register_variants(m);

@@ -32,7 +32,8 @@ Updates to_shape(const Place& place, py::handle object) {
       throw py::type_error(message(describe(at("decays")), " must be True or False, got ",
                                    py::repr(decays).cast<std::string>()));
     const auto address = [&](const char* field, const py::object& value, bool may_be_null) {
-      return to_address(at(field), value, may_be_null, 16);
+      return to_address(at(field), value, may_be_null,
+                        std::min<std::size_t>(16, largest_alignment()));
     };
     updates.tensor[updates.count++] = {
         static_cast<std::int64_t>(to_unsigned(at("count"), count, std::uint64_t{1} << 40)),

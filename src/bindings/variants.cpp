@@ -78,8 +78,9 @@ void register_variants(py::module_& m) {
   bind(m, "conv_variant", &conv_variant, {"op", "shape", "precision"});
   bind(m, "linear_variant", &linear_variant, {"op", "shape", "precision"});
   bind(m, "force_variant", &force, {"op", "name"});
-  bind(m, "check_only", &check_only, {"on"});
   m.def("variants", &variants);
 }
+
+void register_checking(py::module_& m) { bind(m, "check_only", &check_only, {"on"}); }
 
 }  // namespace convnet::bindings

@@ -1,4 +1,4 @@
-"""Whatever arguments the compiled module and ``convnet.functional`` get, Python goes on."""
+"""Whatever arguments the compiled modules and ``convnet.functional`` get, Python goes on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROGRAM = Path(__file__).parents[1] / "fuzz_bindings.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layer", "calls"), [("raw", 1000), ("functional", 800)])
+@pytest.mark.parametrize(("layer", "calls"), [("emu", 1000), ("cpu", 1000), ("functional", 800)])
 def test_emu_any_arguments_end_in_an_exception_or_a_result(layer, calls, tmp_path):
     last = tmp_path / "last-call"
     environment = {**ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1"}

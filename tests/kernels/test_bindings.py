@@ -6,7 +6,6 @@ import ast
 import ctypes
 import dataclasses
 import importlib
-import inspect
 import re
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 import convnet
-from convnet.devices.blas import kernels as blas_kernels
 from convnet.kernels.shapes import ConvShape, DropoutShape, IngestShape, LinearShape
 from convnet.ops.declare import DECLARED, Scratch
 
@@ -27,7 +25,7 @@ def promised(stub: str) -> dict[str, list[str]]:
 
 
 KERNELS = promised("_kernels.pyi")
-MODULES = ("_emu", "_gpu")
+MODULES = ("_cpu", "_emu", "_gpu")
 COMPILED = [(module, function) for module in MODULES for function in [*KERNELS, *promised(f"{module}.pyi")]]
 SHAPE = ConvShape.of(8, 3, 8, 8, 4, 3, 3, lanes=8)
 DROPOUT = DropoutShape(8, 4, 8, 0, 4, 0.5, 1, 0)
@@ -57,11 +55,6 @@ def test_compiled_module_matches_the_stub(name, function):
     assert argument_names(getattr(module(name), function)) == {**KERNELS, **promised(f"{name}.pyi")}[function]
 
 
-@pytest.mark.parametrize("function", KERNELS)
-def test_blas_kernels_match_the_stub(function):
-    assert list(inspect.signature(getattr(blas_kernels, function)).parameters) == KERNELS[function]
-
-
 def declared(op: str) -> list[tuple[str, str, bool, bool]]:
     """What a kernel takes, as ``signatures()`` says it, but for numbers of elements: these follow from arrays."""
     rows = []
@@ -84,12 +77,6 @@ def test_a_kernel_takes_what_its_op_declares(name, op):
 @pytest.mark.parametrize("name", MODULES)
 def test_every_kernel_is_declared(name):
     assert set(module(name).signatures()) - set(KERNELS) - set(promised(f"{name}.pyi")) == set(DECLARED)
-
-
-@pytest.mark.parametrize("op", DECLARED)
-def test_blas_kernels_match_the_compiled_ones(emu, op):
-    names = [name for name, *_ in emu.signatures()[op]]
-    assert list(inspect.signature(getattr(blas_kernels, op)).parameters) == names
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -58,7 +58,7 @@ def device_imports_pycuda_late(path: str, tree: ast.AST) -> Iterator[str]:
 def compiled_modules_are_imported_late(path: str, tree: ast.AST) -> Iterator[str]:
     """Where they are missing, everything else works."""
     if path.startswith("convnet/"):
-        compiled = {"_gpu", "_emu"}
+        compiled = {"_cpu", "_gpu", "_emu"}
         yield from (f"imports {name} on load" for name, top in imports(tree) if top and name.split(".")[-1] in compiled)
 
 
@@ -138,7 +138,7 @@ PYTHON_RULES: list[tuple[Callable[[str, ast.AST], Iterator[str]], str, str]] = [
     (only_device_imports_pycuda, "convnet/network/model.py", "def f():\n    import pycuda.driver as driver"),
     (device_imports_pycuda_late, "convnet/devices/cuda.py", "from pycuda import driver"),
     (data_has_few_dependencies, "convnet/data/folder.py", "import torch"),
-    (compiled_modules_are_imported_late, "convnet/devices/host.py", "from ..kernels import _emu"),
+    (compiled_modules_are_imported_late, "convnet/devices/host.py", "from ..kernels import _cpu"),
     (compiled_modules_are_imported_late, "convnet/devices/cuda.py", "import convnet.kernels._gpu"),
     (rooms_import_nothing, "convnet/ops/__init__.py", '"""Ops."""\nfrom . import ops'),
     (rooms_import_nothing, "convnet/devices/blas/__init__.py", ""),
@@ -271,7 +271,7 @@ def includes(text: str) -> list[str]:
 
 
 def hardware_only_in_arch(path: str, text: str) -> Iterator[str]:
-    if not path.startswith(("kernels/arch/", "kernels/emu/")):
+    if not path.startswith(("kernels/arch/", "kernels/emu/", "kernels/cpu/direct_rows.hpp")):
         pattern = (
             r"\basm\b|__asm__|\b__shfl\w*|\b__ballot\w*|<<<|\bcudaLaunch\w*|\bcuTensorMapEncode\w*|\bcuda_runtime\.h"
         )
@@ -315,10 +315,20 @@ def machines_know_no_ops(path: str, text: str) -> Iterator[str]:
         yield from (f"includes {name}" for name in includes(text) if not re.fullmatch(allowed, name))
 
 
+def cpu_knows_no_device(path: str, text: str) -> Iterator[str]:
+    """Loops in C++: what the processor has is asked in one place."""
+    if path.startswith("kernels/cpu/"):
+        allowed = r"(\.\./)?\w+\.hpp|pthread\.h|\w+"
+        yield from (f"includes {name}" for name in includes(text) if not re.fullmatch(allowed, name))
+        if path not in ("kernels/cpu/level.hpp", "kernels/cpu/direct.cpp"):
+            yield from (f"contains {found}" for found in re.findall(r"\btarget\(|\b_mm\w+|immintrin", text))
+
+
 def bindings_see_plain_headers(path: str, text: str) -> Iterator[str]:
     if path.startswith("bindings/"):
         allowed = r"\.\./kernels/\w+\.hpp|\w+\.hpp|pybind11/\w+\.h|\w+"
         own = {
+            "bindings/cpu.cpp": {"../kernels/cpu/level.hpp", "../kernels/cpu/work.hpp"},
             "bindings/emulator.cpp": {"../kernels/emu/launch.hpp"},
             "bindings/graph.cpp": {
                 "cuda_runtime_api.h",
@@ -356,6 +366,8 @@ CPP_RULES: list[tuple[Callable[[str, str], Iterator[str]], str, str]] = [
     (tiles_know_no_ops, "kernels/tile/sums.cuh", '#include "../arch/gpu/warp.cuh"'),
     (machines_know_no_ops, "kernels/arch/gpu/warp.cuh", '#include "../../tile/sums.cuh"'),
     (machines_know_no_ops, "kernels/emu/block.cpp", '#include "../lrn.hpp"'),
+    (cpu_knows_no_device, "kernels/cpu/lrn.cpp", '#include "../arch/arch.cuh"'),
+    (cpu_knows_no_device, "kernels/cpu/lrn.cpp", '__attribute__((target("avx2"))) void f();'),
     (bindings_see_plain_headers, "bindings/linear.cpp", "#include <cuda_runtime_api.h>"),
     (bindings_see_plain_headers, "bindings/linear.cpp", '#include "../kernels/arch/arch.cuh"'),
     (bindings_see_plain_headers, "bindings/graph.cpp", '#include "../kernels/arch/arch.cuh"'),

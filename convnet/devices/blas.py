@@ -1,0 +1,31 @@
+"""The BLAS that products on the device "cpu" take: the one that NumPy has brought."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from threadpoolctl import ThreadpoolController
+
+# Of OpenBLAS as NumPy's wheels, conda and distributions name it, and of MKL: the product, how many threads it may take
+# from now on, how many it may take, and whether its integers have 64 bits.
+NAMES = [
+    (f"{prefix}cblas_sgemm{suffix}", f"{prefix}openblas_set_num_threads{suffix}",
+     f"{prefix}openblas_get_num_threads{suffix}", bool(suffix))
+    for prefix in ("scipy_", "") for suffix in ("64_", "")
+] + [("cblas_sgemm", "MKL_Set_Num_Threads", "MKL_Get_Max_Threads", False)]  # fmt: skip
+
+
+def use_blas(kernels: Any) -> bool:
+    """Tells ``convnet.kernels._cpu`` where the functions of BLAS are. False where none of a known name is loaded: it
+    then multiplies on its own, more slowly."""
+    for library in ThreadpoolController().select(user_api="blas").lib_controllers:
+        for *names, wide in NAMES:
+            try:
+                product, set_threads, get_threads = (getattr(library.dynlib, name) for name in names)
+            except AttributeError:
+                continue
+            addresses = (ctypes.cast(f, ctypes.c_void_p).value for f in (product, get_threads, set_threads))
+            kernels.use_blas(*addresses, wide)
+            return True
+    return False

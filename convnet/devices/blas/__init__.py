@@ -1,1 +1,0 @@
-"""The kernels of the device ``cpu``, on NumPy and BLAS."""

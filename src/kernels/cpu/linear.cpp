@@ -1,0 +1,205 @@
+// The three passes of a fully-connected layer: products whose work is cut along its features.
+#include <algorithm>
+#include <vector>
+
+#include "../gemm.hpp"
+#include "checks.hpp"
+#include "level.hpp"
+#include "random.hpp"
+#include "sums.hpp"
+#include "update.hpp"
+#include "work.hpp"
+
+namespace convnet {
+namespace {
+
+constexpr int64_t kFeatures = 512;  // per product
+constexpr int64_t kGradient =
+    1 << 17;  // floats of a weight's gradient that are made and used in the cache
+
+// Features k0 to k1 of y = weight^T x for few lanes: the weight is read once, row by row, while sums stay in the cache.
+void few_forward(const LinearShape& shape,
+                 const float* x,
+                 const float* weight,
+                 int64_t k0,
+                 int64_t k1,
+                 float* y) {
+  const int64_t L = shape.lanes, n = k1 - k0;
+  float* const sums = cpu::scratch(cpu::Scratch::columns, L * n);  // [lane][feature]
+  cpu::vectorised([&]() CONVNET_INLINE {
+    for (int64_t i = 0; i < L * n; ++i) sums[i] = 0.0f;
+    int64_t c = 0;
+    for (; c + 4 <= shape.C; c += 4) {
+      const float* const w = weight + c * shape.K + k0;
+      for (int64_t l = 0; l < L; ++l) {
+        const float a = x[c * L + l], b = x[(c + 1) * L + l], e = x[(c + 2) * L + l],
+                    f = x[(c + 3) * L + l];
+        float* const sum = sums + l * n;
+        for (int64_t k = 0; k < n; ++k)
+          sum[k] +=
+              (a * w[k] + b * w[shape.K + k]) + (e * w[2 * shape.K + k] + f * w[3 * shape.K + k]);
+      }
+    }
+    for (; c < shape.C; ++c)
+      for (int64_t l = 0; l < L; ++l)
+        for (int64_t k = 0; k < n; ++k)
+          sums[l * n + k] += x[c * L + l] * weight[c * shape.K + k0 + k];
+    for (int64_t k = 0; k < n; ++k)
+      for (int64_t l = 0; l < L; ++l) y[k * L + l] = sums[l * n + k];
+  });
+}
+
+// Gradient of rows first to last of the weight: x dy^T, summed over the image blocks in order.
+void gradient_rows(const LinearShape& shape,
+                   const void* dy,
+                   const void* x,
+                   int64_t first,
+                   int64_t last,
+                   float* to) {
+  const int64_t L = shape.lanes;
+  for (int64_t block = 0; block < shape.N / L; ++block)
+    cpu::product(
+        last - first, shape.K, L, {static_cast<const float*>(x) + (block * shape.C + first) * L, L},
+        {static_cast<const float*>(dy) + block * shape.K * L, L, true}, to, shape.K, block > 0);
+}
+
+void bias_gradient(const LinearShape& shape, const void* dy, float* dbias) {
+  if (!dbias) return;
+  const int64_t L = shape.lanes;
+  cpu::vectorised([&]() CONVNET_INLINE {
+    for (int64_t k = 0; k < shape.K; ++k) {
+      dbias[k] = 0.0f;
+      for (int64_t block = 0; block < shape.N / L; ++block)
+        dbias[k] += cpu::sum_of(static_cast<const float*>(dy) + (block * shape.K + k) * L, L);
+    }
+  });
+}
+
+}  // namespace
+
+int64_t linear_workspace(const LinearShape& shape, Precision precision) {
+  cpu::check("linear_workspace", precision, shape);
+  return 0;
+}
+
+void linear_forward(const LinearShape& shape,
+                    Precision precision,
+                    const void* x,
+                    const void* weight,
+                    const float* bias,
+                    void* y,
+                    bool relu,
+                    const std::optional<DropoutShape>& dropout,
+                    const Control* control,
+                    float*,
+                    Stream) {
+  cpu::check("linear_forward", precision, shape);
+  if (dropout) {
+    cpu::check("linear_forward", precision, *dropout);
+    require(dropout->N == shape.N && dropout->features == shape.K && dropout->lanes == shape.lanes,
+            "linear_forward: dropout must be of y, N=", shape.N, " features=", shape.K,
+            " lanes=", shape.lanes);
+  }
+  const int64_t L = shape.lanes, K = shape.K,
+                piece = std::min(kFeatures, (K + cpu::kTasks - 1) / cpu::kTasks);
+  const int64_t cuts = (K + piece - 1) / piece;
+  const uint64_t threshold = dropout && control ? cpu::threshold(*dropout) : 0;
+  cpu::in_parallel(shape.N / L * cuts, [&](int64_t index) {
+    const int64_t block = index / cuts, k0 = index % cuts * piece, k1 = std::min(k0 + piece, K);
+    float* const out = static_cast<float*>(y) + (block * K + k0) * L;
+    const float* const from = static_cast<const float*>(x) + block * shape.C * L;
+    if (L <= cpu::kFewLanes)
+      few_forward(shape, from, static_cast<const float*>(weight), k0, k1, out);
+    else
+      cpu::product(k1 - k0, L, shape.C, {static_cast<const float*>(weight) + k0, K, true},
+                   {from, L}, out, L);
+    cpu::vectorised([&]() CONVNET_INLINE {
+      for (int64_t k = k0; k < k1; ++k) {
+        float* const row = out + (k - k0) * L;
+        const float b = bias ? bias[k] : 0.0f;
+        for (int64_t l = 0; l < L; ++l) {
+          const float value = bias ? row[l] + b : row[l];
+          row[l] = relu && value <= 0.0f ? 0.0f : value;
+        }
+        if (dropout && control)
+          for (int64_t l = 0; l < L; ++l)
+            row[l] *=
+                cpu::keeps(*dropout, threshold, control->step, block * L + l, k) ? 1.0f : 0.0f;
+        else if (dropout)
+          for (int64_t l = 0; l < L; ++l) row[l] *= 1.0f - dropout->p;
+      }
+    });
+  });
+}
+
+void linear_backward_data(const LinearShape& shape,
+                          Precision precision,
+                          const void* dy,
+                          const void* weight,
+                          void* dx,
+                          const void* mask,
+                          float*,
+                          Stream) {
+  cpu::check("linear_backward_data", precision, shape);
+  const int64_t L = shape.lanes, C = shape.C,
+                piece = std::min(kFeatures, (C + cpu::kTasks - 1) / cpu::kTasks);
+  const int64_t cuts = (C + piece - 1) / piece;
+  cpu::in_parallel(shape.N / L * cuts, [&](int64_t index) {
+    const int64_t block = index / cuts, c0 = index % cuts * piece, c1 = std::min(c0 + piece, C);
+    const int64_t at = (block * C + c0) * L, n = (c1 - c0) * L;
+    float* const out = static_cast<float*>(dx) + at;
+    cpu::product(c1 - c0, L, shape.K, {static_cast<const float*>(weight) + c0 * shape.K, shape.K},
+                 {static_cast<const float*>(dy) + block * shape.K * L, L}, out, L);
+    if (mask)
+      cpu::vectorised([&]() CONVNET_INLINE {
+        const float* const output = static_cast<const float*>(mask) + at;
+        for (int64_t i = 0; i < n; ++i) out[i] = output[i] > 0.0f ? out[i] : 0.0f;
+      });
+  });
+}
+
+void linear_backward_filter(const LinearShape& shape,
+                            Precision precision,
+                            const void* dy,
+                            const void* x,
+                            float* dweight,
+                            float* dbias,
+                            float*,
+                            Stream) {
+  cpu::check("linear_backward_filter", precision, shape);
+  cpu::in_pieces(shape.C, kFeatures, [&](int64_t first, int64_t last) {
+    gradient_rows(shape, dy, x, first, last, dweight + first * shape.K);
+  });
+  bias_gradient(shape, dy, dbias);
+}
+
+void linear_backward_filter_update(const LinearShape& shape,
+                                   Precision precision,
+                                   const void* dy,
+                                   const void* x,
+                                   float* weight,
+                                   float* velocity,
+                                   bf16* copy,
+                                   float* dbias,
+                                   Control* control,
+                                   float rate,
+                                   bool decays,
+                                   float*,
+                                   Stream) {
+  cpu::check("linear_backward_filter_update", copy ? Precision::bf16 : precision, shape);
+  const cpu::Rates rates(*control, rate, decays);
+  if (!control->stopped)
+    cpu::in_pieces(shape.C, std::max<int64_t>(1, kGradient / shape.K),
+                   [&](int64_t first, int64_t last) {
+                     const int64_t at = first * shape.K, n = (last - first) * shape.K;
+                     float* const gradient = cpu::scratch(cpu::Scratch::gradient, n);
+                     gradient_rows(shape, dy, x, first, last, gradient);
+                     cpu::vectorised([&]() CONVNET_INLINE {
+                       if (!cpu::update(n, weight + at, velocity + at, gradient, rates))
+                         cpu::spoil(control);
+                     });
+                   });
+  bias_gradient(shape, dy, dbias);
+}
+
+}  // namespace convnet

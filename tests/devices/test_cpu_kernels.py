@@ -1,0 +1,306 @@
+"""What is particular to the "cpu" device's kernels: how work is cut and shared, and the scratch memory it uses.
+
+That the kernels compute the right thing is in the test_ops files, with all other devices.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from convnet.devices.blas import NAMES, use_blas
+from convnet.devices.opening import open_device
+from convnet.kernels.shapes import ConvShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
+
+CONV = ConvShape.of(12, 6, 13, 11, 8, 3, 5, stride=2, padding=(1, 2, 3, 0), groups=2, ceil_mode=True, lanes=12)
+DENSE = ConvShape.of(12, 6, 13, 11, 8, 3, 3, padding=1, groups=2, lanes=12)
+POOL = PoolShape.of(12, 6, 13, 11, 3, 2, ceil_mode=True, lanes=12)
+LRN = LrnShape(12, 6, 13, 11, 2, 12, 5, 1e-2, 0.75, 2.0)
+LINEAR = LinearShape(12, 1100, 530, 12)
+
+
+KERNELS = open_device("cpu").kernels
+
+
+def integers(shape):
+    random = np.random.default_rng(len(shape))
+    return (random.integers(1, 4, shape) * random.choice([-1, 1], shape)).astype(np.float32)
+
+
+def run(kernel: str, *arguments) -> None:
+    """With arrays as their addresses."""
+    getattr(KERNELS, kernel)(*[a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments])
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    yield
+    KERNELS.set_tile_bytes(0)
+    KERNELS.set_level(-1)
+    KERNELS.poison_scratch(False)
+    assert use_blas(KERNELS)
+
+
+def run_all(shapes=(CONV, DENSE)) -> list[np.ndarray]:
+    """Results of the passes that cut their work into tasks, outputs starting as NaN."""
+
+    def poisoned(shape, dtype=np.float32):
+        return np.full(int(np.prod(shape)) * np.dtype(dtype).itemsize, 0xFF, np.uint8).view(dtype).reshape(shape)
+
+    results = []
+    for shape in shapes:
+        x, weight, dy = integers(shape.x), integers(shape.weight), integers(shape.y)
+        y, dx, dweight, dbias = (poisoned(s) for s in (shape.y, shape.x, shape.weight, (shape.K,)))
+        run("conv_forward", shape, "fp32", x, weight, integers((shape.K,)), y, True, 0)
+        run("conv_backward_data", shape, "fp32", dy, weight, dx, x, 0)
+        run("conv_backward_filter", shape, "fp32", dy, x, dweight, dbias, None, 0)
+        results += [y, dx, dweight, dbias]
+    x, dy = integers(POOL.x), integers(POOL.y)
+    y, argmax, dx = poisoned(POOL.y), poisoned(POOL.y, np.uint8), poisoned(POOL.x)
+    run("max_pool_forward", POOL, "fp32", x, y, argmax, 0)
+    run("max_pool_backward", POOL, "fp32", dy, argmax, None, dx, 0)
+    results += [y, argmax, dx]
+    y, dx = poisoned(LRN.x), poisoned(LRN.x)
+    run("lrn_forward", LRN, "fp32", x, y, 0)
+    run("lrn_backward", LRN, "fp32", integers(LRN.x), x, dx, 0)
+    results += [y, dx]
+    p, dx = poisoned(POOL.y), poisoned(LRN.x)
+    run("lrn_pool_forward", LRN, POOL, "fp32", x, p, argmax, 0)
+    run("lrn_pool_backward", LRN, POOL, "fp32", integers(POOL.y), argmax, x, dx, True, 0)
+    results += [p, argmax, dx]
+    x, weight, dy = integers(LINEAR.x), integers(LINEAR.weight), integers(LINEAR.y)
+    y, dx, dweight = poisoned(LINEAR.y), poisoned(LINEAR.x), poisoned(LINEAR.weight)
+    run("linear_forward", LINEAR, "fp32", x, weight, None, y, False, None, None, None, 0)
+    run("linear_backward_data", LINEAR, "fp32", dy, weight, dx, x, None, 0)
+    run("linear_backward_filter", LINEAR, "fp32", dy, x, dweight, None, None, 0)
+    return [*results, y, dx, dweight]
+
+
+def same_bits(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    KERNELS.set_tile_bytes(1 << 16)
+    results = []
+    for count in (1, 2, 3):
+        with threadpool_limits(count, user_api="blas"):
+            assert KERNELS.threads() == count
+            results.append(run_all())
+            assert KERNELS.threads() == count
+    assert same_bits(results[0], results[1])
+    assert same_bits(results[0], results[2])
+
+
+@pytest.mark.parametrize("tile_bytes", [1 << 8, 1 << 13, 1 << 16])
+def test_where_tiles_end_does_not_matter(tile_bytes):
+    """Sums of small integers are exact in any order, so every cut gives the same bits."""
+    whole = run_all()
+    KERNELS.set_tile_bytes(tile_bytes)
+    assert same_bits(whole, run_all())
+
+
+def test_every_level_of_instructions_gives_the_same_bits():
+    """Also where sums are not exact, as far as they are no products of BLAS."""
+    random = np.random.default_rng(0)
+    x, control = random.standard_normal((3, *LRN.x), dtype=np.float32), np.zeros(8, np.uint32)
+    dp = random.standard_normal(POOL.y, dtype=np.float32)
+    control[1:4] = np.array([0.1, 0.9, 0.01], np.float32).view(np.uint32)
+
+    def all_loops():
+        results = [np.full(LRN.x, np.nan, np.float32) for _ in range(6)]
+        lrn, gradient, y, slope, weight, velocity = results
+        argmax = np.zeros(POOL.y, np.uint8)
+        p = np.full(POOL.y, np.nan, np.float32)
+        run("lrn_forward", LRN, "fp32", x[0], lrn, 0)
+        run("lrn_backward", LRN, "fp32", x[1], x[0], gradient, 0)
+        run("lrn_pool_forward", LRN, POOL, "fp32", x[0], p, argmax, 0)
+        run("tanh_forward", x[0].size, "fp32", x[0], y, 0)
+        run("lrn_pool_backward", LRN, POOL, "fp32", dp, argmax, x[0], slope, True, 0)
+        weight[...], velocity[...] = x[0], x[1]
+        run("sgd", weight.size, weight, velocity, x[2], None, 1, control, 0.5, True, 0)
+        return [*results, p, argmax]
+
+    KERNELS.set_level(0)
+    lowest = all_loops()
+    assert not any(np.isnan(values).any() for values in lowest)
+    with pytest.raises(ValueError, match=r"this processor has levels 0 to [012], got 3") as refused:
+        KERNELS.set_level(3)
+    highest = int(re.search("to ([012])", str(refused.value))[1])
+    if not highest:
+        pytest.skip("this processor has no other level")
+    for level in range(1, highest + 1):
+        KERNELS.set_level(level)
+        assert same_bits(lowest, all_loops()), level
+
+
+def test_without_blas_products_are_our_own():
+    whole = run_all()
+    KERNELS.use_blas(0, 0, 0, False)
+    assert same_bits(whole, run_all())
+    KERNELS.set_tile_bytes(1 << 12)
+    assert same_bits(whole, run_all())
+
+
+def test_blas_is_found_under_its_names(monkeypatch):
+    assert use_blas(KERNELS)
+    with monkeypatch.context() as other:
+        other.setattr(importlib.import_module("convnet.devices.blas"), "NAMES", [("cblas_none", *NAMES[0][1:])])
+        assert not use_blas(KERNELS)
+
+
+def test_scratch_memory_is_written_before_it_is_read():
+    clean = run_all()
+    KERNELS.poison_scratch(True)
+    assert same_bits(clean, run_all())
+
+
+def test_scratch_memory_is_told():
+    device = open_device("cpu")
+    before = device.allocated
+    array = device.empty((1000,))
+    assert device.allocated - before == array.nbytes
+    run_all()
+    assert KERNELS.scratch_bytes() > 100_000
+    assert device.allocated >= KERNELS.scratch_bytes() + array.nbytes
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 5, 17])
+def test_any_number_of_lanes(lanes):
+    """Results of an image do not depend on those beside it."""
+
+    def pooled(x, shape, lrn):
+        p, argmax, dx = np.zeros(shape.y, np.float32), np.zeros(shape.y, np.uint8), np.zeros(shape.x, np.float32)
+        run("lrn_pool_forward", lrn, shape, "fp32", x, p, argmax, 0)
+        run("lrn_pool_backward", lrn, shape, "fp32", p, argmax, x, dx, False, 0)
+        return p, argmax, dx
+
+    def shapes(count):
+        return PoolShape.of(count, 6, 13, 11, 3, 2, ceil_mode=True, lanes=count), LrnShape(
+            count, 6, 13, 11, 2, count, 5, 1e-2, 0.75, 2.0
+        )
+
+    x = np.random.default_rng(lanes).standard_normal((1, 6, 13, 11, lanes), dtype=np.float32)
+    together = pooled(x, *shapes(lanes))
+    for image in range(lanes):
+        alone = pooled(np.ascontiguousarray(x[..., image : image + 1]), *shapes(1))
+        assert same_bits([part[..., image] for part in together], [part[..., 0] for part in alone])
+
+
+def test_several_image_blocks_are_one_batch():
+    split = [ConvShape(**{**vars(shape), "lanes": 4}) for shape in (CONV, DENSE)]
+    for one, three in zip((CONV, DENSE), split, strict=True):
+        x, weight = integers(one.x), integers(one.weight)
+        y, parts = np.empty(one.y, np.float32), np.empty(three.y, np.float32)
+        run("conv_forward", one, "fp32", x, weight, None, y, False, 0)
+        cut = np.ascontiguousarray(np.moveaxis(x.reshape(*x.shape[1:4], 3, 4), 3, 0))
+        run("conv_forward", three, "fp32", cut, weight, None, parts, False, 0)
+        assert np.array_equal(np.moveaxis(parts, 0, 3).reshape(one.y), y)
+
+
+def test_a_gradient_that_is_not_passed_on_leaves_no_trace():
+    dy = np.array([np.inf, np.nan, -np.inf, 5, 6], np.float32)
+    y = np.array([0, -1, np.nan, 2, 0], np.float32)
+    dx = np.empty(5, np.float32)
+    run("relu_backward", 5, "fp32", dy, y, dx, 0)
+    assert np.array_equal(dx, np.array([0, 0, 0, 5, 0], np.float32))
+
+
+def test_overflow_is_no_warning():
+    """As on a GPU: infinities and NaN are results like any other (warnings are errors in these tests)."""
+    huge = np.full(8, 3e38, np.float32)
+    y = np.empty(8, np.float32)
+    run("add", 8, "fp32", huge, huge, y, 0)
+    assert np.isinf(y).all()
+
+
+def test_blas_may_take_as_many_threads_afterwards_as_before():
+    before = {library["filepath"]: library["num_threads"] for library in threadpool_info()}
+    run_all()
+    with threadpool_limits(3, user_api="blas"):
+        run_all()
+        assert {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"} == {3}
+    assert {library["filepath"]: library["num_threads"] for library in threadpool_info()} == before
+
+
+def test_two_callers_at_once():
+    expected, results = run_all(), []
+    callers = [threading.Thread(target=lambda: results.append(run_all())) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 2
+    assert all(same_bits(expected, result) for result in results)
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="the system has no fork")
+def test_a_forked_process_has_threads_of_its_own():
+    program = """
+import os
+import numpy as np
+from threadpoolctl import threadpool_limits
+from convnet.devices.opening import open_device
+threadpool_limits(3, user_api="blas")
+kernels = open_device("cpu").kernels
+def counts():
+    a = np.ones(1 << 20, np.float32)
+    for _ in range(50):
+        kernels.add(a.size, "fp32", a.ctypes.data, a.ctypes.data, a.ctypes.data, 0)
+        kernels.scale(a.size, "fp32", a.ctypes.data, 0.5, a.ctypes.data, 0)
+    return (a == 1).all()
+assert counts()
+child = os.fork()
+if child == 0:
+    os._exit(0 if counts() else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert counts()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=120)
+
+
+def test_images_are_not_folded_on_the_cpu():
+    shape = IngestShape(2, 2, 4, 4, 4, 2, (1.0, 1.0, 1.0), fold=2)
+    with pytest.raises(ValueError, match="cpu does not fold images, got fold=2"):
+        run("ingest", shape, "fp32", *[np.zeros(64, np.float32)] * 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "shape", "text"),
+    [
+        ("conv_forward", replace(CONV, lanes=0), "lanes must be at least 1"),
+        ("conv_forward", replace(CONV, groups=0), "groups must divide C and K"),
+        ("conv_forward", replace(CONV, stride=0), "stride must be at least 1"),
+        ("conv_forward", replace(CONV, R=0), "every size must be at least 1"),
+        ("conv_backward_data", replace(CONV, P=0), "every size must be at least 1"),
+        ("conv_backward_filter", replace(CONV, pad_left=-1), "shape.pad_left must be"),
+        ("max_pool_forward", replace(POOL, size=16), "the window must be 1 to 15 pixels wide"),
+        ("max_pool_forward", replace(POOL, pad_top=3), "padding must be smaller than the window"),
+        ("max_pool_backward", replace(POOL, P=99), "every window must hold a pixel"),
+        ("lrn_forward", replace(LRN, size=17), "size must be 1 to 16"),
+        ("lrn_backward", replace(LRN, groups=4), "groups must divide the channels"),
+        ("linear_forward", replace(LINEAR, C=0), "every size must be at least 1"),
+        ("softmax_cross_entropy", SoftmaxShape(8, 9, 10, 8), "valid must be 1 to N"),
+    ],
+)
+def test_shapes_that_are_none(kernel, shape, text):
+    arguments = {"shape": shape, "precision": "fp32", "relu": False, "dropout": None, "stream": 0}
+    names = [name for name, *_ in KERNELS.signatures()[kernel]]
+    with pytest.raises(ValueError, match=f"{kernel}: {text}"):
+        getattr(KERNELS, kernel)(*[arguments.get(name, 64) for name in names])
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_other_precisions_are_refused(precision):
+    with pytest.raises(ValueError, match=f'computes in "fp32" only, got precision "{precision}"'):
+        KERNELS.relu_forward(4, precision, 64, 64, 0)
+    with pytest.raises(ValueError, match='computes in "fp32" only'):
+        KERNELS.cast_weight(4, 4, 64, 64, 0)
