@@ -22,6 +22,12 @@ from convnet.kernels.shapes import ConvShape, IngestShape, LinearShape, LrnShape
 
 CONV = ConvShape.of(12, 6, 13, 11, 8, 3, 5, stride=2, padding=(1, 2, 3, 0), groups=2, ceil_mode=True, lanes=12)
 DENSE = ConvShape.of(12, 6, 13, 11, 8, 3, 3, padding=1, groups=2, lanes=12)
+# as many lanes as direct convolutions need: whole vectors of either width, of the narrower, of none
+WIDE = ConvShape.of(32, 10, 9, 7, 26, 3, 3, padding=1, groups=2, lanes=32)
+NARROW = ConvShape.of(24, 3, 9, 10, 7, 5, 4, stride=2, padding=(2, 1, 1, 0), lanes=24)
+UNEVEN = ConvShape.of(21, 4, 6, 7, 13, 3, 2, padding=(0, 1, 2, 0), lanes=21)
+BLOCKS = ConvShape.of(32, 4, 6, 7, 13, 3, 3, padding=1, lanes=16)
+DIRECT = (WIDE, NARROW, UNEVEN, BLOCKS)
 POOL = PoolShape.of(12, 6, 13, 11, 3, 2, ceil_mode=True, lanes=12)
 LRN = LrnShape(12, 6, 13, 11, 2, 12, 5, 1e-2, 0.75, 2.0)
 LINEAR = LinearShape(12, 1100, 530, 12)
@@ -40,6 +46,14 @@ def run(kernel: str, *arguments) -> None:
     getattr(KERNELS, kernel)(*[a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments])
 
 
+def higher_levels() -> range:
+    """Those of this processor beside the lowest; skips where there is none."""
+    with pytest.raises(ValueError, match=r"this processor has levels 0 to [012], got 3") as refused:
+        KERNELS.set_level(3)
+    highest = int(re.search("to ([012])", str(refused.value))[1])
+    return range(1, highest + 1) if highest else pytest.skip("this processor has no vectors wider than all have")
+
+
 @pytest.fixture(autouse=True)
 def as_it_was():
     yield
@@ -49,7 +63,7 @@ def as_it_was():
     assert use_blas(KERNELS)
 
 
-def run_all(shapes=(CONV, DENSE)) -> list[np.ndarray]:
+def run_all(shapes=(CONV, DENSE, *DIRECT)) -> list[np.ndarray]:
     """Results of the passes that cut their work into tasks, outputs starting as NaN."""
 
     def poisoned(shape, dtype=np.float32):
@@ -132,14 +146,22 @@ def test_every_level_of_instructions_gives_the_same_bits():
     KERNELS.set_level(0)
     lowest = all_loops()
     assert not any(np.isnan(values).any() for values in lowest)
-    with pytest.raises(ValueError, match=r"this processor has levels 0 to [012], got 3") as refused:
-        KERNELS.set_level(3)
-    highest = int(re.search("to ([012])", str(refused.value))[1])
-    if not highest:
-        pytest.skip("this processor has no other level")
-    for level in range(1, highest + 1):
+    for level in higher_levels():
         KERNELS.set_level(level)
         assert same_bits(lowest, all_loops()), level
+
+
+def test_direct_convolutions_give_what_blas_gives():
+    """Sums of small integers are exact in any order."""
+    KERNELS.set_level(0)
+    assert all(KERNELS.conv_variant("conv_forward", shape, "fp32") == "im2col and BLAS" for shape in DIRECT)
+    unfolded = run_all()
+    for level in higher_levels():
+        KERNELS.set_level(level)
+        found = [[KERNELS.conv_variant(f"conv_{part}", shape, "fp32") == "direct" for shape in DIRECT]
+                 for part in ("forward", "backward_data", "backward_filter")]  # fmt: skip
+        assert found == [[True] * 4, [True, False, True, True], [True, True, False, True]]
+        assert same_bits(unfolded, run_all()), level
 
 
 def test_without_blas_products_are_our_own():
