@@ -31,7 +31,13 @@ BLOCKS = ConvShape.of(32, 4, 6, 7, 13, 3, 3, padding=1, lanes=16)
 DIRECT = (WIDE, NARROW, UNEVEN, BLOCKS)
 POOL = PoolShape.of(12, 6, 13, 11, 3, 2, ceil_mode=True, lanes=12)
 LRN = LrnShape(12, 6, 13, 11, 2, 12, 5, 1e-2, 0.75, 2.0)
-LINEAR = LinearShape(12, 1100, 530, 12)
+# vectors along the rows
+FEW = ConvShape.of(3, 6, 13, 11, 14, 3, 5, padding=(1, 2, 3, 0), groups=2, ceil_mode=True, lanes=3)
+ONE = ConvShape.of(2, 5, 20, 23, 7, 7, 5, stride=3, padding=(0, 1, 2, 0), ceil_mode=True, lanes=1)
+LINEARS = [
+    LinearShape(*extents)
+    for extents in ((12, 1100, 530, 12), (64, 130, 256, 32), (64, 133, 300, 64), (40, 70, 131, 40), (3, 77, 90, 1))
+]
 
 
 KERNELS = open_device("cpu").kernels
@@ -64,7 +70,7 @@ def as_it_was():
     assert use_blas(KERNELS)
 
 
-def run_all(shapes=(CONV, DENSE, *DIRECT)) -> list[np.ndarray]:
+def run_all(shapes=(CONV, DENSE, *DIRECT, FEW, ONE)) -> list[np.ndarray]:
     """Results of the passes that cut their work into tasks, outputs starting as NaN."""
 
     def poisoned(shape, dtype=np.float32):
@@ -91,12 +97,14 @@ def run_all(shapes=(CONV, DENSE, *DIRECT)) -> list[np.ndarray]:
     run("lrn_pool_forward", LRN, POOL, "fp32", x, p, argmax, 0)
     run("lrn_pool_backward", LRN, POOL, "fp32", integers(POOL.y), argmax, x, dx, True, 0)
     results += [p, argmax, dx]
-    x, weight, dy = integers(LINEAR.x), integers(LINEAR.weight), integers(LINEAR.y)
-    y, dx, dweight = poisoned(LINEAR.y), poisoned(LINEAR.x), poisoned(LINEAR.weight)
-    run("linear_forward", LINEAR, "fp32", x, weight, None, y, False, None, None, None, 0)
-    run("linear_backward_data", LINEAR, "fp32", dy, weight, dx, x, None, 0)
-    run("linear_backward_filter", LINEAR, "fp32", dy, x, dweight, None, None, 0)
-    return [*results, y, dx, dweight]
+    for linear in LINEARS:
+        x, weight, dy = integers(linear.x), integers(linear.weight), integers(linear.y)
+        y, dx, dweight = poisoned(linear.y), poisoned(linear.x), poisoned(linear.weight)
+        run("linear_forward", linear, "fp32", x, weight, None, y, False, None, None, None, 0)
+        run("linear_backward_data", linear, "fp32", dy, weight, dx, x, None, 0)
+        run("linear_backward_filter", linear, "fp32", dy, x, dweight, None, None, 0)
+        results += [y, dx, dweight]
+    return results
 
 
 def same_bits(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
@@ -310,7 +318,7 @@ def test_images_are_not_folded_on_the_cpu():
         ("max_pool_backward", replace(POOL, P=99), "every window must hold a pixel"),
         ("lrn_forward", replace(LRN, size=17), "size must be 1 to 16"),
         ("lrn_backward", replace(LRN, groups=4), "groups must divide the channels"),
-        ("linear_forward", replace(LINEAR, C=0), "every size must be at least 1"),
+        ("linear_forward", replace(LINEARS[0], C=0), "every size must be at least 1"),
         ("softmax_cross_entropy", SoftmaxShape(8, 9, 10, 8), "valid must be 1 to N"),
     ],
 )

@@ -11,9 +11,6 @@
 namespace convnet {
 namespace {
 
-// Fewer columns are slow for BLAS: rather a product is cut into runs of filters.
-constexpr int64_t kColumns = 256, kFilters = 32;
-
 CONVNET_INLINE inline void add_bias(
     int64_t filters, int64_t n, const float* bias, bool relu, float* y, int64_t ld) {
   for (int64_t k = 0; k < filters; ++k) {
@@ -59,28 +56,9 @@ void conv_forward(const ConvShape& shape,
     return;
   }
 
-  const cpu::Tile whole{0, shape.P, 0, shape.Q};
-  if (plane <= kColumns && K > kFilters && blocks == 1) {
-    // A small image: unfolded once, by channels, and then multiplied with some filters at a time.
-    float* const columns = cpu::scratch(cpu::Scratch::shared, g * taps * plane);
-    cpu::in_parallel(g * C, [&](int64_t index) {
-      const int64_t group = index / C, c = index % C;
-      cpu::vectorised([&]() CONVNET_INLINE {
-        cpu::unfold(shape, image(group), whole, c, c + 1, columns + group * taps * plane);
-      });
-    });
-    const int64_t cuts = std::max<int64_t>(1, std::min(cpu::kTasks / g, K / kFilters)),
-                  filters = (K + cuts - 1) / cuts;
-    cpu::in_parallel(g * cuts, [&](int64_t index) {
-      const int64_t group = index / cuts, k = index % cuts * filters,
-                    count = std::min(filters, K - k);
-      if (count <= 0) return;
-      float* const out = static_cast<float*>(y) + (group * K + k) * plane;
-      cpu::product(count, plane, taps,
-                   {static_cast<const float*>(weight) + group * taps * K + k, K, true},
-                   {columns + group * taps * plane, plane}, out, plane);
-      finish(group, k, count, plane, out);
-    });
+  if (cpu::takes_flat(shape)) {
+    cpu::convolve_flat(shape, static_cast<const float*>(x), static_cast<const float*>(weight), bias,
+                       relu, static_cast<float*>(y));
     return;
   }
 

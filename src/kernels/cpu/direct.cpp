@@ -26,6 +26,43 @@ bool takes_direct(const ConvShape& shape) {
   return level() != Level::base && __builtin_cpu_supports("fma") && shape.lanes >= avx512::kVector;
 }
 
+bool takes_flat(const ConvShape& shape) {
+  return level() != Level::base && __builtin_cpu_supports("fma") && shape.lanes < avx512::kVector;
+}
+
+bool takes_direct_features(const LinearShape&) {
+  return level() != Level::base && __builtin_cpu_supports("fma");
+}
+
+bool takes_direct_inputs(const LinearShape& shape) {
+  return takes_direct_features(shape) &&
+         shape.lanes % (level() == Level::avx512 ? avx512::kVector : avx2::kVector) == 0;
+}
+
+void feature_sums(
+    const LinearShape& s, const float* x, const float* weight, int64_t n, float* sums) {
+  const bool widest = level() == Level::avx512;
+  // many lanes share what is read of the weight; the last few features are no whole vectors
+  const int64_t step = widest ? 4 * avx512::kVector : 2 * avx2::kVector,
+                whole = s.lanes > 16 ? n / step * step : 0;
+  if (whole)
+    (widest ? avx512::features<6, 4> : avx2::features<6, 2>)(x, weight, s.C, s.K, s.lanes, whole,
+                                                             sums, n);
+  if (whole < n)
+    (widest ? avx512::few_sums : avx2::few_sums)(x, weight + whole, s.C, s.K, s.lanes, n - whole,
+                                                 sums + whole, n);
+}
+
+void input_gradients(
+    const LinearShape& s, const float* dy, const float* weight, int64_t C, float* dx) {
+  if (level() == Level::avx2)
+    avx2::inputs<2>(dy, weight, C, s.K, s.lanes, dx);
+  else if (s.lanes % (4 * avx512::kVector))
+    avx512::inputs<2>(dy, weight, C, s.K, s.lanes, dx);
+  else
+    avx512::inputs<4>(dy, weight, C, s.K, s.lanes, dx);
+}
+
 // Sums over lanes: all vectors must be whole. With a large stride x is copied more often than used.
 bool takes_direct_gradient(const ConvShape& shape) {
   return takes_direct(shape) && shape.lanes % avx2::kVector == 0 && shape.stride <= 2;
@@ -54,6 +91,107 @@ void any_row(const Direct& d,
 }
 
 }  // namespace
+
+namespace {
+
+template <int kF>
+void any_run(const float* x,
+             const std::vector<int64_t>& offset,
+             int64_t C,
+             int64_t step,
+             const float* weight,
+             const float* bias,
+             float* y,
+             int64_t n) {
+  const int64_t taps = static_cast<int64_t>(offset.size());
+  if constexpr (kF <= kMostAvx2)
+    if (level() == Level::avx2)
+      return avx2::flat_run<kF>(x, offset.data(), taps, C, step, weight, bias, y, n);
+  avx512::flat_run<kF>(x, offset.data(), taps, C, step, weight, bias, y, n);
+}
+
+}  // namespace
+
+void convolve_flat(const ConvShape& s,
+                   const float* x,
+                   const float* weight,
+                   const float* bias,
+                   bool relu,
+                   float* y) {
+  const int64_t g = s.groups, C = s.C / g, K = s.K / g, L = s.lanes, taps = C * s.R * s.S,
+                row = s.Q * L;
+  // planes by the remainders of row and column, each with the outputs' rows and columns and those that taps add
+  const int64_t down = s.stride < s.R ? s.stride : s.R, across = s.stride < s.S ? s.stride : s.S;
+  const int64_t width = (s.Q + (s.S - 1) / s.stride) * L, height = s.P + (s.R - 1) / s.stride,
+                plane = height * width;
+  const int64_t step = down * across * plane, n = ((s.P - 1) * width + row + 15) / 16 * 16;
+  std::vector<int64_t> offset;
+  for (int64_t r = 0; r < s.R; ++r)
+    for (int64_t t = 0; t < s.S; ++t)
+      offset.push_back((r % s.stride * across + t % s.stride) * plane + r / s.stride * width +
+                       t / s.stride * L);
+  std::vector<int64_t> tiles;
+  for (int64_t k = 0; k < K; k += tile_filters(k, K)) tiles.push_back(k);
+  const int64_t many = static_cast<int64_t>(tiles.size());
+
+  for (int64_t block = 0; block < s.N / L; ++block) {
+    const float* const images = x + block * s.C * s.H * s.W * L;
+    float* const out = y + block * s.K * s.P * row;
+    float* const pixels =
+        scratch(Scratch::shared, s.C * step + 16);  // the last vector of all reads behind its end
+    in_parallel(s.C, [&](int64_t c) {
+      const float* const image = images + c * s.H * s.W * L;
+      for (int64_t a = 0; a < down; ++a)
+        for (int64_t b = 0; b < across; ++b)
+          for (int64_t i = 0; i < height; ++i) {
+            float* to = pixels + c * step + (a * across + b) * plane + i * width;
+            const int64_t h = i * s.stride + a - s.pad_top;
+            const bool exists = h >= 0 && h < s.H;
+            for (int64_t w = b - s.pad_left;
+                 to < pixels + c * step + (a * across + b) * plane + (i + 1) * width;
+                 w += s.stride, to += L) {
+              const bool inside = exists && w >= 0 && w < s.W;
+              for (int64_t l = 0; l < L; ++l) to[l] = inside ? image[(h * s.W + w) * L + l] : 0.0f;
+            }
+          }
+    });
+    in_parallel(g * many, [&](int64_t index) {
+      const int64_t group = index / many, k = tiles[static_cast<std::size_t>(index % many)],
+                    filters = tile_filters(k, K);
+      float* const packed = scratch(Scratch::packed, taps * filters);
+      const float* const own = weight + group * taps * K + k;
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t f = 0; f < filters; ++f) packed[tap * filters + f] = own[tap * K + f];
+      float* const sums = scratch(Scratch::sums, filters * n);
+      const float* const biases = bias ? bias + group * K + k : nullptr;
+      const float* const from = pixels + group * C * step;
+      switch (filters) {
+        case 12:
+          any_run<12>(from, offset, C, step, packed, biases, sums, n);
+          break;
+        case 6:
+          any_run<6>(from, offset, C, step, packed, biases, sums, n);
+          break;
+        case 4:
+          any_run<4>(from, offset, C, step, packed, biases, sums, n);
+          break;
+        case 2:
+          any_run<2>(from, offset, C, step, packed, biases, sums, n);
+          break;
+        default:
+          any_run<1>(from, offset, C, step, packed, biases, sums, n);
+      }
+      vectorised([&]() CONVNET_INLINE {
+        for (int64_t f = 0; f < filters; ++f)
+          for (int64_t p = 0; p < s.P; ++p) {
+            const float* const sum = sums + f * n + p * width;
+            float* const to = out + ((group * K + k + f) * s.P + p) * row;
+            for (int64_t i = 0; i < row; ++i) to[i] = relu && sum[i] <= 0.0f ? 0.0f : sum[i];
+          }
+      });
+    });
+  }
+}
 
 int tile_filters(int64_t k, int64_t K) {
   for (const int filters : kTiles)
@@ -127,6 +265,12 @@ void direct_gradient(const Gradient& d,
   }
 }
 #else
+bool takes_direct_features(const LinearShape&) { return false; }
+bool takes_direct_inputs(const LinearShape&) { return false; }
+void feature_sums(const LinearShape&, const float*, const float*, int64_t, float*) {}
+void input_gradients(const LinearShape&, const float*, const float*, int64_t, float*) {}
+bool takes_flat(const ConvShape&) { return false; }
+void convolve_flat(const ConvShape&, const float*, const float*, const float*, bool, float*) {}
 bool takes_direct_gradient(const ConvShape&) { return false; }
 int gradient_filters(int64_t, int64_t) { return 1; }
 int64_t gradient_sums(const ConvShape&, int64_t) { return 0; }

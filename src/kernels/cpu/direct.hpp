@@ -66,6 +66,26 @@ void convolve(const ConvShape& shape,
   });
 }
 
+// With fewer lanes vectors run along the rows, over pixels and lanes: of an image that has been laid out with zeros around
+// it, and a plane for each remainder of row and column by the stride, so that a tap is one distance for all pixels of the
+// image. What is computed between two rows is thrown away.
+bool takes_flat(const ConvShape& shape);
+void convolve_flat(const ConvShape& shape,
+                   const float* x,
+                   const float* weight,
+                   const float* bias,
+                   bool relu,
+                   float* y);
+
+// Linear layers, from the weight where it lies: sums [lane][feature] of n features, whose weights begin at `weight`; and
+// gradients of C inputs, dx [input][lane], whose weights begin there (lanes in whole vectors).
+bool takes_direct_features(const LinearShape& shape);
+bool takes_direct_inputs(const LinearShape& shape);
+void feature_sums(
+    const LinearShape& shape, const float* x, const float* weight, int64_t n, float* sums);
+void input_gradients(
+    const LinearShape& shape, const float* dy, const float* weight, int64_t C, float* dx);
+
 // The gradient of filters of one group, summed over all image blocks in order.
 struct Gradient {
   ConvShape shape;

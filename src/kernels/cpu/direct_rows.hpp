@@ -72,6 +72,188 @@ CONVNET_TARGET void row(const Direct& d,
   }
 }
 
+// ---- of few images: vectors along the rows
+
+// kF filters and kV vectors of neighbouring pixels and lanes, for `taps` taps of C channels that lie `step` apart: tap t
+// reads x + offset[t]. y: [filter] rows of n values.
+template <int kF, int kV>
+CONVNET_TARGET void flat_tile(const float* x,
+                              const int64_t* offset,
+                              int64_t taps,
+                              int64_t C,
+                              int64_t step,
+                              const float* weight,
+                              const float* bias,
+                              float* y,
+                              int64_t n) {
+  Floats sum[kF][kV];
+  for (int f = 0; f < kF; ++f)
+    for (int v = 0; v < kV; ++v) sum[f][v] = Floats{} + (bias ? bias[f] : 0.0f);
+  for (int64_t c = 0; c < C; ++c, x += step) {
+    for (int64_t t = 0; t < taps; ++t, weight += kF) {
+      const float* const from = x + offset[t];
+      Floats value[kV];
+      for (int v = 0; v < kV; ++v) value[v] = *reinterpret_cast<const Floats*>(from + v * kVector);
+#pragma GCC unroll 16
+      for (int f = 0; f < kF; ++f)
+#pragma GCC unroll 2
+        for (int v = 0; v < kV; ++v) sum[f][v] += value[v] * weight[f];
+    }
+  }
+  for (int f = 0; f < kF; ++f)
+    for (int v = 0; v < kV; ++v) *reinterpret_cast<Floats*>(y + f * n + v * kVector) = sum[f][v];
+}
+
+// A run of n values, a whole number of vectors.
+template <int kF>
+CONVNET_TARGET void flat_run(const float* x,
+                             const int64_t* offset,
+                             int64_t taps,
+                             int64_t C,
+                             int64_t step,
+                             const float* weight,
+                             const float* bias,
+                             float* y,
+                             int64_t n) {
+  int64_t i = 0;
+  for (; i + 2 * kVector <= n; i += 2 * kVector)
+    flat_tile<kF, 2>(x + i, offset, taps, C, step, weight, bias, y + i, n);
+  if (i < n) flat_tile<kF, 1>(x + i, offset, taps, C, step, weight, bias, y + i, n);
+}
+
+// Features of a linear layer for a few lanes: sums [lane] rows of ld values, n of K features; four inputs at a time.
+inline CONVNET_TARGET void few_sums(const float* x,
+                                    const float* weight,
+                                    int64_t C,
+                                    int64_t K,
+                                    int64_t L,
+                                    int64_t n,
+                                    float* sums,
+                                    int64_t ld) {
+  for (int64_t l = 0; l < L; ++l)
+    for (int64_t k = 0; k < n; ++k) sums[l * ld + k] = 0.0f;
+  for (int64_t c = 0; c < C; c += 4) {
+    const float* const w = weight + c * K;
+    const float* const next[4] = {w, c + 1 < C ? w + K : w, c + 2 < C ? w + 2 * K : w,
+                                  c + 3 < C ? w + 3 * K : w};
+    for (int64_t l = 0; l < L; ++l) {
+      float factor[4];
+      for (int64_t i = 0; i < 4; ++i) factor[i] = c + i < C ? x[(c + i) * L + l] : 0.0f;
+      float* const sum = sums + l * ld;
+      int64_t k = 0;
+      for (; k + kVector <= n; k += kVector) {
+        if (l == 0)  // the weights of the next four inputs are under way meanwhile
+          for (int i = 0; i < 4; ++i) __builtin_prefetch(next[i] + 4 * K + k, 0, 2);
+        Floats total = *reinterpret_cast<const Floats*>(sum + k);
+        for (int i = 0; i < 4; ++i)
+          total += *reinterpret_cast<const Floats*>(next[i] + k) * factor[i];
+        *reinterpret_cast<Floats*>(sum + k) = total;
+      }
+      for (; k < n; ++k)
+        for (int i = 0; i < 4; ++i) sum[k] += next[i][k] * factor[i];
+    }
+  }
+}
+
+// ---- linear layers
+
+// kL lanes and kV vectors of features, over `depth` inputs: sums [lane][feature], n of K features. `ahead` prefetches that
+// follow `next` from row to row bring what comes later.
+template <int kL, int kV>
+CONVNET_TARGET void features_tile(const float* x,
+                                  int64_t L,
+                                  const float* weight,
+                                  int64_t K,
+                                  int64_t depth,
+                                  float* sums,
+                                  int64_t n,
+                                  const float* next) {
+  Floats sum[kL][kV];
+  for (int l = 0; l < kL; ++l)
+    for (int v = 0; v < kV; ++v)
+      sum[l][v] = *reinterpret_cast<const Floats*>(sums + l * n + v * kVector);
+  for (int64_t c = 0; c < depth; ++c, x += L, weight += K, next += K) {
+    __builtin_prefetch(next, 0, 2);
+    Floats value[kV];
+    for (int v = 0; v < kV; ++v) value[v] = *reinterpret_cast<const Floats*>(weight + v * kVector);
+#pragma GCC unroll 8
+    for (int l = 0; l < kL; ++l)
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) sum[l][v] += value[v] * x[l];
+  }
+  for (int l = 0; l < kL; ++l)
+    for (int v = 0; v < kV; ++v) *reinterpret_cast<Floats*>(sums + l * n + v * kVector) = sum[l][v];
+}
+
+// n features of a linear layer, a whole number of vectors: sums [lane][feature], n of K features. Some inputs at a time, so
+// that their weights, which lie far apart, are read from memory once and then from the cache.
+template <int kL, int kV>
+CONVNET_TARGET void features(const float* x,
+                             const float* weight,
+                             int64_t C,
+                             int64_t K,
+                             int64_t L,
+                             int64_t n,
+                             float* sums,
+                             int64_t ld) {
+  constexpr int64_t kDepth = 32, kStep = kV * kVector;
+  for (int64_t l = 0; l < L; ++l)
+    for (int64_t k = 0; k < n; ++k) sums[l * ld + k] = 0.0f;
+  for (int64_t c = 0; c < C; c += kDepth) {
+    const int64_t depth = C - c < kDepth ? C - c : kDepth, lines = n / 16;
+    const float* const w = weight + c * K;
+    int64_t line = 0;
+    for (int64_t l = 0; l < L; l += kL) {
+      for (int64_t k = 0; k < n; k += kStep, ++line) {
+        const float* const next =
+            w + (c + 2 * kDepth <= C ? kDepth * K : 0) + (line < lines ? line * 16 : 0);
+        if (l + kL <= L)
+          features_tile<kL, kV>(x + c * L + l, L, w + k, K, depth, sums + l * ld + k, ld, next);
+        else
+          for (int64_t rest = l; rest < L; ++rest)
+            features_tile<1, kV>(x + c * L + rest, L, w + k, K, depth, sums + rest * ld + k, ld,
+                                 next);
+      }
+    }
+  }
+}
+
+// kF inputs' gradients and kV vectors of lanes: dx [input][lane] = sum over K outputs of weight [input][output] dy.
+template <int kF, int kV>
+CONVNET_TARGET void inputs_tile(
+    const float* dy, int64_t L, const float* weight, int64_t K, float* dx) {
+  Floats sum[kF][kV];
+  for (int f = 0; f < kF; ++f)
+    for (int v = 0; v < kV; ++v) sum[f][v] = Floats{};
+  for (int64_t k = 0; k < K; ++k, dy += L) {
+    Floats value[kV];
+    for (int v = 0; v < kV; ++v) value[v] = *reinterpret_cast<const Floats*>(dy + v * kVector);
+#pragma GCC unroll 8
+    for (int f = 0; f < kF; ++f)
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) sum[f][v] += value[v] * weight[f * K + k];
+  }
+  for (int f = 0; f < kF; ++f)
+    for (int v = 0; v < kV; ++v) *reinterpret_cast<Floats*>(dx + f * L + v * kVector) = sum[f][v];
+}
+
+// Some inputs. Lanes in whole vectors.
+template <int kV>
+CONVNET_TARGET void inputs(
+    const float* dy, const float* weight, int64_t C, int64_t K, int64_t L, float* dx) {
+  for (int64_t c = 0; c < C;) {
+    const int64_t filters = C - c >= 6 ? 6 : 1;
+    int64_t l = 0;
+    for (; l + kV * kVector <= L; l += kV * kVector)
+      filters == 6 ? inputs_tile<6, kV>(dy + l, L, weight + c * K, K, dx + c * L + l)
+                   : inputs_tile<1, kV>(dy + l, L, weight + c * K, K, dx + c * L + l);
+    for (; l < L; l += kVector)
+      filters == 6 ? inputs_tile<6, 1>(dy + l, L, weight + c * K, K, dx + c * L + l)
+                   : inputs_tile<1, 1>(dy + l, L, weight + c * K, K, dx + c * L + l);
+    c += filters;
+  }
+}
+
 // ---- the gradient of the filters
 
 // Adds the products of kT taps and kK filters over `rows` rows of outputs, of n values each: sums[tap][filter], a sum for

@@ -4,6 +4,7 @@
 
 #include "../gemm.hpp"
 #include "checks.hpp"
+#include "direct.hpp"
 #include "level.hpp"
 #include "random.hpp"
 #include "sums.hpp"
@@ -13,37 +14,26 @@
 namespace convnet {
 namespace {
 
-constexpr int64_t kFeatures = 512;  // per product
+constexpr int64_t kFeatures = 256;  // per product
 constexpr int64_t kGradient =
     1 << 17;  // floats of a weight's gradient that are made and used in the cache
 
-// Features k0 to k1 of y = weight^T x for few lanes: the weight is read once, row by row, while sums stay in the cache.
-void few_forward(const LinearShape& shape,
-                 const float* x,
-                 const float* weight,
-                 int64_t k0,
-                 int64_t k1,
-                 float* y) {
-  const int64_t L = shape.lanes, n = k1 - k0;
+// Features k0 to k1 of y = weight^T x for the lanes of a block. The weight is read once, where it lies, and sums stay in
+// the cache; or else by BLAS, which copies it first.
+void features(const LinearShape& shape,
+              const float* x,
+              const float* weight,
+              int64_t k0,
+              int64_t k1,
+              float* y) {
+  const int64_t C = shape.C, K = shape.K, L = shape.lanes, n = k1 - k0;
+  if (!cpu::takes_direct_features(shape)) {
+    cpu::product(n, L, C, {weight + k0, K, true}, {x, L}, y, L);
+    return;
+  }
   float* const sums = cpu::scratch(cpu::Scratch::columns, L * n);  // [lane][feature]
+  cpu::feature_sums(shape, x, weight + k0, n, sums);
   cpu::vectorised([&]() CONVNET_INLINE {
-    for (int64_t i = 0; i < L * n; ++i) sums[i] = 0.0f;
-    int64_t c = 0;
-    for (; c + 4 <= shape.C; c += 4) {
-      const float* const w = weight + c * shape.K + k0;
-      for (int64_t l = 0; l < L; ++l) {
-        const float a = x[c * L + l], b = x[(c + 1) * L + l], e = x[(c + 2) * L + l],
-                    f = x[(c + 3) * L + l];
-        float* const sum = sums + l * n;
-        for (int64_t k = 0; k < n; ++k)
-          sum[k] +=
-              (a * w[k] + b * w[shape.K + k]) + (e * w[2 * shape.K + k] + f * w[3 * shape.K + k]);
-      }
-    }
-    for (; c < shape.C; ++c)
-      for (int64_t l = 0; l < L; ++l)
-        for (int64_t k = 0; k < n; ++k)
-          sums[l * n + k] += x[c * L + l] * weight[c * shape.K + k0 + k];
     for (int64_t k = 0; k < n; ++k)
       for (int64_t l = 0; l < L; ++l) y[k * L + l] = sums[l * n + k];
   });
@@ -100,19 +90,16 @@ void linear_forward(const LinearShape& shape,
             "linear_forward: dropout must be of y, N=", shape.N, " features=", shape.K,
             " lanes=", shape.lanes);
   }
-  const int64_t L = shape.lanes, K = shape.K,
-                piece = std::min(kFeatures, (K + cpu::kTasks - 1) / cpu::kTasks);
+  const int64_t L = shape.lanes, K = shape.K;
+  // whole cache lines of several vectors
+  const int64_t piece = std::clamp((K / cpu::kTasks + 63) / 64 * 64, int64_t{64}, kFeatures);
   const int64_t cuts = (K + piece - 1) / piece;
   const uint64_t threshold = dropout && control ? cpu::threshold(*dropout) : 0;
   cpu::in_parallel(shape.N / L * cuts, [&](int64_t index) {
     const int64_t block = index / cuts, k0 = index % cuts * piece, k1 = std::min(k0 + piece, K);
     float* const out = static_cast<float*>(y) + (block * K + k0) * L;
-    const float* const from = static_cast<const float*>(x) + block * shape.C * L;
-    if (L <= cpu::kFewLanes)
-      few_forward(shape, from, static_cast<const float*>(weight), k0, k1, out);
-    else
-      cpu::product(k1 - k0, L, shape.C, {static_cast<const float*>(weight) + k0, K, true},
-                   {from, L}, out, L);
+    features(shape, static_cast<const float*>(x) + block * shape.C * L,
+             static_cast<const float*>(weight), k0, k1, out);
     cpu::vectorised([&]() CONVNET_INLINE {
       for (int64_t k = k0; k < k1; ++k) {
         float* const row = out + (k - k0) * L;
@@ -148,8 +135,12 @@ void linear_backward_data(const LinearShape& shape,
     const int64_t block = index / cuts, c0 = index % cuts * piece, c1 = std::min(c0 + piece, C);
     const int64_t at = (block * C + c0) * L, n = (c1 - c0) * L;
     float* const out = static_cast<float*>(dx) + at;
-    cpu::product(c1 - c0, L, shape.K, {static_cast<const float*>(weight) + c0 * shape.K, shape.K},
-                 {static_cast<const float*>(dy) + block * shape.K * L, L}, out, L);
+    const float* const rows = static_cast<const float*>(weight) + c0 * shape.K;
+    const float* const from = static_cast<const float*>(dy) + block * shape.K * L;
+    if (cpu::takes_direct_inputs(shape))
+      cpu::input_gradients(shape, from, rows, c1 - c0, out);
+    else
+      cpu::product(c1 - c0, L, shape.K, {rows, shape.K}, {from, L}, out, L);
     if (mask)
       cpu::vectorised([&]() CONVNET_INLINE {
         const float* const output = static_cast<const float*>(mask) + at;

@@ -16,15 +16,15 @@ std::string conv(Precision precision, bool direct) {
   return direct ? "direct" : "im2col and BLAS";
 }
 
-std::string linear(Precision precision, bool row_by_row) {
+std::string linear(Precision precision, bool direct) {
   cpu::fp32_only(precision);
-  return row_by_row ? "row by row" : "BLAS";
+  return direct ? "direct" : "BLAS";
 }
 
 }  // namespace
 
 std::string conv_forward_variant(const ConvShape& shape, Precision precision) {
-  return conv(precision, cpu::takes_direct(shape));
+  return conv(precision, cpu::takes_direct(shape) || cpu::takes_flat(shape));
 }
 std::string conv_backward_data_variant(const ConvShape& shape, Precision precision) {
   return conv(precision, cpu::takes_direct_data(shape));
@@ -33,10 +33,10 @@ std::string conv_backward_filter_variant(const ConvShape& shape, Precision preci
   return conv(precision, cpu::takes_direct_gradient(shape));
 }
 std::string linear_forward_variant(const LinearShape& shape, Precision precision) {
-  return linear(precision, shape.lanes <= cpu::kFewLanes);
+  return linear(precision, cpu::takes_direct_features(shape));
 }
-std::string linear_backward_data_variant(const LinearShape&, Precision precision) {
-  return linear(precision, false);
+std::string linear_backward_data_variant(const LinearShape& shape, Precision precision) {
+  return linear(precision, cpu::takes_direct_inputs(shape));
 }
 std::string linear_backward_filter_variant(const LinearShape&, Precision precision) {
   return linear(precision, false);

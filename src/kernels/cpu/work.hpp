@@ -23,8 +23,6 @@ void in_parallel(int64_t count, const std::function<void(int64_t)>& task);
 // For plain loops over `count` values: task(first, last) on pieces of about `piece`.
 void in_pieces(int64_t count, int64_t piece, const std::function<void(int64_t, int64_t)>& task);
 
-constexpr int64_t kFewLanes =
-    16;  // up to so many BLAS would copy the weight of a linear layer for longer than it multiplies
 constexpr int64_t kTasks =
     8;  // pieces of a sum, and the least number of pieces of everything large
 constexpr int64_t kPiece =
