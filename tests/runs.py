@@ -27,7 +27,7 @@ TINY = ["--device", "cpu", "-b", "8", "--epochs", "2", "--width", "0.25", "--cro
 LAST_STEP = 10
 # Python looks for modules where it is started; convnet is to be the one that the tests have imported.
 ELSEWHERE = "import sys; sys.path[:] = filter(None, sys.path)\n"
-TRAIN = "import sys; from convnet.cli.train import main; sys.exit(main())"
+TRAIN = ELSEWHERE + "from convnet.cli.train import main; sys.exit(main())"
 UNIMPORTANT = ("steps", "workers", "cache", "save_every", "keep")  # options that may differ where nothing else may
 
 CLOCK = ("images_per_second", "data_share")  # of a train record

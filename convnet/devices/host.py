@@ -311,8 +311,11 @@ class HostDevice(Device):
 
     @property
     def allocated(self) -> int:
-        """On "cpu" with the scratch memory of its threads, which all networks share."""
-        return self._allocated + (int(self.kernels.scratch_bytes()) if self.kind == "cpu" else 0)
+        return self._allocated
+
+    @property
+    def scratch(self) -> int:
+        return int(self.kernels.scratch_bytes()) if self.kind == "cpu" else 0
 
     def close(self) -> None:
         with _queues:

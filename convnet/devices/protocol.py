@@ -263,6 +263,11 @@ class Device(ABC):
     def allocated(self) -> int:
         """Bytes held by arrays now."""
 
+    @property
+    def scratch(self) -> int:
+        """Bytes that kernels hold beside arrays, for all networks together."""
+        return 0
+
     @abstractmethod
     def close(self) -> None:
         """Gives the memory back; arrays of the device must not be used any more. May be called twice."""

@@ -108,9 +108,10 @@ class Network:
 
     def memory(self) -> dict[str, int]:
         """Bytes allocated on each device so far: buffers of stored images and of gradients, and a second batch, come
-        with the first call that needs them."""
+        with the first call that needs them. On "cpu" with the scratch memory of its threads, which all networks
+        share."""
         self._check_open()
-        return {side.device.name: side.device.allocated for side in self._sides}
+        return {side.device.name: side.device.allocated + side.device.scratch for side in self._sides}
 
     def exchanges(self) -> list[tuple[str, str, int]]:
         """Traffic between devices in the last forward and backward: (joining layer, "forward" or "backward", bytes)."""

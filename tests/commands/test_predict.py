@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_files import picture
-from runs import COLOURS, ENVIRONMENT, call, command, shared_images, spawn, straight_run
+from runs import COLOURS, ELSEWHERE, ENVIRONMENT, call, command, shared_images, spawn, straight_run
 
 from convnet.analysis import evaluate, retrieval
 from convnet.analysis.predict import ImageFiles, image_files
@@ -25,7 +25,7 @@ from convnet.data import DataError
 from convnet.output import results as outputs
 from convnet.training.trained import load_trained
 
-PREDICT = "import sys; from convnet.cli.predict import main; sys.exit(main())"
+PREDICT = ELSEWHERE + "from convnet.cli.predict import main; sys.exit(main())"
 BASIC = ["--device", "cpu", "-b", "3", "-j", "1"]
 
 

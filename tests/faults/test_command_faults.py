@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from runs import TINY, make_images, shared_images, spawn, straight_run
+from runs import ELSEWHERE, TINY, make_images, shared_images, spawn, straight_run
 from test_run_faults import as_anybody
 from test_train_faults import wait_for
 
@@ -30,7 +30,9 @@ def slow(network, *arguments):
 convnet.Network.evaluate_batch = slow
 sys.exit(importlib.import_module("convnet.cli." + sys.argv[2]).main(sys.argv[3:]))
 """
-PLAIN = "import importlib, sys; sys.exit(importlib.import_module('convnet.cli.' + sys.argv[1]).main(sys.argv[2:]))"
+PLAIN = (
+    ELSEWHERE + "import importlib; sys.exit(importlib.import_module('convnet.cli.' + sys.argv[1]).main(sys.argv[2:]))"
+)
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
