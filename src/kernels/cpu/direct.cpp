@@ -139,21 +139,24 @@ void convolve_flat(const ConvShape& s,
     float* const out = y + block * s.K * s.P * row;
     float* const pixels =
         scratch(Scratch::shared, s.C * step + 16);  // the last vector of all reads behind its end
-    in_parallel(s.C, [&](int64_t c) {
-      const float* const image = images + c * s.H * s.W * L;
-      for (int64_t a = 0; a < down; ++a)
-        for (int64_t b = 0; b < across; ++b)
-          for (int64_t i = 0; i < height; ++i) {
-            float* to = pixels + c * step + (a * across + b) * plane + i * width;
-            const int64_t h = i * s.stride + a - s.pad_top;
-            const bool exists = h >= 0 && h < s.H;
-            for (int64_t w = b - s.pad_left;
-                 to < pixels + c * step + (a * across + b) * plane + (i + 1) * width;
-                 w += s.stride, to += L) {
-              const bool inside = exists && w >= 0 && w < s.W;
-              for (int64_t l = 0; l < L; ++l) to[l] = inside ? image[(h * s.W + w) * L + l] : 0.0f;
+    in_pieces(s.C, kPiece / 4 / step + 1, [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c) {
+        const float* const image = images + c * s.H * s.W * L;
+        for (int64_t a = 0; a < down; ++a)
+          for (int64_t b = 0; b < across; ++b)
+            for (int64_t i = 0; i < height; ++i) {
+              float* to = pixels + c * step + (a * across + b) * plane + i * width;
+              const int64_t h = i * s.stride + a - s.pad_top;
+              const bool exists = h >= 0 && h < s.H;
+              for (int64_t w = b - s.pad_left;
+                   to < pixels + c * step + (a * across + b) * plane + (i + 1) * width;
+                   w += s.stride, to += L) {
+                const bool inside = exists && w >= 0 && w < s.W;
+                for (int64_t l = 0; l < L; ++l)
+                  to[l] = inside ? image[(h * s.W + w) * L + l] : 0.0f;
+              }
             }
-          }
+      }
     });
     in_parallel(g * many, [&](int64_t index) {
       const int64_t group = index / many, k = tiles[static_cast<std::size_t>(index % many)],
