@@ -1,5 +1,6 @@
-// A convolution without unfolding: vectors hold neighbouring lanes, and a tile of filters and lanes is summed in registers
-// over all channels and taps. What BLAS would copy twice (unfolded, then packed) is read where it lies.
+// Products without BLAS, where vectors and multiply-add can be had. A convolution is not unfolded: vectors hold neighbouring
+// lanes, and a tile of filters and lanes is summed in registers over all channels and taps. What BLAS would copy twice
+// (unfolded, then packed) is read where it lies.
 #pragma once
 #include <cstdint>
 #include <vector>

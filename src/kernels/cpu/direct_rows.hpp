@@ -157,8 +157,8 @@ inline CONVNET_TARGET void few_sums(const float* x,
 
 // ---- linear layers
 
-// kL lanes and kV vectors of features, over `depth` inputs: sums [lane][feature], n of K features. `ahead` prefetches that
-// follow `next` from row to row bring what comes later.
+// kL lanes and kV vectors of features, over `depth` inputs: sums [lane] rows of n features, weights in rows of K. For every
+// row of these a line of later ones is fetched, which begin at `next`.
 template <int kL, int kV>
 CONVNET_TARGET void features_tile(const float* x,
                                   int64_t L,
@@ -185,7 +185,7 @@ CONVNET_TARGET void features_tile(const float* x,
     for (int v = 0; v < kV; ++v) *reinterpret_cast<Floats*>(sums + l * n + v * kVector) = sum[l][v];
 }
 
-// n features of a linear layer, a whole number of vectors: sums [lane][feature], n of K features. Some inputs at a time, so
+// n features of a linear layer, a whole number of vectors: sums [lane] rows of ld values. Some inputs at a time, so
 // that their weights, which lie far apart, are read from memory once and then from the cache.
 template <int kL, int kV>
 CONVNET_TARGET void features(const float* x,
