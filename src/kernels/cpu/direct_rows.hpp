@@ -132,27 +132,29 @@ inline CONVNET_TARGET void few_sums(const float* x,
                                     int64_t ld) {
   for (int64_t l = 0; l < L; ++l)
     for (int64_t k = 0; k < n; ++k) sums[l * ld + k] = 0.0f;
-  for (int64_t c = 0; c < C; c += 4) {
+  int64_t c = 0;
+  for (; c + 4 <= C; c += 4) {
     const float* const w = weight + c * K;
-    const float* const next[4] = {w, c + 1 < C ? w + K : w, c + 2 < C ? w + 2 * K : w,
-                                  c + 3 < C ? w + 3 * K : w};
     for (int64_t l = 0; l < L; ++l) {
-      float factor[4];
-      for (int64_t i = 0; i < 4; ++i) factor[i] = c + i < C ? x[(c + i) * L + l] : 0.0f;
+      const float factor[4] = {x[c * L + l], x[(c + 1) * L + l], x[(c + 2) * L + l],
+                               x[(c + 3) * L + l]};
       float* const sum = sums + l * ld;
       int64_t k = 0;
       for (; k + kVector <= n; k += kVector) {
         if (l == 0)  // the weights of the next four inputs are under way meanwhile
-          for (int i = 0; i < 4; ++i) __builtin_prefetch(next[i] + 4 * K + k, 0, 2);
+          for (int i = 0; i < 4; ++i) __builtin_prefetch(w + (4 + i) * K + k, 0, 2);
         Floats total = *reinterpret_cast<const Floats*>(sum + k);
         for (int i = 0; i < 4; ++i)
-          total += *reinterpret_cast<const Floats*>(next[i] + k) * factor[i];
+          total += *reinterpret_cast<const Floats*>(w + i * K + k) * factor[i];
         *reinterpret_cast<Floats*>(sum + k) = total;
       }
       for (; k < n; ++k)
-        for (int i = 0; i < 4; ++i) sum[k] += next[i][k] * factor[i];
+        for (int i = 0; i < 4; ++i) sum[k] += w[i * K + k] * factor[i];
     }
   }
+  for (; c < C; ++c)
+    for (int64_t l = 0; l < L; ++l)
+      for (int64_t k = 0; k < n; ++k) sums[l * ld + k] += weight[c * K + k] * x[c * L + l];
 }
 
 // ---- linear layers
