@@ -115,7 +115,7 @@ def final(folder: Path, step: int = LAST_STEP) -> tuple[dict[str, bytes], dict]:
 
 def command(name, *arguments, **options):
     """The command in a process of its own."""
-    code = f"import sys; from convnet.cli.{name} import main; sys.exit(main())"
+    code = f"{ELSEWHERE}from convnet.cli.{name} import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import ENVIRONMENT, call, command
+from runs import ELSEWHERE, ENVIRONMENT, call, command
 
 import convnet
 from convnet.analysis import info
@@ -288,7 +288,7 @@ def test_mistakes_about_kernels(arguments, text, capsys):
 
 
 def test_info_into_a_closed_pipe_is_quiet():
-    code = "import sys; from convnet.cli.info import main; sys.exit(main(['--json']))"
+    code = ELSEWHERE + "from convnet.cli.info import main; sys.exit(main(['--json']))"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

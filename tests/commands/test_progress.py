@@ -21,7 +21,7 @@ from convnet.output.console import BAR, Console, fitted
 HEAD = ["epoch 12/60", "1234/5678"]
 PARTS = ["loss 1.234", "error 45.6 %", "eta 0:01:23", "305 images/s", "data 0 %", "lr 0.01"]
 BARS = r"\|[ #█-▏]{2,12}\|"
-EVAL = "import sys; from convnet.cli.eval import main; sys.exit(main())"
+EVAL = ELSEWHERE + "from convnet.cli.eval import main; sys.exit(main())"
 
 
 def line(columns: int, head=HEAD, parts=PARTS) -> str:
