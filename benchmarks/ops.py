@@ -105,8 +105,8 @@ class Run:
     def __init__(self, device: Device, spec: NetworkSpec, options: argparse.Namespace):
         self.device, self.spec, self.precision, self.seconds = device, spec, options.precision, options.seconds
         self.clock = timing.Clock(device)
-        numpy = not options.no_cpu and device.name != "cpu" and self.precision == "fp32"
-        self.cpu = timing.Clock(open_device("cpu")) if numpy else None
+        beside = not options.no_cpu and device.name != "cpu" and self.precision == "fp32"
+        self.cpu = timing.Clock(open_device("cpu")) if beside else None
         self.gpu = device.name.startswith("cuda")
         self.peer = self.gpu and not options.no_cudnn
         self.batch_size, self.seed = options.batch_size, int(np.random.default_rng().integers(2**32))

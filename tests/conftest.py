@@ -69,7 +69,7 @@ def device_kind(item) -> str | None:
 
 
 def has_precision(item) -> bool:
-    """The NumPy kernels compute in float32 alone."""
+    """The kernels of "cpu" compute in float32 alone."""
     return parameters(item).get("device") != "cpu" or parameters(item).get("precision", "fp32") == "fp32"
 
 

@@ -14,7 +14,8 @@ def scratch_bytes() -> int:
 
 def set_level(number: int) -> None:
     """The instructions that are used: 0 for those that every processor has, 1 for AVX2, 2 for AVX-512, -1 for the best
-    again. All give the same bits. Raises ``ValueError`` for what this processor does not have."""
+    again. Loops give the same bits at all of them, products need not. Raises ``ValueError`` for what this processor
+    does not have."""
 
 def set_tile_bytes(bytes: int) -> None:
     """How much unfolded input a product takes at a time, 0 for the default. Changes the order of sums."""

@@ -33,7 +33,7 @@ def copy_of(machine, size, wanted):
 def test_many_tensors_are_updated_as_one_by_one(machine, copies):
     """Each with its own rate, some without decay, some without a copy."""
     if copies and machine.device.name == "cpu":
-        pytest.skip("NumPy has no copies in bfloat16")
+        pytest.skip("cpu has no copies in bfloat16")
     control = machine.put(control_words(**CONSTANTS))
     results = []
     for together in (True, False):
