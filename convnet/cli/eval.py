@@ -290,7 +290,8 @@ def _open_data(trained: Sequence[Trained], data: str | None, split: str, console
     opened: dict[int, DataSet] = {}
     for run in trained:
         if run.spec.image_size not in opened:
-            opened[run.spec.image_size] = first.open_dataset(data, run.spec.image_size)
+            with console.waiting(f"looking through {data or first.config.data}"):
+                opened[run.spec.image_size] = first.open_dataset(data, run.spec.image_size)
     datasets = [opened[run.spec.image_size] for run in trained]
     one = _split(datasets[0], split)
     for run, dataset in zip(trained, datasets, strict=True):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 
 from tqdm import tqdm
@@ -14,6 +16,7 @@ from tqdm.utils import disp_len
 
 BAR, SHORTEST_BAR = 12, 2  # columns between its ends
 BEFORE_BAR = 3  # parts of a line that are worth more than a bar
+UNNOTICED = 1.0  # seconds that pass without a word
 
 
 class Console:
@@ -57,11 +60,37 @@ class Console:
         if terminal and not self.quiet:
             self._move(done, total, head, parts)
 
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Around what takes a while, nobody knows how long: after a second ``what`` is shown, on a terminal with the
+        time that has passed. Nothing else is to be said meanwhile."""
+        over = threading.Event()
+
+        def tell() -> None:
+            began = time.monotonic()
+            if over.wait(UNNOTICED) or self.quiet:
+                return
+            if not sys.stderr.isatty():
+                return self.say(what)
+            while True:
+                self._move(0, 0, [what, duration(time.monotonic() - began)], [])
+                if over.wait(UNNOTICED):
+                    return
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self.clear()
+
     def _move(self, done: int, total: int, head: Sequence[str], parts: Sequence[str]) -> None:
-        """The moving line at ``done`` of ``total``."""
+        """The moving line at ``done`` of ``total``, without a bar where that is 0."""
         columns = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1  # the last one may begin a new line
         text, bar = fitted(columns, [_shown(part) for part in head], [_shown(part) for part in parts])
-        style = "{desc}" + (f"|{{bar:{bar}}}|" if bar else "")
+        style = "{desc}" + (f"|{{bar:{bar}}}|" if bar and total else "")
         if self.bar is None:
             # With miniters and nrows, or tqdm may skip what is due, and all where the terminal does not know its size.
             options = {"leave": False, "miniters": 1, "nrows": 24}
@@ -70,7 +99,10 @@ class Console:
             self.bar.sp = tqdm.status_printer(self.bar.fp)  # which else blanks out what was there in the wider terminal
         self.bar.total, self.bar.ncols, self.bar.bar_format = total, columns, style
         self.bar.set_description_str(text, refresh=False)
-        self.bar.update(done - self.bar.n)
+        if total:
+            self.bar.update(done - self.bar.n)
+        else:
+            self.bar.refresh()
 
     def clear(self) -> None:
         """Takes the moving line away."""

@@ -89,7 +89,8 @@ def run(
     if workers < 1:
         raise ValueError(f"-j must be at least 1, got {workers}")
     began = time.monotonic()
-    source = open_source(source_path, seed=options.seed, val_split=share)
+    with console.waiting(f"looking through {source_path}"):
+        source = open_source(source_path, seed=options.seed, val_split=share)
     if val_split is not None and source.held_out is None:
         console.warn(f"--val-split {val_split:g} changes nothing: the data has validation images of its own")
     bits = grey_bits(source.train)

@@ -58,7 +58,8 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
     spec = network_spec(config.model, **config.network_options())
     check_layers(spec, config)
     try:
-        dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed, val_split=config.val_split)
+        with console.waiting(f"looking through {config.data}"):
+            dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed, val_split=config.val_split)
     except NotThere as error:
         if saved is None or "data" in {**file, **flags}:
             raise

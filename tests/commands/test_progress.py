@@ -145,6 +145,33 @@ def test_a_terminal_that_shrinks_and_grows(monkeypatch):
     os.close(control)
 
 
+WAITING = (
+    "import threading; from convnet.output import console; console.UNNOTICED = float(sys.argv[2]); passed = [];\n"
+    "console.duration = lambda _: passed.append(1) or f'0:00:{len(passed):02}'\n"
+    "with console.Console(sys.argv[3] == 'quiet').waiting(f'looking through {sys.argv[1]}'):\n"
+    "    while console.UNNOTICED < 9 and len(passed) < 4 and sys.argv[3] != 'quiet': threading.Event().wait(.01)\n"
+)
+
+
+@pytest.mark.parametrize("columns", [80, 30])
+def test_a_wait_of_unknown_length_is_told(columns):
+    path = "/data/" + "pictures/" * 6
+    cuts = in_terminal(columns, WAITING, path, "0.15", "")
+    told = [cut.rstrip() for cut in cuts if re.search(r" 0:00:0\d *$", cut)]
+    assert len(told) >= 3, cuts
+    assert all(path in cut or cut.startswith("...") and "pictures/" in cut for cut in told)
+    assert max(map(len, cuts)) < columns
+    for nothing in (("9", ""), ("0", "quiet")):
+        assert "".join(in_terminal(columns, WAITING, path, *nothing)).strip() == ""
+
+
+def test_a_wait_is_told_once_in_a_file(capsys, monkeypatch):
+    monkeypatch.setattr("convnet.output.console.UNNOTICED", 0.01)
+    with Console().waiting("looking through photos"):
+        time.sleep(0.1)
+    assert capsys.readouterr().out == "looking through photos\n"
+
+
 def test_a_line_in_a_file_has_all_parts(capsys):
     console = Console()
     console.progress(1, 9, "epoch 1/1", *PARTS)
