@@ -3,9 +3,9 @@
 Example: python -m benchmarks.learning --sets three,textures --seeds 0
 
 Every way trains the same network on the same pictures for the same number of epochs, with the same crops, flips and
-colour noise, and tells the error of its last evaluation. The default's own schedule is a cosine. PyTorch trains with
-the default's batch and rate, along a cosine too, from He's weights and from those that its layers draw by themselves. A
-set is drawn where it is first needed; ``fashion`` is Fashion-MNIST, from the IDX files that ``--fashion`` names.
+colour noise, and tells the error of its last evaluation. PyTorch trains from He's weights, with the default's batch,
+rate and schedule. A set is drawn where it is first needed; ``fashion`` is Fashion-MNIST, from the IDX files that
+``--fashion`` names.
 
 Rows that a results file has stay: the same command goes on where it was interrupted, and a table comes together piece
 by piece, from several commands side by side, too. ``--again`` measures them anew.
@@ -36,16 +36,16 @@ from convnet.output.console import Console
 from convnet.training import train
 from convnet.training.config import Config
 from convnet.training.metrics import Meter, MetricsFile, losses_and_ranks
+from convnet.training.trainer import schedule_of
 
 MODEL = "alexnet-tiny"
 OURS: dict[str, dict[str, Any]] = {
     "default": {},
     "constant": {"lr_schedule": "constant"},
     "step": {"lr_schedule": "step"},
-    "plateau": {"lr_schedule": "plateau"},
+    "cosine": {"lr_schedule": "cosine"},
 }
-PYTORCH = {"PyTorch, He's weights": True, "PyTorch, its own": False}
-WAYS = (*OURS, *PYTORCH)
+WAYS = (*OURS, "PyTorch")
 SIDE = 73  # of drawn pictures: what alexnet-tiny cuts its 64 pixels from
 Draw = Callable[[Path], None]
 Row = dict[str, Any]
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def keys(ways: Any) -> list[str]:
     """The ways as the command line names them."""
-    return [way.lower().replace(",", "").replace("'", "").replace(" ", "-") for way in ways]
+    return [way.lower() for way in ways]
 
 
 def chosen(text: str | None, known: list[str], option: str) -> list[str]:
@@ -128,15 +128,14 @@ def one(name: str, way: str, seed: int, data: str, device: str, temporary: Path)
     epochs, kept = SETS[name].epochs, "none" if data == "shapes" else "memory"
     if way in OURS:
         output = Path(tempfile.mkdtemp(dir=temporary))
-        every = 1 if way == "plateau" else epochs  # nothing else asks how it stands
-        options = {"data": data, "device": device, "epochs": epochs, "seed": seed, "cache": kept, "eval_every": every,
+        options = {"data": data, "device": device, "epochs": epochs, "seed": seed, "cache": kept, "eval_every": epochs,
                    **OURS[way]}  # fmt: skip
         if train.run(options, {}, str(output), None, Console(quiet=True)):
             raise KeyboardInterrupt  # asked to stop: what it has learnt so far is no row
         records = [r for r in MetricsFile(output / "metrics.jsonl").records() if r["event"] == "valid"]
         found = {"error": records[-1]["top1_error"], "loss": records[-1]["loss"], "epochs": records[-1]["epoch"]}
     else:
-        found = pytorch(data, epochs, seed, PYTORCH[way])
+        found = pytorch(data, epochs, seed)
     images = len(open_dataset(data, size=network(MODEL).image_size, seed=seed).valid)
     return {"set": name, "way": way, "seed": seed, **found, "images": images, "date": time.strftime("%Y-%m-%d"),
             "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
@@ -145,8 +144,8 @@ def one(name: str, way: str, seed: int, data: str, device: str, temporary: Path)
 # ---- PyTorch
 
 
-def pytorch(data: str, epochs: int, seed: int, he: bool) -> dict[str, Any]:
-    """What a user of PyTorch would write: the network, SGD with momentum, a rate that falls along a cosine."""
+def pytorch(data: str, epochs: int, seed: int) -> dict[str, Any]:
+    """What a user of PyTorch would write: the network, SGD with momentum, and the default's rates."""
     import torch
 
     from benchmarks.torch_network import TorchNetwork, Variant
@@ -154,19 +153,19 @@ def pytorch(data: str, epochs: int, seed: int, he: bool) -> dict[str, Any]:
     torch.manual_seed(seed)
     spec = network(MODEL)
     dataset = cached(open_dataset(data, size=spec.image_size, seed=seed))
-    config = Config().resolved(spec.defaults, spec.crop, len(dataset.train))
+    config = Config(epochs=epochs).resolved(spec.defaults, spec.crop, len(dataset.train))
     spec, plain = (network(MODEL, num_classes=len(dataset.classes), dropout=p) for p in (None, 0.0))
     found = sampled_statistics(dataset.train, spec.crop)
-    weights = torch_weights(spec, he)
+    weights = torch_weights(spec)
     first = inputs(spec, next(batches(dataset, False, config, found, seed, 0)), found.mean)
     options = config.lr, config.momentum, config.weight_decay
     peer, tester = (TorchNetwork(s, weights, [first], Variant(), "cpu", "fp32", *options) for s in (spec, plain))
     tester.parameters = peer.parameters  # PyTorch's dropout scales in training, and does nothing else
-    steps = -(-len(dataset.train) // config.batch_size)
+    schedule = schedule_of(config, -(-len(dataset.train) // config.batch_size))
     for epoch in range(epochs):
         for step, batch in enumerate(batches(dataset, True, config, found, seed, epoch)):
             for group in peer.optimizer.param_groups:
-                group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * (epoch + step / steps) / epochs))
+                group["lr"] = schedule.rate(epoch, step)
             peer.optimizer.zero_grad(set_to_none=True)
             peer.loss(*inputs(spec, batch, found.mean)).backward()
             peer.optimizer.step()
@@ -178,22 +177,15 @@ def pytorch(data: str, epochs: int, seed: int, he: bool) -> dict[str, Any]:
     return {"error": means["top1_error"], "loss": means["loss"], "epochs": epochs}
 
 
-def torch_weights(spec: NetworkSpec, he: bool) -> dict[str, np.ndarray]:
-    """He's normal weights with biases of 0, or what torch.nn.Conv2d and torch.nn.Linear begin with."""
+def torch_weights(spec: NetworkSpec) -> dict[str, np.ndarray]:
+    """He's normal weights, biases of 0."""
     import torch
 
-    found, fan_in = {}, 1
-    for name, shape in parameter_shapes(spec).items():
-        values = torch.empty(shape)
+    found = {name: torch.zeros(shape) for name, shape in parameter_shapes(spec).items()}
+    for name, values in found.items():
         if name.endswith("weight"):
-            fan_in = math.prod(shape[1:])
-            torch.nn.init.kaiming_normal_(values) if he else torch.nn.init.kaiming_uniform_(values, a=math.sqrt(5))
-        elif he:
-            values.zero_()
-        else:
-            values.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
-        found[name] = values.numpy()
-    return found
+            torch.nn.init.kaiming_normal_(values)
+    return {name: values.numpy() for name, values in found.items()}
 
 
 def batches(dataset: DataSet, training: bool, config: Config, found: Statistics, seed: int, epoch: int) -> Any:

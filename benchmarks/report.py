@@ -212,7 +212,7 @@ def _defaults(found: list[Row]) -> Iterator[str]:
         "at the end in %, the mean of the seeds (the least to the largest), and the standard error of one:"
     )
     yield ""
-    yield f"| pictures, epochs | +- | {' | '.join(learning.WAYS)} |".replace("default", "default (cosine)")
+    yield f"| pictures, epochs | +- | {' | '.join(learning.WAYS)} |".replace("default", "default (flat-cosine)")
     yield f"|{'---|' * (len(learning.WAYS) + 2)}"
     for name, kind in learning.SETS.items():
         own = [row for row in rows if row["set"] == name]

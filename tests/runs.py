@@ -23,7 +23,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(convnet.__file__).parents[1]
 ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # output is buffered, as it is for most
 COLOURS = ("blue", "green", "red")
 # 36 images in batches of 8: five steps per epoch, the last one short
-TINY = ["--device", "cpu", "-b", "8", "--epochs", "2", "--width", "0.25", "--crop", "32"]
+TINY = ["--device", "cpu", "-b", "8", "--epochs", "2", "--width", "0.25", "--crop", "32", "--lr", "0.01"]
 LAST_STEP = 10
 # Python looks for modules where it is started; convnet is to be the one that the tests have imported.
 ELSEWHERE = "import sys; sys.path[:] = filter(None, sys.path)\n"

@@ -89,10 +89,10 @@ class TrainDefaults:
 
     batch_size: int
     epochs: int
-    lr: float
+    lr: float  # of steps of batch_size images
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: str = "cosine"
+    schedule: str = "flat-cosine"
     patience: int = 3
     init: str = "he"
     normalisation: str = "mean-image"
@@ -276,7 +276,7 @@ def _alexnet_tiny() -> NetworkSpec:
             Dropout("drop7"),
             Linear("fc8", 10, activation=None, split=False),
         ),
-        defaults=TrainDefaults(batch_size=64, epochs=6, lr=0.01),
+        defaults=TrainDefaults(batch_size=64, epochs=6, lr=0.016),
         input_scale=1 / 64,
     )
 

@@ -154,18 +154,26 @@ class Config:
     steps: int | None = _option(
         None, "training", "stop after so many steps, wherever in an epoch", int, "--steps", low=1, unset="no limit"
     )
-    lr: float = _option(None, "training", "learning rate at the start", float, "--lr", above=0)
+    lr: float = _option(
+        None,
+        "training",
+        "learning rate at the start; by default it goes with the square root of the images per step",
+        float,
+        "--lr",
+        above=0,
+    )
     momentum: float = _option(None, "training", "momentum", float, "--momentum", low=0, below=1)
     weight_decay: float = _option(None, "training", "weight decay", float, "--weight-decay", low=0)
     lr_schedule: str = _option(
         None,
         "training",
-        "lowers the rate along half a cosine (cosine); divides it by 10 when the error stops falling, thrice, then "
+        "keeps the rate for a quarter of the epochs, then lowers it along half a cosine (flat-cosine), or from the "
+        "beginning (cosine); divides it by 10 when the error stops falling, thrice, then "
         "ends the run (plateau), or after 1/4, 1/2, 3/4 of the epochs (step); follows a --config file's stages "
         "(stages)",
         str,
         "--lr-schedule",
-        choices=("plateau", "step", "constant", "cosine", "stages"),
+        choices=("flat-cosine", "cosine", "step", "constant", "plateau", "stages"),
     )
     warmup: float = _option(0.0, "training", "epochs over which the rate rises to --lr", float, "--warmup", low=0)
     stages: list[dict[str, Any]] | None = _option(None, "training", "rates from given epochs on", list, unset="none")  # noqa: RUF009
@@ -221,7 +229,8 @@ class Config:
             "normalisation": defaults.normalisation,
             "batch_size": batch,
             "epochs": _epochs(defaults.epochs, -(-images // batch)),
-            "lr": self.stages[0]["lr"] if self.stages else defaults.lr,
+            # by fewer images a step learns less, and its noise is greater (Krizhevsky 2014, section 5)
+            "lr": self.stages[0]["lr"] if self.stages else defaults.lr * math.sqrt(batch / defaults.batch_size),
             "momentum": defaults.momentum,
             "weight_decay": defaults.weight_decay,
             "lr_schedule": "stages" if self.stages else defaults.schedule,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DROPS = 3
+FLAT = 0.25  # of the epochs, at the first rate
 LEAST_STEPS = 500  # fewer say nothing about whether an error has stopped falling
 
 
@@ -77,6 +78,7 @@ class Schedule:
     """``kind`` says how the rate changes.
 
     - ``cosine``: half a cosine from ``base`` down to 0 over all epochs (Loshchilov and Hutter 2017).
+    - ``flat-cosine``: ``base`` for the first quarter of the epochs, then half a cosine over the others.
     - ``plateau``: divided by 10 when the validation error has stopped falling, three times; the run ends when it stops
       falling once more. What the paper's authors did by hand. It falls where it is below its lowest by more than its
       standard error, and has stopped where it did not for ``patience`` epochs, and for ``LEAST_STEPS`` steps, since an
@@ -104,8 +106,10 @@ class Schedule:
     def rate(self, epoch: int, step: int = 0) -> float:
         """The learning rate of a step of an epoch, both counted from 0."""
         progress = epoch + step / self.steps
-        if self.kind == "cosine":
-            rate = self.base * 0.5 * (1 + math.cos(math.pi * min(1.0, progress / self.epochs)))
+        if self.kind in ("cosine", "flat-cosine"):
+            flat = FLAT if self.kind == "flat-cosine" else 0.0
+            fallen = min(max(progress / self.epochs - flat, 0.0) / (1 - flat), 1.0)
+            rate = self.base * 0.5 * (1 + math.cos(math.pi * fallen))
         elif self.kind == "stages":
             rate = self.stage(epoch).lr
         else:

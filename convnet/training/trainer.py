@@ -124,7 +124,7 @@ class Trainer:
             return None
         changed = [f"{spelled(n)} is {getattr(config, n)}, not {v}" for n, v in said.items() if getattr(config, n) != v]
         why = ", ".join(changed) or "the stages are others"
-        if self.schedule.kind in ("cosine", "step"):
+        if self.schedule.kind in ("cosine", "flat-cosine", "step"):
             why += f", and a {self.schedule.kind} schedule spreads over all epochs"
         return f"learning rate: from {last:.3g} at the last step to {rate:.3g} at the next: {why}"
 
@@ -475,8 +475,8 @@ class Trainer:
             return f"ended before the last of {self.epochs} epochs, as --steps {self.config.steps} says"
         return (
             f"ended after epoch {self.epoch} of {self.epochs}: for {self.schedule.patient_steps} steps at the lowest "
-            "learning rate the validation error has not fallen by more than its standard error; --lr-schedule cosine "
-            "trains as long as --epochs says"
+            "learning rate the validation error has not fallen by more than its standard error; --lr-schedule "
+            "flat-cosine trains as long as --epochs says"
         )
 
     def _judge(self) -> None:

@@ -85,7 +85,7 @@ def test_pytorch_sees_the_pictures_that_our_network_sees(small, tmp_path):
     batch = next(learning.batches(data, True, config, found, 0, 0))
     assert batch.windows[:, 2].any()
     assert batch.noise.any()
-    weights = learning.torch_weights(tiny, he=True)
+    weights = learning.torch_weights(tiny)
     inputs = learning.inputs(tiny, batch, found.mean)
     theirs = peer.TorchNetwork(tiny, weights, [inputs], peer.Variant(), "cpu").first_logits()
     with Network(tiny, "cpu", 8) as net:
@@ -96,24 +96,22 @@ def test_pytorch_sees_the_pictures_that_our_network_sees(small, tmp_path):
     assert losses == pytest.approx(learning.losses_and_ranks(theirs, batch.labels)[0], rel=1e-4, abs=1e-5)
 
 
-def test_pytorch_begins_with_weights_of_either_kind():
+def test_pytorch_begins_with_weights_of_he():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     tiny = spec.network("alexnet-tiny")
-    he, own = (learning.torch_weights(tiny, kind) for kind in (True, False))
+    he = learning.torch_weights(tiny)
     assert he["conv2.weight"].std() == pytest.approx(np.sqrt(2 / (16 * 25)), rel=0.05)
     assert not he["conv2.bias"].any()
-    assert np.abs(own["conv2.weight"]).max() == pytest.approx(1 / np.sqrt(16 * 25), rel=0.01)
-    assert 0 < np.abs(own["conv2.bias"]).max() <= 1 / np.sqrt(16 * 25)
 
 
 def test_pytorch_learns(small, tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     THREE(tmp_path / "few")
-    found = learning.pytorch(str(tmp_path / "few"), 2, 0, True)
+    found = learning.pytorch(str(tmp_path / "few"), 2, 0)
     assert found["epochs"] == 2
     assert 0 <= found["error"] <= 1
     assert found["loss"] < 3
-    assert found != learning.pytorch(str(tmp_path / "few"), 2, 1, True)
+    assert found != learning.pytorch(str(tmp_path / "few"), 2, 1)
 
 
 @pytest.mark.parametrize("packed", [True, False])

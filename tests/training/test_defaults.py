@@ -40,6 +40,13 @@ def test_few_images_come_in_small_batches(images, most, batch):
     assert Config(batch_size=100).resolved(defaults, 64, images).batch_size == 100
 
 
+@pytest.mark.parametrize(("batch", "rate"), [(None, 0.016), (16, 0.008), (256, 0.032)])
+def test_the_rate_goes_with_the_square_root_of_the_batch(batch, rate):
+    defaults = network("alexnet-tiny").defaults
+    assert Config(batch_size=batch).resolved(defaults, 64, 12_000).lr == pytest.approx(rate)
+    assert Config(batch_size=batch, lr=0.5).resolved(defaults, 64, 12_000).lr == 0.5
+
+
 @pytest.mark.parametrize(
     ("images", "least", "batch", "epochs"),
     [(1, 6, None, 100), (108, 6, None, 100), (160, 6, None, 100), (176, 6, None, 91), (300, 6, None, 53),
@@ -81,7 +88,7 @@ def test_the_defaults_are_written_down(images, tmp_path):
     assert here(images, *NETWORK, "--steps", "1", "-o", str(tmp_path)) == 0
     found = read_toml(str(tmp_path / "config.toml"))
     names = ("init", "lr_schedule", "batch_size", "normalisation", "lr", "epochs")
-    assert [found[name] for name in names] == ["he", "cosine", 16, "mean-image", 0.01, 100]
+    assert [found[name] for name in names] == ["he", "flat-cosine", 16, "mean-image", 0.008, 100]
     weights = checkpoint.load(tmp_path / "last").part("weights")
     with convnet.Network("alexnet-tiny", "cpu", 16, num_classes=3, width=0.25, crop=32, init="he") as net:
         drawn = net.weights()
@@ -181,9 +188,9 @@ def test_a_cosine_made_longer_says_from_where_to_where_the_rate_goes(images, tmp
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--lr", "0.001"], "from 0.00655 at the last step to 0.0005 at the next: --lr is 0.001, not 0.01"),
-        (["--lr-schedule", "constant"], "to 0.01 at the next: --lr-schedule is constant, not cosine\n"),
-        (["--lr-schedule", "step"], "to 0.0001 at the next: --lr-schedule is step, not cosine, and a step schedule"),
+        (["--lr", "0.001"], "from 0.00905 at the last step to 0.00075 at the next: --lr is 0.001, not 0.01"),
+        (["--lr-schedule", "constant"], "to 0.01 at the next: --lr-schedule is constant, not flat-cosine\n"),
+        (["--lr-schedule", "step"], "to 0.0001 at the next: --lr-schedule is step, not flat-cosine, and a step schedule"),
         (["--workers", "0"], None),
         ([], None),
     ],

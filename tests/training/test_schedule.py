@@ -119,7 +119,16 @@ def test_cosine_falls_from_the_rate_to_nothing():
     assert schedule.rate(4) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["constant", "cosine", "plateau"])
+def test_flat_cosine_keeps_the_rate_for_a_quarter():
+    schedule = Schedule("flat-cosine", 0.02, 8, 1, steps=10)
+    assert {schedule.rate(epoch, step) for epoch in (0, 1) for step in range(10)} == {0.02}
+    assert schedule.rate(2) == 0.02 > schedule.rate(2, 1)
+    assert schedule.rate(5) == pytest.approx(0.01)
+    assert schedule.rate(4, 5) == pytest.approx(0.02 * (1 + math.cos(math.pi * 2.5 / 6)) / 2)
+    assert schedule.rate(8) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine", "flat-cosine", "plateau"])
 def test_warmup_rises_in_equal_steps(kind):
     schedule, plain = (Schedule(kind, 1.0, 4, 1, warmup=w, steps=5) for w in (2.0, 0.0))
     factors = [schedule.rate(e, s) / plain.rate(e, s) for e in range(3) for s in range(5)]

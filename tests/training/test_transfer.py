@@ -16,7 +16,7 @@ from convnet.training import checkpoint, config, schedule, verdict
 from convnet.training.trained import load_trained
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--device", "cpu", "-b", "8", "--width", "0.25", "--crop", "32"]
+SMALL = ["--device", "cpu", "-b", "8", "--width", "0.25", "--crop", "32", "--lr", "0.01"]
 
 
 def tensors(folder: Path, step: int, part: str = "weights") -> dict[str, np.ndarray]:
@@ -90,7 +90,7 @@ def test_a_new_head_on_a_trained_trunk(tmp_path, capsys):
     source = straight_run()
     other = make_images(tmp_path / "other", classes=("cyan", "magenta", "yellow", "white"), seed=5)
     options = ["--init-from", str(source), "--freeze", "conv1,conv2", "--head-lr", "10", "-b", "8", "--device", "cpu"]
-    options += ["--lr-schedule", "constant"]
+    options += ["--lr-schedule", "constant", "--lr", "0.01"]
     folder = tmp_path / "run"
     from convnet.cli.train import main
 
