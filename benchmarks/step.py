@@ -114,7 +114,7 @@ class Race:
         self.rows: list[Row] = []
         self.best: list[Row] = []
         self.left_out = _why_not(device) if with_torch else "not wanted"
-        self.block = 0.05 if device.startswith("cuda") else 0.0  # seconds of work between two looks at the clock
+        self.block = 0.05
         self.save: Callable[[], Any] = lambda: None
         self.album = pictures.Album(self.spec.image_size)
 

@@ -30,6 +30,12 @@ NARROW = ConvShape.of(24, 3, 9, 10, 7, 5, 4, stride=2, padding=(2, 1, 1, 0), lan
 UNEVEN = ConvShape.of(21, 4, 6, 7, 13, 3, 2, padding=(0, 1, 2, 0), lanes=21)
 BLOCKS = ConvShape.of(32, 4, 6, 7, 13, 3, 3, padding=1, lanes=16)
 DIRECT = (WIDE, NARROW, UNEVEN, BLOCKS)
+# products of transformed tiles: of whole vectors and of half ones, in blocks, with tiles that hang over
+TILES = (
+    ConvShape.of(32, 130, 9, 7, 133, 3, 3, padding=(1, 2, 0, 1), lanes=16),
+    ConvShape.of(48, 128, 8, 11, 140, 5, 5, padding=2, groups=2, lanes=24),
+    ConvShape.of(16, 70, 13, 14, 66, 3, 3, lanes=8),
+)
 POOL = PoolShape.of(12, 6, 13, 11, 3, 2, ceil_mode=True, lanes=12)
 LRN = LrnShape(12, 6, 13, 11, 2, 12, 5, 1e-2, 0.75, 2.0)
 # vectors along the rows
@@ -71,20 +77,23 @@ def as_it_was():
     assert use_blas(KERNELS)
 
 
-def run_all(shapes=(CONV, DENSE, *DIRECT, FEW, ONE)) -> list[np.ndarray]:
+def poisoned(shape, dtype=np.float32):
+    return np.full(int(np.prod(shape)) * np.dtype(dtype).itemsize, 0xFF, np.uint8).view(dtype).reshape(shape)
+
+
+def convolve(shape: ConvShape) -> list[np.ndarray]:
+    """y, dx, dweight and dbias of small integers, outputs starting as NaN."""
+    x, weight, dy = integers(shape.x), integers(shape.weight), integers(shape.y)
+    y, dx, dweight, dbias = (poisoned(s) for s in (shape.y, shape.x, shape.weight, (shape.K,)))
+    run("conv_forward", shape, "fp32", x, weight, integers((shape.K,)), y, True, 0)
+    run("conv_backward_data", shape, "fp32", dy, weight, dx, x, 0)
+    run("conv_backward_filter", shape, "fp32", dy, x, dweight, dbias, None, 0)
+    return [y, dx, dweight, dbias]
+
+
+def run_all(shapes=(CONV, DENSE, *DIRECT, *TILES, FEW, ONE)) -> list[np.ndarray]:
     """Results of the passes that cut their work into tasks, outputs starting as NaN."""
-
-    def poisoned(shape, dtype=np.float32):
-        return np.full(int(np.prod(shape)) * np.dtype(dtype).itemsize, 0xFF, np.uint8).view(dtype).reshape(shape)
-
-    results = []
-    for shape in shapes:
-        x, weight, dy = integers(shape.x), integers(shape.weight), integers(shape.y)
-        y, dx, dweight, dbias = (poisoned(s) for s in (shape.y, shape.x, shape.weight, (shape.K,)))
-        run("conv_forward", shape, "fp32", x, weight, integers((shape.K,)), y, True, 0)
-        run("conv_backward_data", shape, "fp32", dy, weight, dx, x, 0)
-        run("conv_backward_filter", shape, "fp32", dy, x, dweight, dbias, None, 0)
-        results += [y, dx, dweight, dbias]
+    results = [values for shape in shapes for values in convolve(shape)]
     x, dy = integers(POOL.x), integers(POOL.y)
     y, argmax, dx = poisoned(POOL.y), poisoned(POOL.y, np.uint8), poisoned(POOL.x)
     run("max_pool_forward", POOL, "fp32", x, y, argmax, 0)
@@ -161,17 +170,39 @@ def test_every_level_of_instructions_gives_the_same_bits():
         assert same_bits(lowest, all_loops()), level
 
 
-def test_direct_convolutions_give_what_blas_gives():
+def test_direct_convolutions_and_transformed_tiles_give_what_blas_gives():
     """Sums of small integers are exact in any order."""
     KERNELS.set_level(0)
-    assert all(KERNELS.conv_variant("conv_forward", shape, "fp32") == "im2col and BLAS" for shape in DIRECT)
+    assert all(KERNELS.conv_variant("conv_forward", shape, "fp32") == "im2col and BLAS" for shape in (*DIRECT, *TILES))
     unfolded = run_all()
     for level in higher_levels():
         KERNELS.set_level(level)
+        passes = ("forward", "backward_data", "backward_filter")
         found = [[KERNELS.conv_variant(f"conv_{part}", shape, "fp32") == "direct" for shape in DIRECT]
-                 for part in ("forward", "backward_data", "backward_filter")]  # fmt: skip
+                 for part in passes]  # fmt: skip
         assert found == [[True] * 4, [True, False, False, True], [True, True, False, True]]
+        found = [[KERNELS.conv_variant(f"conv_{part}", shape, "fp32") == "Winograd" for shape in TILES]
+                 for part in passes]  # fmt: skip
+        assert found == [[True] * 3, [True] * 3, [True, False, False]]
         assert same_bits(unfolded, run_all()), level
+
+
+def test_convolutions_of_any_shape_give_what_blas_gives():
+    random = np.random.default_rng(5)
+    for _ in range(60):
+        lanes, blocks, groups = (int(random.integers(*limits)) for limits in ((1, 73), (1, 3), (1, 3)))
+        R, S, stride = random.integers(1, 6), random.integers(1, 6), random.integers(1, 4)
+        H, W = R + random.integers(0, 8), S + random.integers(0, 8)
+        C, K = groups * random.integers(1, 6), groups * random.integers(1, 30)
+        padding = tuple(int(random.integers(0, limit)) for limit in (R, R, S, S))
+        extents = (lanes * blocks, C, H, W, K, R, S)
+        shape = ConvShape.of(*map(int, extents), stride=int(stride), padding=padding, groups=groups, lanes=lanes)
+        KERNELS.set_level(0)
+        lowest = convolve(shape)
+        assert not any(np.isnan(values).any() for values in lowest)
+        for level in higher_levels():
+            KERNELS.set_level(level)
+            assert same_bits(lowest, convolve(shape)), (level, shape)
 
 
 def test_without_blas_products_are_our_own():

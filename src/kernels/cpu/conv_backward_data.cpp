@@ -1,5 +1,6 @@
-// Directly, it is the convolution of dy with the filters turned around. Else the filters times dy give what every output sends to its pixels; a second step adds that up, tap by tap. Unfolding dy
-// instead would move K/C as much memory, and with a stride multiply zeros.
+// At a stride of 1 it is the convolution of dy with the filters turned around: by Winograd, or directly. Else the filters times
+// dy give what every output sends to its pixels; a second step adds that up, tap by tap. Unfolding dy instead would move K/C
+// as much memory, and with a stride multiply zeros.
 #include "../conv_backward_data.hpp"
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include "checks.hpp"
 #include "direct.hpp"
 #include "unfold.hpp"
+#include "winograd.hpp"
 #include "work.hpp"
 
 namespace convnet {
@@ -22,12 +24,15 @@ void conv_backward_data(const ConvShape& shape,
   const int64_t g = shape.groups, C = shape.C / g, K = shape.K / g, L = shape.lanes,
                 taps = shape.R * shape.S;
   const int64_t stride = shape.stride, plane = shape.P * shape.Q * L, in = shape.H * shape.W * L;
+  const ConvShape turned = cpu::turned(shape);
+  const float* const filters = static_cast<const float*>(weight);
+  if (cpu::takes_winograd(turned)) {
+    cpu::convolve_winograd(turned, static_cast<const float*>(dy),
+                           {filters + (taps - 1) * K, C * taps * K, 1, -K, taps * K}, nullptr,
+                           false, static_cast<float*>(dx), static_cast<const float*>(mask));
+    return;
+  }
   if (cpu::takes_direct_data(shape)) {
-    ConvShape turned = shape;
-    turned.C = shape.K, turned.H = shape.P, turned.W = shape.Q, turned.K = shape.C,
-    turned.P = shape.H, turned.Q = shape.W;
-    turned.pad_top = shape.R - 1 - shape.pad_top, turned.pad_left = shape.S - 1 - shape.pad_left;
-    const float* const filters = static_cast<const float*>(weight);
     cpu::convolve(
         turned, static_cast<const float*>(dy),
         [&](int64_t group, int64_t tap, int64_t c) {

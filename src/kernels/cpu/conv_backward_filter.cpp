@@ -1,4 +1,5 @@
-// Directly, or as the unfolded input times dy, summed over the tiles: a task sums some of them, and the partial sums are added in order.
+// By Winograd, directly, or as the unfolded input times dy, summed over the tiles: a task sums some of them, and the partial
+// sums are added in order.
 #include "../conv_backward_filter.hpp"
 
 #include <algorithm>
@@ -7,9 +8,26 @@
 #include "direct.hpp"
 #include "sums.hpp"
 #include "unfold.hpp"
+#include "winograd.hpp"
 #include "work.hpp"
 
 namespace convnet {
+
+namespace {
+
+void bias_gradient(const ConvShape& shape, const float* dy, float* dbias) {
+  const int64_t plane = shape.P * shape.Q * shape.lanes;
+  if (dbias)
+    cpu::in_parallel(shape.K, [&](int64_t k) {
+      cpu::vectorised([&]() CONVNET_INLINE {
+        dbias[k] = 0.0f;
+        for (int64_t block = 0; block < shape.N / shape.lanes; ++block)
+          dbias[k] += cpu::sum_of(dy + (block * shape.K + k) * plane, plane);
+      });
+    });
+}
+
+}  // namespace
 
 int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision precision) {
   cpu::check("conv_backward_filter_workspace", precision, shape);
@@ -28,10 +46,16 @@ void conv_backward_filter(const ConvShape& shape,
   const int64_t g = shape.groups, C = shape.C / g, K = shape.K / g, L = shape.lanes,
                 taps = C * shape.R * shape.S;
   const int64_t plane = shape.P * shape.Q * L, in = C * shape.H * shape.W * L, blocks = shape.N / L;
+  if (cpu::takes_winograd_gradient(shape)) {
+    cpu::winograd_gradient(shape, static_cast<const float*>(x), static_cast<const float*>(dy),
+                           dweight);
+    bias_gradient(shape, static_cast<const float*>(dy), dbias);
+    return;
+  }
   if (cpu::takes_direct_gradient(shape)) {
     constexpr int64_t kChannels = 4;  // rows of dy in the cache serve all of them
     std::vector<int64_t> tiles;
-    for (int64_t k = 0; k < K; k += cpu::gradient_filters(k, K)) tiles.push_back(k);
+    for (int64_t k = 0; k < K; k += cpu::gradient_filters(shape, k, K)) tiles.push_back(k);
     const int64_t many = static_cast<int64_t>(tiles.size()),
                   pieces = (C + kChannels - 1) / kChannels;
     cpu::in_parallel(g * many * pieces, [&](int64_t index) {
@@ -45,15 +69,7 @@ void conv_backward_filter(const ConvShape& shape,
           cpu::scratch(cpu::Scratch::pixels, cpu::gradient_pixels(shape, kChannels)),
           dweight + group * taps * K);
     });
-    if (dbias)
-      cpu::in_parallel(g * K, [&](int64_t k) {
-        cpu::vectorised([&]() CONVNET_INLINE {
-          dbias[k] = 0.0f;
-          for (int64_t block = 0; block < blocks; ++block)
-            dbias[k] +=
-                cpu::sum_of(static_cast<const float*>(dy) + (block * g * K + k) * plane, plane);
-        });
-      });
+    bias_gradient(shape, static_cast<const float*>(dy), dbias);
     return;
   }
   const std::vector<cpu::Tile> tiles = cpu::forward_tiles(shape, cpu::tile_bytes(), cpu::kTasks);

@@ -1,4 +1,4 @@
-// Directly, or as the product of the filters and the unfolded input, tile by tile; bias and ReLU follow in the cache.
+// By Winograd, directly, or as the product of the filters and the unfolded input, tile by tile; bias and ReLU follow in the cache.
 #include "../conv_forward.hpp"
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include "checks.hpp"
 #include "direct.hpp"
 #include "unfold.hpp"
+#include "winograd.hpp"
 #include "work.hpp"
 
 namespace convnet {
@@ -44,6 +45,14 @@ void conv_forward(const ConvShape& shape,
         add_bias(filters, n, bias ? bias + group * K + k : nullptr, relu, out, plane);
       });
   };
+
+  if (cpu::takes_winograd(shape)) {
+    cpu::convolve_winograd(
+        shape, static_cast<const float*>(x),
+        {static_cast<const float*>(weight), taps * K, shape.R * shape.S * K, K, 1}, bias, relu,
+        static_cast<float*>(y), nullptr);
+    return;
+  }
 
   if (cpu::takes_direct(shape)) {
     const float* const filters = static_cast<const float*>(weight);

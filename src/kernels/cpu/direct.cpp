@@ -1,5 +1,7 @@
 #include "direct.hpp"
 
+#include <type_traits>
+
 #include "level.hpp"
 #include "unfold.hpp"
 
@@ -22,17 +24,13 @@ namespace avx2 {
 #undef CONVNET_VECTOR
 }  // namespace avx2
 
-bool takes_direct(const ConvShape& shape) {
-  return level() != Level::base && __builtin_cpu_supports("fma") && shape.lanes >= avx512::kVector;
-}
+bool fuses() { return level() != Level::base && __builtin_cpu_supports("fma"); }
 
-bool takes_flat(const ConvShape& shape) {
-  return level() != Level::base && __builtin_cpu_supports("fma") && shape.lanes < avx512::kVector;
-}
+bool takes_direct(const ConvShape& shape) { return fuses() && shape.lanes >= avx512::kVector; }
 
-bool takes_direct_features(const LinearShape&) {
-  return level() != Level::base && __builtin_cpu_supports("fma");
-}
+bool takes_flat(const ConvShape& shape) { return fuses() && shape.lanes < avx512::kVector; }
+
+bool takes_direct_features(const LinearShape&) { return fuses(); }
 
 bool takes_direct_inputs(const LinearShape& shape) {
   return takes_direct_features(shape) &&
@@ -92,25 +90,25 @@ void any_row(const Direct& d,
 
 }  // namespace
 
-namespace {
-
-template <int kF>
-void any_run(const float* x,
-             const std::vector<int64_t>& offset,
-             int64_t C,
-             int64_t step,
-             const float* weight,
-             const float* bias,
-             float* y,
-             int64_t n) {
-  const int64_t taps = static_cast<int64_t>(offset.size());
-  if constexpr (kF <= kMostAvx2)
-    if (level() == Level::avx2)
-      return avx2::flat_run<kF>(x, offset.data(), taps, C, step, weight, bias, y, n);
-  avx512::flat_run<kF>(x, offset.data(), taps, C, step, weight, bias, y, n);
+void flat_sums(int filters,
+               const float* x,
+               const int64_t* offset,
+               int64_t taps,
+               int64_t C,
+               int64_t step,
+               const float* weight,
+               const float* bias,
+               float* y,
+               int64_t n) {
+  const auto run = [&](auto count) {
+    constexpr int kF = count();
+    if constexpr (kF <= kMostAvx2)
+      if (level() == Level::avx2)
+        return avx2::flat_run<kF>(x, offset, taps, C, step, weight, bias, y, n);
+    avx512::flat_run<kF>(x, offset, taps, C, step, weight, bias, y, n);
+  };
+  with_count(filters, run);
 }
-
-}  // namespace
 
 void convolve_flat(const ConvShape& s,
                    const float* x,
@@ -130,8 +128,7 @@ void convolve_flat(const ConvShape& s,
     for (int64_t t = 0; t < s.S; ++t)
       offset.push_back((r % s.stride * across + t % s.stride) * plane + r / s.stride * width +
                        t / s.stride * L);
-  std::vector<int64_t> tiles;
-  for (int64_t k = 0; k < K; k += tile_filters(k, K)) tiles.push_back(k);
+  const std::vector<int64_t> tiles = filter_tiles(K);
   const int64_t many = static_cast<int64_t>(tiles.size());
 
   for (int64_t block = 0; block < s.N / L; ++block) {
@@ -159,31 +156,15 @@ void convolve_flat(const ConvShape& s,
       }
     });
     in_parallel(g * many, [&](int64_t index) {
-      const int64_t group = index / many, k = tiles[static_cast<std::size_t>(index % many)],
-                    filters = tile_filters(k, K);
+      const int64_t group = index / many, k = tiles[static_cast<std::size_t>(index % many)];
+      const int filters = tile_filters(k, K);
       float* const packed = scratch(Scratch::packed, taps * filters);
       const float* const own = weight + group * taps * K + k;
       for (int64_t tap = 0; tap < taps; ++tap)
         for (int64_t f = 0; f < filters; ++f) packed[tap * filters + f] = own[tap * K + f];
       float* const sums = scratch(Scratch::sums, filters * n);
-      const float* const biases = bias ? bias + group * K + k : nullptr;
-      const float* const from = pixels + group * C * step;
-      switch (filters) {
-        case 12:
-          any_run<12>(from, offset, C, step, packed, biases, sums, n);
-          break;
-        case 6:
-          any_run<6>(from, offset, C, step, packed, biases, sums, n);
-          break;
-        case 4:
-          any_run<4>(from, offset, C, step, packed, biases, sums, n);
-          break;
-        case 2:
-          any_run<2>(from, offset, C, step, packed, biases, sums, n);
-          break;
-        default:
-          any_run<1>(from, offset, C, step, packed, biases, sums, n);
-      }
+      flat_sums(filters, pixels + group * C * step, offset.data(), s.R * s.S, C, step, packed,
+                bias ? bias + group * K + k : nullptr, sums, n);
       vectorised([&]() CONVNET_INLINE {
         for (int64_t f = 0; f < filters; ++f)
           for (int64_t p = 0; p < s.P; ++p) {
@@ -194,6 +175,12 @@ void convolve_flat(const ConvShape& s,
       });
     });
   }
+}
+
+std::vector<int64_t> filter_tiles(int64_t K) {
+  std::vector<int64_t> tiles;
+  for (int64_t k = 0; k < K; k += tile_filters(k, K)) tiles.push_back(k);
+  return tiles;
 }
 
 int tile_filters(int64_t k, int64_t K) {
@@ -226,8 +213,8 @@ void direct_row(const Direct& d,
   }
 }
 
-int gradient_filters(int64_t k, int64_t K) {
-  for (int filters = level() == Level::avx512 ? 8 : 4; filters > 1; filters /= 2)
+int gradient_filters(const ConvShape& shape, int64_t k, int64_t K) {
+  for (int filters = widest(shape) ? 8 : 4; filters > 1; filters /= 2)
     if (k + filters <= K) return filters;
   return 1;
 }
@@ -245,7 +232,7 @@ void direct_gradient(const Gradient& d,
                      float* sums,
                      float* pixels,
                      float* dweight) {
-  const int filters = gradient_filters(k, d.K);
+  const int filters = gradient_filters(d.shape, k, d.K);
   if (widest(d.shape)) {
     switch (filters) {
       case 8:
@@ -275,11 +262,23 @@ void input_gradients(const LinearShape&, const float*, const float*, int64_t, fl
 bool takes_flat(const ConvShape&) { return false; }
 void convolve_flat(const ConvShape&, const float*, const float*, const float*, bool, float*) {}
 bool takes_direct_gradient(const ConvShape&) { return false; }
-int gradient_filters(int64_t, int64_t) { return 1; }
+int gradient_filters(const ConvShape&, int64_t, int64_t) { return 1; }
 int64_t gradient_sums(const ConvShape&, int64_t) { return 0; }
 void direct_gradient(
     const Gradient&, const float*, const float*, int64_t, int64_t, int64_t, float*, float*) {}
 bool takes_direct(const ConvShape&) { return false; }
+bool fuses() { return false; }
+std::vector<int64_t> filter_tiles(int64_t) { return {}; }
+void flat_sums(int,
+               const float*,
+               const int64_t*,
+               int64_t,
+               int64_t,
+               int64_t,
+               const float*,
+               const float*,
+               float*,
+               int64_t) {}
 int tile_filters(int64_t, int64_t) { return 1; }
 void direct_row(const Direct&, const float*, const float*, int64_t, float*, const float*, int64_t) {
 }

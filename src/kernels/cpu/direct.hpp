@@ -3,6 +3,7 @@
 // (unfolded, then packed) is read where it lies.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "../shapes.hpp"
@@ -19,11 +20,32 @@ struct Direct {
   bool relu;
 };
 
-// Whether it is quicker than BLAS: lanes fill a vector, and the processor multiplies and adds at once.
+// Whether it is quicker than BLAS: lanes fill a vector.
 bool takes_direct(const ConvShape& shape);
 
-// Filters of a tile that begins at filter k of K.
+// Whether the processor has vectors, and multiplies and adds at once.
+bool fuses();
+
+// Filters of a tile that begins at filter k of K; and where all of them begin.
 int tile_filters(int64_t k, int64_t K);
+std::vector<int64_t> filter_tiles(int64_t K);
+
+// Calls run(integral constant) with as many filters as a tile has.
+template <class Run>
+void with_count(int filters, const Run& run) {
+  switch (filters) {
+    case 12:
+      return run(std::integral_constant<int, 12>{});
+    case 6:
+      return run(std::integral_constant<int, 6>{});
+    case 4:
+      return run(std::integral_constant<int, 4>{});
+    case 2:
+      return run(std::integral_constant<int, 2>{});
+    default:
+      return run(std::integral_constant<int, 1>{});
+  }
+}
 
 // One row of outputs of the tile of filters that begins at k. `packed`: the group's, of every tile [tap][filter].
 void direct_row(const Direct& d,
@@ -46,8 +68,7 @@ void convolve(const ConvShape& shape,
   const int64_t g = shape.groups, C = shape.C / g, K = shape.K / g, L = shape.lanes,
                 taps = C * shape.R * shape.S;
   const int64_t in = C * shape.H * shape.W * L, out = K * shape.P * shape.Q * L;
-  std::vector<int64_t> tiles;  // where they begin
-  for (int64_t k = 0; k < K; k += tile_filters(k, K)) tiles.push_back(k);
+  const std::vector<int64_t> tiles = filter_tiles(K);
   const int64_t many = static_cast<int64_t>(tiles.size());
   float* const packed = scratch(Scratch::shared, g * taps * K);
   in_parallel(g * many, [&](int64_t index) {
@@ -78,6 +99,19 @@ void convolve_flat(const ConvShape& shape,
                    bool relu,
                    float* y);
 
+// y [filter] rows of n values, whole vectors of 16: sums over C channels, `step` apart, and taps, of which t reads
+// x + offset[t]. weight [C][tap][filter], as many filters as a tile has; bias may be null.
+void flat_sums(int filters,
+               const float* x,
+               const int64_t* offset,
+               int64_t taps,
+               int64_t C,
+               int64_t step,
+               const float* weight,
+               const float* bias,
+               float* y,
+               int64_t n);
+
 // Linear layers, from the weight where it lies: sums [lane][feature] of n features, whose weights begin at `weight`; and
 // gradients of C inputs, dx [input][lane], whose weights begin there (lanes in whole vectors).
 bool takes_direct_features(const LinearShape& shape);
@@ -93,7 +127,15 @@ struct Gradient {
   int64_t K;  // of the group
 };
 
-// The same for the gradient of the input: the convolution of dy with the filters turned around.
+// The gradient of the input is the convolution of dy with the filters turned around: its shape, for a stride of 1.
+inline ConvShape turned(const ConvShape& shape) {
+  ConvShape other = shape;
+  other.C = shape.K, other.H = shape.P, other.W = shape.Q;
+  other.K = shape.C, other.P = shape.H, other.Q = shape.W;
+  other.pad_top = shape.R - 1 - shape.pad_top, other.pad_left = shape.S - 1 - shape.pad_left;
+  return other;
+}
+
 inline bool takes_direct_data(const ConvShape& shape) {
   return shape.stride == 1 && shape.pad_top < shape.R && shape.pad_left < shape.S &&
          takes_direct(shape);
@@ -102,7 +144,7 @@ inline bool takes_direct_data(const ConvShape& shape) {
 bool takes_direct_gradient(const ConvShape& shape);
 
 // Filters of a tile.
-int gradient_filters(int64_t k, int64_t K);
+int gradient_filters(const ConvShape& shape, int64_t k, int64_t K);
 
 // Rows of outputs at a time: their rows of dy, of the most filters that a tile has, stay in the cache.
 inline int64_t gradient_band(const ConvShape& shape) {

@@ -6,14 +6,15 @@
 #include "../conv_forward.hpp"
 #include "../gemm.hpp"
 #include "direct.hpp"
+#include "winograd.hpp"
 #include "work.hpp"
 
 namespace convnet {
 namespace {
 
-std::string conv(Precision precision, bool direct) {
+std::string conv(Precision precision, bool winograd, bool direct) {
   cpu::fp32_only(precision);
-  return direct ? "direct" : "im2col and BLAS";
+  return winograd ? "Winograd" : direct ? "direct" : "im2col and BLAS";
 }
 
 std::string linear(Precision precision, bool direct) {
@@ -24,13 +25,14 @@ std::string linear(Precision precision, bool direct) {
 }  // namespace
 
 std::string conv_forward_variant(const ConvShape& shape, Precision precision) {
-  return conv(precision, cpu::takes_direct(shape) || cpu::takes_flat(shape));
+  return conv(precision, cpu::takes_winograd(shape),
+              cpu::takes_direct(shape) || cpu::takes_flat(shape));
 }
 std::string conv_backward_data_variant(const ConvShape& shape, Precision precision) {
-  return conv(precision, cpu::takes_direct_data(shape));
+  return conv(precision, cpu::takes_winograd(cpu::turned(shape)), cpu::takes_direct_data(shape));
 }
 std::string conv_backward_filter_variant(const ConvShape& shape, Precision precision) {
-  return conv(precision, cpu::takes_direct_gradient(shape));
+  return conv(precision, cpu::takes_winograd_gradient(shape), cpu::takes_direct_gradient(shape));
 }
 std::string linear_forward_variant(const LinearShape& shape, Precision precision) {
   return linear(precision, cpu::takes_direct_features(shape));

@@ -114,6 +114,8 @@ void own_product(
 
 }  // namespace
 
+bool has_blas() { return blas.sgemm != 0; }
+
 void use_blas(uintptr_t sgemm, uintptr_t get_threads, uintptr_t set_threads, bool wide) {
   blas = {sgemm, reinterpret_cast<int (*)()>(get_threads),
           reinterpret_cast<void (*)(int)>(set_threads), wide};

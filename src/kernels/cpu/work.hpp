@@ -79,11 +79,12 @@ void product(int64_t M,
 
 // Where BLAS is: addresses of cblas_sgemm and of the functions that get and set its number of threads, and whether its
 // integers have 64 bits. 0: no BLAS.
+bool has_blas();
 void use_blas(uintptr_t sgemm, uintptr_t get_threads, uintptr_t set_threads, bool wide);
 
 // ---- cuts, for tests
 
-// Unfolded input per product, in bytes; 0: what was measured to be good.
+// Unfolded input per product, in bytes, and a quarter of what is transformed; 0: what was measured to be good.
 void set_tile_bytes(int64_t bytes);
 int64_t tile_bytes();
 
