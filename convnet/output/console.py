@@ -69,13 +69,13 @@ class Console:
         def tell() -> None:
             began = time.monotonic()
             if over.wait(UNNOTICED) or self.quiet:
-                return
+                return None
             if not sys.stderr.isatty():
                 return self.say(what)
             while True:
                 self._move(0, 0, [what, duration(time.monotonic() - began)], [])
                 if over.wait(UNNOTICED):
-                    return
+                    return None
 
         thread = threading.Thread(target=tell, daemon=True)
         thread.start()

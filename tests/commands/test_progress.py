@@ -159,7 +159,7 @@ def test_a_wait_of_unknown_length_is_told(columns):
     cuts = in_terminal(columns, WAITING, path, "0.15", "")
     told = [cut.rstrip() for cut in cuts if re.search(r" 0:00:0\d *$", cut)]
     assert len(told) >= 3, cuts
-    assert all(path in cut or cut.startswith("...") and "pictures/" in cut for cut in told)
+    assert all(path in cut or (cut.startswith("...") and "pictures/" in cut) for cut in told)
     assert max(map(len, cuts)) < columns
     for nothing in (("9", ""), ("0", "quiet")):
         assert "".join(in_terminal(columns, WAITING, path, *nothing)).strip() == ""

@@ -190,7 +190,7 @@ def test_a_cosine_made_longer_says_from_where_to_where_the_rate_goes(images, tmp
     [
         (["--lr", "0.001"], "from 0.00905 at the last step to 0.00075 at the next: --lr is 0.001, not 0.01"),
         (["--lr-schedule", "constant"], "to 0.01 at the next: --lr-schedule is constant, not flat-cosine\n"),
-        (["--lr-schedule", "step"], "to 0.0001 at the next: --lr-schedule is step, not flat-cosine, and a step schedule"),
+        (["--lr-schedule", "step"], "to 0.0001 at the next: --lr-schedule is step, not flat-cosine, and a step "),
         (["--workers", "0"], None),
         ([], None),
     ],
