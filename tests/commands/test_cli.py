@@ -39,7 +39,7 @@ MISTAKES = {
     "decay": (["--weight-decay", "inf"], 2, "--weight-decay must be at least 0"),
     "seed": (["--seed", str(2**64)], 2, "--seed must be at least 0"),
     "workers": (["-j", "-1"], 2, "--workers must be at least 0"),
-    "schedule": (["--lr-schedule", "often"], 2, "--lr-schedule must be one of plateau, .*, stages, got 'often'"),
+    "schedule": (["--lr-schedule", "often"], 2, "--lr-schedule must be one of flat-cosine, .*, stages, got 'often'"),
     "no stages": (["--lr-schedule", "stages"], 2, r"--lr-schedule stages needs \[\[stages\]\] in a --config file"),
     "frozen": (["--freeze", "conv1,conv9"], 2, 'no layer with weights is called "conv9"; there are conv1, .*fc8'),
     "all frozen": (["--freeze", ",".join(LAYERS)], 2, "all layers are frozen; leave at least one"),

@@ -9,7 +9,7 @@ namespace convnet::cpu {
 
 #if defined(__x86_64__)
 namespace avx512 {
-#define CONVNET_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
+#define CONVNET_TARGET CONVNET_AVX512
 #define CONVNET_VECTOR 64
 #include "direct_rows.hpp"
 #undef CONVNET_TARGET
@@ -17,7 +17,7 @@ namespace avx512 {
 }  // namespace avx512
 
 namespace avx2 {
-#define CONVNET_TARGET __attribute__((target("avx2,fma")))
+#define CONVNET_TARGET CONVNET_AVX2
 #define CONVNET_VECTOR 32
 #include "direct_rows.hpp"
 #undef CONVNET_TARGET

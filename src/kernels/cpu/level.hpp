@@ -18,6 +18,10 @@ Level level();
 // Chooses it: 0, 1 or 2, where there is one so high; -1: the best again.
 void set_level(int number);
 
+// What functions with vectors of their own are compiled for, at the upper two levels, where products are fused with sums.
+#define CONVNET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
+#define CONVNET_AVX2 __attribute__((target("avx2,fma")))
+
 // Runs a lambda at the processor's level. It, and what it calls, must be CONVNET_INLINE.
 #if defined(__x86_64__)
 template <class Loop>

@@ -81,13 +81,13 @@ struct Steps {
 
 #if defined(__x86_64__)
 namespace avx512 {
-#define CONVNET_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
+#define CONVNET_TARGET CONVNET_AVX512
 #include "winograd_tiles.hpp"
 #undef CONVNET_TARGET
 }  // namespace avx512
 
 namespace avx2 {
-#define CONVNET_TARGET __attribute__((target("avx2,fma")))
+#define CONVNET_TARGET CONVNET_AVX2
 #include "winograd_tiles.hpp"
 #undef CONVNET_TARGET
 }  // namespace avx2
