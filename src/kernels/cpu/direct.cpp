@@ -264,8 +264,15 @@ void convolve_flat(const ConvShape&, const float*, const float*, const float*, b
 bool takes_direct_gradient(const ConvShape&) { return false; }
 int gradient_filters(const ConvShape&, int64_t, int64_t) { return 1; }
 int64_t gradient_sums(const ConvShape&, int64_t) { return 0; }
-void direct_gradient(
-    const Gradient&, const float*, const float*, int64_t, int64_t, int64_t, float*, float*) {}
+void direct_gradient(const Gradient&,
+                     const float*,
+                     const float*,
+                     int64_t,
+                     int64_t,
+                     int64_t,
+                     float*,
+                     float*,
+                     float*) {}
 bool takes_direct(const ConvShape&) { return false; }
 bool fuses() { return false; }
 std::vector<int64_t> filter_tiles(int64_t) { return {}; }

@@ -27,6 +27,7 @@ bool takes_direct(const ConvShape& shape);
 bool fuses();
 
 // Filters of a tile that begins at filter k of K; and where all of them begin.
+constexpr int64_t kMostFilters = 12;
 int tile_filters(int64_t k, int64_t K);
 std::vector<int64_t> filter_tiles(int64_t K);
 

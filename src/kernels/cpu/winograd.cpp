@@ -148,8 +148,8 @@ void convolve_winograd(const ConvShape& s,
     const int64_t part = index / pieces, group = part % g;
     const int64_t first = index % pieces * piece, last = std::min(first + piece, units.count);
     const int64_t n = ((last - first) * units.width + 15) / 16 * 16, here = 0;
-    float* const pixels = scratch(Scratch::pixels, elements * C * n);  // [element][channel]
-    float* const sums = scratch(Scratch::sums, elements * 12 * n);     // [element][filter]
+    float* const pixels = scratch(Scratch::pixels, elements * C * n);         // [element][channel]
+    float* const sums = scratch(Scratch::sums, elements * kMostFilters * n);  // [element][filter]
     for (int64_t c = 0; c < C; ++c)
       steps.pixels(s, units, x + (part * C + c) * s.H * s.W * s.lanes, first, last, pixels + c * n,
                    C * n);
