@@ -252,6 +252,11 @@ class Network:
         self._check_open()
         self._intake.set_input(mean, self.spec.input_scale if scale is None else scale)
 
+    def input(self) -> tuple[Values, tuple[float, float, float]]:
+        """What ``set_input`` was told: the mean, float32 (3, crop, crop), and the scale of each channel."""
+        self._check_open()
+        return self._intake.input()
+
     def train_batch(self, images: Values, labels: Values, windows: Values, noise: Values) -> tuple[Values, Values]:
         """Forward and backward from stored images; ``step`` then updates the weights.
 

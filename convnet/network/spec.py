@@ -23,7 +23,7 @@ INITS = ("he", "paper")
 
 @dataclass(frozen=True)
 class Conv:
-    """Convolution with bias and activation: "relu" or "tanh". ``std`` None means sqrt(2 / fan-in) (He et al. 2015)."""
+    """Convolution with bias and activation: "relu", "tanh" or none. ``std`` None: sqrt(2 / fan-in) (He et al. 2015)."""
 
     name: str
     filters: int
@@ -34,7 +34,7 @@ class Conv:
     ceil_mode: bool = False
     std: float | None = 0.01
     bias: float = 0.0
-    activation: str = "relu"
+    activation: str | None = "relu"
 
 
 @dataclass(frozen=True)
