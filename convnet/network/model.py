@@ -70,7 +70,12 @@ class Network:
         self.batch_size, self.precision, self.seed = batch_size, precision, seed
         self.steps_done = 0
         fused = fused and switches.on("fused")
-        opened = open_devices(devices, most=min(2, self.spec.towers))
+        opened = open_devices(devices, most=min(2, self.spec.parts))
+        if len(opened) > 1 and self.spec.parts < self.spec.towers:
+            raise ValueError(
+                f'"{self.spec.name}" normalises across its towers, which must therefore lie on one device; got '
+                f"{', '.join(device.name for device in opened)}: name one of them"
+            )
         if self.spec.towers % len(opened):
             raise ValueError(
                 f'"{self.spec.name}" has {self.spec.towers} towers, which cannot be shared by {len(opened)} devices; '
@@ -203,7 +208,8 @@ class Network:
     def forward(self, images: Values, train: bool = False) -> Values:
         """Logits, float32 (n, classes), of images float32 (n, 3, crop, crop) with 1 <= n <= batch_size.
 
-        ``train`` turns dropout on and prepares for ``backward``; otherwise dropped layers are multiplied by 1 - p.
+        ``train`` turns dropout on and prepares for ``backward``; otherwise dropped layers are multiplied by 1 - p,
+        unless they are scaled in training.
         """
         crop = self.spec.crop
         self._check_batch("forward", "images", images, (3, crop, crop), "float32")
