@@ -52,9 +52,9 @@ def read_onnx(path: str | Path) -> tuple[NetworkSpec, dict[str, Values]]:
     """The network in an ONNX file, for ``Network(spec)``, and its weights, for ``Network.load_weights``.
 
     It must be a chain of Conv, Relu, Tanh, LRN (also one per tower, between Split and Concat), MaxPool, Gemm or MatMul
-    and Add, Flatten or Reshape, Dropout, and multiplications by a factor below 1, which are dropout at test. A Softmax
-    at the end is left out, and so is what is done to pixels first: ``onnx_in.read`` tells both. Raises ``DataError``
-    naming what does not fit, and where the package onnx is missing.
+    and Add, Flatten or Reshape, Dropout (as a layer that is scaled in training), and multiplications by a factor below
+    1 (as one that is not). A Softmax at the end is left out, and so is what is done to pixels first: ``onnx_in.read``
+    tells both. Raises ``DataError`` naming what does not fit, and where the package onnx is missing.
     """
     found = read(path)
     return found.spec, found.weights
@@ -366,8 +366,8 @@ class _Chain:
         return OnnxNetwork(spec, self.weights, self.mean, self.scale, self._classes(last.features), self.notes)
 
     def _with_towers(self, layer: Layer, towers: int) -> Layer:
-        if isinstance(layer, Lrn) and self.parts[layer.name] != towers:
-            raise _Unfit(f"{layer.name} goes across all {towers} towers, and ours stays within each")
+        if isinstance(layer, Lrn):
+            return replace(layer, across=self.parts[layer.name] < towers)
         if isinstance(layer, Linear):
             return replace(layer, split=layer.features % towers == 0)
         return layer
@@ -446,13 +446,7 @@ class _Chain:
         if node.square("kernel_shape", window) != window or node.square("dilations", 1) != 1:
             raise _Unfit("filters must be as large as kernel_shape says, and not dilated")
         stride, before, out = self._windows(node, window)
-        for ceil_mode in (False, True):
-            if _positions(size, window, stride, before, ceil_mode) == out:
-                break
-        else:
-            raise _Unfit(
-                f"its pads leave room for {out} x {out} windows, which padding of {before} all around does not"
-            )
+        ceil_mode = self._rounds_up(size, window, stride, before, out, usual=False)
         if groups > 1 and not self.layers:
             raise _Unfit("the first convolution cannot have groups")
         if groups > 1:
@@ -468,13 +462,12 @@ class _Chain:
         stride, before, out = self._windows(node, window)
         if node.square("dilations", 1) != 1 or before or node.whole("storage_order", 0):
             raise _Unfit("its windows must begin at the first pixel, and not be dilated")
-        if _positions(size, window, stride, 0, True) != out:
-            raise _Unfit(f"it has {out} x {out} windows of {size} x {size} pixels; ours round sizes up")
         if node.op == "AveragePool":  # as torchvision's AlexNet has it, between sizes that are the same
             if (window, stride) != (1, 1):
                 raise _Unfit("averages of more than one pixel are none of our layers")
             return
-        self._add(Pool(self._named(node, "pool"), window, stride))
+        ceil_mode = self._rounds_up(size, window, stride, 0, out, usual=True)
+        self._add(Pool(self._named(node, "pool"), window, stride, ceil_mode))
         self.shape = (maps, out, out)
 
     def _windows(self, node: _Node, window: int) -> tuple[int, int, int]:
@@ -497,6 +490,16 @@ class _Chain:
         except ValueError as error:
             raise _Unfit(str(error)) from error
         return stride, before, out - ((out - 1) * stride >= size + before)  # ONNX drops what begins behind the image
+
+    def _rounds_up(self, size: int, window: int, stride: int, padding: int, out: int, usual: bool) -> bool:
+        """Whether a layer of ours rounds up to have ``out`` windows; what is usual where it makes no difference."""
+        for ceil_mode in (usual, not usual):
+            try:
+                if output_size(size, window, stride, padding, padding, ceil_mode) == out:
+                    return ceil_mode
+            except ValueError:
+                break
+        raise _Unfit(f"its pads leave room for {out} x {out} windows, which padding of {padding} all around does not")
 
     def pad(self, node: _Node) -> None:
         self._maps()
@@ -594,7 +597,14 @@ class _Chain:
         self.shape, self.open = (features,), False
 
     def dropout(self, node: _Node) -> None:
-        self.notes.append(f"{node.told}: does nothing but in training, and is left out")
+        """Of a kind that is scaled in training, and does nothing at test."""
+        if _given(node, 2):
+            raise _Unfit("it may be meant to drop outside of training too; export the model for inference")
+        p = self._scalar(node.inputs[1]) if _given(node, 1) else node.number("ratio", 0.5)
+        if not 0 <= p < 1:
+            raise _Unfit(f"it drops with a probability of {p}")
+        if p:
+            self._add(Dropout(self._named(node, "drop"), _tidy(p), scaled=True))
 
     def softmax(self, node: _Node) -> None:
         if self.readers.get(node.outputs[0]) or node.whole("axis", -1) not in (1, -1):
@@ -621,7 +631,9 @@ class _Chain:
             factor = values.reshape(-1)[0]
             self._add(Dropout(self._named(node, "drop"), round(1 - _tidy(float(factor)), 9)))
         else:
-            raise _Unfit("constants fit as a bias right behind a layer, and as one factor between 0 and 1")
+            raise _Unfit(
+                "constants fit as a bias right behind a layer, and as one factor between 0 and 1 (dropout at test)"
+            )
 
     def _pixels(self, node: _Node, values: Values) -> None:
         """(pixel - mean) * scale goes on by one operation."""
@@ -666,10 +678,3 @@ def _tidy(value: float, factor: int = 1) -> float:
     stored = np.float32(value * factor)
     shorter = (float(f"{value:.{digits}g}") for digits in range(1, 9))
     return next((short for short in shorter if np.float32(short * factor) == stored), value)
-
-
-def _positions(size: int, window: int, stride: int, padding: int, ceil_mode: bool) -> int | None:
-    try:
-        return output_size(size, window, stride, padding, padding, ceil_mode)
-    except ValueError:
-        return None

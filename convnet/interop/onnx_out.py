@@ -2,7 +2,8 @@
 
 What ONNX sees otherwise than we do: its LRN divides alpha by the window's size, and goes over all maps, so that every
 tower has an LRN of its own between a Split and a Concat; what windows of ours read behind the image, where sizes round
-up, is padding at the end; the factor 1 - p of a dropout layer is a multiplication.
+up, is padding at the end; the factor 1 - p of dropout at test is a multiplication, and Dropout that which is scaled in
+training.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class _Graph:
     def constant(self, name: str, values: Values) -> str:
         from onnx import numpy_helper
 
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
         return name
 
 
@@ -135,6 +136,9 @@ def _layer(graph: _Graph, x: str, placed: Placed, towers: int, weights: Mapping[
         size, stride = [layer.size] * 2, [layer.stride] * 2
         pads = _pads(placed, layer.size, layer.stride, 0)
         return graph.add_to("MaxPool", layer.name, [y], x, kernel_shape=size, strides=stride, pads=pads)
+    if isinstance(layer, Dropout) and layer.scaled:
+        ratio = graph.constant(f"{layer.name}.ratio", np.asarray(layer.p, np.float32))
+        return graph.add_to("Dropout", layer.name, [y], x, ratio)
     if isinstance(layer, Dropout):
         factor = graph.constant(f"{layer.name}.factor", np.asarray(1 - layer.p, np.float32))
         return graph.add_to("Mul", layer.name, [y], x, factor)
@@ -148,7 +152,7 @@ def _lrn(graph: _Graph, x: str, placed: Placed, layer: Lrn, towers: int, y: str)
             "export a network whose normalisation windows are odd"
         )
     attributes = {"size": layer.size, "alpha": layer.alpha * layer.size, "beta": layer.beta, "bias": layer.k}
-    if towers == 1:
+    if towers == 1 or layer.across:
         return graph.add_to("LRN", layer.name, [y], x, **attributes)
     sizes = graph.constant(f"{layer.name}.sizes", np.full(towers, placed.C // towers, np.int64))
     parts = [f"{layer.name}.part{tower}" for tower in range(towers)]
