@@ -162,10 +162,14 @@ def _lrn(graph: _Graph, x: str, placed: Placed, layer: Lrn, towers: int, y: str)
 
 
 def _pads(placed: Placed, size: int, stride: int, padding: int) -> list[int]:
-    """Top, left, bottom, right: at the end as much as the last window reads, and no more than said where it reads
-    less."""
-    end = max((placed.P - 1) * stride + size - placed.H - padding, padding)
+    """Top, left, bottom, right."""
+    end = end_padding(placed, size, stride, padding)
     return [padding, padding, end, end]
+
+
+def end_padding(placed: Placed, size: int, stride: int, padding: int) -> int:
+    """Behind the last row and column: as much as the last window reads, and no less than what was asked for."""
+    return max((placed.P - 1) * stride + size - placed.H - padding, padding)
 
 
 def check_onnx(network: Network, model: str | Path | bytes, batches: Sequence[Values]) -> float:
