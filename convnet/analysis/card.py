@@ -78,7 +78,7 @@ def card_text(export: Export, licence: str | None) -> str:
 
 | layer | what | output |
 |---|---|---|
-{"".join(_row(placed) for placed in placed_layers(spec))}"""
+{"".join(_row(placed, spec.towers) for placed in placed_layers(spec))}"""
 
 
 def _plain(text: str) -> str:
@@ -89,13 +89,13 @@ def _plain(text: str) -> str:
 def _errors(trained: Trained) -> str:
     """Of the checkpoint's own evaluation, by the records of its run."""
     step = trained.checkpoint.state["step"]
-    for folder in (trained.path, trained.checkpoint.path.resolve().parents[1]):
+    for folder in (trained.path, trained.checkpoint.path.resolve().parent.parent):
         records = MetricsFile(folder / "metrics.jsonl").records() if folder.is_dir() else []
-        for record in records:
-            if record.get("event") == "valid" and record.get("step") == step:
-                top1, top5, loss = (float(record[key]) for key in ("top1_error", "top5_error", "loss"))
-                fifth = f", top-5 error {percent(top5)}" if len(trained.classes) > 5 else ""
-                return f"Validation, one view, at step {step:,}: top-1 error {percent(top1)}{fifth}, loss {loss:.4f}"
+        found = [r for r in records if r.get("event") == "valid" and r.get("step") == step]
+        if found and all(isinstance(found[-1].get(key), float) for key in ("top1_error", "top5_error", "loss")):
+            top1, top5, loss = (found[-1][key] for key in ("top1_error", "top5_error", "loss"))
+            fifth = f", top-5 error {percent(top5)}" if len(trained.classes) > 5 else ""
+            return f"Validation, one view, at step {step:,}: top-1 error {percent(top1)}{fifth}, loss {loss:.4f}"
     return f"Validation: no record of an evaluation at step {step:,}"
 
 
@@ -185,7 +185,7 @@ def _pixels(export: Export) -> str:
     return f"Pictures, {shape} of pixels from 0 to 255, red green blue, become (pixel - `input.mean`) * `input.scale`."
 
 
-def _row(placed: Placed) -> str:
+def _row(placed: Placed, towers: int) -> str:
     layer = placed.layer
     if isinstance(layer, Conv):
         what = f"convolution {layer.size} x {layer.size}, stride {layer.stride}, padding {layer.padding}"
@@ -194,8 +194,9 @@ def _row(placed: Placed) -> str:
         what = "fully connected"
     elif isinstance(layer, Lrn):
         what = f"normalisation over {layer.size} maps, alpha {layer.alpha:g}, beta {layer.beta:g}, k {layer.k:g}"
+        what += f", in each of {towers} towers" if towers > 1 and not layer.across else ""
     elif isinstance(layer, Dropout):
-        what = f"dropout of {layer.p:g}"
+        what = f"dropout of {layer.p:g}{', scaled in training' if layer.scaled else ''}"
     else:
         what = f"maximum of {layer.size} x {layer.size}, stride {layer.stride}"
     if isinstance(layer, (Conv, Linear)) and layer.activation:

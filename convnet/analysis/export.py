@@ -69,7 +69,7 @@ def export(run: str, output: str, options: Options, console: Console) -> None:
         Export(path, trained, sees, options.input or INPUTS[0], options.names or NAMES[0]), options.data_licence
     )
     write_atomically(card, text.encode())
-    left = "" if card.name == "README.md" else "; the README.md there is another's, and stays"
+    left = "" if card.name == "README.md" else "; the README.md there is not about this file, and stays"
     console.say(f"written: {card}{left}")
 
 
