@@ -93,7 +93,7 @@ def _parsed(content: bytes) -> Any:
 def _numbers(tensor: Any) -> Values:
     """The numbers of a TensorProto, as they lie in the file where they are float32."""
     dims = list(tensor.dims)
-    what = f"the tensor {_short(tensor.name)} of shape {dims[:6]}"
+    what = f"the tensor {_short(_text(tensor.name))} of shape {dims[:6]}"
     if tensor.data_location or tensor.external_data:
         raise _Unfit(f"{what} lies in another file; save the model with all of its data inside")
     kind = TYPES.get(tensor.data_type)
@@ -117,6 +117,11 @@ def _numbers(tensor: Any) -> Values:
     return np.array(given, kind).reshape(dims)
 
 
+def _text(value: str | bytes) -> str:
+    """What the parser hands out as bytes where it is no UTF-8."""
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+
+
 def _short(name: str) -> str:
     return repr(name if len(name) <= 60 else name[:57] + "...")
 
@@ -125,10 +130,10 @@ class _Node:
     """One node, with its attributes as Python has them, each of the type that is asked for."""
 
     def __init__(self, proto: Any) -> None:
-        self.op, self.name = proto.op_type, proto.name
-        self.inputs, self.outputs = list(proto.input), list(proto.output)
+        self.op, self.name = _text(proto.op_type), _text(proto.name)
+        self.inputs, self.outputs = [[_text(name) for name in names] for names in (proto.input, proto.output)]
         self.standard = proto.domain in ("", "ai.onnx")
-        self._attributes = {attribute.name: attribute for attribute in proto.attribute}
+        self._attributes = {_text(attribute.name): attribute for attribute in proto.attribute}
         self.told = f"node {_short(self.name or (self.outputs or ['without a name'])[0])} ({self.op[:40]})"
 
     def has(self, name: str) -> bool:
@@ -173,7 +178,7 @@ class _Constants:
     """What is known before there is an image: initializers, and what a few nodes make of constants."""
 
     def __init__(self, graph: Any, makers: dict[str, _Node]) -> None:
-        self._stored = {tensor.name: tensor for tensor in graph.initializer}
+        self._stored = {_text(tensor.name): tensor for tensor in graph.initializer}
         self._makers = makers
         self._filled = 0
         self._read: dict[str, Values] = {}  # each once, however many nodes read it
@@ -278,7 +283,7 @@ class _Chain:
         for node in nodes:
             for name in dict.fromkeys(node.inputs):
                 self.readers.setdefault(name, []).append(node)
-        self.results = {value.name for value in graph.output}
+        self.results = {_text(value.name) for value in graph.output}
         self.model, self.ours = model, model.producer_name == PRODUCER
         self.layers: list[Layer] = []
         self.weights: dict[str, Values] = {}
@@ -296,7 +301,7 @@ class _Chain:
 
     def _input(self, graph: Any) -> tuple[str, int]:
         """Its name, and how many pixels a side images have; begins with their shape."""
-        inputs = [value for value in graph.input if not self.constants.known(value.name)]
+        inputs = [value for value in graph.input if not self.constants.known(_text(value.name))]
         if len(inputs) != 1:
             raise _Unfit(f"expected one input, the images; found {len(inputs)}")
         kind = inputs[0].type.tensor_type
@@ -314,7 +319,7 @@ class _Chain:
         if rest[0] != 3 or rest[1] != rest[2] or not 1 <= rest[1] < 2**15:
             raise _Unfit(f"expected square images with 3 colours, 32,767 pixels a side at most, found {shown}")
         self.shape = (rest[0], rest[1], rest[2])
-        return str(inputs[0].name), rest[1]
+        return _text(inputs[0].name), rest[1]
 
     def network(self) -> OnnxNetwork:
         seen: set[int] = set()
@@ -357,7 +362,7 @@ class _Chain:
             )
         towers = self.towers.pop() if self.towers else 1
         layers = [self._with_towers(layer, towers) for layer in self.layers[:-1]]
-        name = printable(self.model.graph.name)[:60] or "onnx"
+        name = printable(_text(self.model.graph.name))[:60] or "onnx"
         spec = NetworkSpec(name, self.crop, towers, (*layers, replace(last, split=False)), LARGE)
         try:
             list(placed_layers(spec))
@@ -374,7 +379,7 @@ class _Chain:
 
     def _classes(self, count: int) -> list[str]:
         """Their names, where the file has them as ours do."""
-        told = {entry.key: entry.value for entry in self.model.metadata_props}
+        told = {_text(entry.key): _text(entry.value) for entry in self.model.metadata_props}
         try:
             found = json.loads(told.get("classes", "[]"))
         except (ValueError, RecursionError):
