@@ -48,10 +48,12 @@ class Parser(argparse.ArgumentParser):
 def _exit_code(error: Exception) -> int:
     from ..data import DataError
     from ..devices.protocol import DeviceError
+    from ..interop.files import WeightsError
     from ..training.checkpoint import CheckpointError
     from ..training.trainer import Diverged
 
     codes: dict[type[Exception], int] = {
+        WeightsError: CHECKPOINT,  # a ValueError too, as one of a library's
         ValueError: USAGE,
         DataError: DATA,
         CheckpointError: CHECKPOINT,

@@ -15,7 +15,8 @@ from convnet.network.spec import network, parameter_count, placed_layers
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 nn = torch.nn
 PUBLISHED = ("alexnet-torchvision", "bvlc_alexnet", "caffenet")
-LIMIT = 1e-6  # of a single layer, root mean square of the error over that of the values; of all together twice that
+# Of a single layer, root mean square of the error over that of the values. The sums of fc6 have 9,216 products.
+LIMIT, LONG = 1e-6, 2e-6
 # what is small enough for an emulator, and has every kind of layer behind every other
 SMALL = {"alexnet-torchvision": {"crop": 63}, "bvlc_alexnet": {"crop": 67}, "caffenet": {"crop": 67}}
 
@@ -63,25 +64,21 @@ def peer(name: str, classes: int):
     return torchvision(classes) if name == "alexnet-torchvision" else caffe(classes, name == "caffenet")
 
 
-def run(layers, images, labels, ours):
-    """In test mode, in float64: activations by our names, behind their ReLU; the same with every layer reading what
-    ``ours``, activations by name, says of the layer in front; and gradients of the mean loss."""
-    x = torch.tensor(images, dtype=torch.float64)
-    whole, alone, weights, last, input_ = {}, {}, {}, "", x
+def run(layers, images, ours):
+    """In test mode, in float64: activations by our names, behind their ReLU; and the same with every layer reading what
+    ``ours``, activations by name, says of the layer in front."""
+    x = front = torch.tensor(images, dtype=torch.float64)
+    whole, alone, last = {}, {}, ""
     for name, layer in layers:
         layer.eval().double()
         x = layer(x)
         if name in ("relu", "flatten", "average"):
             alone[last] = layer(alone[last])
         else:
-            last, input_ = name, torch.tensor(ours[last], dtype=torch.float64) if last else input_
-            alone[last] = layer(input_.flatten(1) if isinstance(layer, nn.Linear) else input_)
+            front = torch.tensor(ours[last], dtype=torch.float64) if last else front
+            last, alone[name] = name, layer(front.flatten(1) if isinstance(layer, nn.Linear) else front)
         whole[last] = x
-        weights.update({f"{name}.{kind}": value for kind, value in layer.named_parameters()})
-    loss = nn.functional.cross_entropy(x, torch.tensor(labels))
-    gradients = torch.autograd.grad(loss, list(weights.values()))
-    found = [{name: value.detach().numpy() for name, value in part.items()} for part in (whole, alone)]
-    return *found, dict(zip(weights, (g.numpy() for g in gradients), strict=True))
+    return [{name: value.numpy() for name, value in part.items()} for part in (whole, alone)]
 
 
 @pytest.mark.slow
@@ -91,25 +88,23 @@ def test_every_layer_and_every_gradient_is_pytorchs(name, within):
     layers = peer(name, 1000)
     with convnet.Network(name, "cpu", batch_size=2, fused=False) as net:
         weights = oracle.strong_weights(net)
-        images, labels = test_model.batch(net, 2)
+        images, _ = test_model.batch(net, 2)
         net.load_weights(weights)
         logits = net.forward(images)
         activations = {layer.name: net.activation(layer.name) for layer in net.spec.layers}
-        limits = oracle.rounding(list(placed_layers(net.spec)), 2)
+    np.testing.assert_array_equal(logits, activations["fc8"])
     for layer, module in layers:
         for kind, value in module.named_parameters():
             value.data = torch.tensor(weights[f"{layer}.{kind}"])
-    whole, alone, right = run(layers, images, labels, activations)
+    with torch.no_grad():
+        whole, alone = run(layers, images, activations)
     assert whole.keys() == alone.keys() == activations.keys()
     for layer, value in activations.items():
-        within(f"{name}, a layer", oracle.relative_error(value, alone[layer].reshape(value.shape)) / LIMIT)
-        within(f"{name}, layers", oracle.relative_error(value, whole[layer].reshape(value.shape)) / (2 * LIMIT))
-    np.testing.assert_array_equal(logits, activations["fc8"])
+        limit = LONG if layer == "fc6" else LIMIT
+        within(f"{name}, a layer", oracle.relative_error(value, alone[layer].reshape(value.shape)) / limit)
+        within(f"{name}, all layers", oracle.relative_error(value, whole[layer].reshape(value.shape)) / (3 * LIMIT))
     with convnet.Network(name, "cpu", batch_size=2, dropout=0.0) as net:
-        net.load_weights(weights)
-        results = test_model.run(net, images, labels)
-    for parameter, gradient in results[2].items():
-        within(f"{name}, gradients", oracle.relative_error(gradient, right[parameter]) / limits[parameter])
+        test_model.compare(net, 2, within)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -161,7 +156,7 @@ def test_they_are_what_their_authors_have_published():
 
 
 def test_sizes_are_rounded_as_their_authors_do():
-    """At a crop of another size the two ways of rounding differ: 53 is 13 windows of 11, or 12 rounded down."""
+    """At other crops the two ways of rounding differ: windows of 3 in 18 rows are 8 rounded down, and 9 rounded up."""
     rounded = {name: [p.P for p in placed_layers(network(name, crop=80)) if p.P > 1] for name in PUBLISHED}
     assert rounded["alexnet-torchvision"][:4] == [19, 9, 9, 4]
     assert rounded["caffenet"][:5] == [18, 9, 9, 9, 4]
