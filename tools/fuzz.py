@@ -63,7 +63,7 @@ from convnet.data.pickles import read_plain  # noqa: E402
 from convnet.data.source import divided  # noqa: E402
 from convnet.data.store import FORMAT, HASHED, INDEX, VERSION, open_store, shard_name  # noqa: E402
 from convnet.devices.protocol import DeviceError  # noqa: E402
-from convnet.interop import onnx_in  # noqa: E402
+from convnet.interop import WeightsError, onnx_in  # noqa: E402
 from convnet.interop.onnx_out import onnx_file  # noqa: E402
 from convnet.network.spec import network, parameter_shapes  # noqa: E402
 from convnet.output.console import Console  # noqa: E402
@@ -743,7 +743,7 @@ def targets() -> dict[str, Target]:
     packed = {f"t10k-{name}-ubyte.gz": mutate_packed for name in ("images-idx3", "labels-idx1")}
     graphs = {"ours": mutate_graph, "theirs": mutate_graph}
     # where the package is missing there is nothing that reads such files
-    networks = {"onnx": Target(onnx_files(), run_onnx, (DataError,), graphs)} if find_spec("onnx") else {}
+    networks = {"onnx": Target(onnx_files(), run_onnx, (WeightsError,), graphs)} if find_spec("onnx") else {}
     return {
         **networks,
         "checkpoint": Target(checkpoint_files(), run_checkpoint, (CheckpointError,), {"file": mutate_header}),

@@ -1,5 +1,5 @@
-"""Arrays by name from the files that people keep weights in: safetensors, NumPy's archives, and PyTorch's, of which
-nothing is unpickled but where the numbers lie."""
+"""Arrays by name from the files that people keep weights in: safetensors, NumPy's archives, ONNX, and PyTorch's, of
+which nothing is unpickled but where the numbers lie."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from ..data.pickles import Tensor, read_tensors
 from ..data.published import check_room
 from ..data.zipped import PIECE, content, opened
 from ..output.files import open_regular, printable, read_regular
+from .onnx_tensors import initializers
 
 Values = np.ndarray[Any, Any]
 
 ZIP = b"PK\x03\x04"
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how files of PyTorch before 1.6 begin
-SUFFIXES = (".pth", ".pt", ".npz")
+SUFFIXES = (".pth", ".pt", ".npz", ".onnx")
 SAFETENSORS_KINDS = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
 FLOATS = {"float16": "f2", "float32": "f4", "float64": "f8", "bfloat16": "u2"}  # and how NumPy reads them
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")  # where training programs keep a state dict
@@ -48,16 +49,20 @@ def holds_weights(path: Path) -> bool:
 
 
 def read_weights(path: str | Path) -> dict[str, Values]:
-    """All tensors of a ``.safetensors``, ``.npz``, ``.pth`` or ``.pt`` file, float32, under the names they have there.
+    """All tensors of a ``.safetensors``, ``.npz``, ``.pth``, ``.pt`` or ``.onnx`` file, float32, under the names they
+    have there.
 
-    What the file is its first bytes say. Numbers of 16 and 64 bits become float32; PyTorch's tensors may be views of
-    common storages, and stay that. A state dict may lie in a dict with others, as ``state_dict`` or ``model``. Raises
-    ``WeightsError`` for what is damaged, or holds anything else than tensors of floating-point numbers.
+    What the file is its first bytes say, of ONNX its name. Numbers of 16 and 64 bits become float32; PyTorch's tensors
+    may be views of common storages, and stay that. A state dict may lie in a dict with others, as ``state_dict`` or
+    ``model``. Raises ``WeightsError`` for what is damaged, or holds anything else than tensors of floating-point
+    numbers.
     """
     path = Path(path)
     try:
         with open_regular(path) as file:
             head = file.read(len(OLD_TORCH))
+        if path.suffix.lower() == ".onnx":
+            return initializers(path)
         if head == OLD_TORCH:
             raise DataError(
                 f"{str(path)!r}: a PyTorch file as they were before version 1.6, which is not read; save it again: "
@@ -113,6 +118,8 @@ def _from_safetensors(path: Path) -> dict[str, Values]:
 def _from_npz(path: Path) -> dict[str, Values]:
     found = {}
     for name, values in npz.arrays(path).items():
+        if values.dtype.kind == "U":  # the names of classes
+            continue
         if values.dtype.kind != "f" or values.dtype.itemsize > 8:
             raise _refuse(path, name, str(values.dtype))
         found[name] = _as_float32(values, values.dtype.name)

@@ -91,11 +91,15 @@ def recognised(path: str | Path) -> Found:
     value is not finite.
     """
     path = Path(path)
-    tensors = _plain_names(read_weights(path))
+    tensors = {name: v for name, v in _plain_names(read_weights(path)).items() if not name.startswith("input.")}
     if any(name.rpartition(".")[0] in TORCHVISION for name in tensors):
         return _torchvision(path, tensors)
     if "conv1.weight" in tensors:
-        weights = {name: np.ascontiguousarray(_finite(path, name, values)) for name, values in tensors.items()}
+        weights = {
+            name: np.ascontiguousarray(_finite(path, name, values))
+            for name, values in tensors.items()
+            if name.endswith((".weight", ".bias"))
+        }
         fitting = [name for name in NETWORKS if "fc8.weight" in weights and not _misfit(weights, name)]
         return Found(path, weights, fitting, None)
     if any(CAFFE.fullmatch(name) for name in tensors):

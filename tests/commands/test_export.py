@@ -12,10 +12,12 @@ import pytest
 import safetensors
 import safetensors.numpy
 from PIL import Image, ImageOps
-from runs import COLOURS, LAST_STEP, call, records
+from runs import COLOURS, LAST_STEP, TINY, call, records, shared_images
 
 from convnet.analysis import export as exporting
+from convnet.cli import train
 from convnet.cli.export import main
+from convnet.interop.weights import recognised
 from convnet.training.trained import load_trained
 
 CROP, SIZE = 32, 37  # of the run
@@ -115,6 +117,21 @@ def test_names_of_pytorch_and_the_code_in_the_card(suffix, straight, tmp_path):
     with torch.no_grad():
         theirs = scope["network"]((pictures - scope["mean"]) * scope["scale"]).numpy()
     assert apart(theirs, logits_of(straight, some_pictures())) < 1e-5
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".npz", ".safetensors"])
+def test_a_new_run_can_start_from_what_was_exported(suffix, straight, tmp_path, capsys):
+    if suffix == ".onnx":
+        pytest.importorskip("onnx", reason="onnx is not installed")
+    file = tmp_path / f"x{suffix}"
+    assert call(main, str(straight), "-o", str(file), "-q") == 0
+    found = recognised(file)
+    weights = load_trained(straight, print).checkpoint.part("weights")
+    assert found.weights.keys() == weights.keys()
+    assert all((found.weights[name] == values).all() for name, values in weights.items())
+    arguments = [shared_images(), *TINY, "--init-from", str(file), "--model", "alexnet-tiny", "--steps", "1"]
+    assert train.main([*arguments, "-o", str(tmp_path / "run")]) == 0
+    assert "conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8; new: none" in capsys.readouterr().out
 
 
 # ---- cards

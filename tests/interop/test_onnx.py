@@ -14,9 +14,9 @@ import pytest
 from network_oracle import strong_weights
 
 import convnet
-from convnet.data import DataError
-from convnet.interop import check_onnx, export_onnx, onnx_in, read_onnx
+from convnet.interop import WeightsError, check_onnx, export_onnx, onnx_in, read_onnx
 from convnet.interop.onnx_out import LIMIT, TOLERANCE, onnx_file
+from convnet.interop.weights import recognised
 from convnet.network.spec import NETWORKS, Conv, Dropout, Linear, Lrn, NetworkSpec, Pool, network, parameter_shapes
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -247,7 +247,7 @@ def test_a_missing_package_is_one_sentence(missing, monkeypatch, tmp_path):
             return
         with pytest.raises(ValueError, match=f"to write ONNX files the package onnx is needed: {remedy}"):
             export_onnx(net, tmp_path / "y.onnx")
-        with pytest.raises(DataError, match=f"to read ONNX files the package onnx is needed: {remedy}"):
+        with pytest.raises(WeightsError, match=f"to read ONNX files the package onnx is needed: {remedy}"):
             read_onnx(tmp_path / "x.onnx")
         assert not (tmp_path / "y.onnx").exists()
 
@@ -276,6 +276,10 @@ def test_the_alexnet_of_caffe_with_random_weights(tmp_path):
     (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
     found = onnx_in.read(tmp_path / "x.onnx")
     assert found.spec == spec
+    known = recognised(tmp_path / "x.onnx")  # as Caffe's, whose pictures are blue, green, red
+    assert known.networks == ["bvlc_alexnet", "caffenet"]
+    assert (known.weights["conv1.weight"] == found.weights["conv1.weight"][:, ::-1]).all()
+    assert (known.weights["fc6.weight"] == found.weights["fc6.weight"]).all()
     assert ["Softmax" in note for note in found.notes] == [True]
     assert [layer.across for layer in spec.layers if isinstance(layer, Lrn)] == [True, True]
     images = floats(224, 1)
@@ -605,7 +609,7 @@ def test_what_does_not_fit_is_named_in_one_sentence(what, tmp_path):
     change(model)
     path.write_bytes(model.SerializeToString())
     (tmp_path / "secret.bin").write_bytes(b"x" * 864)
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(WeightsError) as refused:
         read_onnx(path)
     assert re.search(text, str(refused.value)), refused.value
     assert str(refused.value).startswith(f"'{path}': ")
@@ -648,21 +652,21 @@ def other_towers(graph) -> None:
 )
 def test_towers_that_are_none(change, text, tmp_path):
     (tmp_path / "x.onnx").write_bytes(split_of(change))
-    with pytest.raises(DataError, match=text):
+    with pytest.raises(WeightsError, match=text):
         read_onnx(tmp_path / "x.onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"no protocol buffers", b"\x0a" * 1000, b"\x3a\xff\xff\xff\xff\x7f"])
 def test_what_is_no_onnx_file(content, tmp_path):
     (tmp_path / "x.onnx").write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.onnx': (a damaged ONNX file|expected ONNX's operators)"):
+    with pytest.raises(WeightsError, match=r"x\.onnx': (a damaged ONNX file|expected ONNX's operators)"):
         read_onnx(tmp_path / "x.onnx")
 
 
 def test_files_that_are_not_there_and_folders(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read '.*none.onnx': No such file"):
+    with pytest.raises(WeightsError, match=r"cannot read '.*none.onnx': No such file"):
         read_onnx(tmp_path / "none.onnx")
-    with pytest.raises(DataError, match=r"cannot read '.*': Is a directory"):
+    with pytest.raises(WeightsError, match=r"cannot read '.*': Is a directory"):
         read_onnx(tmp_path)
 
 
