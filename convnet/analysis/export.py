@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import DataError, normalisation, view_windows
+from ..data import DataError, normalisation
 from ..interop.arrays import npz_file, safetensors_file
 from ..interop.onnx_out import TOLERANCE, Input, check_onnx, onnx_file
 from ..interop.torch_names import torch_weights
@@ -106,7 +106,7 @@ def _check(trained: Trained, content: bytes, sees: Input, options: Options, cons
 
 
 def _pictures(trained: Trained, console: Console) -> Values | None:
-    """The centres of some validation images, where the run's data is there."""
+    """A corner of some validation images, where the run's data is there."""
     try:
         with console.waiting(f"looking through {trained.config.data}"):
             split = trained.open_dataset().valid
@@ -114,6 +114,5 @@ def _pictures(trained: Trained, console: Console) -> Values | None:
         console.say(f"the run's own pictures are not there to check with ({error})")
         return None
     crop, count = trained.spec.crop, min(IMAGES, len(split))
-    top, left, _ = view_windows(split.size, crop, 1)[0]
-    images = [split.image(index * len(split) // count)[top : top + crop, left : left + crop] for index in range(count)]
+    images = [split.image(index * len(split) // count)[:crop, :crop] for index in range(count)]
     return np.stack(images) if images else None

@@ -25,7 +25,7 @@ def npz_file(arrays: Mapping[str, Values], classes: Sequence[str]) -> bytes:
     with zipfile.ZipFile(file, "w") as archive:
         for name, values in {**arrays, "classes": np.array(list(classes), np.str_)}.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, np.asarray(values, order="C"), allow_pickle=False)
+                np.lib.format.write_array(entry, values, allow_pickle=False)
     return file.getvalue()
 
 

@@ -438,7 +438,9 @@ class _Chain:
             out = output_size(size, window, stride, before, end, ceil_mode)
         except ValueError as error:
             raise Unfit(str(error)) from error
-        return stride, before, out - ((out - 1) * stride >= size + before)  # ONNX drops what begins behind the image
+        if ceil_mode and (out - 1) * stride >= size + before:  # ONNX leaves out what would begin behind the image
+            out -= 1
+        return stride, before, out
 
     def _rounds_up(self, size: int, window: int, stride: int, padding: int, out: int, usual: bool) -> bool:
         """Whether a layer of ours rounds up to have ``out`` windows; what is usual where it makes no difference."""

@@ -90,7 +90,7 @@ def numbers(tensor: Any) -> Values:
     if tensor.raw_data:
         return np.frombuffer(given, kind).reshape(dims)
     if kind == "<f2":  # its bits, each in a whole number
-        return (np.array(given, np.int64) & 0xFFFF).astype("<u2").view("<f2").reshape(dims)
+        return np.array(given, np.int64).astype("<u2").view("<f2").reshape(dims)
     return np.array(given, kind).reshape(dims)
 
 

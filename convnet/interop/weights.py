@@ -91,7 +91,7 @@ def recognised(path: str | Path) -> Found:
     value is not finite.
     """
     path = Path(path)
-    tensors = {name: v for name, v in _plain_names(read_weights(path)).items() if not name.startswith("input.")}
+    tensors = _plain_names(read_weights(path))
     if any(name.rpartition(".")[0] in TORCHVISION for name in tensors):
         return _torchvision(path, tensors)
     if "conv1.weight" in tensors:
@@ -139,7 +139,9 @@ def load(net: Network, path: str | Path) -> None:
 
 
 def _plain_names(tensors: dict[str, Values]) -> dict[str, Values]:
-    """Without what a wrapper around the model has put in front of all of them."""
+    """Without what a wrapper around the model has put in front of all of them, and without what our own files say of
+    pixels."""
+    tensors = {name: values for name, values in tensors.items() if name not in ("input.mean", "input.scale")}
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): values for name, values in tensors.items()}

@@ -9,6 +9,8 @@ import pytest
 from network_oracle import strong_weights
 
 import convnet
+from convnet.interop import torchvision_weights
+from convnet.interop.arrays import safetensors_file
 from convnet.interop.torch_names import torch_code, torch_weights
 from convnet.network.spec import NETWORKS, Dropout, Lrn, network, parameter_shapes
 
@@ -57,6 +59,21 @@ def test_torchvision_s_alexnet_has_its_own_names():
     assert found["classifier.6.bias"] == (5,)
     assert len(found) == 16
     assert "torchvision.models.alexnet(num_classes=5)" in torch_code(spec)
+
+
+@pytest.mark.slow
+def test_torchvision_s_names_come_back_in(tmp_path):
+    spec = network("alexnet-torchvision", num_classes=5)
+    shapes = parameter_shapes(spec)
+    weights = {name: np.full(shape, k, np.float32) for k, (name, shape) in enumerate(shapes.items())}
+    pixels = {"input.mean": np.ones((3, 224, 224), np.float32), "input.scale": np.ones((3, 1, 1), np.float32)}
+    (tmp_path / "x.safetensors").write_bytes(
+        safetensors_file({**torch_weights(spec, weights), **pixels}, list("abcde"))
+    )
+    found = torchvision_weights(tmp_path / "x.safetensors")
+    assert {name: (values.shape, values.flat[0]) for name, values in found.items()} == {
+        name: (values.shape, values.flat[0]) for name, values in weights.items()
+    }
 
 
 def test_dropout_that_is_not_scaled_leaves_its_factor_in_the_weights_behind_it():
