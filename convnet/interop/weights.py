@@ -71,7 +71,7 @@ class Found:
     def network(self, model: str | None) -> str:
         """The name of the network that they are of. ``model`` decides where several have the same names and shapes.
 
-        Raises ``WeightsError`` where nothing does.
+        Raises ``ValueError`` where nothing does.
         """
         if len(self.networks) == 1:
             return self.networks[0]
@@ -81,7 +81,7 @@ class Found:
             fits = f"fit {' and '.join(self.networks)}"
         else:
             fits = "have our names, and the shapes of none of our networks at full width"
-        raise WeightsError(f"{str(self.path)!r}: its tensors {fits}; say with --model which network they are of")
+        raise ValueError(f"{str(self.path)!r}: its tensors {fits}; say with --model which network they are of")
 
 
 def recognised(path: str | Path) -> Found:
@@ -104,7 +104,7 @@ def recognised(path: str | Path) -> Found:
         return Found(path, weights, fitting, None)
     if any(CAFFE.fullmatch(name) for name in tensors):
         return _caffe(path, tensors)
-    names = ", ".join(printable(name) for name in list(tensors)[:4])
+    names = ", ".join(printable(name) for name in list(tensors)[:4]) or "none"
     raise WeightsError(
         f"{str(path)!r}: its tensors have neither the names of torchvision's AlexNet (features.0.weight), nor Caffe's "
         f"(conv1_w), nor ours (conv1.weight), but {names:.200}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..interop.files import holds_weights
+from ..interop.weights import recognised
 from .trained import load_trained
 
 if TYPE_CHECKING:
@@ -35,17 +36,14 @@ def start(path: str, model: str | None, warn: Callable[[str], None]) -> Start:
     Raises ``CheckpointError`` and ``WeightsError``.
     """
     if holds_weights(Path(path)):
-        from ..interop.weights import recognised
-
         found = recognised(path)
         settings: dict[str, Any] = {"model": found.network(model)}
         if found.colours:
             settings["normalisation"] = found.colours.normalisation
         return Start(path, f'"{settings["model"]}"', settings, found.weights, None)
     run = load_trained(path, warn)
-    told = f"{run.path}, step {run.checkpoint.state['step']}"
     network = f'"{run.config.model}" of width {run.config.width:g}'
-    return Start(told, network, run.settings(), run.checkpoint.part("weights"), run.classes)
+    return Start(f"{run.path}, step {run.step}", network, run.settings(), run.weights, run.classes)
 
 
 def transfer(source: Start, network: Network, classes: list[str]) -> list[str]:

@@ -3,7 +3,6 @@ every gradient, dropout in training; and what they cannot do."""
 
 from __future__ import annotations
 
-import network_oracle as oracle
 import numpy as np
 import pytest
 import test_model
@@ -13,55 +12,14 @@ from convnet.network.footprint import Use
 from convnet.network.spec import network, parameter_count, placed_layers
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+import network_oracle as oracle  # noqa: E402  (which needs it too)
+from published import PUBLISHED, peer  # noqa: E402
+
 nn = torch.nn
-PUBLISHED = ("alexnet-torchvision", "bvlc_alexnet", "caffenet")
 # Of a single layer, root mean square of the error over that of the values. The sums of fc6 have 9,216 products.
 LIMIT, LONG = 1e-6, 2e-6
 # what is small enough for an emulator, and has every kind of layer behind every other
 SMALL = {"alexnet-torchvision": {"crop": 63}, "bvlc_alexnet": {"crop": 67}, "caffenet": {"crop": 67}}
-
-
-class Across(nn.Module):
-    """Caffe's normalisation: all maps in one row, alpha over the size of the window."""
-
-    def forward(self, x):
-        return nn.functional.local_response_norm(x, 5, 1e-4, 0.75, 1.0)
-
-
-def torchvision(classes: int):
-    """Layers by our names, in their order; "relu", "flatten" and what else has no name of ours between them."""
-    return [
-        ("conv1", nn.Conv2d(3, 64, 11, 4, 2)), ("relu", nn.ReLU()), ("pool1", nn.MaxPool2d(3, 2)),
-        ("conv2", nn.Conv2d(64, 192, 5, padding=2)), ("relu", nn.ReLU()), ("pool2", nn.MaxPool2d(3, 2)),
-        ("conv3", nn.Conv2d(192, 384, 3, padding=1)), ("relu", nn.ReLU()),
-        ("conv4", nn.Conv2d(384, 256, 3, padding=1)), ("relu", nn.ReLU()),
-        ("conv5", nn.Conv2d(256, 256, 3, padding=1)), ("relu", nn.ReLU()), ("pool5", nn.MaxPool2d(3, 2)),
-        ("average", nn.AdaptiveAvgPool2d(6)), ("flatten", nn.Flatten()), ("drop6", nn.Dropout(0.5)),
-        ("fc6", nn.Linear(9216, 4096)), ("relu", nn.ReLU()), ("drop7", nn.Dropout(0.5)),
-        ("fc7", nn.Linear(4096, 4096)), ("relu", nn.ReLU()), ("fc8", nn.Linear(4096, classes)),
-    ]  # fmt: skip
-
-
-def caffe(classes: int, pool_first: bool):
-    def between(number: int):
-        pair = [(f"norm{number}", Across()), (f"pool{number}", nn.MaxPool2d(3, 2, ceil_mode=True))]
-        return pair[::-1] if pool_first else pair
-
-    return [
-        ("conv1", nn.Conv2d(3, 96, 11, 4)), ("relu", nn.ReLU()), *between(1),
-        ("conv2", nn.Conv2d(96, 256, 5, padding=2, groups=2)), ("relu", nn.ReLU()), *between(2),
-        ("conv3", nn.Conv2d(256, 384, 3, padding=1)), ("relu", nn.ReLU()),
-        ("conv4", nn.Conv2d(384, 384, 3, padding=1, groups=2)), ("relu", nn.ReLU()),
-        ("conv5", nn.Conv2d(384, 256, 3, padding=1, groups=2)), ("relu", nn.ReLU()),
-        ("pool5", nn.MaxPool2d(3, 2, ceil_mode=True)), ("flatten", nn.Flatten()),
-        ("fc6", nn.Linear(9216, 4096)), ("relu", nn.ReLU()), ("drop6", nn.Dropout(0.5)),
-        ("fc7", nn.Linear(4096, 4096)), ("relu", nn.ReLU()), ("drop7", nn.Dropout(0.5)),
-        ("fc8", nn.Linear(4096, classes)),
-    ]  # fmt: skip
-
-
-def peer(name: str, classes: int):
-    return torchvision(classes) if name == "alexnet-torchvision" else caffe(classes, name == "caffenet")
 
 
 def run(layers, images, ours):
