@@ -54,18 +54,19 @@ def _about(card: Path) -> str:
 def card_text(export: Export, licence: str | None) -> str:
     """Markdown."""
     trained, spec = export.trained, export.trained.spec
-    classes, state = trained.classes, trained.checkpoint.state
+    classes = trained.classes
+    known = trained.data["name"] if trained.data else f"not known; the weights are those in {trained.path.name}"
     named = ", ".join(f"`{_plain(name)}`" for name in classes[:CLASSES])
     more = f", ... ({len(classes) - CLASSES:,} more)" if len(classes) > CLASSES else ""
     return f"""{MARK}{printable(export.path.name)}{END}
 
 # {_plain(export.path.name)}
 
-`{spec.name}`, {parameter_count(spec):,} parameters, trained by convnet; written by convnet {__version__}.
+`{spec.name}`, {parameter_count(spec):,} parameters; written by convnet {__version__}.
 
 ## Data and errors
 
-- Trained on: {_plain(state["dataset"]["name"])}
+- Trained on: {_plain(known)}
 - Licence of the data: {_plain(licence) if licence else "not said"}
 - {len(classes):,} classes: {named}{more}
 - {_errors(trained)}
@@ -88,14 +89,15 @@ def _plain(text: str) -> str:
 
 def _errors(trained: Trained) -> str:
     """Of the checkpoint's own evaluation, by the records of its run."""
-    step = trained.checkpoint.state["step"]
-    for folder in (trained.path, trained.checkpoint.path.resolve().parent.parent):
-        records = MetricsFile(folder / "metrics.jsonl").records() if folder.is_dir() else []
-        found = [r for r in records if r.get("event") == "valid" and r.get("step") == step]
-        if found and all(isinstance(found[-1].get(key), float) for key in ("top1_error", "top5_error", "loss")):
-            top1, top5, loss = (found[-1][key] for key in ("top1_error", "top5_error", "loss"))
-            fifth = f", top-5 error {percent(top5)}" if len(trained.classes) > 5 else ""
-            return f"Validation, one view, at step {step:,}: top-1 error {percent(top1)}{fifth}, loss {loss:.4f}"
+    if trained.step is None:
+        return "Validation: not known"
+    step, folder = trained.step, trained.path if trained.path.is_dir() else trained.path.resolve().parent.parent
+    records = MetricsFile(folder / "metrics.jsonl").records()
+    found = [r for r in records if r.get("event") == "valid" and r.get("step") == step]
+    if found and all(isinstance(found[-1].get(key), float) for key in ("top1_error", "top5_error", "loss")):
+        top1, top5, loss = (found[-1][key] for key in ("top1_error", "top5_error", "loss"))
+        fifth = f", top-5 error {percent(top5)}" if len(trained.classes) > 5 else ""
+        return f"Validation, one view, at step {step:,}: top-1 error {percent(top1)}{fifth}, loss {loss:.4f}"
     return f"Validation: no record of an evaluation at step {step:,}"
 
 

@@ -28,12 +28,16 @@ IMAGES = 8  # random ones, and as many pictures, that a file is checked with
 
 @dataclass(frozen=True)
 class Options:
-    """``input`` is what an ONNX file takes, ``names`` how arrays are called; None is the first of each."""
+    """``input`` is what an ONNX file takes, ``names`` how arrays are called; None is the first of each. ``model`` and
+    ``classes`` as in ``load_trained``.
+    """
 
     input: str | None = None
     names: str | None = None
     check: bool = False
     data_licence: str | None = None
+    model: str | None = None
+    classes: str | None = None
 
 
 class Disagreement(Exception):
@@ -41,14 +45,15 @@ class Disagreement(Exception):
 
 
 def export(run: str, output: str, options: Options, console: Console) -> None:
-    """Writes the network of ``run`` into the file ``output``, of the kind that its name ends in, and its card.
+    """Writes the network of ``run``, or of a file of weights, into the file ``output``, of the kind that its name ends
+    in, and its card.
 
-    Raises ``ValueError`` for options that cannot be, ``CheckpointError``, and ``Disagreement``, in which case there is
-    no file.
+    Raises ``ValueError`` for options that cannot be, ``CheckpointError``, ``WeightsError``, and ``Disagreement``, in
+    which case there is no file.
     """
     path = _checked(output, options)
-    trained = load_trained(run, console.warn)
-    spec, weights = trained.spec, trained.checkpoint.part("weights")
+    trained = load_trained(run, console.warn, options.model, options.classes)
+    spec, weights = trained.spec, trained.weights
     mean, factors = normalisation(trained.statistics, trained.config.normalisation)
     sees: Input = mean, factors or (spec.input_scale,) * 3
     if path.suffix == ".onnx":

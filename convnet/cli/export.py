@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..cli import DONE, UNEXPECTED, Parser, guarded, tolerate_encoding
+from ..cli import DONE, UNEXPECTED, Parser, guarded, tolerate_encoding, weights_options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         "convnet-export",
         "A trained network for other programs: ONNX, or its weights as plain arrays, with a model card beside them.\n"
-        "RUN is a run folder (its best checkpoint) or a checkpoint file.",
+        "RUN is a run folder (its best checkpoint), a checkpoint file, or a file of weights of torchvision's or\n"
+        "Caffe's AlexNet (.pth, .safetensors, .npz, .onnx).",
         "convnet-export runs/first -o first.onnx --check",
     )
-    parser.add_argument("run", metavar="RUN", help="run folder or checkpoint")
+    parser.add_argument("run", metavar="RUN", help="run folder, checkpoint, or file of weights")
+    weights_options(parser)
     parser.add_argument(
         "-o",
         "--output",

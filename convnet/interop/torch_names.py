@@ -25,13 +25,9 @@ from ..network.spec import (
     placed_layers,
 )
 from .onnx_out import end_padding
+from .weights import TORCHVISION
 
 Values = np.ndarray[Any, Any]
-
-TORCHVISION = {
-    **{f"conv{k}": f"features.{place}" for k, place in enumerate((0, 3, 6, 8, 10), 1)},
-    **{f"fc{k}": f"classifier.{place}" for k, place in enumerate((1, 4, 6), 6)},
-}
 
 
 def is_torchvision(spec: NetworkSpec) -> bool:
@@ -42,7 +38,7 @@ def is_torchvision(spec: NetworkSpec) -> bool:
 
 def torch_weights(spec: NetworkSpec, weights: Mapping[str, Values]) -> dict[str, Values]:
     """``weights`` by PyTorch's names."""
-    names = TORCHVISION if is_torchvision(spec) else _places(spec)
+    names = {ours: theirs for theirs, ours in TORCHVISION.items()} if is_torchvision(spec) else _places(spec)
     factor, found = 1.0, {}
     for layer in spec.layers:
         if isinstance(layer, Dropout) and not layer.scaled:

@@ -126,12 +126,41 @@ def test_a_new_run_can_start_from_what_was_exported(suffix, straight, tmp_path, 
     file = tmp_path / f"x{suffix}"
     assert call(main, str(straight), "-o", str(file), "-q") == 0
     found = recognised(file)
-    weights = load_trained(straight, print).checkpoint.part("weights")
+    weights = load_trained(straight, print).weights
     assert found.weights.keys() == weights.keys()
     assert all((found.weights[name] == values).all() for name, values in weights.items())
     arguments = [shared_images(), *TINY, "--init-from", str(file), "--model", "alexnet-tiny", "--steps", "1"]
     assert train.main([*arguments, "-o", str(tmp_path / "run")]) == 0
     assert "conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8; new: none" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_weights_of_torchvision_become_onnx_and_come_back_under_their_names(tmp_path, capsys, onnxruntime):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from published import AlexNet
+
+    torch.manual_seed(0)
+    model = AlexNet(3).eval()
+    torch.save(model.state_dict(), tmp_path / "alexnet.pth")
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    arguments = [str(tmp_path / "alexnet.pth"), "--classes", str(tmp_path / "names.txt"), "-o"]
+    assert call(main, *arguments, str(tmp_path / "x.onnx"), "--check") == 0
+    said = capsys.readouterr().out
+    assert "the run's own pictures are not there to check with (" in said
+    session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"))
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["a", "b", "c"]
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+    mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        theirs = model((torch.tensor(pictures.transpose(0, 3, 1, 2)) - mean) / std).numpy()
+    assert apart(session.run(None, {"pictures": pictures})[0], theirs) < 1e-5
+    text = (tmp_path / "README.md").read_text()
+    assert "Trained on: not known; the weights are those in alexnet.pth" in text
+    assert "Validation: not known" in text
+    assert call(main, *arguments, str(tmp_path / "y.safetensors"), "--names", "torch", "-q") == 0
+    found = safetensors.numpy.load_file(tmp_path / "y.safetensors")
+    assert found.keys() - {"input.mean", "input.scale"} == model.state_dict().keys()
+    assert all((found[name] == values.numpy()).all() for name, values in model.state_dict().items())
 
 
 # ---- cards
@@ -140,7 +169,7 @@ def test_a_new_run_can_start_from_what_was_exported(suffix, straight, tmp_path, 
 def test_a_card_says_what_is_known(straight, tmp_path):
     assert call(main, str(straight), "-o", str(tmp_path / "x.npz"), "--data-licence", "ours | <b>\n# alone", "-q") == 0
     text = (tmp_path / "README.md").read_text()
-    best = load_trained(straight, print).checkpoint.state["step"]
+    best = load_trained(straight, print).step
     (record,) = (r for r in records(straight) if r["event"] == "valid" and r["step"] == best)
     assert f"at step {best}: top-1 error {100 * record['top1_error']:.2f} %, loss {record['loss']:.4f}" in text
     assert "- Licence of the data: ours / (b)\\n# alone\n" in text
