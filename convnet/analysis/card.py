@@ -37,7 +37,7 @@ def card_path(file: Path) -> Path | None:
         if not os.path.lexists(card):
             return card
         about = _about(card)
-        if about == printable(file.name) or (about and not os.path.lexists(file.with_name(Path(about).name))):
+        if about == printable(file.name) or (about and not os.path.lexists(file.parent / Path(about).name)):
             return card
     return None
 
@@ -131,7 +131,7 @@ from PIL import Image, ImageOps
 
 {session}
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-picture = Image.open("photo.jpg").convert("RGB")
+picture = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 picture = ImageOps.fit(picture, ({size}, {size}), Image.Resampling.BILINEAR).crop(({start}, {start}, {end}, {end}))
 logits = session.run(None, {{"pictures": np.asarray(picture)[None]}})[0]
 print(classes[logits[0].argmax()])""",

@@ -21,15 +21,13 @@ from .card import Export, card_path, card_text
 Values = np.ndarray[Any, Any]
 
 KINDS = (".onnx", ".safetensors", ".npz")
-INPUTS = ("uint8", "float32")
-NAMES = ("convnet", "torch")
 IMAGES = 8  # random ones, and as many pictures, that a file is checked with
 
 
 @dataclass(frozen=True)
 class Options:
-    """``input`` is what an ONNX file takes, ``names`` how arrays are called; None is the first of each. ``model`` and
-    ``classes`` as in ``load_trained``.
+    """``input`` is what an ONNX file takes, "uint8" or "float32", ``names`` how arrays are called, "convnet" or
+    "torch"; None is the first of each. ``model`` and ``classes`` as in ``load_trained``.
     """
 
     input: str | None = None
@@ -71,7 +69,7 @@ def export(run: str, output: str, options: Options, console: Console) -> None:
         console.warn(f"no model card: {path.with_name('README.md')} and {path.name}.md are files of others")
         return
     text = card_text(
-        Export(path, trained, sees, options.input or INPUTS[0], options.names or NAMES[0]), options.data_licence
+        Export(path, trained, sees, options.input or "uint8", options.names or "convnet"), options.data_licence
     )
     write_atomically(card, text.encode())
     left = "" if card.name == "README.md" else "; the README.md there is not about this file, and stays"

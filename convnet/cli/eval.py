@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "convnet-eval",
         "Top-1 error, top-5 error where there are more than five classes, and loss of a trained network. Several\n"
         "runs are one ensemble: their probabilities are averaged. RUN is a run folder (its best checkpoint), a\n"
-        "checkpoint file, or a file of weights of torchvision's or Caffe's AlexNet (.pth, .safetensors, .npz).",
+        "checkpoint file, or a file of weights of torchvision's or Caffe's AlexNet (.pth, .safetensors, .npz, .onnx).",
         "convnet-eval runs/first --views 10 --confusion confusion.csv",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, checkpoint, or file of weights")

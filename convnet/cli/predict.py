@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "convnet-predict",
         "What a trained network sees in image files: the most probable classes, a layer's activations, or the\n"
         "training images most like them. RUN is a run folder (its best checkpoint), a checkpoint file, or a file of\n"
-        "weights of torchvision's or Caffe's AlexNet (.pth, .safetensors, .npz).",
+        "weights of torchvision's or Caffe's AlexNet (.pth, .safetensors, .npz, .onnx).",
         "convnet-predict runs/first photos/ --top 3",
     )
     parser.add_argument("run", metavar="RUN", help="run folder, checkpoint, or file of weights")

@@ -194,5 +194,6 @@ def check_onnx(network: Network, model: str | Path | bytes, batches: Sequence[Va
         else:
             ours = network.forward(images)
         theirs = session.run(None, {name: images})[0]
-        worst = float(np.maximum(worst, np.abs(theirs - ours).max() / np.abs(ours).max()))  # which keeps NaN
+        largest = max(np.abs(ours).max(), np.finfo(np.float32).tiny)
+        worst = float(np.maximum(worst, np.abs(theirs - ours).max() / largest))  # which keeps NaN
     return worst
