@@ -1,4 +1,4 @@
-"""Fuzzes what reads other people's files: pictures, checkpoints, networks, published data sets, stores, configurations.
+"""Fuzzes what reads other people's files: pictures, checkpoints, weights, published data sets, stores, configurations.
 
     python tools/fuzz.py --inputs 1000000                  # the long campaign, over all targets
     python tools/fuzz.py --inputs 10000 --target pickle    # one target
@@ -63,8 +63,9 @@ from convnet.data.pickles import read_plain  # noqa: E402
 from convnet.data.source import divided  # noqa: E402
 from convnet.data.store import FORMAT, HASHED, INDEX, VERSION, open_store, shard_name  # noqa: E402
 from convnet.devices.protocol import DeviceError  # noqa: E402
-from convnet.interop import WeightsError, onnx_in  # noqa: E402
+from convnet.interop import onnx_in  # noqa: E402
 from convnet.interop.onnx_out import onnx_file  # noqa: E402
+from convnet.interop.weights import WeightsError, read_weights, recognised  # noqa: E402
 from convnet.network.spec import network, parameter_shapes  # noqa: E402
 from convnet.output.console import Console  # noqa: E402
 from convnet.training import checkpoint, train  # noqa: E402
@@ -83,7 +84,7 @@ SHARES = {
     "checkpoint": 20, "checkpoint-state": 10, "cifar-binary": 10, "cifar-python": 8,
     "run-state": 1, "pickle": 20, "store": 6, "store-arrays": 6, "config": 20,
     "batches": 10, "idx": 10, "npz": 10, "shard": 10,
-    "pictures": 8, "table": 10, "onnx": 10,
+    "pictures": 8, "table": 10, "weights": 20, "onnx": 10,
 }  # fmt: skip
 Files = dict[str, bytes]
 Random = random.Random
@@ -575,6 +576,76 @@ def run_pickle(folder: Path) -> None:
         read_plain((folder / name).read_bytes(), name)
 
 
+# ---- weights of others ----
+
+
+def torch_program() -> bytes:
+    """The pickle that PyTorch writes of a state dict with two tensors in two storages, of which one is a view."""
+
+    def text(value: bytes) -> bytes:
+        return b"X" + struct.pack("<I", len(value)) + value
+
+    def tensor(name: bytes, kind: bytes, key: bytes, count: int, place: bytes) -> bytes:
+        storage = b"(" + text(b"storage") + b"ctorch\n" + kind + b"\n" + text(key) + text(b"cpu") + b"K%ctQ" % count
+        hooks = b"\x89ccollections\nOrderedDict\n)RtR"
+        return text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + place + hooks
+
+    first = tensor(b"features.0.weight", b"FloatStorage", b"0", 24, b"K\x02K\x02K\x03\x86K\x04K\x01\x86")
+    second = tensor(b"features.0.bias", b"BFloat16Storage", b"1", 8, b"K\x00K\x08\x85K\x01\x85")
+    versions = b"}" + text(b"_metadata") + b"ccollections\nOrderedDict\n)Rsb"
+    return b"\x80\x02ccollections\nOrderedDict\n)R(" + first + second + b"u" + versions + b"."
+
+
+@functools.cache
+def weight_files() -> Files:
+    """Small tensors, that no network of ours has, with names that others use."""
+    torch, arrays = io.BytesIO(), io.BytesIO()
+    members = {"data.pkl": torch_program(), "byteorder": b"little", "data/0": bytes(96), "data/1": bytes(16)}
+    with zipfile.ZipFile(torch, "w") as archive:
+        for name, raw in {**members, "version": b"3\n"}.items():
+            archive.writestr(zipfile.ZipInfo(f"alexnet/{name}"), raw)
+    np.savez_compressed(arrays, conv1_w=np.ones((2, 3, 2, 2), np.float16), conv1_b=np.ones(2))
+    plain = {"conv1.weight": np.ones((2, 3), np.float32), "fc8.weight": np.ones((2, 3), np.float16)}
+    return {"torch": torch.getvalue(), "arrays": arrays.getvalue(), "plain": safetensors.numpy.save(plain)}
+
+
+def mutate_torch(random: Random, raw: bytes) -> bytes:
+    """An archive with right sums, in which the program or another member is not as it was."""
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = next(iter(members)) if random.random() < 0.8 else random.choice(list(members))
+    members[name] = mutate(random, members[name], torch_words())
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED if random.random() < 0.95 else zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return file.getvalue()
+
+
+@functools.cache
+def torch_words() -> tuple[bytes, ...]:
+    names = (
+        "torch\nFloatStorage",
+        "torch\nLongStorage",
+        "torch._utils\n_rebuild_tensor_v2",
+        "collections\nOrderedDict",
+    )
+    names += ("torch._utils\n_rebuild_parameter", "torch.nn.modules.linear\nLinear", "os\nsystem")
+    words = [opcode.code.encode("latin1") for opcode in pickletools.opcodes]
+    words += [f"c{name}\n".encode() for name in names]
+    return (*words, b"\x8a\x09" + bytes(8) + b"\x01", b"J\xff\xff\xff\xff", b"data/0", b"K\x00", b"\x85", b"Q")
+
+
+def run_weights(folder: Path) -> None:
+    """What is not as it was, to the last number."""
+    for name, raw in weight_files().items():
+        if (folder / name).read_bytes() != raw:
+            with contextlib.suppress(WeightsError):
+                for values in read_weights(folder / name).values():
+                    np.isfinite(values).all()
+            recognised(folder / name)
+
+
 # ---- pictures ----
 
 
@@ -740,6 +811,7 @@ def targets() -> dict[str, Target]:
     npy = {f"{name}.npy": mutate_npy_header for name in ("train", "val", "mean")}
     index = {"train.npy": mutate_index, "val.npy": mutate_index, "store.json": mutate_json}
     members = {"file": mutate_member}
+    weights = {"torch": mutate_torch, "arrays": mutate_arrays, "plain": mutate_header}
     packed = {f"t10k-{name}-ubyte.gz": mutate_packed for name in ("images-idx3", "labels-idx1")}
     graphs = {"ours": mutate_graph, "theirs": mutate_graph}
     # where the package is missing there is nothing that reads such files
@@ -754,6 +826,7 @@ def targets() -> dict[str, Target]:
         "pickle": Target(pickle_files(), run_pickle, (DataError,), {}, words=opcodes),
         "store": Target(store_files(), run_store, (DataError,), index, seal),
         "store-arrays": Target(store_files(), run_store, (DataError,), npy, seal),
+        "weights": Target(weight_files(), run_weights, (WeightsError,), weights, words=opcodes),
         "table": Target(table_files(), run_table, (DataError,), {"labels": mutate_line}),
         "pictures": Target(picture_files(), run_pictures, (BadImage,), {}, mend_png),
         "batches": Target(batch_files(), run_reader(cifar, "."), (DataError,), {}, words=opcodes),

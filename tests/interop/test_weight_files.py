@@ -231,7 +231,7 @@ class Own(torch.nn.Linear):
 def objects(marker):
     return {
         "a module": (torch.nn.Linear(2, 3), "it names torch.nn.modules.linear.Linear"),
-        "a module of one's own": (Own(2, 3), "it names test_files.Own"),
+        "a module of one's own": (Own(2, 3), "it names test_weight_files.Own"),
         "a command": ({"a": Runs(os.system, f"touch {marker}")}, "it names posix.system"),
         "a file": (Runs(open, str(marker), "w"), "it names io.open"),
         "what loads more": (Runs(torch.load, str(marker)), "it names torch.serialization.load"),
