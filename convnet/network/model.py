@@ -35,7 +35,7 @@ class Network:
     """A network with its weights, ready to run and to train.
 
     ``devices`` is "auto" (a GPU per tower, two at most; without any the CPU), "cpu", "emu[:i]" or "cuda[:i]", or a
-    comma-separated list of emulators or GPUs that share the towers. ``batch_size`` is the largest number of images in
+    comma-separated list of emulators or GPUs that share the towers, unless something normalises across them. ``batch_size`` is the largest number of images in
     one call. ``precision`` is "fp32" anywhere, and "tf32" or "bf16" on emulators and GPUs; what users see is float32
     always. Further keywords (``crop``, ``width``, ``dropout``, ...) change the network: see
     ``convnet.network.spec.network``. Weights are drawn from ``seed``. All memory is allocated here, but for buffers of
@@ -154,7 +154,10 @@ class Network:
         return collect(self._wiring, "value")
 
     def load_weights(self, weights: Mapping[str, Values]) -> None:
-        """Replaces all weights and biases. Raises ``ValueError`` for missing or unknown names and wrong shapes."""
+        """Replaces all weights and biases. Raises ``ValueError`` for missing or unknown names and wrong shapes.
+
+        From a file: ``convnet.interop.load``.
+        """
         self._check_open()
         distribute(self._wiring, "value", weights)
         for layer in self._wiring.learning:
