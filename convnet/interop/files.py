@@ -137,7 +137,7 @@ def _from_torch(path: Path) -> dict[str, Values]:
                 f"{where}: holds a whole module (TorchScript), which is a program; save its weights alone: "
                 "torch.save(model.state_dict(), FILE)"
             )
-        if any(info.compress_type or info.file_size != info.compress_size for info in members.values()):
+        if any(info.compress_type for info in members.values()):
             raise DataError(f"{where}: a packed member, which PyTorch does not write; save it again with torch.save")
         if sum(info.file_size for info in members.values()) > size or members[f"{root}data.pkl"].file_size > PIECE:
             raise DataError(f"{where}: members that are larger than the file, or than PyTorch's; it is damaged")

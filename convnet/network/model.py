@@ -35,11 +35,12 @@ class Network:
     """A network with its weights, ready to run and to train.
 
     ``devices`` is "auto" (a GPU per tower, two at most; without any the CPU), "cpu", "emu[:i]" or "cuda[:i]", or a
-    comma-separated list of emulators or GPUs that share the towers. ``batch_size`` is the largest number of images in
-    one call. ``precision`` is "fp32" anywhere, and "tf32" or "bf16" on emulators and GPUs; what users see is float32
-    always. Further keywords (``crop``, ``width``, ``dropout``, ...) change the network: see
-    ``convnet.network.spec.network``. Weights are drawn from ``seed``. All memory is allocated here, but for buffers of
-    stored images and of gradients, which come with the first call that needs them; ``close`` gives it back.
+    comma-separated list of emulators or GPUs that share the towers, unless something normalises across them.
+    ``batch_size`` is the largest number of images in one call. ``precision`` is "fp32" anywhere, and "tf32" or "bf16"
+    on emulators and GPUs; what users see is float32 always. Further keywords (``crop``, ``width``, ``dropout``, ...)
+    change the network: see ``convnet.network.spec.network``. Weights are drawn from ``seed``. All memory is allocated
+    here, but for buffers of stored images and of gradients, which come with the first call that needs them; ``close``
+    gives it back.
 
     ``fused`` False runs every layer of the network by itself and keeps all activations, for those who want to look at
     them: it takes more memory and time, and computes the same but for roundings in bfloat16.
@@ -154,7 +155,10 @@ class Network:
         return collect(self._wiring, "value")
 
     def load_weights(self, weights: Mapping[str, Values]) -> None:
-        """Replaces all weights and biases. Raises ``ValueError`` for missing or unknown names and wrong shapes."""
+        """Replaces all weights and biases. Raises ``ValueError`` for missing or unknown names and wrong shapes.
+
+        From a file: ``convnet.interop.load``.
+        """
         self._check_open()
         distribute(self._wiring, "value", weights)
         for layer in self._wiring.learning:
