@@ -120,7 +120,7 @@ class TorchNetwork:
             return F.cross_entropy(self._run(x, True), labels)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """In test mode: dropped layers are multiplied by 1 - p."""
+        """In test mode: dropped layers are multiplied by 1 - p, unless they are scaled in training."""
         with self._autocast():
             return self._run(x, False)
 
@@ -138,13 +138,13 @@ class TorchNetwork:
             elif isinstance(layer, Lrn):
                 x = self._lrn(x, layer)
             elif isinstance(layer, Pool):
-                x = F.max_pool2d(x, layer.size, layer.stride, ceil_mode=True)
+                x = F.max_pool2d(x, layer.size, layer.stride, ceil_mode=layer.ceil_mode)
             elif isinstance(layer, Linear):
                 weight, bias = self.parameters[f"{layer.name}.weight"], self.parameters[f"{layer.name}.bias"]
                 x = F.linear(x.flatten(1), weight, bias)
                 x = self._activate(x, layer.activation)
             elif isinstance(layer, Dropout):
-                x = F.dropout(x, layer.p) if train else x * (1 - layer.p)
+                x = F.dropout(x, layer.p) if train else x if layer.scaled else x * (1 - layer.p)
         return x
 
     @staticmethod
@@ -153,11 +153,15 @@ class TorchNetwork:
             return F.relu(x, inplace=True)
         return x.tanh_() if activation == "tanh" else x
 
+    def _towers(self, layer: Lrn) -> int:
+        """How many parts of the maps are normalised by themselves."""
+        return 1 if layer.across else self.spec.towers
+
     def _lrn(self, x: torch.Tensor, layer: Lrn) -> torch.Tensor:
         if self.variant.lrn == "rewritten":
             return self._lrn_by_slices(x, layer) if self.variant.compiled else self._lrn_by_band(x, layer)
         alpha = layer.alpha * layer.size  # PyTorch divides it by the size
-        towers = self.spec.towers
+        towers = self._towers(layer)
         if towers == 1:
             return F.local_response_norm(x, layer.size, alpha, layer.beta, layer.k)
         if self.variant.memory == "contiguous":  # each tower as an image of its own: no copies
@@ -170,7 +174,7 @@ class TorchNetwork:
     def _lrn_by_slices(self, x: torch.Tensor, layer: Lrn) -> torch.Tensor:
         """The sum over maps as a sum of shifted slices, for a compiler to make one kernel of; powers in float32."""
         C = x.shape[1]
-        towers, before = self.spec.towers, layer.size // 2
+        towers, before = self._towers(layer), layer.size // 2
         with torch.autocast(self.device.type, enabled=False):
             own = x.float().unflatten(1, (towers, C // towers))
             squares = F.pad(own * own, (0, 0, 0, 0, before, layer.size - 1 - before))
@@ -179,18 +183,19 @@ class TorchNetwork:
 
     def _lrn_by_band(self, x: torch.Tensor, layer: Lrn) -> torch.Tensor:
         """k + alpha * (sum over maps) as a 1x1 convolution with a band of alphas and the bias k."""
-        C = x.shape[1] // self.spec.towers
+        towers = self._towers(layer)
+        C = x.shape[1] // towers
         if layer.name not in self._bands:
             before = layer.size // 2
             rows, columns = np.indices((C, C))
             near = (columns >= rows - before) & (columns < rows - before + layer.size)
-            band = torch.from_numpy(np.tile(near * np.float32(layer.alpha), (self.spec.towers, 1)))
+            band = torch.from_numpy(np.tile(near * np.float32(layer.alpha), (towers, 1)))
             band = band[:, :, None, None].to(x.device, x.dtype).contiguous(memory_format=self.format)
             self._bands[layer.name] = band
         band = self._bands[layer.name]
         with torch.autocast(self.device.type, enabled=False):
             k = torch.full((x.shape[1],), layer.k, dtype=x.dtype, device=x.device)
-            return x * F.conv2d(x * x, band, k, groups=self.spec.towers) ** -layer.beta
+            return x * F.conv2d(x * x, band, k, groups=towers) ** -layer.beta
 
     # ---- work under the clock
 

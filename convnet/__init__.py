@@ -9,6 +9,7 @@ Its rooms, from the top; each imports only those below it:
     cli         a module per command
     analysis    what one does with trained networks, and asks of the machine
     training    the loop and its folder
+    interop     networks out, and in what others have trained
     network     networks as data, and on devices
     prepare     stores made; beside network, neither sees the other
     functional  every op, NumPy in and out

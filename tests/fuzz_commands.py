@@ -25,7 +25,7 @@ from pathlib import Path
 from runs import TINY, make_images
 
 from convnet.cli import eval as evaluate
-from convnet.cli import info, predict, prepare, show, train
+from convnet.cli import export, info, predict, prepare, show, train
 
 SECONDS = 120  # of one command, on a busy machine: most take less than a tenth of a second
 COMMANDS = {
@@ -44,6 +44,7 @@ COMMANDS = {
         predict.main,
         "--top --views --features -o --neighbours --among --data --split --json --csv --device --precision -b -j",
     ),
+    "export": (export.main, "-o --input --check --names --data-licence -q"),
     "show": (show.main, "-o --jointly --data --device -b --views --seed --only-errors --queries --limit"),
     "info": (info.main, "--json --kernels --model -b --precision --shape"),
     "prepare": (prepare.main, "--size --keep-aspect --quality --seed -j"),
@@ -58,6 +59,7 @@ FLAGS = {
     "--only-errors",
     "--kernels",
     "--keep-aspect",
+    "--check",
 }
 NUMBERS = [
     "0",
@@ -123,6 +125,10 @@ PLACES = [
     "new",
     "new.npy",
     "new.png",
+    "new.onnx",
+    "new.npz",
+    "uint8",
+    "torch",
 ]
 WORDS = [*NUMBERS, *NAMES, *PLACES]
 
@@ -152,6 +158,7 @@ def command_line(random: random.Random) -> tuple[str, list[str]]:
             "-o",
             "out.png",
         ],
+        "export": ["run", "-o", random.choice(["out.onnx", "out.npz", "out.safetensors"])],
         "info": [],
         "prepare": ["images", "out"],
     }[command]

@@ -13,7 +13,7 @@ import numpy as np
 import reference
 import torch
 
-from convnet.network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Pool
+from convnet.network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Pool, placed_layers
 
 F = torch.nn.functional
 torch.set_num_threads(1)  # small problems; its threads would wait for each other
@@ -33,7 +33,8 @@ def run(
 ) -> Result:
     """``outputs`` are the activations of the network under test by layer name; ``masks`` those of the dropout layers.
 
-    Without masks dropout layers multiply by 1 - p, as they do at test. ``lrn_towers`` makes a wrong network on purpose.
+    Without masks dropout layers do as at test: they multiply by 1 - p, or nothing. ``lrn_towers`` makes a wrong network
+    on purpose.
     """
     parameters = {name: torch.tensor(value, dtype=dtype, requires_grad=True) for name, value in weights.items()}
     x, previous, split, disputed = torch.tensor(images, dtype=dtype), "", False, 0.0
@@ -61,12 +62,13 @@ def run(
             split = True
         elif isinstance(layer, Lrn):
             alpha = layer.alpha * layer.size  # PyTorch divides it by the size
-            towers = x.chunk(lrn_towers or spec.towers, dim=1)
+            towers = x.chunk(lrn_towers or (1 if layer.across else spec.towers), dim=1)
             x = torch.cat([F.local_response_norm(t, layer.size, alpha, layer.beta, layer.k) for t in towers], dim=1)
         elif isinstance(layer, Pool):
             ours = torch.tensor(outputs[previous])
-            places = F.max_pool2d(ours, layer.size, layer.stride, ceil_mode=True, return_indices=True)[1]
-            own = F.max_pool2d(x, layer.size, layer.stride, ceil_mode=True)
+            geometry = {"kernel_size": layer.size, "stride": layer.stride, "ceil_mode": layer.ceil_mode}
+            places = F.max_pool2d(ours, **geometry, return_indices=True)[1]
+            own = F.max_pool2d(x, **geometry)
             x = choose(own, x.flatten(2).gather(2, places.flatten(2)).view(places.shape))
         elif isinstance(layer, Linear):
             weight, bias = parameters[f"{layer.name}.weight"], parameters[f"{layer.name}.bias"]
@@ -74,7 +76,11 @@ def run(
             x = activate(x, layer)
         else:
             assert isinstance(layer, Dropout)
-            x = x * (1 - layer.p) if masks is None else x * torch.tensor(masks[layer.name])
+            keep = 1 - layer.p
+            if masks is None:
+                x = x if layer.scaled else x * keep
+            else:
+                x = x * torch.tensor(masks[layer.name]).view(x.shape) / (keep if layer.scaled else 1)
         activations[layer.name], previous = x.detach().numpy(), layer.name
     loss = F.cross_entropy(x, torch.tensor(labels))
     gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
@@ -84,13 +90,11 @@ def run(
 
 def dropout_masks(spec: NetworkSpec, N: int, seed: int, step: int) -> dict[str, np.ndarray]:
     """What every dropout layer keeps: Philox, the layer's place in the network as the layer number."""
-    masks, features = {}, 0
-    for index, layer in enumerate(spec.layers):
-        if isinstance(layer, Linear):
-            features = layer.features
-        elif isinstance(layer, Dropout):
-            masks[layer.name] = reference.dropout_mask(N, features, layer.p, seed, step, index)
-    return masks
+    return {
+        p.layer.name: reference.dropout_mask(N, p.C * p.H * p.W, p.layer.p, seed, step, p.index)
+        for p in placed_layers(spec)
+        if isinstance(p.layer, Dropout)
+    }
 
 
 def strong_weights(net, seed: int = 1) -> dict[str, np.ndarray]:

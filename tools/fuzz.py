@@ -1,4 +1,4 @@
-"""Fuzzes what reads other people's files: pictures, checkpoints, published data sets, stores and configurations.
+"""Fuzzes what reads other people's files: pictures, checkpoints, weights, published data sets, stores, configurations.
 
     python tools/fuzz.py --inputs 1000000                  # the long campaign, over all targets
     python tools/fuzz.py --inputs 10000 --target pickle    # one target
@@ -21,6 +21,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import mmap
 import os
 import pickle
@@ -40,6 +41,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,9 @@ from convnet.data.pickles import read_plain  # noqa: E402
 from convnet.data.source import divided  # noqa: E402
 from convnet.data.store import FORMAT, HASHED, INDEX, VERSION, open_store, shard_name  # noqa: E402
 from convnet.devices.protocol import DeviceError  # noqa: E402
+from convnet.interop import onnx_in  # noqa: E402
+from convnet.interop.onnx_out import onnx_file  # noqa: E402
+from convnet.interop.weights import WeightsError, read_weights, recognised  # noqa: E402
 from convnet.network.spec import network, parameter_shapes  # noqa: E402
 from convnet.output.console import Console  # noqa: E402
 from convnet.training import checkpoint, train  # noqa: E402
@@ -79,7 +84,7 @@ SHARES = {
     "checkpoint": 20, "checkpoint-state": 10, "cifar-binary": 10, "cifar-python": 8,
     "run-state": 1, "pickle": 20, "store": 6, "store-arrays": 6, "config": 20,
     "batches": 10, "idx": 10, "npz": 10, "shard": 10,
-    "pictures": 8, "table": 10,
+    "pictures": 8, "table": 10, "weights": 20, "onnx": 10,
 }  # fmt: skip
 Files = dict[str, bytes]
 Random = random.Random
@@ -322,6 +327,109 @@ def run_resumed(folder: Path) -> None:
         shutil.rmtree(folder / "run", ignore_errors=True)
 
 
+# ---- networks of others ----
+
+
+def onnx_files() -> Files:
+    """One of ours, with towers and pixels that are prepared; and one as others write them, with all that is read."""
+    from onnx import helper, numpy_helper
+
+    spec = network("alexnet-tiny", num_classes=2, crop=32, width=0.01)
+    weights = {name: np.full(shape, 0.01, np.float32) for name, shape in parameter_shapes(spec).items()}
+    ours = onnx_file(spec, weights, (np.ones((3, 32, 32), np.float32), (1.0, 1.0, 1.0)), ["a", "b"])
+    floats = functools.partial(np.full, fill_value=0.5, dtype=np.float32)
+    constants = {
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "c": floats((4, 3, 3, 3)), "sizes": np.array([4, 2, 3, 3]),
+        "turned": floats((64, 5)).T, "shape": np.array([-1, 64]), "bias": floats(5), "factor": floats(()),
+        "last": floats((5, 2)).astype(np.float64), "ratio": floats(()),
+    }  # fmt: skip
+    nodes: list[tuple[str, str, dict[str, Any]]] = [
+        ("Identity", "x", {}), ("Pad", "0 pads", {}), ("Conv", "1 c", {"strides": [2, 2], "auto_pad": "NOTSET"}),
+        ("Relu", "2", {}), ("LRN", "3", {"size": 3, "alpha": 0.1}), ("ConstantOfShape", "sizes", {}),
+        ("Conv", "4 5", {"group": 2, "pads": [1, 1, 1, 1]}), ("Tanh", "6", {}),
+        ("MaxPool", "7", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}), ("Reshape", "8 shape", {}),
+        ("Transpose", "turned", {"perm": [1, 0]}), ("MatMul", "9 10", {}), ("Add", "11 bias", {}), ("Relu", "12", {}),
+        ("Mul", "13 factor", {}), ("Dropout", "14 ratio", {}), ("Gemm", "15 last", {}), ("Softmax", "16", {}),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node(op, read.split(), [str(k)], f"n{k}", **told) for k, (op, read, told) in enumerate(nodes)],
+        "theirs",
+        [helper.make_tensor_value_info("x", 1, ["n", 3, 16, 16])],
+        [helper.make_tensor_value_info("17", 1, ["n", 2])],
+        [numpy_helper.from_array(np.ascontiguousarray(values), name) for name, values in constants.items()],
+    )
+    return {"ours": ours, "theirs": helper.make_model(graph).SerializeToString()}
+
+
+def mutate_graph(random: Random, raw: bytes) -> bytes:
+    """Nodes, attributes, tensors and sizes of a model."""
+    from onnx import ModelProto, helper
+
+    model = ModelProto.FromString(raw)
+    graph, wholes = model.graph, [0, 1, -1, 2, 3, 4, 7, 99, 2**31 - 1, 2**31, 2**40, 2**63 - 1, -(2**63)]
+    for _ in range(random.choice((1, 1, 2, 4))):
+        node, tensor = random.choice(list(graph.node)), random.choice(list(graph.initializer))
+        names = [*(name for each in graph.node for name in (*each.input, *each.output)), "", "nowhere", tensor.name]
+        kind = random.randrange(12)
+        if kind == 0 and node.attribute:
+            attribute = random.choice(list(node.attribute))
+            values = random.choice(([], [random.choice(wholes)], [random.choice(wholes)] * 4, [0.5], [math.nan], ["x"]))
+            value = values if random.random() < 0.8 or not values else values[0]
+            node.attribute.remove(attribute)
+            if value != []:
+                node.attribute.append(helper.make_attribute(attribute.name, value))
+        elif kind == 1 and node.attribute:
+            attribute = random.choice(list(node.attribute))
+            if attribute.ints:
+                attribute.ints[random.randrange(len(attribute.ints))] = random.choice(wholes)
+            attribute.i, attribute.f = (
+                random.choice(wholes),
+                random.choice((0.0, -1.0, math.inf, math.nan, 1e-42, 3e38)),
+            )
+        elif kind == 2:
+            node.op_type = random.choice((*onnx_in.STEPS, "Constant", "ConstantOfShape", "If", "", "Concat"))
+        elif kind in (3, 4):
+            field = node.input if kind == 3 else node.output
+            if field and random.random() < 0.8:
+                field[random.randrange(len(field))] = random.choice(names)
+            elif random.random() < 0.5:
+                field.append(random.choice(names))
+            else:
+                del field[:]
+        elif kind == 5 and tensor.dims:
+            tensor.dims[random.randrange(len(tensor.dims))] = random.choice(wholes)
+        elif kind == 6:
+            tensor.data_type = random.choice((0, 1, 6, 7, 8, 10, 11, 16, 17, 99))
+        elif kind == 7:
+            size = random.choice((0, 1, 7, 8, 64, 4096))
+            tensor.raw_data = random.choice((random.randbytes(size), b"", b"\xff" * size, tensor.raw_data * 2))
+        elif kind == 8:
+            tensor.external_data.add(key="location", value=random.choice(("/etc/passwd", "file", "../x")))
+            tensor.data_location = random.choice((0, 1))
+        elif kind == 9:
+            sizes = graph.input[0].type.tensor_type.shape.dim
+            sizes[random.randrange(len(sizes))].dim_value = random.choice((*wholes, 16, 3))
+        elif kind == 10:
+            if random.random() < 0.5:
+                graph.node.remove(node)
+            else:
+                graph.node.extend([node] * random.choice((1, 2, 1000)))
+        elif random.random() < 0.5:
+            model.opset_import[0].version = random.choice(wholes)
+        else:
+            graph.initializer.remove(tensor)
+        if not graph.node or not graph.initializer:
+            break
+    return bytes(model.SerializeToString()[:LARGEST])
+
+
+def run_onnx(folder: Path) -> None:
+    for name in ("ours", "theirs"):
+        found = onnx_in.read(folder / name)
+        shapes = parameter_shapes(found.spec)
+        assert {key: values.shape for key, values in found.weights.items()} == shapes, "weights of other shapes"
+
+
 # ---- published data sets ----
 
 
@@ -466,6 +574,76 @@ def pickle_files() -> Files:
 def run_pickle(folder: Path) -> None:
     for name in ("batch", "meta"):
         read_plain((folder / name).read_bytes(), name)
+
+
+# ---- weights of others ----
+
+
+def torch_program() -> bytes:
+    """The pickle that PyTorch writes of a state dict with two tensors in two storages, of which one is a view."""
+
+    def text(value: bytes) -> bytes:
+        return b"X" + struct.pack("<I", len(value)) + value
+
+    def tensor(name: bytes, kind: bytes, key: bytes, count: int, place: bytes) -> bytes:
+        storage = b"(" + text(b"storage") + b"ctorch\n" + kind + b"\n" + text(key) + text(b"cpu") + b"K%ctQ" % count
+        hooks = b"\x89ccollections\nOrderedDict\n)RtR"
+        return text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + place + hooks
+
+    first = tensor(b"features.0.weight", b"FloatStorage", b"0", 24, b"K\x02K\x02K\x03\x86K\x04K\x01\x86")
+    second = tensor(b"features.0.bias", b"BFloat16Storage", b"1", 8, b"K\x00K\x08\x85K\x01\x85")
+    versions = b"}" + text(b"_metadata") + b"ccollections\nOrderedDict\n)Rsb"
+    return b"\x80\x02ccollections\nOrderedDict\n)R(" + first + second + b"u" + versions + b"."
+
+
+@functools.cache
+def weight_files() -> Files:
+    """Small tensors, that no network of ours has, with names that others use."""
+    torch, arrays = io.BytesIO(), io.BytesIO()
+    members = {"data.pkl": torch_program(), "byteorder": b"little", "data/0": bytes(96), "data/1": bytes(16)}
+    with zipfile.ZipFile(torch, "w") as archive:
+        for name, raw in {**members, "version": b"3\n"}.items():
+            archive.writestr(zipfile.ZipInfo(f"alexnet/{name}"), raw)
+    np.savez_compressed(arrays, conv1_w=np.ones((2, 3, 2, 2), np.float16), conv1_b=np.ones(2))
+    plain = {"conv1.weight": np.ones((2, 3), np.float32), "fc8.weight": np.ones((2, 3), np.float16)}
+    return {"torch": torch.getvalue(), "arrays": arrays.getvalue(), "plain": safetensors.numpy.save(plain)}
+
+
+def mutate_torch(random: Random, raw: bytes) -> bytes:
+    """An archive with right sums, in which the program or another member is not as it was."""
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = next(iter(members)) if random.random() < 0.8 else random.choice(list(members))
+    members[name] = mutate(random, members[name], torch_words())
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED if random.random() < 0.95 else zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return file.getvalue()
+
+
+@functools.cache
+def torch_words() -> tuple[bytes, ...]:
+    names = (
+        "torch\nFloatStorage",
+        "torch\nLongStorage",
+        "torch._utils\n_rebuild_tensor_v2",
+        "collections\nOrderedDict",
+    )
+    names += ("torch._utils\n_rebuild_parameter", "torch.nn.modules.linear\nLinear", "os\nsystem")
+    words = [opcode.code.encode("latin1") for opcode in pickletools.opcodes]
+    words += [f"c{name}\n".encode() for name in names]
+    return (*words, b"\x8a\x09" + bytes(8) + b"\x01", b"J\xff\xff\xff\xff", b"data/0", b"K\x00", b"\x85", b"Q")
+
+
+def run_weights(folder: Path) -> None:
+    """What is not as it was, to the last number."""
+    for name, raw in weight_files().items():
+        if (folder / name).read_bytes() != raw:
+            with contextlib.suppress(WeightsError):
+                for values in read_weights(folder / name).values():
+                    np.isfinite(values).all()
+            recognised(folder / name)
 
 
 # ---- pictures ----
@@ -633,8 +811,13 @@ def targets() -> dict[str, Target]:
     npy = {f"{name}.npy": mutate_npy_header for name in ("train", "val", "mean")}
     index = {"train.npy": mutate_index, "val.npy": mutate_index, "store.json": mutate_json}
     members = {"file": mutate_member}
+    weights = {"torch": mutate_torch, "arrays": mutate_arrays, "plain": mutate_header}
     packed = {f"t10k-{name}-ubyte.gz": mutate_packed for name in ("images-idx3", "labels-idx1")}
+    graphs = {"ours": mutate_graph, "theirs": mutate_graph}
+    # where the package is missing there is nothing that reads such files
+    networks = {"onnx": Target(onnx_files(), run_onnx, (WeightsError,), graphs)} if find_spec("onnx") else {}
     return {
+        **networks,
         "checkpoint": Target(checkpoint_files(), run_checkpoint, (CheckpointError,), {"file": mutate_header}),
         "checkpoint-state": Target(run_files(), run_checkpoint, (CheckpointError,), state),
         "run-state": Target(run_files(), run_resumed, (CheckpointError, DeviceError, Diverged), {"file": mutate_run}),
@@ -643,6 +826,7 @@ def targets() -> dict[str, Target]:
         "pickle": Target(pickle_files(), run_pickle, (DataError,), {}, words=opcodes),
         "store": Target(store_files(), run_store, (DataError,), index, seal),
         "store-arrays": Target(store_files(), run_store, (DataError,), npy, seal),
+        "weights": Target(weight_files(), run_weights, (WeightsError,), weights, words=opcodes),
         "table": Target(table_files(), run_table, (DataError,), {"labels": mutate_line}),
         "pictures": Target(picture_files(), run_pictures, (BadImage,), {}, mend_png),
         "batches": Target(batch_files(), run_reader(cifar, "."), (DataError,), {}, words=opcodes),
@@ -795,6 +979,9 @@ def replay(corpus: Path) -> list[str]:
     cases = sorted(corpus.glob("*/*"))
     known = targets()
     for case in cases:
+        if case.parent.name not in known:
+            print(f"{case.parent.name}/{case.name} is left out: the package onnx is not installed")
+            continue
         target = known[case.parent.name]
         files = {path.name: path.read_bytes() for path in case.iterdir()}
         reader, writer = os.pipe()
@@ -830,7 +1017,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if faults else 0
     findings = Findings(options.keep)
     before = findings.count()
-    shares = {name: share for name, share in SHARES.items() if not options.target or name in options.target}
+    wanted = options.target or list(targets())
+    if "onnx" not in targets():
+        print("onnx is left out: the package is not installed")
+    shares = {name: share for name, share in SHARES.items() if name in wanted}
     for name, share in shares.items():
         campaign(name, max(1, round(options.inputs * share / sum(shares.values()))), options.seed, findings)
     print(f"{findings.count() - before} findings")

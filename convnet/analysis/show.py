@@ -58,7 +58,7 @@ def show(runs: list[str], what: str, output: str, options: Options, console: Con
         return
     trained = load_trained(runs[0], console.warn)
     if what == "filters":
-        weights = trained.checkpoint.part("weights")["conv1.weight"]
+        weights = trained.weights["conv1.weight"]
         figures.save_filters(path, weights, trained.spec.towers, jointly=options.jointly)
         return
     draw = {"predictions": show_predictions, "neighbours": show_neighbours, "confusion": show_confusion}[what]

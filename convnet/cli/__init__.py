@@ -45,13 +45,22 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: error: {message} (all options: {self.prog} --help)\n")
 
 
+def weights_options(parser: Parser) -> None:
+    """What files of weights do not say, for commands that take one as RUN."""
+    group = parser.add_argument_group("files of weights, which do not say it themselves")
+    group.add_argument("--classes", metavar="FILE", help="the name of a class in every line (default: numbers, from 0)")
+    group.add_argument("--model", metavar="NAME", help="network, where several fit: bvlc_alexnet or caffenet")
+
+
 def _exit_code(error: Exception) -> int:
     from ..data import DataError
     from ..devices.protocol import DeviceError
+    from ..interop.files import WeightsError
     from ..training.checkpoint import CheckpointError
     from ..training.trainer import Diverged
 
     codes: dict[type[Exception], int] = {
+        WeightsError: CHECKPOINT,  # a ValueError too, as one of a library's
         ValueError: USAGE,
         DataError: DATA,
         CheckpointError: CHECKPOINT,

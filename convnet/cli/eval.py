@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import DONE, Parser, guarded, tolerate_encoding
+from ..cli import DONE, Parser, guarded, tolerate_encoding, weights_options
 
 if TYPE_CHECKING:
     from ..analysis.evaluate import Outcomes, Scores, Values
@@ -28,11 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         "convnet-eval",
         "Top-1 error, top-5 error where there are more than five classes, and loss of a trained network. Several\n"
-        "runs are one ensemble: their probabilities are averaged. RUN is a run folder (its best checkpoint) or a\n"
-        "checkpoint file.",
+        "runs are one ensemble: their probabilities are averaged. RUN is a run folder (its best checkpoint), a\n"
+        "checkpoint file, or a file of weights of torchvision's or Caffe's AlexNet (.pth, .safetensors, .npz, .onnx).",
         "convnet-eval runs/first --views 10 --confusion confusion.csv",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder or checkpoint")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, checkpoint, or file of weights")
+    weights_options(parser)
     group = parser.add_argument_group("data")
     group.add_argument("--data", metavar="DATA", help="other images, of the same classes (default: the first run's)")
     group.add_argument("--split", choices=SPLITS, default="val", help="which images of DATA (default: val)")
@@ -93,7 +94,7 @@ def _run(chosen: argparse.Namespace, console: Console) -> int:
     table = output_file("--confusion", chosen.confusion, ".csv") if chosen.confusion else None
     if saved and table and saved.with_suffix(".csv").resolve() == table.resolve():
         raise ValueError(f"--confusion {table}: --save-predictions writes a file of this name; choose another")
-    trained = [load_trained(run, console.warn) for run in chosen.runs]
+    trained = [load_trained(run, console.warn, chosen.model, chosen.classes) for run in chosen.runs]
     datasets = _open_data(trained, chosen.data, chosen.split, console)
     for line in (f"data: {datasets[0].name}", *datasets[0].notes, *left_out_lines(datasets[0].left_out)):
         console.say(line)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import DATA, DONE, Parser, guarded, tolerate_encoding
+from ..cli import DATA, DONE, Parser, guarded, tolerate_encoding, weights_options
 
 if TYPE_CHECKING:
     from ..analysis.evaluate import Progress
@@ -30,10 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         "convnet-predict",
         "What a trained network sees in image files: the most probable classes, a layer's activations, or the\n"
-        "training images most like them. RUN is a run folder (its best checkpoint) or a checkpoint file.",
+        "training images most like them. RUN is a run folder (its best checkpoint), a checkpoint file, or a file of\n"
+        "weights of torchvision's or Caffe's AlexNet (.pth, .safetensors, .npz, .onnx).",
         "convnet-predict runs/first photos/ --top 3",
     )
-    parser.add_argument("run", metavar="RUN", help="run folder or checkpoint")
+    parser.add_argument("run", metavar="RUN", help="run folder, checkpoint, or file of weights")
     parser.add_argument(
         "images",
         nargs="*",
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="file of a picture; folder: all in it and below it, sorted; -: names from standard input, one a line. One "
         "that cannot be read is a warning, and exit code 3 when the others are done",
     )
+    weights_options(parser)
     group = parser.add_argument_group("labels")
     group.add_argument("--top", type=int, default=5, metavar="K", help="classes shown per image (default: 5)")
     group.add_argument(
@@ -116,7 +118,7 @@ class Prediction:
         chosen = self.chosen
         _check(chosen)
         output = output_file("-o", chosen.output, ".npy") if chosen.output else None
-        trained = load_trained(chosen.run, self.console.warn)
+        trained = load_trained(chosen.run, self.console.warn, chosen.model, chosen.classes)
         layer = chosen.features or LAYER
         if output or chosen.neighbours:
             check_layer(trained.spec, layer)

@@ -10,14 +10,10 @@ from __future__ import annotations
 import io
 import math
 import os
-import struct
 import sys
-import tokenize
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +24,7 @@ from ..output.files import open_regular, printable
 from .dataset import U8, DataError
 from .published import LOOKED_AT, check_room, digest, numbered, part_of, settled, words
 from .source import Found, Part
-from .tarred import Window
+from .zipped import PIECE, content, opened
 
 ROLES = {
     "images": ("images", "image", "imgs", "img", "x", "data", "pixels", "pictures"),
@@ -36,8 +32,8 @@ ROLES = {
 }
 NAMES = ("classes", "class_names", "label_names", "classnames", "target_names", "names")
 TEXTS = (".txt", ".md", ".csv", ".json", ".html", ".pdf", ".py", ".ipynb", "readme", "license")
+WHAT = ".npz archive"
 DEFLATION = 1100  # zip cannot make more of a byte
-PIECE = 2**20
 BLOCK = 2**24  # bytes of pixels that are converted at a time
 WANTED = "needed are 'images' and 'labels', or 'x_train', 'y_train', 'x_test' and 'y_test', or the like"
 
@@ -107,23 +103,6 @@ class Array(NamedTuple):
         return f"{self.dtype} {self.shape}"
 
 
-# Of a damaged or hostile archive. RuntimeError: it is encrypted, or packed in a way that is not known.
-ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, IndexError, RuntimeError, OverflowError,
-          SyntaxError, tokenize.TokenError, MemoryError, AttributeError, TypeError, struct.error)  # fmt: skip
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with open_regular(path) as file:
-            window: Any = Window(file, repr(str(path)), 0, os.fstat(file.fileno()).st_size, limit=16 * PIECE)
-            with zipfile.ZipFile(window) as archive:
-                yield archive
-    except ERRORS as error:
-        reason = printable(" ".join(str(error).split()))
-        raise DataError(f"{str(path)!r}: a damaged .npz archive ({reason:.200}); get it again") from error
-
-
 def _header(archive: zipfile.ZipFile, path: Path, member: str) -> Array:
     info = archive.getinfo(member)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -151,14 +130,21 @@ def _header(archive: zipfile.ZipFile, path: Path, member: str) -> Array:
 
 
 def _load(array: Array) -> NDArray[Any]:
-    with _opened(array.file) as archive, archive.open(array.member) as file:  # which looks at the sum behind the end
-        file.read(array.start)
-        raw = np.empty(array.nbytes, np.uint8)
-        for at in range(0, len(raw), PIECE):
-            piece = raw[at : at + PIECE]
-            if file.readinto(piece) != len(piece):  # type: ignore[attr-defined]
-                raise EOFError(f"{array.member} is cut short")
+    with opened(array.file, WHAT) as archive:
+        raw = content(archive, array.member, array.start, array.nbytes)
     return raw.view(array.dtype).reshape(array.shape, order="F" if array.fortran else "C")
+
+
+def arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an archive as they are, by name.
+
+    Raises ``DataError`` for archives that are damaged, hold objects of Python, or do not fit into memory, and
+    ``OSError``.
+    """
+    with opened(path, WHAT) as archive:
+        found = [_header(archive, path, name) for name in archive.namelist() if name.endswith(".npy")]
+    check_room(sum(array.nbytes for array in found), repr(str(path)), instead="")
+    return {array.name: _load(array) for array in found}
 
 
 # ---- which arrays are what ----
@@ -174,7 +160,7 @@ def _found(path: Path, files: list[Path]) -> Found:
     names: dict[int, str] = {}
     notes, others = [], []
     for file in files:
-        with _opened(file) as archive:
+        with opened(file, WHAT) as archive:
             for member in archive.namelist():
                 if not member.endswith(".npy"):
                     continue

@@ -1,8 +1,9 @@
-"""Reads the pickles of CIFAR's Python version, and others like them, without running anything they name.
+"""Reads the pickles of CIFAR's Python version, others like them, and those of PyTorch's state dicts, without running
+anything they name.
 
 A pickle is a program. This reader lets it build lists, tuples, dicts, strings, bytes, numbers, and arrays and scalars
-of NumPy that are plain numbers; every global it names is answered by an inert token of ours, never by the object of
-that name.
+of NumPy that are plain numbers, or what says where the numbers of PyTorch's tensors lie; every global it names is
+answered by an inert token of ours, never by the object of that name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import io
 import math
 import pickle
 import pickletools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,15 @@ _KNOWN = {(f"numpy.{core}.multiarray", name): name for core in ("core", "_core")
 _KNOWN |= {(f"numpy.{core}.numeric", "_frombuffer"): "_frombuffer" for core in ("core", "_core")}
 _KNOWN |= {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): "dtype", ("_codecs", "encode"): "encode"}
 _KNOWN |= {(builtins, "bytes"): "bytes" for builtins in ("__builtin__", "builtins")}  # called for none at all
+# What torch.save writes of a state dict; behind the names of storages what their numbers are.
+STORAGES = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool",
+}  # fmt: skip
+_TORCH = {("torch", name): name for name in STORAGES} | {("collections", "OrderedDict"): "OrderedDict"}
+_TORCH |= {("torch._utils", name): name for name in ("_rebuild_tensor_v2", "_rebuild_parameter")}
+_MAX_DIMENSIONS, _MAX_COUNT = 8, 2**48
 _NUMBERS = {kind + size for kind in "iu" for size in "1248"} | {"f4", "f8", "b1"}
 _MAX_MEMO = 1_000_000
 
@@ -34,10 +45,26 @@ def read_plain(raw: bytes, where: str) -> Any:
     """
     try:
         _check_program(raw)
-        return _plain(_Reader(io.BytesIO(raw), encoding="bytes").load())
+        return _plain(_Reader(io.BytesIO(raw), _KNOWN).load())
     except Exception as error:  # a hostile program can fail in any way; none of them is our user's mistake
         reason = " ".join(str(error).split())
         raise DataError(f"{where}: not a pickle of plain arrays and lists ({reason})") from error
+
+
+def read_tensors(raw: bytes, where: str) -> Any:
+    """The object pickled in ``raw``, the ``data.pkl`` of a file of PyTorch's, with a ``Tensor`` for every tensor.
+
+    ``where`` names the source in messages. Raises ``DataError`` for anything but tensors and plain data.
+    """
+    try:
+        _check_program(raw)
+        return _Reader(io.BytesIO(raw), _TORCH).load()
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{where}: holds something else than tensors and plain data ({reason}), which is not read, since reading "
+            "it may run anything; save the weights alone: torch.save(model.state_dict(), FILE)"
+        ) from error
 
 
 def _check_program(raw: bytes) -> None:
@@ -72,6 +99,12 @@ class _Token:
             return str(arguments[0]).encode("latin1")
         if self._name == "bytes" and not arguments:
             return b""
+        if self._name == "OrderedDict" and not arguments:
+            return _Ordered()
+        if self._name == "_rebuild_tensor_v2" and len(arguments) >= 4:
+            return _tensor(*arguments[:4])
+        if self._name == "_rebuild_parameter" and [type(a) for a in arguments[:1]] == [Tensor]:
+            return arguments[0]
         # Not what they are: lists of the same list, and so on, have a text without an end.
         raise pickle.UnpicklingError(f"{self._name} of {', '.join(type(a).__name__ for a in arguments)}")
 
@@ -117,11 +150,66 @@ class _Array:
         return self
 
 
+class _Ordered(dict[Any, Any]):
+    """An OrderedDict. What a state dict keeps beside its entries, versions of modules, is left out."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, dict) or state.keys() != {"_metadata"}:
+            raise pickle.UnpicklingError("a state for OrderedDict")
+
+
+class _Storage(NamedTuple):
+    key: str
+    kind: str
+    numbers: int
+
+
+class Tensor(NamedTuple):
+    """Where the numbers of a tensor lie: in a ``storage`` of so many ``numbers`` of ``kind``, the first at ``offset``,
+    neighbours along each axis ``strides`` apart. All of them lie inside, and a storage has at least as many.
+    """
+
+    storage: str
+    kind: str
+    numbers: int
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
+    if type(storage) is not _Storage or type(shape) is not tuple or type(strides) is not tuple:
+        raise pickle.UnpicklingError("a tensor of something else than numbers")
+    whole = all(type(n) is int and 0 <= n < _MAX_COUNT for n in (offset, *shape, *strides))
+    if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS or not whole:
+        raise pickle.UnpicklingError("a tensor whose shape, strides or offset are impossible")
+    last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+    if not 1 <= math.prod(shape) <= storage.numbers or last >= storage.numbers:
+        raise pickle.UnpicklingError(f"a tensor that is empty, or not inside its storage of {storage.numbers} numbers")
+    return Tensor(*storage, offset, shape, strides)
+
+
 class _Reader(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, known: Mapping[tuple[str, str], str]) -> None:
+        super().__init__(file, encoding="bytes")
+        self._known = known
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _KNOWN:
-            return _Token(_KNOWN[module, name])
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        if (module, name) in self._known:
+            return _Token(self._known[module, name])
+        raise pickle.UnpicklingError(f"it names {module:.80}.{name:.80}")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """PyTorch's way to name a storage: ("storage", its kind, its key, device, how many numbers)."""
+        if self._known is not _TORCH or type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
+            raise pickle.UnpicklingError("a reference to something outside of it")
+        _, kind, key, _, count = pid
+        name = kind._name if type(kind) is _Token else ""
+        if name not in STORAGES or type(key) is not str or type(count) is not int or not 0 <= count < _MAX_COUNT:
+            raise pickle.UnpicklingError("a storage of something else than numbers")
+        return _Storage(key, STORAGES[name], count)
 
 
 def _plain(value: Any) -> Any:

@@ -48,12 +48,12 @@ def settled(parts: dict[str, T], where: str) -> dict[str, T]:
     return {"train" if part == "all" else part: found for part, found in parts.items()}
 
 
-def check_room(needed: int, where: str) -> None:
-    """Raises ``DataError`` where so many bytes are not free."""
+def check_room(needed: int, where: str, instead: str = ", or write the pictures as files into class folders") -> None:
+    """Raises ``DataError`` where so many bytes are not free; ``instead``: what helps beside a larger machine."""
     if needed > (free := free_memory()):
         raise DataError(
             f"{where}: takes {needed / 1e9:.2f} GB of memory to read, and {free / 1e9:.2f} GB are free; use a machine "
-            "with more, or write the pictures as files into class folders"
+            f"with more{instead}"
         )
 
 

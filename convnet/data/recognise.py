@@ -31,6 +31,7 @@ LAST: tuple[Reader, ...] = (idx, npz, parquet, webdataset)
 SAFETENSORS = "a safetensors file"
 # The first bytes of what people have instead: bytes, where they are, what it is, what helps.
 UNPACK = "unpack it and name the folder"
+WEIGHTS = "weights to start from are named with --init-from"
 KINDS: tuple[tuple[bytes, int, str, str], ...] = (
     (b"PK\x03\x04", 0, "a zip archive", UNPACK),
     (b"PK\x05\x06", 0, "an empty zip archive", "fetch it again"),
@@ -46,7 +47,7 @@ KINDS: tuple[tuple[bytes, int, str, str], ...] = (
     (b"SQLite format 3", 0, "an SQLite database", "write its pictures into class folders"),
     (b"\x93NUMPY", 0, "a single array of NumPy", "put pictures and labels into one .npz file"),
     (b"PAR1", 0, "a Parquet file", "it must have a column of pictures and one of labels"),
-    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19", 0, "a PyTorch pickle", "weights must be saved as safetensors"),
+    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19", 0, "a PyTorch pickle", WEIGHTS),
     (b"%PDF", 0, "a PDF document", "pictures must be JPEG, PNG or the like"),
 )
 
@@ -120,7 +121,7 @@ def kind(path: Path) -> tuple[str, str] | None:
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         return "a pickle of Python, which could run anything", "write its pictures and labels into an .npz file"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 10**8:
-        return SAFETENSORS, "a checkpoint is named with --init-from or --resume"
+        return SAFETENSORS, "weights to start from are named with --init-from, a checkpoint to go on from with --resume"
     return None
 
 
@@ -131,7 +132,7 @@ def _in_zip(path: Path) -> tuple[str, str] | None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return "a zip archive that is damaged or cut short", "fetch it again"
     if any(name.endswith("data.pkl") for name in names):
-        return "a PyTorch pickle", "weights must be saved as safetensors"
+        return "a PyTorch pickle", WEIGHTS
     if names and all(name.endswith(".npy") for name in names):
         return "an .npz file", "its arrays must be pictures and labels, such as 'images' and 'labels'"
     pictures = sum(name.lower().endswith(SUFFIXES) for name in names)

@@ -45,13 +45,16 @@ def linear_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> LinearS
 
 def fuse(placed: list[spec.Placed], fused: bool) -> list[list[spec.Placed]]:
     """The layers in order, those together that run as one: normalisation with the pooling behind it, and a linear layer
-    with the dropout behind its ReLU.
+    with the dropout behind its ReLU, unless that is scaled in training, which its product does not know.
     """
     groups: list[list[spec.Placed]] = []
     for layer in placed:
         before = groups[-1][-1].layer if groups else None
         pair = (isinstance(before, spec.Lrn) and isinstance(layer.layer, spec.Pool)) or (
-            isinstance(before, spec.Linear) and before.activation == "relu" and isinstance(layer.layer, spec.Dropout)
+            isinstance(before, spec.Linear)
+            and before.activation == "relu"
+            and isinstance(layer.layer, spec.Dropout)
+            and not layer.layer.scaled
         )
         if fused and pair:
             groups[-1].append(layer)
@@ -85,7 +88,7 @@ def build(
         like: tuple[int, ...] = (N // lanes, drop.features, lanes)
         if first.H > 1:
             like = (N // lanes, first.C // share, first.H, first.W, lanes)
-        return DropoutLayer(name, side, fusion, drop, like)
+        return DropoutLayer(name, side, fusion, drop, like, layer.scaled)
     if isinstance(layer, spec.Pool):
         return PoolLayer(name, side, fusion, pool_shape(first, share, N, lanes))
     lrn = LrnShape(
@@ -93,7 +96,7 @@ def build(
         first.C // share,
         first.H,
         first.W,
-        network.towers // share,
+        1 if layer.across else network.towers // share,
         lanes,
         layer.size,
         layer.alpha,
@@ -110,7 +113,7 @@ def pool_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> PoolShape
     layer = placed.layer
     assert isinstance(layer, spec.Pool)
     C = placed.C // share
-    return PoolShape.of(N, C, placed.H, placed.W, layer.size, layer.stride, ceil_mode=True, lanes=lanes)
+    return PoolShape.of(N, C, placed.H, placed.W, layer.size, layer.stride, ceil_mode=layer.ceil_mode, lanes=lanes)
 
 
 def dropout_shape(placed: spec.Placed, side: Side, N: int, lanes: int, seed: int) -> DropoutShape:

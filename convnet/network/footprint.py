@@ -105,7 +105,7 @@ class Use:
 
     def footprints(self, batch_size: int) -> dict[str, Parts]:
         """What every device needs for batches of this size."""
-        counting = [Counting(device) for device in open_devices(self.devices, most=min(2, self.spec.towers))]
+        counting = [Counting(device) for device in open_devices(self.devices, most=min(2, self.spec.parts))]
         sides = [Side(device, self.precision, i, len(counting), self.fused) for i, device in enumerate(counting)]
         lanes = counting[0].lanes(batch_size)
         N = padded(batch_size, lanes)

@@ -95,6 +95,10 @@ class Intake:
         for stream, buffer in zip(self._streams, self._means, strict=True):
             stream.upload(buffer, np.ascontiguousarray(mean))
 
+    def input(self) -> tuple[Values, tuple[float, float, float]]:
+        """See ``Network.input``."""
+        return np.asarray(self._means[0].download()), self._scale
+
     def images(self, images: Values, windows: Values, noise: Values, slot: int = 0) -> None:
         """Fills the inputs of a slot from uint8 (n, H, W, 3)."""
         n, H, W, _ = images.shape

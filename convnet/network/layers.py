@@ -331,7 +331,7 @@ class PoolLayer(LayerOnDevice):
 
 @dataclass
 class LrnLayer(LayerOnDevice):
-    """Local response normalisation inside each tower."""
+    """Local response normalisation inside each tower, or across them."""
 
     shape: LrnShape
 
@@ -374,10 +374,13 @@ class LrnPoolLayer(LayerOnDevice):
 
 @dataclass
 class DropoutLayer(LayerOnDevice):
-    """Dropout without scaling in training; at test the features are multiplied by 1 - p."""
+    """Dropout without scaling in training; at test the features are multiplied by 1 - p. ``scaled`` the other way
+    round: what is kept is divided by 1 - p in training, and so are gradients; at test nothing happens.
+    """
 
     shape: DropoutShape
     like: tuple[int, ...]  # the shape of x and y, maps or features
+    scaled: bool
 
     def __post_init__(self) -> None:
         self.shape_in = self.like
@@ -388,11 +391,18 @@ class DropoutLayer(LayerOnDevice):
 
     def forward(self, train: bool) -> None:
         if not train:
-            ops.scale(self.stream, self.precision, self.x, 1.0 - self.shape.p, self.y)
+            factor = 1.0 if self.scaled else 1.0 - self.shape.p
+            ops.scale(self.stream, self.precision, self.x, factor, self.y)
             return
         x, y, mask = (array.view(self.shape.x) for array in (self.x, self.y, self.kept))
         ops.dropout_forward(self.stream, self.shape, self.precision, x, y, mask, self.side.control)
+        self._scale(self.y)
 
     def backward_data(self, dy: Array, below: bool) -> Array:
         ops.dropout_backward(self.stream, self.precision, dy, self.kept, self.dx)
+        self._scale(self.dx)
         return self.dx
+
+    def _scale(self, kept: Array) -> None:
+        if self.scaled:
+            ops.scale(self.stream, self.precision, kept, 1.0 / (1.0 - self.shape.p), kept)

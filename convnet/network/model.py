@@ -35,11 +35,12 @@ class Network:
     """A network with its weights, ready to run and to train.
 
     ``devices`` is "auto" (a GPU per tower, two at most; without any the CPU), "cpu", "emu[:i]" or "cuda[:i]", or a
-    comma-separated list of emulators or GPUs that share the towers. ``batch_size`` is the largest number of images in
-    one call. ``precision`` is "fp32" anywhere, and "tf32" or "bf16" on emulators and GPUs; what users see is float32
-    always. Further keywords (``crop``, ``width``, ``dropout``, ...) change the network: see
-    ``convnet.network.spec.network``. Weights are drawn from ``seed``. All memory is allocated here, but for buffers of
-    stored images and of gradients, which come with the first call that needs them; ``close`` gives it back.
+    comma-separated list of emulators or GPUs that share the towers, unless something normalises across them.
+    ``batch_size`` is the largest number of images in one call. ``precision`` is "fp32" anywhere, and "tf32" or "bf16"
+    on emulators and GPUs; what users see is float32 always. Further keywords (``crop``, ``width``, ``dropout``, ...)
+    change the network: see ``convnet.network.spec.network``. Weights are drawn from ``seed``. All memory is allocated
+    here, but for buffers of stored images and of gradients, which come with the first call that needs them; ``close``
+    gives it back.
 
     ``fused`` False runs every layer of the network by itself and keeps all activations, for those who want to look at
     them: it takes more memory and time, and computes the same but for roundings in bfloat16.
@@ -70,7 +71,12 @@ class Network:
         self.batch_size, self.precision, self.seed = batch_size, precision, seed
         self.steps_done = 0
         fused = fused and switches.on("fused")
-        opened = open_devices(devices, most=min(2, self.spec.towers))
+        opened = open_devices(devices, most=min(2, self.spec.parts))
+        if len(opened) > 1 and self.spec.parts < self.spec.towers:
+            raise ValueError(
+                f'"{self.spec.name}" normalises across its towers, which must therefore lie on one device; got '
+                f"{', '.join(device.name for device in opened)}: name one of them"
+            )
         if self.spec.towers % len(opened):
             raise ValueError(
                 f'"{self.spec.name}" has {self.spec.towers} towers, which cannot be shared by {len(opened)} devices; '
@@ -149,7 +155,10 @@ class Network:
         return collect(self._wiring, "value")
 
     def load_weights(self, weights: Mapping[str, Values]) -> None:
-        """Replaces all weights and biases. Raises ``ValueError`` for missing or unknown names and wrong shapes."""
+        """Replaces all weights and biases. Raises ``ValueError`` for missing or unknown names and wrong shapes.
+
+        From a file: ``convnet.interop.load``.
+        """
         self._check_open()
         distribute(self._wiring, "value", weights)
         for layer in self._wiring.learning:
@@ -203,7 +212,8 @@ class Network:
     def forward(self, images: Values, train: bool = False) -> Values:
         """Logits, float32 (n, classes), of images float32 (n, 3, crop, crop) with 1 <= n <= batch_size.
 
-        ``train`` turns dropout on and prepares for ``backward``; otherwise dropped layers are multiplied by 1 - p.
+        ``train`` turns dropout on and prepares for ``backward``; otherwise dropped layers are multiplied by 1 - p,
+        unless they are scaled in training.
         """
         crop = self.spec.crop
         self._check_batch("forward", "images", images, (3, crop, crop), "float32")
@@ -251,6 +261,11 @@ class Network:
         """
         self._check_open()
         self._intake.set_input(mean, self.spec.input_scale if scale is None else scale)
+
+    def input(self) -> tuple[Values, tuple[float, float, float]]:
+        """What ``set_input`` was told: the mean, float32 (3, crop, crop), and the scale of each channel."""
+        self._check_open()
+        return self._intake.input()
 
     def train_batch(self, images: Values, labels: Values, windows: Values, noise: Values) -> tuple[Values, Values]:
         """Forward and backward from stored images; ``step`` then updates the weights.

@@ -5,7 +5,8 @@ A network of T towers is one sequence of layers whose channels are cut into T eq
 towers live is not said here.
 
 The numbers of ``alexnet`` are the paper's (Krizhevsky, Sutskever, Hinton 2012); LRN's alpha is not divided by the
-window size.
+window size. ``alexnet-torchvision``, ``bvlc_alexnet`` and ``caffenet`` are those whose weights others have published:
+the same function that torchvision's and Caffe's models of these names compute.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ INITS = ("he", "paper")
 
 @dataclass(frozen=True)
 class Conv:
-    """Convolution with bias and activation: "relu" or "tanh". ``std`` None means sqrt(2 / fan-in) (He et al. 2015)."""
+    """Convolution with bias and activation: "relu", "tanh" or none. ``std`` None: sqrt(2 / fan-in) (He et al. 2015)."""
 
     name: str
     filters: int
@@ -34,27 +35,29 @@ class Conv:
     ceil_mode: bool = False
     std: float | None = 0.01
     bias: float = 0.0
-    activation: str = "relu"
+    activation: str | None = "relu"
 
 
 @dataclass(frozen=True)
 class Lrn:
-    """Local response normalisation across the maps of one tower."""
+    """Local response normalisation across the maps of one tower, or with ``across`` of all of them."""
 
     name: str
     size: int = 5
     alpha: float = 1e-4
     beta: float = 0.75
     k: float = 2.0
+    across: bool = False
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Max-pooling; windows overlap where stride < size. Rounds up, as cuda-convnet does."""
+    """Max-pooling; windows overlap where stride < size. Rounds up, as cuda-convnet does, unless told otherwise."""
 
     name: str
     size: int = 3
     stride: int = 2
+    ceil_mode: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,13 @@ class Linear:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Zeroes features with probability ``p`` in training, multiplies by 1 - p at test."""
+    """Zeroes maps' values or features with probability ``p`` in training, multiplies by 1 - p at test; ``scaled`` ones
+    are divided by 1 - p in training instead, and left alone at test.
+    """
 
     name: str
     p: float = 0.5
+    scaled: bool = False
 
 
 Layer = Conv | Lrn | Pool | Linear | Dropout
@@ -102,7 +108,8 @@ class TrainDefaults:
 class NetworkSpec:
     """A network: ``crop`` x ``crop`` images with 3 channels in, ``classes`` logits out.
 
-    ``input_scale`` multiplies pixels (0..255, mean subtracted) on their way in.
+    ``input_scale`` multiplies pixels (0..255, mean subtracted) on their way in. ``surround``: the side of the stored
+    images over that of the crops.
     """
 
     name: str
@@ -111,11 +118,19 @@ class NetworkSpec:
     layers: tuple[Layer, ...]
     defaults: TrainDefaults
     input_scale: float = 1.0
+    surround: float = 256 / 224
 
     @property
     def image_size(self) -> int:
         """Side of the stored images that crops are taken from: 256 for crops of 224."""
-        return round(self.crop * 256 / 224)
+        return round(self.crop * self.surround)
+
+    @property
+    def parts(self) -> int:
+        """Into how many equal parts it can be cut, for a device each: its towers, but one where a layer normalises
+        across them.
+        """
+        return 1 if any(isinstance(layer, Lrn) and layer.across for layer in self.layers) else self.towers
 
     @property
     def classes(self) -> int:
@@ -172,7 +187,7 @@ def placed_layers(spec: NetworkSpec) -> Iterator[Placed]:
                 P = Q = output_size(H, layer.size, layer.stride, layer.padding, layer.padding, layer.ceil_mode)
                 split = spec.towers > 1
             elif isinstance(layer, Pool):
-                P = Q = output_size(H, layer.size, layer.stride, 0, 0, ceil_mode=True)
+                P = Q = output_size(H, layer.size, layer.stride, 0, 0, layer.ceil_mode)
             elif isinstance(layer, Linear):
                 gathers, K, P, Q = split, layer.features, 1, 1
                 split = layer.split and spec.towers > 1
@@ -281,11 +296,78 @@ def _alexnet_tiny() -> NetworkSpec:
     )
 
 
+def _alexnet_torchvision() -> NetworkSpec:
+    """torchvision's, after Krizhevsky 2014: one tower of fewer maps, no normalisation, sizes rounded down, and dropout
+    in front of the layers that it is for. Its average pooling to 6x6 does nothing to crops of 224, and is left out.
+    """
+    return NetworkSpec(
+        "alexnet-torchvision",
+        crop=224,
+        towers=1,
+        layers=(
+            Conv("conv1", 64, 11, stride=4, padding=2, std=None),
+            Pool("pool1", ceil_mode=False),
+            Conv("conv2", 192, 5, padding=2, std=None),
+            Pool("pool2", ceil_mode=False),
+            Conv("conv3", 384, 3, padding=1, std=None),
+            Conv("conv4", 256, 3, padding=1, std=None),
+            Conv("conv5", 256, 3, padding=1, std=None),
+            Pool("pool5", ceil_mode=False),
+            Dropout("drop6", scaled=True),
+            Linear("fc6", 4096, std=None),
+            Dropout("drop7", scaled=True),
+            Linear("fc7", 4096, std=None),
+            Linear("fc8", 1000, activation=None, split=False, std=None),
+        ),
+        defaults=LARGE,
+    )
+
+
+def _bvlc_alexnet() -> NetworkSpec:
+    """Caffe's: crops of 227 from images of 256, normalisation across both towers with alpha over the size of the
+    window, dropout scaled in training.
+    """
+    return NetworkSpec(
+        "bvlc_alexnet",
+        crop=227,
+        towers=2,
+        layers=(
+            Conv("conv1", 96, 11, stride=4, joins=True, std=None),
+            Lrn("norm1", alpha=1e-4 / 5, k=1.0, across=True),
+            Pool("pool1"),
+            Conv("conv2", 256, 5, padding=2, std=None),
+            Lrn("norm2", alpha=1e-4 / 5, k=1.0, across=True),
+            Pool("pool2"),
+            Conv("conv3", 384, 3, padding=1, joins=True, std=None),
+            Conv("conv4", 384, 3, padding=1, std=None),
+            Conv("conv5", 256, 3, padding=1, std=None),
+            Pool("pool5"),
+            Linear("fc6", 4096, std=None),
+            Dropout("drop6", scaled=True),
+            Linear("fc7", 4096, std=None),
+            Dropout("drop7", scaled=True),
+            Linear("fc8", 1000, activation=None, split=False, std=None),
+        ),
+        defaults=LARGE,
+        surround=256 / 227,
+    )
+
+
+def _caffenet() -> NetworkSpec:
+    """Caffe's reference network: the same with pooling in front of normalisation."""
+    spec = _bvlc_alexnet()
+    conv1, norm1, pool1, conv2, norm2, pool2, *others = spec.layers
+    return replace(spec, name="caffenet", layers=(conv1, pool1, norm1, conv2, pool2, norm2, *others))
+
+
 NETWORKS: dict[str, Callable[[], NetworkSpec]] = {
     "alexnet": _alexnet,
     "alexnet-tiny": _alexnet_tiny,
     "alexnet-6conv": _alexnet_6conv,
     "alexnet-1gpu": _alexnet_1gpu,
+    "alexnet-torchvision": _alexnet_torchvision,
+    "bvlc_alexnet": _bvlc_alexnet,
+    "caffenet": _caffenet,
 }
 
 

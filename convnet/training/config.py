@@ -181,8 +181,9 @@ class Config:
     init_from: str | None = _option(
         None,
         "fine-tuning",
-        "run folder or checkpoint to start from; layers whose shape differs are new, and so is the last one where the "
-        "classes differ. The network is that run's unless options change it",
+        "run folder, checkpoint or file of weights (.safetensors, .npz, .pth, .onnx: ours, torchvision's or Caffe's "
+        "AlexNet) to start from; layers whose shape differs are new, and so is the last one where the classes differ. "
+        "The network is that one's unless options change it",
         str,
         "--init-from",
         fixed=True,

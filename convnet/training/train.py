@@ -27,9 +27,8 @@ from .run import (
     saved_options,
     saved_statistics,
 )
-from .trained import load_trained
 from .trainer import Trainer
-from .transfer import transfer
+from .transfer import start, transfer
 
 
 def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume: str | None, console: Console) -> int:
@@ -53,8 +52,8 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
         )
     source = None
     if config.init_from and not saved:
-        source = load_trained(config.init_from, console.warn)
-        config = merged(flags, file, {**source.settings(), **inherited})
+        source = start(config.init_from, {**file, **flags}.get("model"), console.warn)
+        config = merged(flags, file, {**source.settings, **inherited})
     spec = network_spec(config.model, **config.network_options())
     check_layers(spec, config)
     try:
@@ -104,8 +103,8 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
         if source:
             loaded = [name for name in network.layers if name not in new]
             console.say(
-                f"from {source.path}, step {source.checkpoint.state['step']}: {', '.join(loaded)}; new: "
-                f"{', '.join(new) or 'none'}; frozen: {config.freeze or 'none'}"
+                f"from {source.told}: {', '.join(loaded)}; new: {', '.join(new) or 'none'}; "
+                f"frozen: {config.freeze or 'none'}"
             )
         if config.cache == "device":
             keep_on_device(network, dataset.train, config.workers, console)

@@ -1,4 +1,4 @@
-"""A trained network as other commands take it up: from a run folder or from one checkpoint."""
+"""A trained network as other commands take it up: from a run folder, one checkpoint, or a file of weights of others."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..data import DataError, DataSet, HeldOut, NotThere, Statistics, normalisation, open_dataset, open_labelled
+from ..interop.files import WeightsError, holds_weights
+from ..interop.weights import recognised
 from ..network.spec import NetworkSpec, network
+from ..output.files import read_regular
 from . import checkpoint
-from .checkpoint import Checkpoint, CheckpointError
+from .checkpoint import Checkpoint, CheckpointError, Tensors
 from .config import Config
 from .run import holds_run, saved_run
 
@@ -22,16 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has learnt so far, and all that is needed to use it. ``path`` is what the user named."""
+    """What a run, or somebody else, has learnt so far, and all that is needed to use it. ``path`` is what the user
+    named; ``step`` and ``data``, what the checkpoint says of the data, are None where it is a file of weights.
+    """
 
     path: Path
-    checkpoint: Checkpoint
     config: Config
     statistics: Statistics
-
-    @property
-    def classes(self) -> list[str]:
-        return list(self.checkpoint.state["classes"])
+    weights: Tensors
+    classes: list[str]
+    step: int | None = None
+    data: dict[str, Any] | None = None
 
     @property
     def spec(self) -> NetworkSpec:
@@ -58,36 +64,41 @@ class Trained:
             use.explained(batch_size),
             Network(self.spec, device, batch_size, precision, seed=self.config.seed, fused=fused) as opened,
         ):
-            opened.load_weights(self.checkpoint.part("weights"))
+            opened.load_weights(self.weights)
             opened.set_input(*normalisation(self.statistics, self.config.normalisation))
             yield opened
 
     @property
     def depth(self) -> int:
         """The bits that the grey values of 16-bit pictures took in the data it was trained on."""
-        return int(self.checkpoint.state["dataset"].get("depth", 16))
+        return int(self.data.get("depth", 16)) if self.data else 16
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str | None:
         """Of the data it was trained on, held out pictures and all."""
-        return str(self.checkpoint.state["dataset"]["fingerprint"])
+        return self.data["fingerprint"] if self.data else None
 
     @property
     def held_out(self) -> HeldOut | None:
         """The share of the data it was trained on that it was evaluated with."""
-        return HeldOut.read(self.checkpoint.state["dataset"].get("held_out"))
+        return HeldOut.read(self.data.get("held_out")) if self.data else None
 
     def open_dataset(self, data: str | None = None, size: int | None = None) -> DataSet:
         """The data the run was trained on, or labelled images at ``data``, of which it knows at least one class; at its
         network's size, or another. Raises ``DataError``."""
         size, seed = size or self.spec.image_size, self.config.seed
         changed = f"the data has changed since {self.path} was trained on it; it may know some of these images"
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for k, name in enumerate(self.classes) if name in self.classes[:k])
+            raise DataError(f"two classes of {self.path} are called {twice!r}; labels need names that differ")
         if data is not None:
             cut = self.held_out
             dataset = open_labelled(data, self.classes, size=size, seed=seed, held_out=cut, depth=self.depth)
             if cut and dataset.held_out != cut and os.path.realpath(data) == os.path.realpath(self.config.data):
                 return replace(dataset, notes=(*dataset.notes, changed))
             return dataset
+        if self.data is None:
+            raise DataError(f"{self.path} holds weights, and says nothing of data; name some with --data")
         try:
             dataset = open_dataset(self.config.data, size=size, seed=seed, val_split=self.config.val_split)
         except NotThere as error:
@@ -103,12 +114,21 @@ class Trained:
         return dataset
 
 
-def load_trained(run: str | Path, warn: Callable[[str], None]) -> Trained:
-    """The best checkpoint of a run folder (the newest where none is marked best), or a checkpoint file.
+def load_trained(
+    run: str | Path, warn: Callable[[str], None], model: str | None = None, classes: str | None = None
+) -> Trained:
+    """The best checkpoint of a run folder (the newest where none is marked best), a checkpoint file, or a file of
+    weights of others, for which ``model`` names the network where the file does not tell, and ``classes`` a file with
+    the name of a class in every line, without which they are called by their numbers.
 
-    Raises ``CheckpointError`` naming what is wrong.
+    Raises ``CheckpointError`` or ``WeightsError`` naming what is wrong, and ``ValueError`` where ``model`` and
+    ``classes`` are given for what knows its own.
     """
     path = Path(run)
+    if holds_weights(path):
+        return _of_others(path, model, classes)
+    if model or classes:
+        raise ValueError(f"{path} knows its network and its classes; --model and --classes are for files of weights")
     found: Checkpoint | None = None
     if path.is_dir():
         if not holds_run(path):
@@ -123,4 +143,41 @@ def load_trained(run: str | Path, warn: Callable[[str], None]) -> Trained:
             raise CheckpointError(f"{path}: expected a checkpoint in checkpoints/, found none; train longer first")
     else:
         found = checkpoint.load(path)
-    return Trained(path, found, *saved_run(found))
+    config, statistics = saved_run(found)
+    state = found.state
+    return Trained(path, config, statistics, found.part("weights"), state["classes"], state["step"], state["dataset"])
+
+
+def _of_others(path: Path, model: str | None, classes: str | None) -> Trained:
+    """What others trained expects pixels as they had them: one mean for all places, and no noise is known."""
+    found = recognised(path)
+    if found.colours is None:
+        raise WeightsError(
+            f"{path}: weights of a network of ours, which do not say what it subtracts from pixels; name the run that "
+            "they are of, or start a new one from them: convnet-train DATA --init-from FILE"
+        )
+    name = found.network(model)
+    spec = network(name, num_classes=found.classes)
+    mean = np.empty((3, spec.crop, spec.crop), np.float32)
+    mean[:] = np.array(found.colours.mean)[:, None, None]
+    std = np.array(found.colours.std or (1, 1, 1), np.float32)
+    statistics = Statistics(mean, std, np.zeros(3, np.float32), np.eye(3, dtype=np.float32))
+    config = Config(model=name, normalisation=found.colours.normalisation).resolved(spec.defaults, spec.crop)
+    return Trained(path, config, statistics, found.weights, _names(classes, found.classes, path))
+
+
+def _names(file: str | None, count: int, path: Path) -> list[str]:
+    """The names of the classes in ``file``, or their numbers. Raises ``ValueError``."""
+    if file is None:
+        return [str(k) for k in range(count)]
+    try:
+        names = read_regular(file).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--classes {file}: {getattr(error, 'strerror', None) or 'not text in UTF-8'}") from error
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) != count:
+        raise ValueError(
+            f"--classes {file}: {len(names):,} names, and {path} tells {count:,} classes apart; a line for each is "
+            "needed, in the order of the network's outputs"
+        )
+    return names

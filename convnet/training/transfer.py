@@ -1,33 +1,69 @@
-"""What the layers of a new network start from."""
+"""What the layers of a new network start from: a run of ours, or a file of weights, perhaps of others."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .trained import Trained
+from ..interop.files import holds_weights
+from ..interop.weights import recognised
+from .trained import load_trained
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..network.model import Network
 
 
-def transfer(source: Trained, network: Network, classes: list[str]) -> list[str]:
+@dataclass(frozen=True)
+class Start:
+    """``told`` names it to the user, ``network`` its network; ``settings`` are the options that a network which starts
+    from it takes over unless told otherwise; ``classes`` None where it does not name them.
+    """
+
+    told: str
+    network: str
+    settings: Mapping[str, Any]
+    weights: Mapping[str, np.ndarray[Any, Any]]
+    classes: list[str] | None
+
+
+def start(path: str, model: str | None, warn: Callable[[str], None]) -> Start:
+    """What lies at ``path``. ``model`` is the network that the user wants, None where nothing was said.
+
+    Raises ``CheckpointError`` and ``WeightsError``.
+    """
+    if holds_weights(Path(path)):
+        found = recognised(path)
+        settings: dict[str, Any] = {"model": found.network(model)}
+        if found.colours:
+            settings["normalisation"] = found.colours.normalisation
+        return Start(path, f'"{settings["model"]}"', settings, found.weights, None)
+    run = load_trained(path, warn)
+    network = f'"{run.config.model}" of width {run.config.width:g}'
+    return Start(f"{run.path}, step {run.step}", network, run.settings(), run.weights, run.classes)
+
+
+def transfer(source: Start, network: Network, classes: list[str]) -> list[str]:
     """Loads into ``network`` every layer whose weight and bias have the same shape in ``source``, and returns the
-    names of the others, which stay as they were drawn. The last layer is one of those unless ``source`` knows the same
-    classes in the same order.
+    names of the others, which stay as they were drawn. The last layer is one of those where ``source`` names other
+    classes, or the same in another order.
 
     Raises ``ValueError`` when no layer fits.
     """
-    weights, found = network.weights(), source.checkpoint.part("weights")
+    weights, found = network.weights(), source.weights
     layers = [layer.name for layer in network.spec.layers if f"{layer.name}.weight" in weights]
-    new = layers[-1:] if source.classes != classes else []
+    new = layers[-1:] if source.classes not in (None, classes) else []
     for layer in layers:
         kinds = (f"{layer}.weight", f"{layer}.bias")
         if layer not in new and any(kind not in found or found[kind].shape != weights[kind].shape for kind in kinds):
             new.append(layer)
     if len(new) == len(layers):
         raise ValueError(
-            f'--init-from {source.path}: no layer of its network, "{source.config.model}" of width '
-            f'{source.config.width:g}, fits into "{network.spec.name}"; leave out --model and --width to take the same'
+            f"--init-from {source.told}: no layer of its network, {source.network}, fits into "
+            f'"{network.spec.name}"; leave out --model and --width to take the same'
         )
     kept = {name: found[name] for name in weights if name.partition(".")[0] not in new}
     network.load_weights({**weights, **kept})

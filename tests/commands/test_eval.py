@@ -57,7 +57,7 @@ def test_one_run_has_the_errors_of_its_last_validation(runs, capsys):
         *("top1_standard_error", "top5_standard_error", "loss_standard_error"),
     }
     assert (result["n"], result["views"], result["runs"], result["split"]) == (12, 1, [runs[0]], "val")
-    step = load_trained(runs[0], pytest.fail).checkpoint.state["step"]
+    step = load_trained(runs[0], pytest.fail).step
     record = next(r for r in records(straight_run()) if r["event"] == "valid" and r["step"] == step)
     assert [result[key] for key in ("top1_error", "top5_error")] == [record["top1_error"], record["top5_error"]]
     assert result["loss"] == pytest.approx(record["loss"], rel=1e-5)

@@ -131,7 +131,7 @@ def test_the_picture_holds_the_filters(tmp_path):
 def test_filters_are_the_ones_of_the_run(tmp_path, jointly):
     assert show(straight_run(), "filters", "-o", tmp_path / "f.png", *["--jointly"] * jointly) == 0
     trained = load_trained(straight_run(), print)
-    weights = trained.checkpoint.part("weights")["conv1.weight"]
+    weights = trained.weights["conv1.weight"]
     figures.save_filters(tmp_path / "g.png", weights, trained.spec.towers, jointly=jointly)
     assert (tmp_path / "f.png").read_bytes() == (tmp_path / "g.png").read_bytes()
 

@@ -377,7 +377,7 @@ def test_archives_of_pictures_and_pickles_of_pytorch(tmp_path):
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive/data.pkl").write_bytes(b"\x80\x02}.")
     shutil.make_archive(str(tmp_path / "model"), "zip", tmp_path, "archive")
-    with pytest.raises(DataError, match="a PyTorch pickle: weights must be saved as safetensors"):
+    with pytest.raises(DataError, match="a PyTorch pickle: weights to start from are named with --init-from"):
         find(tmp_path / "model.zip")
 
 

@@ -23,7 +23,7 @@ def run():
 def test_a_run_folder_means_its_best_checkpoint(run):
     found = load_trained(run, pytest.fail)
     best = checkpoint.load((run / "best").resolve())
-    assert found.checkpoint.state["step"] == best.state["step"]
+    assert found.step == best.state["step"]
     assert found.classes == ["blue", "green", "red"]
     with found.open_network("cpu", batch_size=4) as network:
         assert network.spec.classes == 3
@@ -33,7 +33,7 @@ def test_a_run_folder_means_its_best_checkpoint(run):
 
 def test_a_file_means_itself(run):
     file = checkpoint.files(run / "checkpoints")[0]
-    assert load_trained(file, pytest.fail).checkpoint.state["step"] == int(file.stem.split("-")[1])
+    assert load_trained(file, pytest.fail).step == int(file.stem.split("-")[1])
 
 
 def test_a_damaged_best_one_is_replaced_by_the_newest_with_a_warning(run, tmp_path):
@@ -43,7 +43,7 @@ def test_a_damaged_best_one_is_replaced_by_the_newest_with_a_warning(run, tmp_pa
     (copy / "best").write_bytes(b"nonsense")
     warnings = []
     newest = checkpoint.files(copy / "checkpoints")[-1]
-    assert load_trained(copy, warnings.append).checkpoint.path == newest
+    assert load_trained(copy, warnings.append).step == checkpoint.load(newest).state["step"]
     assert len(warnings) == 1
     assert "taking the newest one instead" in warnings[0]
 
