@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from ..data import DataError
 from ..output.files import open_regular
 
 Values = np.ndarray[Any, Any]
-ROWS = 256  # of an array at a time: bounds the memory for float64 copies
+FLOAT64 = np.finfo(np.float64)
+PART = 2**24  # bytes of rows in float64 at a time: bounds the memory
 
 
 def nearest(queries: Values, features: Values | Iterable[Values], k: int) -> tuple[Values, Values]:
@@ -23,22 +24,27 @@ def nearest(queries: Values, features: Values | Iterable[Values], k: int) -> tup
 
     ``queries`` (q, ...) and ``features`` (n, ...), or its consecutive parts one after another, so that they need not
     be in memory together; a row's entries count alike whatever their shape. Every distance is the root of the sum of
-    squared differences in float64, so that equal rows are at exactly 0. Returns indices, int64 (q, k), and distances,
-    float64 (q, k), nearest first; fewer columns where there are fewer rows. Raises ``ValueError`` for k < 1 and rows
-    of another length.
+    squared differences in float64, so that equal rows are at exactly 0; distances that are infinite or no number come
+    last. Returns indices, int64 (q, k), and distances, float64 (q, k), nearest first; fewer columns where there are
+    fewer rows. Raises ``ValueError`` for k < 1 and rows of another length.
+
+    Differences are taken of those rows alone that ``_bounds``, made of one product for all, does not rule out.
     """
     if k < 1:
         raise ValueError(f"nearest: k must be at least 1, got {k}")
-    blocks = _cut(features) if isinstance(features, np.ndarray) else features
     points = _flat(queries)
     indices, squares = np.empty((len(points), 0), np.int64), np.empty((len(points), 0))
     seen = 0
-    for block in blocks:
-        rows = _flat(block)
-        if rows.shape[1] != points.shape[1]:
-            raise ValueError(f"nearest: rows must have the queries' {points.shape[1]} entries, got {rows.shape[1]}")
-        # Differences, not the sum of squares less the product: that would cancel, and depend on the block.
-        found = np.array([((rows - point) ** 2).sum(axis=1) for point in points]).reshape(len(points), len(rows))
+    for rows in _parts([features] if isinstance(features, np.ndarray) else features, points):
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite entries, and squares of the largest ones
+            low, high = _bounds(points, rows)
+            together = np.hstack([squares, high])
+            # k rows or more are at most as far as this; NaN where fewer are known to be
+            limit = np.partition(together, k - 1, axis=1)[:, k - 1] if k <= together.shape[1] else np.inf
+            near = ~(low > np.reshape(limit, (-1, 1)))  # also where nothing is known
+            found = np.full(near.shape, np.inf)  # of the others: k rows are nearer, so these are not looked at
+            for own, point, chosen in zip(found, points, near, strict=True):
+                own[chosen] = _squares(point, rows[chosen])
         numbers = np.broadcast_to(np.arange(seen, seen + len(rows)), found.shape)
         seen += len(rows)
         squares, indices = np.hstack([squares, found]), np.hstack([indices, numbers])
@@ -47,12 +53,43 @@ def nearest(queries: Values, features: Values | Iterable[Values], k: int) -> tup
     return indices, np.sqrt(squares)
 
 
-def _cut(features: Values) -> Iterable[Values]:
-    return (features[start : start + ROWS] for start in range(0, len(features), ROWS))
+def _squares(point: Values, rows: Values) -> Values:
+    """The sum of squared differences of a point (d,) and each row (n, d), float64 (n,)."""
+    return np.asarray(((rows - point) ** 2).sum(axis=1))
+
+
+def _bounds(points: Values, rows: Values) -> tuple[Values, Values]:
+    """Between which two numbers ``_squares`` of each point (q, d) and row (n, d) comes out, rounding and all: float64
+    (q, n) twice. NaN, or from -inf to inf, where nothing is known.
+
+    What is summed for a row of d entries, with S the sum of the squares of all of the point's and the row's: three sums
+    of d products each, whose sizes add up to 2 S at most, and of the differences d squares, which add up to 2 S at
+    most. With u half the distance from 1 to the next number, d products are summed to within d u times the sum of their
+    sizes (Higham 2002, section 3.1): that is 4 d u S, and 11 u S for the few operations besides. Taken twice, since S
+    is rounded too; and a product below the smallest normal number is wrong by less than that.
+    """
+    sums = np.einsum("ij,ij->i", points, points)[:, None] + np.einsum("ij,ij->i", rows, rows)
+    apart = sums - 2 * (rows @ points.T).T
+    slack = 8 * (points.shape[1] + 3) * (FLOAT64.eps / 2 * sums + FLOAT64.tiny)
+    slack[~(sums < FLOAT64.max / 8)] = np.inf  # something may have overflowed
+    return apart - slack, apart + slack
+
+
+def _parts(blocks: Iterable[Values], points: Values) -> Iterator[Values]:
+    """The rows of all blocks as ``_flat`` has them, few enough at a time that neither they nor one number for each of
+    them and each of ``points`` take more than ``PART`` bytes. Raises ``ValueError`` for rows of another length."""
+    entries = points.shape[1]
+    step = max(PART // (8 * max(entries, len(points), 1)), 1)
+    for block in blocks:
+        if (found := math.prod(block.shape[1:])) != entries:
+            raise ValueError(f"nearest: rows must have the queries' {entries} entries, got {found}")
+        for start in range(0, len(block), step):
+            yield _flat(block[start : start + step])
 
 
 def _flat(values: Values) -> Values:
-    return values.reshape(len(values), math.prod(values.shape[1:])).astype(np.float64)
+    """float64 (n, entries), one row behind the other: how a sum is rounded depends on how its numbers lie."""
+    return np.asarray(values, np.float64, order="C").reshape(len(values), math.prod(values.shape[1:]))
 
 
 def read_rows(path: Path) -> tuple[Values, list[dict[str, str]]]:
