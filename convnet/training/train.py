@@ -15,6 +15,7 @@ from ..network.spec import network as network_spec
 from ..output.console import Console
 from .checkpoint import CheckpointError
 from .config import BEFORE, merged, read_toml
+from .loggers import Loggers, chosen
 from .resident import keep_on_device
 from .run import (
     RunFolder,
@@ -57,6 +58,7 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
         config = merged(flags, file, {**source.settings(), **inherited})
     spec = network_spec(config.model, **config.network_options())
     check_layers(spec, config)
+    kinds = chosen(config.log, "log" in flags, console.warn)
     try:
         with console.waiting(f"looking through {config.data}"):
             dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed, val_split=config.val_split)
@@ -110,12 +112,12 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
         if config.cache == "device":
             keep_on_device(network, dataset.train, config.workers, console)
         found = saved_statistics(saved, spec.crop) if saved else looked_at(dataset, spec.crop, config.workers, console)
-        with RunFolder(path or default_folder(config)) as folder:
+        with RunFolder(path or default_folder(config)) as folder, Loggers(kinds, console.warn) as loggers:
             console.log = folder.log
             for line in lines:
                 console.note(line)
             try:
-                trainer = Trainer(network, dataset, found, config, folder, console, saved, new)
+                trainer = Trainer(network, dataset, found, config, folder, console, saved, new, loggers)
                 return trainer.train()
             except (DeviceLost, KernelFault) as error:  # nothing more is asked of the device, nor written
                 told = type(error)(f"{error}; {folder.last_checkpoint()}")

@@ -25,7 +25,7 @@ BINDINGS = ROOT / "src" / "bindings"
 DATA_DEPENDENCIES = {"numpy", "PIL", "simplejpeg", "pyarrow", "tqdm"}
 # tomli on Python 3.10, where the standard library has no tomllib
 DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib"}
-DEPENDENCIES |= {"pycuda", "simplejpeg", "pyarrow"}  # optional
+DEPENDENCIES |= {"pycuda", "simplejpeg", "pyarrow", "tensorboardX"}  # optional
 HEADER_ENTRIES = ["What", "Tensors", "Work", "Shared", "Barriers", "Needs", "Cost"]
 
 
