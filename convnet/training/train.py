@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..data import DataError, DataSet, NotThere, Statistics, cached, open_dataset, statistics
+from ..data import DataError, DataSet, NotThere, Statistics, cached, open_dataset, open_found, statistics
 from ..data.cache import kept
 from ..data.dataset import left_out_lines
+from ..data.source import Found
 from ..devices.protocol import DeviceLost, KernelFault
 from ..network.footprint import Use
 from ..network.spec import network as network_spec
@@ -33,9 +34,19 @@ from .trainer import Trainer
 from .transfer import transfer
 
 
-def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume: str | None, console: Console) -> int:
+def run(
+    flags: dict[str, Any],
+    file: dict[str, Any],
+    output: str | None,
+    resume: str | None,
+    console: Console,
+    given: Found | None = None,
+    stays: bool = True,
+) -> int:
     """What ``convnet-train`` does with its options, ``flags`` from the command line, ``file`` from TOML; the exit code.
 
+    ``given`` are pictures that are there already, whatever the options say of data. Where the run folder does not
+    ``stay`` no figure is drawn, and nobody is told to look there.
     Raises ``ValueError``, ``DataError``, ``CheckpointError``, ``DeviceError`` and ``Diverged``.
     """
     path, saved = find_checkpoint(Path(output) if output else None, resume, console.warn)
@@ -61,7 +72,10 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
     kinds = chosen(config.log, "log" in flags, console.warn)
     try:
         with console.waiting(f"looking through {config.data}"):
-            dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed, val_split=config.val_split)
+            if given is None:
+                dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed, val_split=config.val_split)
+            else:
+                dataset = open_found(given, size=spec.image_size, seed=config.seed, val_split=config.val_split)
     except NotThere as error:
         if saved is None or "data" in {**file, **flags}:
             raise
@@ -117,7 +131,7 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
             for line in lines:
                 console.note(line)
             try:
-                trainer = Trainer(network, dataset, found, config, folder, console, saved, new, loggers)
+                trainer = Trainer(network, dataset, found, config, folder, console, saved, new, loggers, stays)
                 return trainer.train()
             except (DeviceLost, KernelFault) as error:  # nothing more is asked of the device, nor written
                 told = type(error)(f"{error}; {folder.last_checkpoint()}")

@@ -71,6 +71,7 @@ class Trainer:
         saved: Checkpoint | None,
         new_layers: list[str],
         loggers: Loggers,
+        stays: bool,
     ):
         self.network, self.dataset, self.statistics = network, dataset, found
         self.config, self.folder, self.console, self.loggers = config, folder, console, loggers
@@ -86,6 +87,7 @@ class Trainer:
         self.running = Meter()  # what no train record has shown yet
         self.best: dict[str, Any] = {"error": None, "step": None}
         self.last: Last | None = None  # what the last evaluation found
+        self.stays = stays  # will anybody look into the folder?
         self.written = False  # is the present state on disk?
         self.failed_saves = 0
         self.speed = Speed()
@@ -435,6 +437,8 @@ class Trainer:
 
     def _draw(self) -> None:
         """Whatever goes wrong with a figure is a warning: the import of matplotlib, its fonts, a full disk."""
+        if not self.stays:
+            return
         self.drawn = time.monotonic()
         try:
             from ..output import figures
@@ -470,6 +474,8 @@ class Trainer:
         if self.epoch < self.epochs:
             say(self._why_early())
         self._judge()
+        if not self.stays:
+            return 0
         say(f"run folder: {path}")
         say(f"  look at        {path}/curves.png and {path}/filters.png")
         if not self.schedule.finished:

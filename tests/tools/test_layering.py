@@ -26,6 +26,7 @@ DATA_DEPENDENCIES = {"numpy", "PIL", "simplejpeg", "pyarrow", "tqdm"}
 # tomli on Python 3.10, where the standard library has no tomllib
 DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib"}
 DEPENDENCIES |= {"pycuda", "simplejpeg", "pyarrow", "tensorboardX"}  # optional
+DEPENDENCIES |= {"sklearn"}  # which asks, and is not asked for
 HEADER_ENTRIES = ["What", "Tensors", "Work", "Shared", "Barriers", "Needs", "Cost"]
 
 
