@@ -55,10 +55,10 @@ class Classifier:
     this module. Equal parameters and pictures give equal bits, those of the command.
 
     Pictures are a folder, or whatever else the command takes for DATA; or an array (n, H, W), (n, H, W, 3) or another
-    that ``.npz`` files may have. Numbers other than uint8 are brought to 0 to 255: from 0 to 1 where none is outside,
-    from 0 to 255 where none is and one is 128 or more, else from the lowest to the highest in ``fit``. A row of an
-    array (n, features) is taken for a grey picture with as many rows as columns, 28 x 28 of 784, the last of them
-    black where features are missing.
+    that ``.npz`` files may have. Of numbers other than uint8, black and white are 0 and 1 where ``fit`` finds none
+    outside; or 0 and 255 where it finds none outside of these and one of 128 or more; else the lowest and the highest
+    that it finds. A row of an array (n, features) is taken for a grey picture with as many rows as columns, 28 x 28 of
+    784, the last of them black where features are missing.
 
     After ``fit``: ``classes_``, the labels, sorted, or a folder's names of classes; ``n_features_in_``, numbers of a
     picture, where it was given arrays; ``trained_``, the checkpoint with its options.
@@ -123,7 +123,7 @@ class Classifier:
         else:
             values = _numbers(X)
             classes, labels = _labels(y, len(values))
-            levels = _levels(values)
+            levels = _levels(values, 128) or (float(values.min()), max(float(values.max()), float(values.min()) + 1))
             found = _found(_pictures(values, levels), classes, labels)
             kept = {"flat": values.ndim == 2, "features": math.prod(values.shape[1:])}
             kept["levels"] = None if values.dtype == np.uint8 else levels
@@ -201,8 +201,14 @@ class Classifier:
                 f"X has {values.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
                 "features as input"
             )
-        known = None if values.dtype == np.uint8 else self._kept.get("levels")
-        pixels = _pictures(values, known or _levels(values))
+        levels = self._kept.get("levels") if values.dtype != np.uint8 else None
+        levels = levels or _levels(values, 0)  # not the lowest and the highest: pictures do not depend on each other
+        if levels is None:
+            raise ValueError(
+                f"X has numbers from {values.min():g} to {values.max():g}, and the network has learnt from pixels: "
+                "give whole numbers from 0 to 255, or fractions from 0 to 1"
+            )
+        pixels = _pictures(values, levels)
         nothing = np.zeros(len(pixels), np.int32)
         return PixelSplit(Part(nothing, [f"X {k}" for k in range(len(pixels))], pixels), size=trained.spec.image_size)
 
@@ -297,14 +303,13 @@ def _numbers(X: Any) -> Values:
     return values
 
 
-def _levels(values: Values) -> Levels:
-    """Which numbers black and white are."""
+def _levels(values: Values, least: float) -> Levels | None:
+    """Which numbers black and white are, where they are those of pixels: of whole ones the largest is ``least`` or
+    more. Else None."""
     low, high = float(values.min()), float(values.max())
-    if values.dtype == np.uint8 or (low >= 0 and 128 <= high <= 255):
-        return 0.0, 255.0
-    if low >= 0 and high <= 1:
+    if values.dtype != np.uint8 and low >= 0 and high <= 1:
         return 0.0, 1.0
-    return low, max(high, low + 1)
+    return (0.0, 255.0) if values.dtype == np.uint8 or (low >= 0 and least <= high <= 255) else None
 
 
 def _pictures(values: Values, levels: Levels) -> Values:

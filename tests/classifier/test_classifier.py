@@ -196,6 +196,10 @@ def test_numbers_of_any_kind_are_the_same_pictures(fitted):
         np.dstack([pixels.reshape(9, -1, 3), np.full((9, 480, 1), 255, np.uint8)]).reshape(9, 20, 24, 4),
     ):
         np.testing.assert_array_equal(fitted.predict_proba(same), wanted)
+    dark = pixels[1:, :10] // 120 * 60  # no value near 255 or 1
+    np.testing.assert_array_equal(fitted.predict_proba(dark.astype(np.int16)), fitted.predict_proba(dark))
+    with pytest.raises(ValueError, match="X has numbers from -1 to 254, and the network has learnt from pixels: give"):
+        fitted.predict(pixels.astype(np.int16) - 1)
 
 
 def test_levels_are_those_of_fit():
@@ -209,7 +213,7 @@ def test_levels_are_those_of_fit():
 
 def test_rows_of_features_are_square_pictures():
     rows = np.arange(10, dtype=np.float64).reshape(2, 5)
-    pixels = classifier._pictures(rows, classifier._levels(rows))
+    pixels = classifier._pictures(rows, (0, 9))
     steps = np.rint(np.arange(10) * 255 / 9)
     expected = np.zeros((2, 9))
     expected[:, :5] = steps.reshape(2, 5)
