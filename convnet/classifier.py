@@ -122,9 +122,9 @@ class Classifier:
             flags["data"] = os.fspath(X)
         else:
             values = _numbers(X)
-            classes, labels = _labels(y, len(values))
+            classes, labels = np.unique(_labels(y, len(values)), return_inverse=True)
             levels = _levels(values, 128) or (float(values.min()), max(float(values.max()), float(values.min()) + 1))
-            found = _found(_pictures(values, levels), classes, labels)
+            found = _found(_pictures(values, levels), classes, labels.astype(np.int32))
             kept = {"flat": values.ndim == 2, "features": math.prod(values.shape[1:])}
             kept["levels"] = None if values.dtype == np.uint8 else levels
             flags["data"] = "arrays"
@@ -168,10 +168,11 @@ class Classifier:
         """The share of pictures whose label is found. Of a folder, or other DATA, those count that ``convnet-eval``
         looks at, where it is what the network was trained on those that were held out."""
         if not isinstance(X, (str, os.PathLike)):
-            return float(np.mean(self.predict(X) == np.asarray(y)))
+            found = self.predict(X)
+            return float(np.mean(found == _labels(y, len(found))))
         with _as_value_error():
             looked = self._trained.open_dataset(os.fspath(X)).valid
-            with self._trained.open_network(self.device, min(BATCH, len(looked))) as network:
+            with self._trained.open_network(self.device, min(BATCH, len(looked) or 1)) as network:
                 return 1 - evaluate.outcomes(network, looked).scores().top1_error
 
     @property
@@ -322,11 +323,14 @@ def _pictures(values: Values, levels: Levels) -> Values:
     return np.ascontiguousarray(converted(values, layout_of(values.shape), levels))
 
 
-def _labels(y: Any, count: int) -> tuple[Values, Values]:
-    """The labels that there are, sorted, and for each of ``count`` pictures which it has. Raises ``ValueError``."""
+def _labels(y: Any, count: int) -> Values:
+    """One for each of ``count`` pictures, (n,). Raises ``ValueError``."""
     if y is None:
-        raise ValueError("fit requires y to be passed, but the target y is None; only a folder says its labels itself")
+        raise ValueError("requires y to be passed, but the target y is None; only a folder says its labels itself")
     values = np.asarray(y)
+    if values.dtype.kind == "O":
+        texts = [isinstance(label, str) for label in values.reshape(-1)]
+        values = np.array(values.tolist()) if all(texts) or not any(texts) else values
     if values.ndim == 2 and values.shape[1] == 1:
         told = f"A column-vector y was passed when a 1d array was expected: y is {values.shape}; give y.ravel()"
         warnings.warn(told, _theirs("DataConversionWarning", UserWarning), stacklevel=3)
@@ -337,13 +341,14 @@ def _labels(y: Any, count: int) -> tuple[Values, Values]:
         )
     if len(values) != count:
         raise ValueError(f"y has {len(values):,} labels for {count:,} pictures; one each is needed")
+    if values.dtype.kind not in "biufU":
+        raise ValueError(f"Unknown label type: {values.dtype}; labels are whole numbers or text, all of one kind")
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise ValueError("Input y contains NaN or infinity; labels are whole numbers or text")
         if (values != np.rint(values)).any():
             raise ValueError("Unknown label type: continuous; labels are whole numbers or text, y has fractions")
-    classes, labels = np.unique(values, return_inverse=True)
-    return classes, labels.reshape(-1).astype(np.int32)
+    return values
 
 
 def _found(pixels: Values, classes: Values, labels: Values) -> Found:

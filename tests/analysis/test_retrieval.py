@@ -69,10 +69,11 @@ def test_the_same_as_plainly_whatever_the_numbers():
 def test_bounds_hold_whatever_the_numbers(problem):
     points, rows = (values.astype(np.float64) for values in problem[:2])
     with np.errstate(over="ignore", invalid="ignore"):
-        low, high = retrieval._bounds(points, rows)
         squares = np.array([retrieval._squares(point, rows) for point in points])
-    assert not ((squares < low) | (squares > high)).any()
-    assert not np.isfinite(low[~np.isfinite(squares)]).any()
+        for kind in {problem[0].dtype.type, np.float64}:
+            low, high = retrieval._bounds(points.astype(kind), rows.astype(kind))
+            assert not ((squares < low) | (squares > high)).any()
+            assert not np.isfinite(low[~np.isfinite(squares)]).any()
 
 
 def test_bounds_hold_where_the_product_overflows_and_the_differences_just_do_not():
@@ -129,10 +130,12 @@ def test_how_rows_lie_in_memory_does_not_matter(tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
-def test_few_rows_need_a_second_look(monkeypatch):
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("far", [0, 300], ids=["spread", "close together"])  # where products in float32 tell little
+def test_few_rows_need_a_second_look(kind, far, monkeypatch):
     """Of 4,000 rows in 16 parts differences are taken of those few alone that can be among the nearest."""
     random = np.random.default_rng(6)
-    features, queries = random.normal(size=(4000, 64)).astype(np.float32), random.normal(size=(3, 64))
+    features, queries = (far + random.normal(size=(count, 64)).astype(kind) for count in (4000, 3))
     monkeypatch.setattr(retrieval, "PART", 250 * 64 * 8)
     looked, squares = [], retrieval._squares
 

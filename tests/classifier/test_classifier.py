@@ -239,6 +239,13 @@ PIXELS, LABELS = colourful(6)
         (PIXELS, LABELS[:5], "y has 5 labels for 6 pictures; one each is needed"),
         (PIXELS, np.zeros((6, 2)), r"y should be a 1d array, got an array of shape \(6, 2\) instead"),
         (PIXELS, LABELS + 0.5, "Unknown label type: continuous; labels are whole numbers or text"),
+        (
+            PIXELS,
+            np.array([0, "a"] * 3, object),
+            "Unknown label type: object; labels are whole numbers or text, all of",
+        ),
+        (PIXELS, [b"a", b"b"] * 3, r"Unknown label type: \|S1; labels are whole numbers or text"),
+        (PIXELS, np.array([None] * 6), "Unknown label type: object"),
         (PIXELS, LABELS * np.nan, "Input y contains NaN or infinity"),
         (PIXELS, [1] * 6, "has 1 class, '1'; at least 2 are needed"),
         (PIXELS[:3], LABELS[:3], "none can be held out of 3 in 3 classes with --val-split 0.1"),
@@ -294,6 +301,15 @@ def test_pictures_that_cannot_be_read_are_named(fitted, tmp_path):
         fitted.predict(tmp_path / "b.png")
     with pytest.raises(ValueError, match="no/such"):
         fitted.score("no/such")
+
+
+def test_a_score_needs_a_label_each(fitted):
+    names = np.array(COLOURS)[LABELS]
+    assert fitted.score(PIXELS, names.astype(object)) == fitted.score(PIXELS, names.tolist())
+    with pytest.raises(ValueError, match="requires y to be passed"):
+        fitted.score(PIXELS)
+    with pytest.raises(ValueError, match="y has 5 labels for 6 pictures"):
+        fitted.score(PIXELS, names[:5])
 
 
 def test_a_column_of_labels_is_taken_with_a_warning():
