@@ -38,9 +38,8 @@ def nearest(queries: Values, features: Values | Iterable[Values], k: int) -> tup
     indices, squares = np.empty((len(points), 0), np.int64), np.empty((len(points), 0))
     seen = 0
     for rows in _parts([features] if isinstance(features, np.ndarray) else features, points):
-        exact = np.can_cast(np.result_type(queries, rows), np.float32) and points.shape[1] <= LONGEST
         with np.errstate(over="ignore", invalid="ignore"):  # infinite entries, and squares of the largest ones
-            for kind in (np.float32, np.float64) if exact else (np.float64,):
+            for kind in (np.float32, np.float64) if points.shape[1] <= LONGEST else (np.float64,):
                 with threads.limit(limits=1, user_api="blas"):  # in short products they wait longer than they work
                     low, high = _bounds(_flat(points, kind), _flat(rows, kind))
                 near = ~(low > _farthest(np.hstack([squares, high]), k))  # also where nothing is known
@@ -71,20 +70,20 @@ def _squares(point: Values, rows: Values) -> Values:
 
 
 def _bounds(points: Values, rows: Values) -> tuple[Values, Values]:
-    """Between which two numbers ``_squares`` of each point (q, d) and row (n, d), both float32 or float64, comes out,
-    rounding and all: (q, n) twice. NaN, or from -inf to inf, where nothing is known.
+    """Between which two numbers ``_squares`` of each point (q, d) and row (n, d) comes out, rounding and all: (q, n)
+    twice. NaN, or from -inf to inf, where nothing is known. Both are float64, or were, and are rounded to float32.
 
     What is summed for a row of d entries, with S the sum of the squares of all of the point's and the row's: three sums
     of d products each, whose sizes add up to 2 S at most, and of the differences d squares, which add up to 2 S at
     most. With u half the distance from 1 to the next number, d products are summed to within d u times the sum of their
-    sizes (Higham 2002, section 3.1): that is 4 d u S, and 11 u S for the few operations besides. Taken twice, since S
-    is rounded too, and for what d u adds where it is not small: it must be below 1/16. A product below the smallest
-    normal number is wrong by less than that.
+    sizes (Higham 2002, section 3.1): that is 4 d u S, 11 u S for the few operations besides, and 4 u S where entries
+    were rounded. Taken twice, since S is rounded too, and for what d u adds where it is not small: it must not be above
+    1/16. A product below the smallest normal number is wrong by less than that.
     """
     number = np.finfo(rows.dtype)
     sums = np.einsum("ij,ij->i", points, points)[:, None] + np.einsum("ij,ij->i", rows, rows)
     apart = sums - 2 * (rows @ points.T).T
-    slack = 8 * (points.shape[1] + 3) * (number.eps / 2 * sums + number.tiny)
+    slack = 8 * (points.shape[1] + 4) * (number.eps / 2 * sums + number.tiny)
     slack[~(sums < number.max / 8)] = np.inf  # something may have overflowed
     return apart - slack, apart + slack
 

@@ -28,10 +28,11 @@ def agree(queries, features, k):
     np.testing.assert_array_equal(distances, lengths)  # NaN where NaN is
 
 
-@pytest.fixture(params=[1, 300, 2**24], ids=lambda part: f"part{part}")
+@pytest.fixture(params=[(1, 1 / 32), (300, 1 / 32), (2**24, 1 / 32), (300, 2), (300, -1)], ids=str)
 def part(request, monkeypatch):
-    """Bytes of rows at a time: one row, a few, all."""
-    monkeypatch.setattr(retrieval, "PART", request.param)
+    """Bytes of rows at a time: one row, a few, all; and bounds in float32 where few are left, always, or never."""
+    monkeypatch.setattr(retrieval, "PART", request.param[0])
+    monkeypatch.setattr(retrieval, "FEW", request.param[1])
 
 
 # what rounds, cancels, overflows, vanishes or is no number
@@ -70,7 +71,7 @@ def test_bounds_hold_whatever_the_numbers(problem):
     points, rows = (values.astype(np.float64) for values in problem[:2])
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.array([retrieval._squares(point, rows) for point in points])
-        for kind in {problem[0].dtype.type, np.float64}:
+        for kind in (np.float32, np.float64):
             low, high = retrieval._bounds(points.astype(kind), rows.astype(kind))
             assert not ((squares < low) | (squares > high)).any()
             assert not np.isfinite(low[~np.isfinite(squares)]).any()
