@@ -7,6 +7,7 @@
 Its rooms, from the top; each imports only those below it:
 
     cli         a module per command
+    classifier  a network as scikit-learn's classifiers are
     analysis    what one does with trained networks, and asks of the machine
     training    the loop and its folder
     interop     networks out, and in what others have trained
@@ -20,13 +21,29 @@ Its rooms, from the top; each imports only those below it:
     kernels     the Python twins of src/kernels/*.hpp, and the compiled modules
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from . import functional
 from .devices.opening import device_names
 from .devices.protocol import DeviceError
 from .network.model import Network
 from .version import __version__
 
-__all__ = ["DeviceError", "Network", "__version__", "devices", "functional"]
+if TYPE_CHECKING:
+    from .classifier import Classifier
+
+__all__ = ["Classifier", "DeviceError", "Network", "__version__", "devices", "functional"]
+
+
+def __getattr__(name: str) -> Any:
+    """``Classifier``, when it is asked for: what it imports would make every other use wait."""
+    if name == "Classifier":
+        from .classifier import Classifier
+
+        return Classifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def devices() -> list[str]:

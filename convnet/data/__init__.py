@@ -20,7 +20,7 @@ from .jpeg import BadImage, decode_rgb
 from .loader import Batch, Loader
 from .recognise import find, open_source
 from .shapes import open_shapes
-from .source import Part, contents, divided, grey_bits
+from .source import Found, Part, contents, divided, grey_bits
 from .splits import Subset, as_dataset, as_split
 from .statistics import normalisation, sampled_statistics, statistics
 from .store import open_store
@@ -44,6 +44,7 @@ __all__ = [
     "load_square",
     "normalisation",
     "open_dataset",
+    "open_found",
     "open_labelled",
     "sampled_statistics",
     "statistics",
@@ -70,6 +71,11 @@ def open_dataset(path: str | Path, *, size: int, seed: int, val_split: float = V
     bits = grey_bits(source.train)
     dataset = as_dataset(source, size=size, depth=bits or 16)
     return replace(dataset, notes=(*dataset.notes, *depth_lines(bits)))
+
+
+def open_found(found: Found, *, size: int, seed: int, val_split: float = VAL_SPLIT) -> DataSet:
+    """The same of pixels that somebody has in memory."""
+    return as_dataset(divided(found, found.kind, seed=seed, val_split=val_split), size=size, depth=16)
 
 
 def open_labelled(

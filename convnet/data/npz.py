@@ -281,17 +281,21 @@ def _pixels(arrays: Mapping[str, Array]) -> tuple[dict[str, U8], list[str]]:
         factor = 255 if array.dtype.kind == "b" or (part in fractions and unit) else 1
         if factor > 1:
             notes.append(f"{array.name!r}: {array.dtype} from 0 to 1 is taken times 255, and rounded")
-        pixels[part] = _converted(loaded.pop(part), _check_shape(array), factor)
+        pixels[part] = converted(loaded.pop(part), _check_shape(array), (0, 255 / factor))
     return pixels, notes
 
 
-def _check_shape(array: Array) -> str:
-    """Where the colours are: "none", "last" or "first"."""
-    shape, kind = array.shape, array.dtype.kind
-    layout = "none" if len(shape) == 3 else ""
+def layout_of(shape: tuple[int, ...]) -> str:
+    """Where the colours of pictures of this shape are: "none", "last" or "first"; "" where it is none of pictures."""
     if len(shape) == 4:
-        layout = "last" if shape[3] in (1, 3, 4) else "first" if shape[1] in (1, 3) else ""
-    if not layout or kind not in "buif" or 0 in shape[1:]:
+        return "last" if shape[3] in (1, 3, 4) else "first" if shape[1] in (1, 3) else ""
+    return "none" if len(shape) == 3 else ""
+
+
+def _check_shape(array: Array) -> str:
+    """Its layout. Raises ``DataError`` where it has none of pictures."""
+    layout = layout_of(array.shape)
+    if not layout or array.dtype.kind not in "buif" or 0 in array.shape[1:]:
         raise DataError(
             f"{array.where}: {array.found} are no pictures; needed are numbers of shape (n, H, W), (n, H, W, 1), "
             "(n, H, W, 3), (n, H, W, 4), (n, 1, H, W) or (n, 3, H, W)"
@@ -321,18 +325,20 @@ def _range(array: Array, values: NDArray[Any]) -> tuple[float, float, bool]:
     return low, high, whole
 
 
-def _converted(values: NDArray[Any], layout: str, factor: int) -> U8:
-    """As uint8, with colours last if there are any; what is transparent lies over white."""
+def converted(values: NDArray[Any], layout: str, levels: tuple[float, float]) -> U8:
+    """As uint8, with colours last if there are any; what is transparent lies over white. ``levels`` are the numbers
+    that black and white are; beyond them is black or white too."""
     if layout == "first":
         values = np.moveaxis(values, 1, 3)
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     alpha = values.ndim == 4 and values.shape[3] == 4
-    if values.dtype == np.uint8 and not alpha:
+    low, high = levels
+    if values.dtype == np.uint8 and not alpha and (low, high) == (0, 255):
         return values
     pixels = np.empty((*values.shape[:3], 3) if values.ndim == 4 else values.shape, np.uint8)
     for block in _blocks(values):
-        part = np.rint(values[block] * np.float64(factor)).astype(np.uint8)
+        part = np.rint((values[block].astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         if alpha:  # as Pillow computes it
             opacity = part[..., 3:].astype(np.uint32)
             mixed = part[..., :3] * opacity + 255 * (255 - opacity) + 128

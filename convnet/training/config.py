@@ -204,6 +204,15 @@ class Config:
         "--save-every",
         low=1,
     )
+    log: str | None = _option(
+        None,
+        "run folder",
+        "loggers besides metrics.jsonl and metrics.csv, as a,b: tensorboard (event files in the run folder), or one of "
+        "your own as MODULE:CLASS",
+        str,
+        "--log",
+        unset="none",
+    )
     keep: int = _option(3, "run folder", "newest checkpoints kept; the best one is kept too", int, "--keep", low=1)
 
     def __post_init__(self) -> None:

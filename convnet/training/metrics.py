@@ -1,9 +1,11 @@
-"""What a run says about itself: errors and losses, the records in ``metrics.jsonl``, and the lines a person reads."""
+"""What a run says about itself: errors and losses, the records in ``metrics.jsonl`` and ``metrics.csv``, and the lines
+a person reads."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,12 @@ import numpy as np
 
 from ..output.console import duration
 from ..output.files import read_regular, write_atomically
+from ..output.results import csv_text
+
+COLUMNS = (  # of metrics.csv: what records hold, whatever their event
+    *("event", "step", "epoch", "loss", "top1_error", "top5_error", "lr", "images_per_second", "data_share", "views"),
+    *("classes", "images", "status", "best_top1_error", "best_step", "seconds"),
+)
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ints = np.ndarray[Any, np.dtype[np.int32]]
@@ -97,11 +105,13 @@ class Speed:
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object per line, in the file as soon as ``append`` returns."""
+    """``metrics.jsonl``, one JSON object per line, in the file as soon as ``append`` returns, and beside it the same
+    records as a table, ``metrics.csv``, with the columns ``COLUMNS``."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.table = path, path.with_suffix(".csv")
         self.partial = False  # a failed write may have left half a line
+        self.tabulated = False  # is the table known to hold all records, and nothing else?
 
     def append(self, record: dict[str, Any]) -> None:
         """Raises ``OSError`` when the disk is full."""
@@ -110,6 +120,20 @@ class MetricsFile:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line)
         self.partial = False
+        try:
+            self._tabulate(record)
+        except OSError as error:  # the next record makes the table anew
+            raise OSError(error.errno, error.strerror, str(self.table)) from error
+
+    def _tabulate(self, record: dict[str, Any] | None = None) -> None:
+        """Adds ``record``, the newest, to the table; makes it anew where it may not be what it should."""
+        whole, self.tabulated = self.tabulated, False
+        if record is None or not whole:
+            write_atomically(self.table, _lines([COLUMNS, *map(_row, self.records())]))
+        else:
+            with open(self.table, "ab") as table:
+                table.write(_lines([_row(record)]))
+        self.tabulated = True
 
     def records(self) -> list[dict[str, Any]]:
         """All whole records; half of a last one, from a run that was killed, is left out."""
@@ -134,3 +158,13 @@ class MetricsFile:
 
         kept = [json.dumps(record) + "\n" for record in self.records() if stays(record)]
         write_atomically(self.path, "".join(kept).encode())
+        self._tabulate()
+
+
+def _row(record: dict[str, Any]) -> list[Any]:
+    return [record.get(name) for name in COLUMNS]
+
+
+def _lines(rows: Sequence[Sequence[Any]]) -> bytes:
+    """Of the table; records that somebody else wrote may hold anything."""
+    return csv_text(rows).encode("utf-8", "backslashreplace")

@@ -6,15 +6,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..data import DataError, DataSet, NotThere, Statistics, cached, open_dataset, statistics
+from ..data import DataError, DataSet, NotThere, Statistics, cached, open_dataset, open_found, statistics
 from ..data.cache import kept
 from ..data.dataset import left_out_lines
+from ..data.source import Found
 from ..devices.protocol import DeviceLost, KernelFault
 from ..network.footprint import Use
 from ..network.spec import network as network_spec
 from ..output.console import Console
 from .checkpoint import CheckpointError
 from .config import BEFORE, merged, read_toml
+from .loggers import Loggers, chosen
 from .resident import keep_on_device
 from .run import (
     RunFolder,
@@ -31,9 +33,19 @@ from .trainer import Trainer
 from .transfer import start, transfer
 
 
-def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume: str | None, console: Console) -> int:
+def run(
+    flags: dict[str, Any],
+    file: dict[str, Any],
+    output: str | None,
+    resume: str | None,
+    console: Console,
+    given: Found | None = None,
+    stays: bool = True,
+) -> int:
     """What ``convnet-train`` does with its options, ``flags`` from the command line, ``file`` from TOML; the exit code.
 
+    ``given`` are pictures that are there already, whatever the options say of data. Where the run folder does not
+    ``stay`` no figure is drawn, and nobody is told to look there.
     Raises ``ValueError``, ``DataError``, ``CheckpointError``, ``DeviceError`` and ``Diverged``.
     """
     path, saved = find_checkpoint(Path(output) if output else None, resume, console.warn)
@@ -56,9 +68,13 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
         config = merged(flags, file, {**source.settings, **inherited})
     spec = network_spec(config.model, **config.network_options())
     check_layers(spec, config)
+    kinds = chosen(config.log, "log" in flags, console.warn)
     try:
         with console.waiting(f"looking through {config.data}"):
-            dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed, val_split=config.val_split)
+            if given is None:
+                dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed, val_split=config.val_split)
+            else:
+                dataset = open_found(given, size=spec.image_size, seed=config.seed, val_split=config.val_split)
     except NotThere as error:
         if saved is None or "data" in {**file, **flags}:
             raise
@@ -109,12 +125,12 @@ def run(flags: dict[str, Any], file: dict[str, Any], output: str | None, resume:
         if config.cache == "device":
             keep_on_device(network, dataset.train, config.workers, console)
         found = saved_statistics(saved, spec.crop) if saved else looked_at(dataset, spec.crop, config.workers, console)
-        with RunFolder(path or default_folder(config)) as folder:
+        with RunFolder(path or default_folder(config)) as folder, Loggers(kinds, console.warn) as loggers:
             console.log = folder.log
             for line in lines:
                 console.note(line)
             try:
-                trainer = Trainer(network, dataset, found, config, folder, console, saved, new)
+                trainer = Trainer(network, dataset, found, config, folder, console, saved, new, loggers, stays)
                 return trainer.train()
             except (DeviceLost, KernelFault) as error:  # nothing more is asked of the device, nor written
                 told = type(error)(f"{error}; {folder.last_checkpoint()}")

@@ -18,6 +18,7 @@ from ..output.versions import versions
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .config import Config, spelled, to_toml
+from .loggers import Loggers
 from .metrics import Meter, Speed, losses_and_ranks
 from .run import RunFolder, StopRequest, frozen_layers
 from .schedule import LARGEST, Schedule, stages_of
@@ -69,9 +70,11 @@ class Trainer:
         console: Console,
         saved: Checkpoint | None,
         new_layers: list[str],
+        loggers: Loggers,
+        stays: bool,
     ):
         self.network, self.dataset, self.statistics = network, dataset, found
-        self.config, self.folder, self.console = config, folder, console
+        self.config, self.folder, self.console, self.loggers = config, folder, console, loggers
         self.epochs, self.batch_size = config.epochs, config.batch_size
         self.momentum, self.weight_decay = config.momentum, config.weight_decay
         self.images = len(dataset.train)
@@ -84,6 +87,7 @@ class Trainer:
         self.running = Meter()  # what no train record has shown yet
         self.best: dict[str, Any] = {"error": None, "step": None}
         self.last: Last | None = None  # what the last evaluation found
+        self.stays = stays  # will anybody look into the folder?
         self.written = False  # is the present state on disk?
         self.failed_saves = 0
         self.speed = Speed()
@@ -94,6 +98,7 @@ class Trainer:
             self._restore(saved)
         folder.rewind(self.step, evaluated=self.position < self.images)
         files.write_atomically(folder.path / "config.toml", to_toml(config).encode("utf-8", "backslashreplace"))
+        loggers.begin(folder.path, dataclasses.asdict(config), self.step)
 
     def _restore(self, saved: Checkpoint) -> None:
         state = saved.state
@@ -168,6 +173,7 @@ class Trainer:
         if self.jump:
             console.say(self.jump)
         self._append({**self._place("start"), "classes": len(self.dataset.classes), "images": self.images})
+        self._log_filters()
         began = time.monotonic()
         try:
             with StopRequest() as stop:
@@ -349,7 +355,12 @@ class Trainer:
         try:
             self.folder.metrics.append(record)
         except OSError as error:
-            self.console.warn(f"{self.folder.metrics.path}: a record is lost: {error.strerror}")
+            self.console.warn(f"{error.filename or self.folder.metrics.path}: a record is lost: {error.strerror}")
+        self.loggers.record(record)
+
+    def _log_filters(self) -> None:
+        if self.loggers:
+            self.loggers.filters(self.network.weights()["conv1.weight"], self.network.spec.towers, self.step)
 
     # ---- between epochs
 
@@ -363,6 +374,7 @@ class Trainer:
             means = result.means()
             error = means["top1_error"]
             self._append({**self._place("valid"), **means, "views": 1})
+            self._log_filters()
             deviation = standard_error(error, result.images)
             top5 = f"  top-5 error {percent(means['top5_error'])}" if len(self.dataset.classes) > 5 else ""
             self.console.clear()
@@ -425,6 +437,8 @@ class Trainer:
 
     def _draw(self) -> None:
         """Whatever goes wrong with a figure is a warning: the import of matplotlib, its fonts, a full disk."""
+        if not self.stays:
+            return
         self.drawn = time.monotonic()
         try:
             from ..output import figures
@@ -460,6 +474,8 @@ class Trainer:
         if self.epoch < self.epochs:
             say(self._why_early())
         self._judge()
+        if not self.stays:
+            return 0
         say(f"run folder: {path}")
         say(f"  look at        {path}/curves.png and {path}/filters.png")
         if not self.schedule.finished:

@@ -160,9 +160,10 @@ def test_a_member_that_knows_nothing_gets_no_weight():
 # ---- neighbours
 
 
-def test_neighbours_are_those_of_brute_force():
+def test_neighbours_are_those_of_brute_force(monkeypatch):
+    monkeypatch.setattr(retrieval, "PART", 256 * 12 * 8)
     random = np.random.default_rng(3)
-    features = random.normal(size=(600, 4, 3)).astype(np.float32)  # more than two blocks, the last one short
+    features = random.normal(size=(600, 4, 3)).astype(np.float32)  # more than two parts, the last one short
     queries = features[[10, 599]] + np.float32(0.01)
     rows, distances = retrieval.nearest(queries, features, 7)
     for query, row, distance in zip(queries, rows, distances, strict=True):

@@ -25,7 +25,8 @@ BINDINGS = ROOT / "src" / "bindings"
 DATA_DEPENDENCIES = {"numpy", "PIL", "simplejpeg", "pyarrow", "tqdm"}
 # tomli on Python 3.10, where the standard library has no tomllib
 DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib"}
-DEPENDENCIES |= {"pycuda", "simplejpeg", "pyarrow", "onnx", "onnxruntime", "google"}  # optional
+DEPENDENCIES |= {"pycuda", "simplejpeg", "pyarrow", "onnx", "onnxruntime", "google", "tensorboardX"}  # optional
+DEPENDENCIES |= {"sklearn"}  # which asks, and is not asked for
 HEADER_ENTRIES = ["What", "Tensors", "Work", "Shared", "Barriers", "Needs", "Cost"]
 
 

@@ -40,6 +40,7 @@ def test_the_run_folder(straight):
     names = {
         "config.toml",
         "metrics.jsonl",
+        "metrics.csv",
         "checkpoints",
         "last",
         "best",
@@ -86,7 +87,7 @@ def test_the_resolved_configuration(straight, images):
     found = config.read_toml(str(straight / "config.toml"))
     assert (found["data"], found["batch_size"], found["crop"], found["lr"]) == (images, 8, 32, 0.01)
     assert "steps" not in found
-    unset = dict.fromkeys(("steps", "dropout", "towers", "stages", "init_from", "freeze"))
+    unset = dict.fromkeys(("steps", "dropout", "towers", "stages", "init_from", "freeze", "log"))
     assert checkpoint.load(straight / "last").state["config"] == {**found, **unset}
 
 
