@@ -11,6 +11,7 @@ Its rooms, from the top; each imports only those below it:
     training    the loop and its folder
     network     networks as data, and on devices
     prepare     stores made; beside network, neither sees the other
+    torch       layers for users of PyTorch, imported on demand; beside both
     functional  every op, NumPy in and out
     ops         checked calls of kernels
     devices     where kernels run
