@@ -391,7 +391,7 @@ class CudaStream(Stream):
         device = self.device
         device.check_not_capturing("memory of others cannot be taken in")
         if not device.holds(memory):
-            raise ValueError(f"an array of shape {memory.shape} does not lie on {device.name}; copy it there")
+            raise ValueError(f"an array of {memory.size} values does not lie on {device.name}; copy it there")
         if any(step < 0 for step in memory.steps) or memory.address % memory.dtype.itemsize:
             raise ValueError(
                 f"an array of shape {memory.shape} at {memory.address:#x} in steps of {memory.steps} values cannot be "
@@ -524,7 +524,7 @@ class CudaDevice(Device):
             _ask("cuCtxGetCurrent", ctypes.byref(ours))
         if index.value == self.index and theirs.value not in (None, ours.value):
             raise ValueError(
-                f"an array of shape {memory.shape} lies in another CUDA context of {self.name}; make it in the primary "
+                f"an array of {memory.size} values lies in another CUDA context of {self.name}; make it in the primary "
                 "one, as PyTorch and CuPy do (pycuda: import pycuda.autoprimaryctx, not autoinit)"
             )
         return index.value == self.index

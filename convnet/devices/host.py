@@ -306,7 +306,7 @@ class HostDevice(Device):
             raise OutOfMemory(f"{self.name}: no memory for {nbytes / 1e6:.0f} MB") from error
         self._allocated += nbytes
         self.allocations += 1
-        weakref.finalize(memory.base if guarded is None else guarded.memory, self._forget, nbytes)
+        weakref.finalize((memory if guarded is None else guarded.memory).base, self._forget, nbytes)
         return HostArray(self, memory.view(wanted).reshape(shape), guarded)
 
     def borrow(self, values: np.ndarray[Any, Any]) -> HostArray | None:

@@ -36,7 +36,8 @@ def taken(op: str, device: str | None, **given: Any) -> list[Any]:
             raise ValueError(f"{op}: {name} {error}") from error
         if isinstance(values, CudaMemory) and not (device or "").startswith("cuda"):
             raise ValueError(
-                f"{op}: {name} lies on a GPU, but {f'the device is {device}' if device else 'is checked on the host'}; "
+                f"{op}: {name} must not lie on a GPU: "
+                f"{f'the device is {device}' if device else 'it is checked on the host first'}; "
                 f"give {name}.cpu() (PyTorch) or {name}.get() (CuPy, pycuda)"
             )
         found.append(values)
