@@ -240,6 +240,15 @@ def test_images_may_be_overwritten_when_a_step_returns(fake: Machine) -> None:
         fake.seconds = lambda name: 0.0
 
 
+def test_the_other_gpu_waits_for_what_it_copies(fake: Machine) -> None:
+    images = LikeCupy(fake, np.ones((2, 3, 64, 64), np.float32))
+    with convnet.Network(devices="cuda:0,cuda:1", **TINY) as net:  # type: ignore[arg-type]
+        fake.seconds = lambda name: 5.0 if name == "pack" else 0.0
+        net._intake.gather(seen(images))
+        first, second = (stream.stream for stream in net._intake._streams)  # type: ignore[attr-defined]
+        assert second.time >= first.time >= 5
+
+
 # ---- streams and lifetimes
 
 
