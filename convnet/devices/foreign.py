@@ -71,8 +71,6 @@ def seen(values: Any) -> Any:
     Raises ``ValueError`` where an array cannot be read; the text follows the name of an argument.
     """
     if type(values) is not np.ndarray:
-        if getattr(values, "requires_grad", False):
-            raise ValueError("requires a gradient, which cannot be passed on from here; give its .detach()")
         try:
             values = _opened(values)
         except Exception as error:  # anybody's code has run
@@ -83,6 +81,8 @@ def seen(values: Any) -> Any:
 
 
 def _opened(values: Any) -> Any:
+    if getattr(values, "requires_grad", False):
+        raise ValueError("it requires a gradient, which cannot be passed on from here; give its .detach()")
     interface = getattr(values, "__cuda_array_interface__", None)
     if interface is not None:  # also where there is __array__, which would be a copy through the host
         return _cuda_memory(interface, values)
