@@ -634,7 +634,9 @@ def test_tensors_that_are_refused() -> None:
             F.relu(x.to(dtype))
     with pytest.raises(ValueError, match=r"relu: x is a Tensor that cannot be read: .*BFloat16"):
         F.relu(x.bfloat16())
-    with pytest.raises(ValueError, match=r"relu: x is a Tensor that cannot be read: it requires a gradient, .*; give its \.detach\(\)"):
+    with pytest.raises(
+        ValueError, match=r"relu: x is a Tensor that cannot be read: it requires a gradient, .*; give its \.detach\(\)"
+    ):
         F.relu(x.clone().requires_grad_())
     with pytest.raises(ValueError, match="linear: weight is a Tensor that cannot be read"):
         F.linear(X.reshape(5, -1), torch.empty(3, 288, device="meta"))
