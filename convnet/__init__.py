@@ -13,7 +13,8 @@ Its rooms, from the top; each imports only those below it:
     interop     networks out, and in what others have trained
     network     networks as data, and on devices
     prepare     stores made; beside network, neither sees the other
-    functional  every op, NumPy in and out
+    torch       layers for users of PyTorch, imported on demand; beside both
+    functional  every op, arrays in, NumPy out
     ops         checked calls of kernels
     devices     where kernels run
     data        pictures in; beside devices, neither sees the other

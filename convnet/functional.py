@@ -1,10 +1,16 @@
-"""Every operation of the network on NumPy arrays, on any device: NumPy in, NumPy out, nothing kept in between.
+"""Every operation of the network on arrays, on any device: arrays in, NumPy out, nothing kept in between.
 
 Images are (N, C, H, W), filters (K, C/groups, R, S), features (N, F), matrices (out, in), all float32. ``device`` is
 "cpu", "emu[:i]" or "cuda[:i]"; a device is opened by its first use and kept. ``precision`` is "fp32", and on "emu" and
 "cuda" also "tf32" or "bf16": then inputs are rounded to bfloat16 on their way in, and so is what comes back but for
 probabilities, losses and the gradients of weights and biases. A wrong shape, dtype, value or device name raises
 ``ValueError`` and a missing device ``DeviceError``, before anything is launched.
+
+Arrays are NumPy's, or of any library that has ``__array__`` or ``__dlpack__`` for host memory (PyTorch on the CPU), or,
+on "cuda" devices, ``__cuda_array_interface__`` for memory of the same GPU (PyTorch, CuPy, pycuda): they are read where
+they lie. On its way to the layout of a device an array is copied once, on the device where it lies there; what is to
+lie as it is, is not copied at all on "cpu" and "cuda". Memory of a GPU is refused by other devices, and nothing is
+converted but the order of bytes.
 """
 
 from __future__ import annotations
@@ -16,17 +22,18 @@ import numpy as np
 from .kernels.control import control_words
 from .kernels.shapes import DropoutShape, Padding, SoftmaxShape
 from .ops import arguments, ops
-from .ops.arguments import floats, integer
+from .ops.arguments import floats, integer, taken
 from .ops.call import Call
-from .ops.layout import pack_weight, unpack_weight
+from .ops.layout import unpack_weight
 
 Values = np.ndarray[Any, Any]
+Given = Any  # an array of any library
 
 
 def conv2d(
-    x: Values,
-    weight: Values,
-    bias: Values | None = None,
+    x: Given,
+    weight: Given,
+    bias: Given | None = None,
     *,
     stride: int = 1,
     padding: Padding = 0,
@@ -43,21 +50,22 @@ def conv2d(
     and reads zeros there.
     """
     op = "conv2d"
+    x, weight, bias = taken(op, device, x=x, weight=weight, bias=bias)
     shape = arguments.conv(op, x, weight, stride, padding, groups, ceil_mode)
     if bias is not None:
         floats(op, "bias", bias, (shape.K,))
     call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
-    w, b = call.put_weight(pack_weight(weight, shape.groups)), call.put_optional(bias)
+    w, b = call.put_weight(weight, shape.groups), call.put_optional(bias)
     y = call.empty(shape.y)
     ops.conv_forward(call.stream, shape, precision, call.put_images(x), w, b, y, relu)
     return call.images(y)
 
 
 def conv2d_backward(
-    dy: Values,
-    x: Values,
-    weight: Values,
+    dy: Given,
+    x: Given,
+    weight: Given,
     *,
     stride: int = 1,
     padding: Padding = 0,
@@ -68,20 +76,21 @@ def conv2d_backward(
 ) -> tuple[Values, Values, Values]:
     """Gradients of ``conv2d`` without ReLU for ``dy`` (N, K, P, Q): (dx, dweight, dbias), like x, weight and (K,)."""
     op = "conv2d_backward"
+    dy, x, weight = taken(op, device, dy=dy, x=x, weight=weight)
     shape = arguments.conv(op, x, weight, stride, padding, groups, ceil_mode)
     floats(op, "dy", dy, (shape.N, shape.K, shape.P, shape.Q))
     call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
-    d, w = call.put_images(dy), call.put_weight(pack_weight(weight, shape.groups))
+    d, w = call.put_images(dy), call.put_weight(weight, shape.groups)
     dx, dw, db = call.empty(shape.x), call.device.empty(shape.weight), call.device.empty((shape.K,))
     workspace = call.workspace(call.device.kernels.conv_backward_filter_workspace(shape, precision))
     ops.conv_backward_data(call.stream, shape, precision, d, w, dx, None)
     ops.conv_backward_filter(call.stream, shape, precision, d, call.put_images(x), dw, db, workspace)
-    return call.images(dx), unpack_weight(dw.download()), db.download()
+    return call.images(dx), unpack_weight(dw.look()), db.look()
 
 
 def max_pool2d(
-    x: Values,
+    x: Given,
     size: int,
     stride: int,
     *,
@@ -95,6 +104,7 @@ def max_pool2d(
     Windows are clipped to the image; with ``ceil_mode`` the last one may overhang.
     """
     op = "max_pool2d"
+    (x,) = taken(op, device, x=x)
     shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
     call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
@@ -104,8 +114,8 @@ def max_pool2d(
 
 
 def max_pool2d_backward(
-    dy: Values,
-    x: Values,
+    dy: Given,
+    x: Given,
     size: int,
     stride: int,
     *,
@@ -116,6 +126,7 @@ def max_pool2d_backward(
 ) -> Values:
     """dx for ``dy`` (N, C, P, Q): each window's gradient goes to its first maximum in row order."""
     op = "max_pool2d_backward"
+    dy, x = taken(op, device, dy=dy, x=x)
     shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
     floats(op, "dy", dy, (shape.N, shape.C, shape.P, shape.Q))
     call = Call(op, device, precision, shape.N)
@@ -127,7 +138,7 @@ def max_pool2d_backward(
 
 
 def local_response_norm(
-    x: Values,
+    x: Given,
     size: int = 5,
     alpha: float = 1e-4,
     beta: float = 0.75,
@@ -142,6 +153,7 @@ def local_response_norm(
     (2012), alpha is not divided by ``size``; PyTorch and ONNX divide: give them alpha * size.
     """
     op = "local_response_norm"
+    (x,) = taken(op, device, x=x)
     shape = arguments.lrn(op, x, size, alpha, beta, k)
     call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
@@ -151,8 +163,8 @@ def local_response_norm(
 
 
 def local_response_norm_backward(
-    dy: Values,
-    x: Values,
+    dy: Given,
+    x: Given,
     size: int = 5,
     alpha: float = 1e-4,
     beta: float = 0.75,
@@ -163,6 +175,7 @@ def local_response_norm_backward(
 ) -> Values:
     """dx of ``local_response_norm`` for ``dy`` (N, C, H, W)."""
     op = "local_response_norm_backward"
+    dy, x = taken(op, device, dy=dy, x=x)
     shape = arguments.lrn(op, x, size, alpha, beta, k)
     floats(op, "dy", dy, x.shape)
     call = Call(op, device, precision, shape.N)
@@ -173,9 +186,9 @@ def local_response_norm_backward(
 
 
 def linear(
-    x: Values,
-    weight: Values,
-    bias: Values | None = None,
+    x: Given,
+    weight: Given,
+    bias: Given | None = None,
     *,
     relu: bool = False,
     device: str = "cpu",
@@ -183,37 +196,40 @@ def linear(
 ) -> Values:
     """x weight^T + bias, then ReLU where asked: ``x`` (N, C), ``weight`` (K, C), ``bias`` (K,) -> (N, K)."""
     op = "linear"
+    x, weight, bias = taken(op, device, x=x, weight=weight, bias=bias)
     shape = arguments.linear(op, x, weight)
     if bias is not None:
         floats(op, "bias", bias, (shape.K,))
     call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
-    w, b = call.put_weight(weight.T.copy()), call.put_optional(bias)
+    w, b = call.put_weight(weight), call.put_optional(bias)
     y, workspace = call.empty(shape.y), call.workspace(call.device.kernels.linear_workspace(shape, precision))
     ops.linear_forward(call.stream, shape, precision, call.put_images(x), w, b, y, relu, None, None, workspace)
     return call.images(y)
 
 
 def linear_backward(
-    dy: Values, x: Values, weight: Values, *, device: str = "cpu", precision: str = "fp32"
+    dy: Given, x: Given, weight: Given, *, device: str = "cpu", precision: str = "fp32"
 ) -> tuple[Values, Values, Values]:
     """Gradients of ``linear`` without ReLU: (dx, dweight, dbias) for ``dy`` (N, K), shaped like x, weight and (K,)."""
     op = "linear_backward"
+    dy, x, weight = taken(op, device, dy=dy, x=x, weight=weight)
     shape = arguments.linear(op, x, weight)
     floats(op, "dy", dy, (shape.N, shape.K))
     call = Call(op, device, precision, shape.N)
     shape = call.padded(shape)
-    d, w = call.put_images(dy), call.put_weight(weight.T.copy())
+    d, w = call.put_images(dy), call.put_weight(weight)
     dx, dw, db = call.empty(shape.x), call.device.empty(shape.weight), call.device.empty((shape.K,))
     workspace = call.workspace(call.device.kernels.linear_workspace(shape, precision))
     ops.linear_backward_data(call.stream, shape, precision, d, w, dx, None, workspace)
     ops.linear_backward_filter(call.stream, shape, precision, d, call.put_images(x), dw, db, workspace)
-    return call.images(dx), dw.download().T.copy(), db.download()
+    return call.images(dx), dw.look().T.copy(), db.look()
 
 
-def relu(x: Values, *, device: str = "cpu", precision: str = "fp32") -> Values:
+def relu(x: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
     """max(x, 0), any shape."""
     op = "relu"
+    (x,) = taken(op, device, x=x)
     floats(op, "x", x)
     call = Call(op, device, precision)
     y = call.empty(x.shape)
@@ -221,9 +237,10 @@ def relu(x: Values, *, device: str = "cpu", precision: str = "fp32") -> Values:
     return call.get(y)
 
 
-def relu_backward(dy: Values, y: Values, *, device: str = "cpu", precision: str = "fp32") -> Values:
+def relu_backward(dy: Given, y: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
     """dy where the output ``y`` is positive, else 0 (also at 0); any shape."""
     op = "relu_backward"
+    dy, y = taken(op, device, dy=dy, y=y)
     floats(op, "y", y)
     floats(op, "dy", dy, y.shape)
     call = Call(op, device, precision)
@@ -232,9 +249,10 @@ def relu_backward(dy: Values, y: Values, *, device: str = "cpu", precision: str 
     return call.get(dx)
 
 
-def tanh(x: Values, *, device: str = "cpu", precision: str = "fp32") -> Values:
+def tanh(x: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
     """The hyperbolic tangent within 2.5 units in the last place, any shape."""
     op = "tanh"
+    (x,) = taken(op, device, x=x)
     floats(op, "x", x)
     call = Call(op, device, precision)
     y = call.empty(x.shape)
@@ -242,9 +260,10 @@ def tanh(x: Values, *, device: str = "cpu", precision: str = "fp32") -> Values:
     return call.get(y)
 
 
-def tanh_backward(dy: Values, y: Values, *, device: str = "cpu", precision: str = "fp32") -> Values:
+def tanh_backward(dy: Given, y: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
     """dy (1 - y^2) from the output ``y``; any shape."""
     op = "tanh_backward"
+    dy, y = taken(op, device, dy=dy, y=y)
     floats(op, "y", y)
     floats(op, "dy", dy, y.shape)
     call = Call(op, device, precision)
@@ -254,7 +273,7 @@ def tanh_backward(dy: Values, y: Values, *, device: str = "cpu", precision: str 
 
 
 def dropout(
-    x: Values, p: float, *, seed: int, step: int, layer: int, device: str = "cpu", precision: str = "fp32"
+    x: Given, p: float, *, seed: int, step: int, layer: int, device: str = "cpu", precision: str = "fp32"
 ) -> tuple[Values, Values]:
     """Zeroes every element with probability ``p``, without scaling the others: (y, mask), mask True where kept.
 
@@ -262,29 +281,32 @@ def dropout(
     layer (32 bits each) alone: Philox4x32-10, see ``src/kernels/dropout.hpp``.
     """
     op = "dropout"
-    floats(op, "x", x, "NCHW" if isinstance(x, np.ndarray) and x.ndim == 4 else "NC")
+    (x,) = taken(op, device, x=x)
+    floats(op, "x", x, "NCHW" if getattr(x, "ndim", 0) == 4 else "NC")
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must lie in [0, 1), got {p}; 0 keeps everything")
     numbers = {"seed": integer(op, "seed", seed, 0, 2**64 - 1)}
     numbers |= {name: integer(op, name, n, 0, 2**32 - 1) for name, n in (("step", step), ("layer", layer))}
     call = Call(op, device, precision, x.shape[0])
-    features = x[0].size
-    control = call.put(control_words(step=numbers.pop("step")))
+    features = x.size // x.shape[0]
+    control = call.own(control_words(step=numbers.pop("step")))
     shape = DropoutShape(call.N, features, call.lanes, 0, features, float(np.float32(p)), **numbers)
     y, mask = call.empty(shape.x), call.device.empty(shape.x, np.uint8)
-    rows = call.put_images(x.reshape(x.shape[0], features))
+    rows = call.put_images(x).view(shape.x)
     ops.dropout_forward(call.stream, shape, precision, rows, y, mask, control)
     return call.images(y).reshape(x.shape), call.images(mask).reshape(x.shape).astype(bool)
 
 
 def softmax_cross_entropy(
-    logits: Values, labels: Values, *, device: str = "cpu", precision: str = "fp32"
+    logits: Given, labels: Given, *, device: str = "cpu", precision: str = "fp32"
 ) -> tuple[Values, Values, Values]:
     """(losses, dlogits, probs) for ``logits`` (N, K) and integer ``labels`` (N,) from 0 to K - 1.
 
     ``losses`` (N,) = -log softmax(logits)[label]; ``dlogits`` (N, K) is the gradient of their mean; ``probs`` (N, K).
     """
     op = "softmax_cross_entropy"
+    (logits,) = taken(op, device, logits=logits)
+    (labels,) = taken(op, None, labels=labels)
     floats(op, "logits", logits, "NK")
     N, K = logits.shape
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.shape != (N,):
@@ -298,16 +320,16 @@ def softmax_cross_entropy(
     classes[:N] = labels
     losses, ranks = call.device.empty((call.N,)), call.device.empty((call.N,), np.int32)
     probs, dlogits = call.device.empty(shape.x), call.empty(shape.x)
-    control = call.put(control_words())
+    control = call.own(control_words())
     tensors = (call.put_images(logits), call.put(classes), losses, ranks, probs, dlogits, control)
     ops.softmax_cross_entropy(call.stream, shape, precision, *tensors)
-    return losses.download()[:N], call.images(dlogits), call.images(probs)
+    return losses.look()[:N], call.images(dlogits), call.images(probs)
 
 
 def sgd(
-    weight: Values,
-    velocity: Values,
-    gradient: Values,
+    weight: Given,
+    velocity: Given,
+    gradient: Given,
     *,
     lr: float,
     momentum: float,
@@ -320,11 +342,12 @@ def sgd(
     (section 5 of Krizhevsky et al., 2012), every operation rounded to float32 in this order.
     """
     op = "sgd"
+    weight, velocity, gradient = taken(op, device, weight=weight, velocity=velocity, gradient=gradient)
     floats(op, "weight", weight)
     floats(op, "velocity", velocity, weight.shape)
     floats(op, "gradient", gradient, weight.shape)
     call = Call(op, device, "fp32")
-    w, v = call.put(weight), call.put(velocity)
-    control = call.put(control_words(lr=lr, momentum=momentum, weight_decay=weight_decay))
+    w, v = call.own(weight), call.own(velocity)
+    control = call.own(control_words(lr=lr, momentum=momentum, weight_decay=weight_decay))
     ops.sgd(call.stream, w, v, call.put(gradient), None, control, rate=1.0, decays=True)
-    return w.download(), v.download()
+    return w.look(), v.look()

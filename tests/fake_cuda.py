@@ -78,6 +78,9 @@ class Machine:
         self.queueing = 0.0
         self.now = 0.0  # on the host's clock
         self.launched: list[str] = []
+        self.library = Library(self)
+        self.defaults: dict[tuple[int, int], Foreign] = {}  # CUDA's own streams, by GPU and number
+        self.primary: dict[int, int] = {}  # addresses of memory made in another context than the primary one
 
     def fail(self, index: int, kernels: int, text: str) -> None:
         """The kernel behind the next ``kernels`` on GPU ``index`` breaks off: every later call there says ``text``."""
@@ -180,6 +183,64 @@ class Capture:
             found |= new
             todo += new
         return found
+
+
+class Library:
+    """What ``ctypes.CDLL("libcuda.so.1")`` gives, as far as it is asked. Its numbers for errors: 1 is a wrong value."""
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        self.events: dict[int, Any] = {}
+
+    def stream(self, number: Any) -> Any:
+        """By its address; CUDA's default stream follows all of its context, and they follow it."""
+        context = self.machine.current()
+        if number.value in (1, 2):
+            return self.machine.defaults.setdefault((context.index, number.value), Foreign(self.machine, context))
+        stream = self.machine.streams[number.value]
+        assert stream.context is context, "the stream belongs to another context"
+        return stream
+
+    def cuEventCreate(self, event: Any, flags: int) -> int:
+        self.machine.current()
+        event._obj.value = 1 + max(self.events, default=0)
+        self.events[event._obj.value] = None
+        return 0
+
+    def cuEventRecord(self, event: Any, stream: Any) -> int:
+        on = self.stream(stream)
+        self.events[event.value] = max(on.time, self.machine.now)
+        return 0
+
+    def cuStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> int:
+        on = self.stream(stream)
+        on.time = max(on.time, self.events[event.value])
+        return 0
+
+    def cuEventDestroy_v2(self, event: Any) -> int:
+        del self.events[event.value]
+        return 0
+
+    def cuPointerGetAttribute(self, found: Any, what: int, address: Any) -> int:
+        try:
+            owner = self.machine.owner(address.value)
+        except Error:
+            return 1
+        found._obj.value = owner.index if what == 9 else self.machine.primary.get(address.value, 7000 + owner.index)
+        return 0
+
+    def cuCtxGetCurrent(self, found: Any) -> int:
+        found._obj.value = 7000 + self.machine.current().index
+        return 0
+
+
+class Foreign:
+    """A stream that another library made, or CUDA's default one."""
+
+    def __init__(self, machine: Machine, context: Context):
+        self.machine, self.context, self.capture, self.time = machine, context, None, 0.0
+        self.handle = 1000 + len(machine.streams)
+        machine.streams[self.handle] = self
 
 
 class Graph:
@@ -484,6 +545,7 @@ def install(patch: Any, machine: Machine, kernels: Any) -> Machine:
     for name, module in modules(machine, kernels).items():
         patch.setitem(sys.modules, name, module)
     patch.setattr(device, "_load_driver_library", lambda: machine.version)
+    patch.setattr(device, "_library", lambda: machine.library)
     patch.setattr(convnet.kernels, "_gpu", sys.modules["convnet.kernels._gpu"], raising=False)
     device._driver.cache_clear()
     return machine

@@ -85,6 +85,7 @@ def valid_shape(draw: Any, kind: str) -> Any:
         "DropoutShape": lambda: shapes.DropoutShape(N, a, L, b, a + b + c, 0.5, 1, d),
         "SoftmaxShape": lambda: shapes.SoftmaxShape(N, min(N, a), b, L),
         "IngestShape": lambda: shapes.IngestShape(N, min(N, a), b + c, b + d, b, L, (1.0, 1.0, 1.0)),
+        "PackShape": lambda: shapes.PackShape(N, min(N, a), b, c, d, L, 1, a % 4, b * c * d, c * d, d, 1),
     }[kind]()
 
 
@@ -101,6 +102,10 @@ def values_of(shape: Any) -> int:
     taps = (g.get("R", 1) + s) * (g.get("S", 1) + s)
     counts = [max(N, L) * C * image * 3, max(N, L) * max(K, C) * output, K * C * taps, N * C * L, N * K]
     counts += [N * g.get("features_total", 1), N * g.get("features", 1), g.get("crop", 1) ** 2 * N * 3]
+    if "step_n" in f:  # as far as x goes, and folded sizes rounded up
+        steps = zip(("valid", "C", "H", "W"), ("step_n", "step_c", "step_h", "step_w"), strict=True)
+        counts += [g["offset"] + sum(g[size] * g[step] for size, step in steps)]
+        counts += [max(N, L) * C * (g["H"] + g["fold"]) * (g["W"] + g["fold"])]
     work = N * K * C * output * taps if "R" in f else N * K * C
     return max(*counts, work * MOST_VALUES // MOST_MACS)
 

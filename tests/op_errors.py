@@ -24,7 +24,16 @@ import numpy as np
 from convnet.devices.host import HostDevice
 from convnet.devices.protocol import Array, Device
 from convnet.kernels.precision import activation_dtype
-from convnet.kernels.shapes import ConvShape, DropoutShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
+from convnet.kernels.shapes import (
+    ConvShape,
+    DropoutShape,
+    IngestShape,
+    LinearShape,
+    LrnShape,
+    PackShape,
+    PoolShape,
+    SoftmaxShape,
+)
 from convnet.ops import ops
 from convnet.ops.declare import DECLARED, Extent, Scratch, Tensor
 
@@ -39,9 +48,10 @@ LRN = LrnShape(16, 3, 8, 9, 1, 8, 5, 1e-4, 0.75, 2.0)
 DROPOUT = DropoutShape(16, 7, 8, 2, 9, 0.5, 1, 0)  # of LINEAR's output
 SOFTMAX = SoftmaxShape(16, 12, 7, 8)
 INGEST = IngestShape(16, 12, 11, 13, 8, 8, (1.0, 1.0, 1.0), fold=2)
+PACK = PackShape(16, 12, 3, 5, 4, 8, 2, 1, 60, 20, 4, 1)
 
 SHAPES = {ConvShape: CONV, LinearShape: LINEAR, PoolShape: POOL, LrnShape: LRN, DropoutShape: DROPOUT}
-SHAPES |= {SoftmaxShape: SOFTMAX, IngestShape: INGEST}
+SHAPES |= {SoftmaxShape: SOFTMAX, IngestShape: INGEST, PackShape: PACK}
 
 
 def kernels(launched: list[tuple[Any, ...]]) -> SimpleNamespace:

@@ -104,6 +104,7 @@ TESTS: dict[str, tuple[Stage, ...]] = {
     "lrn_pool_backward.cu": (tests("ops_lrn_pool", *CHECKS),),
     "ingest.cu": (tests("ops_elementwise", *CHECKS),),
     "ingest_planar.cu": (tests("ops_planar", *CHECKS),),
+    "pack.cu": (tests("ops_pack", *CHECKS),),
     "gemm.cu": (every_kernel("linear"), LINEAR),
     "conv_forward.cu": (every_kernel("conv_forward"), CONVOLUTION),
     "conv_backward_data.cu": (BACKWARD_DATA, CONVOLUTION),

@@ -11,6 +11,7 @@ import ctypes
 import gc
 import logging
 import threading
+import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -20,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from . import switches
+from . import dlpack, switches
 from .failures import too_old, translated
+from .foreign import ALIGNMENT, HOST, LEGACY_STREAM, UNKNOWN_STREAM, CudaMemory
 from .protocol import (
     Array,
     Device,
@@ -43,6 +45,9 @@ POOLED_BYTES = 1 << 20
 # Uploads pass through page-locked memory in pieces of at most so many bytes; a stream that has so much of it waits for
 # earlier uploads before it takes more
 PIECE_BYTES, STAGED_BYTES = 1 << 25, 1 << 28
+# the driver's numbers for what can be asked of an address
+POINTER_CONTEXT, POINTER_DEVICE = 1, 9
+DISABLE_TIMING = 2  # of an event
 
 
 def _load_driver_library() -> int:
@@ -51,6 +56,29 @@ def _load_driver_library() -> int:
     version = ctypes.c_int()
     ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL).cuDriverGetVersion(ctypes.byref(version))
     return version.value
+
+
+@cache
+def _library() -> Any:
+    """The driver itself, for what pycuda has no call for: streams and memory that it did not make."""
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _ask(function: str, *arguments: Any) -> None:
+    if status := getattr(_library(), function)(*arguments):
+        raise RuntimeError(f"{function} (CUDA error {status})")
+
+
+def _order(earlier: int, later: int) -> None:
+    """Later work on the stream ``later`` starts when what is queued on ``earlier`` is done; both by their addresses, in
+    the current context."""
+    event = ctypes.c_void_p()
+    _ask("cuEventCreate", ctypes.byref(event), DISABLE_TIMING)
+    try:
+        _ask("cuEventRecord", event, ctypes.c_void_p(earlier))
+        _ask("cuStreamWaitEvent", ctypes.c_void_p(later), event, 0)
+    finally:
+        _ask("cuEventDestroy_v2", event)
 
 
 @cache
@@ -164,6 +192,50 @@ class CudaArray(Array):
         return CudaArray(
             self.device, self._owner, self.handle + offset * self.dtype.itemsize, shape, dtype or self.dtype
         )
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Version 3; bfloat16 as uint16. All that is queued on the device so far is in front of the stream it names."""
+        self.check_shared()
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.handle, False),
+            "strides": None,
+            "stream": self.device.settled().stream.handle,
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (dlpack.CUDA, self.device.index)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """This memory, or a copy of it; bfloat16 as uint16. Work on ``stream``, CUDA's default one where it is None,
+        waits for what is queued on the device so far; -1 waits for nothing. For the host it is a copy always."""
+        self.check_shared()
+        if dl_device == (HOST, 0) and copy is not False:
+            return self.download().__dlpack__()
+        if dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(f"{self.device.name}: the array does not go to DLPack's device {dl_device} as it is")
+        if stream == 0:
+            raise BufferError(f"{self.device.name}: stream must be None, -1, 1, 2 or the address of one, got 0")
+        shared, settled = self, self.device.settled()
+        if copy:
+            shared = self.device.empty(self.shape, self.dtype)
+            settled.copy(shared, self)
+        if stream != -1:
+            with self.device.current():
+                _order(settled.stream.handle, LEGACY_STREAM if stream is None else stream)
+        versioned = max_version is not None and max_version >= (1, 0)
+        where = self.__dlpack_device__()
+        return dlpack.capsule(shared, shared.handle, self.shape, self.dtype, where, versioned, bool(copy))
 
     def download(self) -> np.ndarray[Any, Any]:
         values = np.empty(self.shape, self.dtype)
@@ -315,6 +387,26 @@ class CudaStream(Stream):
         """Its last use may still be under way: see its event."""
         self._staged[staged.memory.size].append(staged)
 
+    def adopt(self, memory: CudaMemory) -> CudaArray:
+        device = self.device
+        device.check_not_capturing("memory of others cannot be taken in")
+        if not device.holds(memory):
+            raise ValueError(f"an array of {memory.size} values does not lie on {device.name}; copy it there")
+        if any(step < 0 for step in memory.steps) or memory.address % memory.dtype.itemsize:
+            raise ValueError(
+                f"an array of shape {memory.shape} at {memory.address:#x} in steps of {memory.steps} values cannot be "
+                "read as it is; make it contiguous"
+            )
+        if memory.stream == UNKNOWN_STREAM:
+            device.synchronize()
+        elif memory.stream is not None:
+            with device.current():
+                _order(memory.stream, self.stream.handle)
+        first = memory.address // ALIGNMENT * ALIGNMENT
+        last = sum((size - 1) * step for size, step in zip(memory.shape, memory.steps, strict=True))
+        span = (memory.address - first) // memory.dtype.itemsize + last + 1
+        return CudaArray(device, memory, first, (span,), memory.dtype)
+
     def record(self) -> CudaEvent:
         if self.graph is None:
             self.device.check_not_capturing("a stream that is not part of the capture cannot be used")
@@ -365,6 +457,8 @@ class CudaDevice(Device):
         self.dead = False  # nothing can be asked of it any more, not even to free memory
         self._peers: dict[int, bool] = {}
         self._allocated = 0
+        self._streams: weakref.WeakSet[CudaStream] = weakref.WeakSet()
+        self._settled: CudaStream | None = None
         with self.current():
             self._pool = pycuda.tools.DeviceMemoryPool()
 
@@ -403,7 +497,37 @@ class CudaDevice(Device):
             return int(self.driver.mem_get_info()[0])
 
     def stream(self) -> CudaStream:
-        return CudaStream(self)
+        stream = CudaStream(self)
+        self._streams.add(stream)
+        return stream
+
+    def settled(self) -> CudaStream:
+        """A stream of which later work starts when all that is queued on this device so far is done: the one that
+        other libraries are told."""
+        self.check_not_capturing("arrays cannot be shared")
+        if self._settled is None:
+            self._settled = CudaStream(self)
+        for stream in list(self._streams):
+            self._settled.wait(stream.record())
+        return self._settled
+
+    def holds(self, memory: CudaMemory) -> bool:
+        """Raises ``ValueError`` where it lies on this GPU, but our kernels cannot read it."""
+        index, theirs, ours = ctypes.c_int(-1), ctypes.c_void_p(), ctypes.c_void_p()
+        address = ctypes.c_uint64(memory.address)
+        with self.current():
+            try:
+                _ask("cuPointerGetAttribute", ctypes.byref(index), POINTER_DEVICE, address)
+                _ask("cuPointerGetAttribute", ctypes.byref(theirs), POINTER_CONTEXT, address)
+            except RuntimeError:  # memory that CUDA knows nothing of
+                return False
+            _ask("cuCtxGetCurrent", ctypes.byref(ours))
+        if index.value == self.index and theirs.value not in (None, ours.value):
+            raise ValueError(
+                f"an array of {memory.size} values lies in another CUDA context of {self.name}; make it in the primary "
+                "one, as PyTorch and CuPy do (pycuda: import pycuda.autoprimaryctx, not autoinit)"
+            )
+        return index.value == self.index
 
     def synchronize(self) -> None:
         self.check_not_capturing("nobody can wait for work")
@@ -427,6 +551,7 @@ class CudaDevice(Device):
         return self._allocated
 
     def close(self) -> None:
+        self.closed = True
         if self.dead:
             return
         with self.current():

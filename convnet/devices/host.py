@@ -20,6 +20,7 @@ import numpy as np
 
 from ..kernels.precision import PRECISIONS
 from .blas import use_blas
+from .foreign import HOST
 from .protocol import Array, Device, DeviceError, Event, Fetch, Graph, OutOfMemory, Stream, handle
 
 CACHE_LINE = 64  # bytes
@@ -83,8 +84,29 @@ class HostArray(Array):
         return HostArray(self.device, flat[: int(np.prod(shape, dtype=np.int64))].reshape(shape), self.guarded)
 
     def download(self) -> np.ndarray[Any, Any]:
+        return self.look().copy()
+
+    def look(self) -> np.ndarray[Any, Any]:
         self.device.synchronize()
-        return self.values.copy()
+        return self.values
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (HOST, 0)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """This memory, when all work queued on the device is done; bfloat16 as uint16. Of any version of DLPack a
+        capsule without one will do."""
+        self.check_shared()
+        if stream is not None or dl_device not in (None, (HOST, 0)):
+            raise BufferError(f"{self.device.name}: host memory has no streams and goes nowhere else, got {dl_device=}")
+        return (self.download() if copy else self.look()).__dlpack__()
 
 
 class HostFetch(Fetch):
@@ -284,8 +306,13 @@ class HostDevice(Device):
             raise OutOfMemory(f"{self.name}: no memory for {nbytes / 1e6:.0f} MB") from error
         self._allocated += nbytes
         self.allocations += 1
-        weakref.finalize(memory.base if guarded is None else guarded.memory, self._forget, nbytes)
+        weakref.finalize((memory if guarded is None else guarded.memory).base, self._forget, nbytes)
         return HostArray(self, memory.view(wanted).reshape(shape), guarded)
+
+    def borrow(self, values: np.ndarray[Any, Any]) -> HostArray | None:
+        """On "cpu" alone, which needs no guards and computes at once."""
+        usable = self.kind == "cpu" and values.flags.c_contiguous and values.flags.aligned
+        return HostArray(self, values) if usable else None
 
     def free(self) -> None:
         return None
@@ -318,6 +345,7 @@ class HostDevice(Device):
         return int(self.kernels.scratch_bytes()) if self.kind == "cpu" else 0
 
     def close(self) -> None:
+        self.closed = True
         with _queues:
             for stream in self.streams:
                 stream.queue.clear()

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels.precision import PRECISIONS, activation_dtype
+from .foreign import CudaMemory
 
 
 class DeviceError(RuntimeError):
@@ -160,6 +161,15 @@ class Stream(ABC):
     def fetch(self, source: Array) -> Fetch:
         """Starts a copy to host memory behind the work queued so far, and returns at once."""
 
+    def adopt(self, memory: CudaMemory) -> Array:
+        """Memory of another library on this device as an array of one axis: all values from the nearest multiple of 16
+        bytes in front of the first one to the last one. Later work on this stream starts when what fills it is done.
+
+        The array keeps the memory's owner alive; whoever queues work that reads it has to see that nobody overwrites
+        it before that is done. Raises ``ValueError`` where it lies elsewhere.
+        """
+        raise ValueError(f"{self.device.name} cannot read memory of a GPU; give host memory")
+
     @abstractmethod
     def record(self) -> Event:
         """Marks the work queued so far."""
@@ -207,6 +217,15 @@ class Array(ABC):
     def download(self) -> np.ndarray[Any, Any]:
         """A copy in host memory, taken when all work queued on the device is done."""
 
+    def look(self) -> np.ndarray[Any, Any]:
+        """As ``download``, but where the device's memory is the host's, this memory itself."""
+        return self.download()
+
+    def check_shared(self) -> None:
+        """Raises ``RuntimeError`` where this cannot be shown to other libraries any more."""
+        if self.device.closed:
+            raise RuntimeError(f"{self.device.name} is closed: its arrays cannot be shared with other libraries")
+
 
 def handle(argument: Any) -> Any:
     """What a kernel gets for an argument of ``launch``."""
@@ -222,6 +241,7 @@ class Device(ABC):
     kernels: Any  # see kernels/_kernels.pyi
     precisions: tuple[str, ...] = PRECISIONS  # that its kernels compute in
     graph: Graph | None = None  # what captures work of this device now
+    closed = False
     allocations = 0  # pieces of device memory, and of host memory for copies, that were ever allocated
 
     def check_precision(self, precision: str) -> None:
@@ -245,6 +265,14 @@ class Device(ABC):
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         """Uninitialised memory. Raises ``DeviceError`` with wanted and free bytes when there is none."""
+
+    def borrow(self, values: np.ndarray[Any, Any]) -> Array | None:
+        """An array to be read, in the memory of ``values``, where kernels can read that; None elsewhere."""
+        return None
+
+    def holds(self, memory: CudaMemory) -> bool:
+        """Whether memory of another library lies on this device."""
+        return False
 
     @abstractmethod
     def free(self) -> int | None:

@@ -287,3 +287,33 @@ class IngestShape:
     def y(self) -> tuple[int, ...]:
         size = self.crop // self.fold
         return (self.N // self.lanes, 3 * self.fold**2, size, size, self.lanes)
+
+
+@dataclass(frozen=True)
+class PackShape:
+    """Images, or filters, in memory of others, on their way into lanes: the value (n, c, h, w) lies ``offset`` and so
+    many steps behind the start of x."""
+
+    N: int
+    valid: int
+    C: int
+    H: int
+    W: int
+    lanes: int
+    fold: int
+    offset: int
+    step_n: int
+    step_c: int
+    step_h: int
+    step_w: int
+
+    @property
+    def x(self) -> int:
+        """Values up to the last one that is read."""
+        sizes, steps = (self.valid, self.C, self.H, self.W), (self.step_n, self.step_c, self.step_h, self.step_w)
+        return self.offset + 1 + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
+
+    @property
+    def y(self) -> tuple[int, ...]:
+        s = self.fold
+        return (self.N // self.lanes, self.C * s * s, -(-self.H // s), -(-self.W // s), self.lanes)

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..devices import switches
+from ..devices.foreign import ALIGNMENT, CudaMemory, Given
 from ..devices.protocol import Array, DeviceError, Event
 from ..kernels.shapes import IngestShape
 from ..ops import arguments, ops
+from ..ops.gather import gather
 from .layers import Side
 
 Values = np.ndarray[Any, Any]
@@ -67,16 +69,47 @@ class Intake:
         """The work queued so far is the last that reads this batch."""
         self.slots[slot].used = [side.stream.record() for side in self._sides]
 
-    def _upload(self, i: int, slot: int, target: Array, values: Values) -> None:
+    def _wait_until_used(self, i: int, slot: int) -> None:
+        """Later work on the stream of a side may write to the slot."""
         used = self.slots[slot].used[i]
         if used is not None:
             self._streams[i].wait(used)
-        self._streams[i].upload(target, np.ascontiguousarray(values, target.dtype))
+
+    def _upload(self, i: int, slot: int, target: Array, values: Values) -> None:
+        self._wait_until_used(i, slot)
+        self._streams[i].upload(target, np.asarray(values, target.dtype))
 
     def values(self, x: Values) -> None:
-        """Fills the inputs of slot 0 as they are."""
+        """Fills the inputs of slot 0 from values in their layout."""
+        if len(self._sides) > 1:
+            x = np.ascontiguousarray(x)  # each would put it in order
         for i, target in enumerate(self.slots[0].inputs):
             self._upload(i, 0, target, x)
+
+    def gather(self, images: CudaMemory) -> None:
+        """Fills the inputs of slot 0 from float32 (n, 3, crop, crop) on the GPU of one side."""
+        inputs, first = self.slots[0].inputs, self._side_of(images)
+        for i in range(len(inputs)):
+            self._wait_until_used(i, 0)
+        stream, precision = self._streams[first], self._sides[first].precision
+        gather(stream, images, precision, inputs[first], self._N, self._lanes, self._fold)
+        self._spread(first, inputs[first], inputs)
+
+    def _side_of(self, memory: CudaMemory) -> int:
+        """The side on whose device it lies."""
+        for i, side in enumerate(self._sides):
+            if side.device.holds(memory):
+                return i
+        names = ", ".join(side.device.name for side in self._sides)
+        raise ValueError(f"images of shape {memory.shape} lie on another GPU than {names}; copy them there")
+
+    def _spread(self, first: int, source: Array, targets: Sequence[Array]) -> None:
+        """Copies what side ``first`` has to the others."""
+        ready = self._streams[first].record()
+        for i, (stream, target) in enumerate(zip(self._streams, targets, strict=True)):
+            if i != first:
+                stream.wait(ready)
+                stream.copy(target, source)
 
     def labels(self, labels: Values, slot: int = 0) -> None:
         """Labels of a batch of ``len(labels)`` images; those beyond are 0."""
@@ -99,17 +132,44 @@ class Intake:
         """See ``Network.input``."""
         return np.asarray(self._means[0].download()), self._scale
 
-    def images(self, images: Values, windows: Values, noise: Values, slot: int = 0) -> None:
-        """Fills the inputs of a slot from uint8 (n, H, W, 3)."""
+    def images(self, images: Given, windows: Any, noise: Any, slot: int = 0) -> None:
+        """Fills the inputs of a slot from uint8 (n, H, W, 3). Images that lie on a device are read there, and may be
+        overwritten when this returns."""
         n, H, W, _ = images.shape
+        windows, noise = arguments.taken("a batch", None, windows=windows, noise=noise)
         shape = self._shape(n, H, W, windows, noise)
-        self._make_room(H, W, slot)
         batch = self.slots[slot]
+        everywhere = self._stored(images, slot)
         for i, (side, stream) in enumerate(zip(self._sides, self._streams, strict=True)):
-            stored = batch.images[i].view(images.shape)
-            self._upload(i, slot, stored, images)
+            stored = everywhere[i]
             places, tints = self._augmented(i, slot, windows, noise)
             ops.ingest(stream, shape, side.precision, stored, places, tints, self._means[i], batch.inputs[i])
+        if isinstance(images, CudaMemory):
+            for stream in self._streams:
+                stream.synchronize()
+
+    def _stored(self, images: Given, slot: int) -> list[Array]:
+        """uint8 images on every side: where they lie, or in the slot."""
+        if isinstance(images, np.ndarray):
+            borrowed = [side.device.borrow(images) for side in self._sides]
+            if None not in borrowed:
+                return [array for array in borrowed if array is not None]
+        self._make_room(images.shape[1], images.shape[2], slot)
+        room = [array.view(images.shape) for array in self.slots[slot].images]
+        if isinstance(images, np.ndarray):
+            for i, array in enumerate(room):
+                self._upload(i, slot, array, images)
+            return room
+        if not images.contiguous:
+            raise ValueError(
+                f"images in steps of {images.steps} values cannot be read as they are; make them contiguous"
+            )
+        first = self._side_of(images)
+        room[first] = self._streams[first].adopt(images).view(images.shape, images.address % ALIGNMENT)
+        for i in range(len(room)):
+            self._wait_until_used(i, slot)
+        self._spread(first, room[first], room)
+        return room
 
     def keep(self, count: int, size: int) -> None:
         """Makes room for ``count`` images of ``size`` x ``size`` on every device."""
@@ -154,11 +214,12 @@ class Intake:
                 rows, columns = array.shape[1:]
                 stream.upload(array.view(plane.shape, first * rows * columns), np.ascontiguousarray(plane))
 
-    def kept(self, indices: Values, windows: Values, noise: Values, slot: int = 0) -> None:
+    def kept(self, indices: Values, windows: Any, noise: Any, slot: int = 0) -> None:
         """Fills the inputs of a slot from images that stay on the devices."""
         if not self._kept:
             raise RuntimeError("train_batch_kept needs keep_images before it")
         n, (count, H, W) = len(indices), self._kept[0][0].shape
+        windows, noise = arguments.taken("a batch", None, windows=windows, noise=noise)
         if indices.min() < 0 or indices.max() >= count:
             raise ValueError(f"indices must be numbers in 0..{count - 1}, got {indices.min()}..{indices.max()}")
         shape = self._shape(n, H, W, windows, noise)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..devices import switches
+from ..devices.foreign import CudaMemory, Given
 from ..devices.opening import open_devices
 from ..devices.protocol import Array, Fetch, padded
 from ..kernels.control import LR, SPOILED, WEIGHT_DECAY, control_words
@@ -41,6 +42,9 @@ class Network:
     change the network: see ``convnet.network.spec.network``. Weights are drawn from ``seed``. All memory is allocated
     here, but for buffers of stored images and of gradients, which come with the first call that needs them; ``close``
     gives it back.
+
+    Images are arrays of NumPy or of any library that has ``__array__`` or ``__dlpack__``, or, on GPUs,
+    ``__cuda_array_interface__``: they are read where they lie, and brought into the layout of the device on the way.
 
     ``fused`` False runs every layer of the network by itself and keeps all activations, for those who want to look at
     them: it takes more memory and time, and computes the same but for roundings in bfloat16.
@@ -209,19 +213,22 @@ class Network:
 
     # ---- running
 
-    def forward(self, images: Values, train: bool = False) -> Values:
+    def forward(self, images: Any, train: bool = False) -> Values:
         """Logits, float32 (n, classes), of images float32 (n, 3, crop, crop) with 1 <= n <= batch_size.
 
         ``train`` turns dropout on and prepares for ``backward``; otherwise dropped layers are multiplied by 1 - p,
         unless they are scaled in training.
         """
         crop = self.spec.crop
-        self._check_batch("forward", "images", images, (3, crop, crop), "float32")
-        x = rounded(pack_activations(fold_images(images, self._fold), self._lanes, self._N), self.precision)
-        self._intake.values(x)
-        return self._run_forward(len(images), train)
+        batch = self._batch("forward", "images", images, (3, crop, crop), "float32")
+        if isinstance(batch, CudaMemory):
+            self._intake.gather(batch)
+        else:
+            x = pack_activations(fold_images(batch, self._fold), self._lanes, self._N)
+            self._intake.values(rounded(x, self.precision))
+        return self._run_forward(len(batch), train)
 
-    def backward(self, labels: Values) -> float:
+    def backward(self, labels: Any) -> float:
         """Mean cross-entropy of the last ``forward(train=True)`` against labels (n,) of any integer dtype; computes all
         gradients.
 
@@ -267,23 +274,22 @@ class Network:
         self._check_open()
         return self._intake.input()
 
-    def train_batch(self, images: Values, labels: Values, windows: Values, noise: Values) -> tuple[Values, Values]:
+    def train_batch(self, images: Any, labels: Any, windows: Any, noise: Any) -> tuple[Values, Values]:
         """Forward and backward from stored images; ``step`` then updates the weights.
 
         ``images`` uint8 (n, H, W, 3); ``windows`` int32 (n, 3): top, left, flip of each crop; ``noise`` float32 (n, 3),
         added per channel. Returns the losses, float32 (n,), and the ranks of the true classes, int32 (n,): top-k error
         is rank >= k.
         """
-        self._ingest(images, windows, noise)
-        self._run_forward(len(images), train=True, logits=False)
+        self._run_forward(self._ingest("train_batch", images, windows, noise), train=True, logits=False)
         return self._run_backward(labels)
 
     def train_step(
         self,
-        images: Values,
-        labels: Values,
-        windows: Values,
-        noise: Values,
+        images: Any,
+        labels: Any,
+        windows: Any,
+        noise: Any,
         lr: float = 0.01,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
@@ -293,52 +299,54 @@ class Network:
         never lie in memory, the same work is captured once and launched as a whole, and nobody waits for it: images of
         the next step come in while this one runs. Arguments may be reused when the call returns.
         """
-        self._check_batch("train_step", "images", images, STORED, "uint8")
+        taken = self._batch("train_step", "images", images, STORED, "uint8")
         constants = (lr, momentum, weight_decay)
         return self._run_step(
-            lambda slot: self._intake.images(images, windows, noise, slot), len(images), labels, constants, rates or {}
+            lambda slot: self._intake.images(taken, windows, noise, slot), len(taken), labels, constants, rates or {}
         )
 
     def train_step_kept(
         self,
-        indices: Values,
-        labels: Values,
-        windows: Values,
-        noise: Values,
+        indices: Any,
+        labels: Any,
+        windows: Any,
+        noise: Any,
         lr: float = 0.01,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         rates: Mapping[str, float] | None = None,
     ) -> StepResult:
         """``train_step`` with images that ``store_images`` brought: ``indices`` (n,) are their places."""
-        self._check_batch("train_step_kept", "indices", indices, (), "integers")
+        taken = self._places("train_step_kept", indices)
         constants = (lr, momentum, weight_decay)
         return self._run_step(
-            lambda slot: self._intake.kept(indices, windows, noise, slot), len(indices), labels, constants, rates or {}
+            lambda slot: self._intake.kept(taken, windows, noise, slot), len(taken), labels, constants, rates or {}
         )
 
-    def first_not_finite(self, labels: Values) -> str | None:
+    def first_not_finite(self, labels: Any) -> str | None:
         """Where the numbers of a step on the images of the last ``train_batch``, or ``backward``, stop being finite:
         "conv2.weight", "the output of conv3", "the loss", "the gradient of fc6.bias"; None where all of them are. For
         finding a mistake: computes all of it once more. Raises ``RuntimeError`` where there was no such call.
         """
         self._check_gradients("first_not_finite")
         n = len(labels)
-        arguments.labels(labels, n, self.spec.classes)
+        labels = arguments.labels(labels, n, self.spec.classes)
         self._intake.labels(labels)
         self._wiring.read(self._intake.take(0))
         found = first_not_finite(self._wiring, self._intake.slots[0].labels, n)
         self._intake.give_back(0)
         return found
 
-    def evaluate_batch(self, images: Values, windows: Values) -> Values:
+    def evaluate_batch(self, images: Any, windows: Any) -> Values:
         """Logits, float32 (n, classes), of stored images in test mode; arguments as in ``train_batch``."""
-        self._ingest(images, windows, np.zeros((len(images), 3), np.float32))
-        return self._run_forward(len(images), train=False)
+        return self._run_forward(self._ingest("evaluate_batch", images, windows, None), train=False)
 
-    def _ingest(self, images: Values, windows: Values, noise: Values) -> None:
-        self._check_batch("train_batch", "images", images, STORED, "uint8")
-        self._intake.images(images, windows, noise)
+    def _ingest(self, op: str, images: Any, windows: Any, noise: Any) -> int:
+        """Brings stored images in, without noise where that is None, and counts them."""
+        taken = self._batch(op, "images", images, STORED, "uint8")
+        n = len(taken)
+        self._intake.images(taken, windows, np.zeros((n, 3), np.float32) if noise is None else noise)
+        return n
 
     def keep_images(self, count: int, size: int) -> None:
         """Makes room for ``count`` stored images of ``size`` x ``size`` on every device, 1.5 bytes a pixel; there they
@@ -355,11 +363,9 @@ class Network:
         self._check_open()
         self._intake.store(first, (luma, cb, cr))
 
-    def train_batch_kept(
-        self, indices: Values, labels: Values, windows: Values, noise: Values
-    ) -> tuple[Values, Values]:
+    def train_batch_kept(self, indices: Any, labels: Any, windows: Any, noise: Any) -> tuple[Values, Values]:
         """``train_batch`` with images that ``store_images`` brought: ``indices`` (n,) are their places."""
-        self._check_batch("train_batch_kept", "indices", indices, (), "integers")
+        indices = self._places("train_batch_kept", indices)
         self._intake.kept(indices, windows, noise)
         self._run_forward(len(indices), train=True, logits=False)
         return self._run_backward(labels)
@@ -379,7 +385,7 @@ class Network:
         n = self._valid
         if not n:
             raise RuntimeError("backward needs a forward(train=True) before it")
-        arguments.labels(labels, n, self.spec.classes)
+        labels = arguments.labels(labels, n, self.spec.classes)
         self._valid, self._kept = 0, True
         self._last = 0 if self._wiring.fused else n
         self._intake.labels(labels)
@@ -397,7 +403,7 @@ class Network:
         rates: Mapping[str, float],
     ) -> StepResult:
         """A whole step on ``n`` images that ``take_in`` puts into a slot."""
-        arguments.labels(labels, n, self.spec.classes)
+        labels = arguments.labels(labels, n, self.spec.classes)
         arguments.constants("train_step", constants, rates, self._parameters)
         slot = self._intake.next_slot()
         take_in(slot)
@@ -433,10 +439,18 @@ class Network:
         if not self._kept:
             raise RuntimeError(f"{what}: there are no gradients; they come from backward or train_batch")
 
-    def _check_batch(self, op: str, name: str, values: Values, shape: tuple[int | str, ...], dtype: str) -> None:
+    def _batch(self, op: str, name: str, values: Any, shape: tuple[int | str, ...], dtype: str) -> Given:
+        """An array of any library with a batch along its first axis, checked."""
         self._check_open()
-        arguments.array(op, name, values, ("n", *shape), dtype)
-        arguments.count(op, len(values), self.batch_size)
+        (taken,) = arguments.taken(op, self.devices[0], **{name: values})
+        arguments.array(op, name, taken, ("n", *shape), dtype)
+        arguments.count(op, len(taken), self.batch_size)
+        return taken  # type: ignore[no-any-return]
+
+    def _places(self, op: str, indices: Any) -> Values:
+        """Those of kept images, on the host, where they are checked."""
+        (taken,) = arguments.taken(op, None, indices=indices)
+        return np.asarray(self._batch(op, "indices", taken, (), "integers"))
 
     def close(self) -> None:
         """Gives all device memory back. May be called twice."""

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..devices.foreign import KINDS as ARRAYS
+from ..devices.foreign import CudaMemory, Given, seen
 from ..devices.protocol import Device
 from ..kernels.precision import activation_dtype
 from ..kernels.shapes import ConvShape, LinearShape, LrnShape, Padding, PoolShape
@@ -20,11 +22,33 @@ Values = np.ndarray[Any, Any]
 Shape = TypeVar("Shape")
 
 
-def floats(op: str, name: str, values: Values, like: str | tuple[int, ...] | None = None) -> None:
+def taken(op: str, device: str | None, **given: Any) -> list[Any]:
+    """The arrays among the arguments, of whichever library, as NumPy arrays or memory of a GPU; the rest as it is.
+
+    ``device`` will compute on them; None: they are looked at here before. Raises ``ValueError`` for arrays that cannot
+    be read, and those on a GPU where they cannot stay there.
+    """
+    found = []
+    for name, value in given.items():
+        try:
+            values = seen(value)
+        except ValueError as error:
+            raise ValueError(f"{op}: {name} {error}") from error
+        if isinstance(values, CudaMemory) and not (device or "").startswith("cuda"):
+            raise ValueError(
+                f"{op}: {name} must not lie on a GPU: "
+                f"{f'the device is {device}' if device else 'it is checked on the host first'}; "
+                f"give {name}.cpu() (PyTorch) or {name}.get() (CuPy, pycuda)"
+            )
+        found.append(values)
+    return found
+
+
+def floats(op: str, name: str, values: Given, like: str | tuple[int, ...] | None = None) -> None:
     """Checks the dtype, and the shape where it matters: the letters of its axes, or the sizes themselves."""
-    if not isinstance(values, np.ndarray) or values.dtype != np.float32:
-        found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
-        raise ValueError(f"{op}: {name} must be a float32 NumPy array, got {found}; convert it with np.float32(...)")
+    if not isinstance(values, ARRAYS) or values.dtype != np.float32:
+        found = values.dtype if isinstance(values, ARRAYS) else type(values).__name__
+        raise ValueError(f"{op}: {name} must be a float32 array, got {found}; convert it to float32")
     if isinstance(like, tuple) and values.shape != like:
         raise ValueError(f"{op}: {name} must have shape {like} to fit the other arguments, got {values.shape}")
     if isinstance(like, str) and (values.ndim != len(like) or values.size == 0):
@@ -36,20 +60,20 @@ def floats(op: str, name: str, values: Values, like: str | tuple[int, ...] | Non
 KINDS = {"integers": "iu", "real numbers": "iuf"}
 
 
-def array(op: str, name: str, values: Values, shape: tuple[int | str, ...], dtype: str) -> None:
+def array(op: str, name: str, values: Given, shape: tuple[int | str, ...], dtype: str) -> None:
     """Checks the shape, where a letter stands for any size but 0, and the dtype: its name, or one of ``KINDS``."""
-    sizes = values.shape if isinstance(values, np.ndarray) else ()
+    sizes = values.shape if isinstance(values, ARRAYS) else ()
     fits = len(sizes) == len(shape) and all(
         size == wanted or (isinstance(wanted, str) and size > 0) for size, wanted in zip(sizes, shape, strict=True)
     )
     if not fits or (values.dtype.kind not in KINDS[dtype] if dtype in KINDS else values.dtype.name != dtype):
         axes = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
-        raise ValueError(f"{op}: {name} must be a NumPy array of {dtype} of shape ({axes}), got {described(values)}")
+        raise ValueError(f"{op}: {name} must be an array of {dtype} of shape ({axes}), got {described(values)}")
 
 
 def described(values: Any) -> str:
     """What was passed, in words."""
-    return f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+    return f"{values.dtype} of shape {values.shape}" if isinstance(values, ARRAYS) else type(values).__name__
 
 
 def number(op: str, name: str, value: float) -> None:
@@ -68,13 +92,15 @@ def count(op: str, n: int, most: int) -> None:
         )
 
 
-def labels(values: Values, n: int, classes: int) -> None:
-    """Checks those of ``n`` images."""
-    values = np.asarray(values)
+def labels(given: Any, n: int, classes: int) -> Values:
+    """Those of ``n`` images, checked; a list will do."""
+    (found,) = taken("a batch", None, labels=given)
+    values: Values = np.asarray(found)
     if values.shape != (n,) or values.dtype.kind not in "iu":
         raise ValueError(f"labels must be integers of shape {(n,)}, got {values.dtype} of shape {values.shape}")
     if values.min() < 0 or values.max() >= classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {values.min()}..{values.max()}")
+    return values
 
 
 def constants(op: str, values: Sequence[float], rates: Mapping[str, float], parameters: Sequence[str]) -> None:
@@ -128,7 +154,7 @@ def _geometry(op: str, build: Callable[..., Shape], *sizes: int, **options: Any)
         raise ValueError(f"{op}: {text if named else error}") from None
 
 
-def conv(op: str, x: Values, weight: Values, stride: int, padding: Padding, groups: int, ceil_mode: bool) -> ConvShape:
+def conv(op: str, x: Given, weight: Given, stride: int, padding: Padding, groups: int, ceil_mode: bool) -> ConvShape:
     floats(op, "x", x, "NCHW")
     floats(op, "weight", weight, "KCRS")
     (N, C, H, W), (K, group_C, R, S) = x.shape, weight.shape
@@ -143,14 +169,14 @@ def conv(op: str, x: Values, weight: Values, stride: int, padding: Padding, grou
     return _geometry(op, ConvShape.of, N, C, H, W, K, R, S, **options)
 
 
-def pool(op: str, x: Values, size: int, stride: int, padding: Padding, ceil_mode: bool) -> PoolShape:
+def pool(op: str, x: Given, size: int, stride: int, padding: Padding, ceil_mode: bool) -> PoolShape:
     floats(op, "x", x, "NCHW")
     size, stride = integer(op, "size", size, 1, 15), integer(op, "stride", stride, 1, _LARGE)
     options = {"padding": _four(op, padding), "ceil_mode": ceil_mode, "lanes": x.shape[0]}
     return _geometry(op, PoolShape.of, *x.shape, size, stride, **options)
 
 
-def lrn(op: str, x: Values, size: int, alpha: float, beta: float, k: float) -> LrnShape:
+def lrn(op: str, x: Given, size: int, alpha: float, beta: float, k: float) -> LrnShape:
     floats(op, "x", x, "NCHW")
     if not (alpha >= 0 and k > 0 and np.isfinite([alpha, beta, k]).all()):
         raise ValueError(
@@ -161,7 +187,7 @@ def lrn(op: str, x: Values, size: int, alpha: float, beta: float, k: float) -> L
     return LrnShape(N, C, H, W, 1, N, integer(op, "size", size, 1, 16), float(alpha), float(beta), float(k))
 
 
-def linear(op: str, x: Values, weight: Values) -> LinearShape:
+def linear(op: str, x: Given, weight: Given) -> LinearShape:
     floats(op, "x", x, "NC")
     floats(op, "weight", weight, "KC")
     if weight.shape[1] != x.shape[1]:

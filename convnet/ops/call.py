@@ -1,4 +1,4 @@
-"""One call of an operation on NumPy arrays: the device, and arrays on their way to it and back."""
+"""One call of an operation on arrays of the host or of others: the device, and arrays on their way to it and back."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..devices.foreign import ALIGNMENT, CudaMemory, Given
 from ..devices.opening import open_device
 from ..devices.protocol import Array, Device, Stream, padded
-from ..kernels.precision import activation_dtype
+from ..kernels.precision import BF16, activation_dtype, copy_columns
+from . import ops
 from .arguments import check_precision
-from .layout import pack_activations, rounded, to_float32, unpack_activations, weight_copy
+from .gather import gather
+from .layout import pack_activations, pack_weight, rounded, to_float32, unpack_activations, weight_copy
 
 Values = np.ndarray[Any, Any]
 Shape = TypeVar("Shape")
@@ -43,30 +46,71 @@ class Call:
         """For activations or their gradients."""
         return self.device.empty(shape, activation_dtype(self.precision))
 
-    def put(self, values: Values) -> Array:
-        """As it is."""
+    def own(self, values: Given) -> Array:
+        """A copy of float32 values that may be written to."""
         array = self.device.empty(values.shape, values.dtype)
-        self.stream.upload(array, values)
+        if isinstance(values, CudaMemory):
+            self._gather(values, "fp32", array)
+        else:
+            self.stream.upload(array, values)
         return array
 
-    def put_optional(self, values: Values | None) -> Array | None:
+    def put(self, values: Given) -> Array:
+        """As it is, to be read: where it lies, where that can be."""
+        if isinstance(values, CudaMemory):
+            if values.contiguous and values.address % ALIGNMENT == 0:
+                return self.stream.adopt(values).view(values.shape)
+            return self.own(values)
+        return self.device.borrow(values) or self.own(values)
+
+    def put_optional(self, values: Given | None) -> Array | None:
         return None if values is None else self.put(values)
 
-    def put_rounded(self, values: Values) -> Array:
+    def put_rounded(self, values: Given) -> Array:
         """Activations or gradients of any shape."""
+        if isinstance(values, CudaMemory):
+            if self.precision != "bf16":
+                return self.put(values)
+            array = self.empty(values.shape)
+            self._gather(values, self.precision, array)
+            return array
         return self.put(rounded(values, self.precision))
 
-    def put_images(self, values: Values) -> Array:
+    def put_images(self, values: Given) -> Array:
+        if isinstance(values, CudaMemory):
+            return self._packed(values, self.precision, self.N, self.lanes)
         return self.put_rounded(pack_activations(values, self.lanes))
 
-    def put_weight(self, packed: Values) -> Array:
+    def put_weight(self, values: Given, groups: int = 1) -> Array:
+        """Filters (K, C/groups, R, S), or a matrix (K, C) for (C, K), and their copies in bfloat16."""
+        if isinstance(values, CudaMemory):
+            weight = self._packed(values, "fp32", len(values), len(values) // groups)
+            weight = weight.view(weight.shape if values.ndim == 4 else weight.shape[1:])
+            if self.precision != "bf16":
+                return weight
+            copy = self.device.empty((*weight.shape[:-1], copy_columns(weight.shape[-1])), BF16)
+            ops.cast_weight(self.stream, weight, copy)
+            return copy
+        packed = pack_weight(values, groups) if values.ndim == 4 else values.T
         return self.put(weight_copy(packed) if self.precision == "bf16" else packed)
 
+    def _packed(self, values: CudaMemory, precision: str, N: int, lanes: int) -> Array:
+        """Images, features or filters in lanes."""
+        y = self.device.empty((N // lanes, *values.shape[1:], lanes), activation_dtype(precision))
+        gather(self.stream, values, precision, y, N, lanes)
+        return y
+
+    def _gather(self, values: CudaMemory, precision: str, target: Array) -> None:
+        """As it is, but for gaps."""
+        flat = values.flat
+        gather(self.stream, flat, precision, target, len(flat), 1)
+
     def get(self, array: Array) -> Values:
-        return to_float32(array.download())
+        """The device's memory itself, where it is the host's: nobody else will use it."""
+        return to_float32(array.look())
 
     def images(self, array: Array) -> Values:
-        return unpack_activations(array.download(), self.n)
+        return unpack_activations(array.look(), self.n)
 
     def workspace(self, nbytes: int) -> Array | None:
         return self.device.empty((nbytes,), np.uint8) if nbytes else None

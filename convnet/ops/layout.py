@@ -18,13 +18,16 @@ Values = np.ndarray[Any, Any]
 
 
 def pack_activations(x: Values, lanes: int, N: int | None = None) -> Values:
-    """(n, C, H, W) or (n, F) -> (N/L, C, H, W, L) or (N/L, F, L); images from n on are zero; N is n padded."""
+    """(n, C, H, W) or (n, F) -> (N/L, C, H, W, L) or (N/L, F, L); images from n on are zero; N is n padded.
+
+    Where nothing is padded it is a view: whoever copies it to the device packs on the way, and that once.
+    """
     n = x.shape[0]
     total = padded(n, lanes) if N is None else N
     if total != n:
         x = np.concatenate([x, np.zeros((total - n, *x.shape[1:]), x.dtype)])
     blocks = x.reshape(total // lanes, lanes, *x.shape[1:])
-    return np.ascontiguousarray(np.moveaxis(blocks, 1, -1))
+    return np.moveaxis(blocks, 1, -1)
 
 
 def unpack_activations(a: Values, n: int) -> Values:

@@ -18,7 +18,16 @@ import numpy as np
 from ..devices.protocol import Array, Stream
 from ..kernels.control import WORDS
 from ..kernels.precision import BF16, copy_columns
-from ..kernels.shapes import ConvShape, DropoutShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
+from ..kernels.shapes import (
+    ConvShape,
+    DropoutShape,
+    IngestShape,
+    LinearShape,
+    LrnShape,
+    PackShape,
+    PoolShape,
+    SoftmaxShape,
+)
 from .declare import DECLARED, Scratch, op, reads, writes
 
 F32, I32, U8, U32 = np.float32, np.int32, np.uint8, np.uint32
@@ -297,6 +306,14 @@ class Update:
     copy: Array | None
     rate: float
     decays: bool
+
+
+@op("pack")
+def pack(
+    stream: Stream, shape: PackShape, precision: str,
+    x: Annotated[Array, reads("x", F32)], y: OutY,
+) -> None:  # fmt: skip
+    """y = the images of x, wherever in it they lie, in lanes; see ``layout.pack_activations`` and ``fold_images``."""
 
 
 @op("sgd", launches=False)

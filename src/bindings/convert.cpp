@@ -194,4 +194,24 @@ IngestShape to_shape(const Place& place, py::handle object) {
   return s;
 }
 
+template <>
+PackShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  const PackShape s{
+      f.extent("N"),
+      f.extent("valid"),
+      f.extent("C"),
+      f.extent("H"),
+      f.extent("W"),
+      f.extent("lanes"),
+      f.extent("fold"),
+      f.extent("offset"),
+      {f.extent("step_n"), f.extent("step_c"), f.extent("step_h"), f.extent("step_w")}};
+  const auto up = [&](std::int64_t size) { return s.fold ? (size + s.fold - 1) / s.fold : size; };
+  f.tensor({s.N, s.C, s.fold, s.fold, up(s.H), up(s.W)});
+  const std::int64_t sizes[4] = {s.valid, s.C, s.H, s.W};
+  for (int i = 0; i < 4; ++i) f.tensor({sizes[i], s.steps[i]});
+  return s;
+}
+
 }  // namespace convnet::bindings

@@ -3,6 +3,7 @@
 #include "../kernels/fold.hpp"
 #include "../kernels/ingest.hpp"
 #include "../kernels/ingest_planar.hpp"
+#include "../kernels/pack.hpp"
 #include "../kernels/sgd.hpp"
 #include "../kernels/softmax.hpp"
 
@@ -54,6 +55,7 @@ void register_training(py::module_& m) {
   bind(m, "ingest_planar", &ingest_planar,
        {"shape", "precision", "luma", "cb", "cr", "index", "windows", "noise", "mean", "y",
         "stream"});
+  bind(m, "pack", &pack, {"shape", "precision", "x", "y", "stream"});
   bind(m, "softmax_cross_entropy", &softmax_cross_entropy,
        {"shape", "precision", "logits", "labels", "losses", "ranks", optional("probs"),
         optional("dlogits"), "control", "stream"});

@@ -81,4 +81,13 @@ struct IngestShape {
   int64_t fold;
 };
 
+// Images, or filters, as others hold them, on their way into lanes. Values of x are counted from its start.
+struct PackShape {
+  int64_t N, valid;  // as in SoftmaxShape; lanes beyond `valid` are written as zero
+  int64_t C, H, W, lanes;
+  int64_t fold;      // as in IngestShape; sizes that it does not divide are rounded up
+  int64_t offset;    // of the first value
+  int64_t steps[4];  // from one n, c, h and w to the next
+};
+
 }  // namespace convnet

@@ -17,6 +17,7 @@
 #include "ingest.hpp"
 #include "ingest_planar.hpp"
 #include "lrn_pool_forward.hpp"
+#include "pack.hpp"
 #include "softmax.hpp"
 
 namespace convnet {
@@ -183,6 +184,21 @@ void ingest_planes() {
   take(y);
 }
 
+void pack_images() {
+  const PackShape shape{.N = 8,
+                        .valid = 7,
+                        .C = 3,
+                        .H = 5,
+                        .W = 6,
+                        .lanes = 8,
+                        .fold = 2,
+                        .offset = 1,
+                        .steps = {90, 30, 6, 1}};
+  const Array<float> y(8 * 12 * 3 * 3);
+  pack(shape, Precision::fp32, values(1 + 7 * 90), y, nullptr);
+  take(y);
+}
+
 }  // namespace
 }  // namespace convnet
 
@@ -193,6 +209,7 @@ int main(int count, char** arguments) {
                                               {"ingest", convnet::ingest_images},
                                               {"ingest_planar", convnet::ingest_planes},
                                               {"lrn_pool", convnet::normalise_and_pool},
+                                              {"pack", convnet::pack_images},
                                               {"softmax", convnet::softmax}};
   if (count < 2 || !ops.contains(arguments[1])) {
     for (const auto& [name, run] : ops) std::puts(name.c_str());

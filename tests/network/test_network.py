@@ -339,7 +339,7 @@ def test_misuse_is_refused():
         with pytest.raises(RuntimeError, match="forward"):
             net.backward(labels)
         for wrong in (images[:, :2], images[..., 1:], images.astype(np.float64), images[:0], images[0]):
-            with pytest.raises(ValueError, match="forward: images must be a NumPy array of float32 of shape"):
+            with pytest.raises(ValueError, match="forward: images must be an array of float32 of shape"):
                 net.forward(wrong)
         with pytest.raises(ValueError, match="batch size"):
             net.forward(np.concatenate([images, images]))

@@ -144,7 +144,7 @@ def test_misuse_is_refused():
         net.train_batch_kept(indices, labels, windows + 6, noise)
     with pytest.raises(ValueError, match="there are places 0 to 10, got images 1 to 11"):
         net.store_images(1, *planes)
-    with pytest.raises(ValueError, match=r"cr must be a NumPy array of uint8 of shape \(11, 19, 19\)"):
+    with pytest.raises(ValueError, match=r"cr must be an array of uint8 of shape \(11, 19, 19\)"):
         net.store_images(0, planes[0], planes[1], planes[2][:, 1:])
     net.close()
     for call in (lambda: net.keep_images(1, 37), lambda: net.train_batch_kept(indices, labels, windows, noise)):

@@ -281,16 +281,16 @@ NAN = np.full((N, 3), np.nan, np.float32)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": [1, 2]}, "images must be a NumPy array of uint8 of shape .*, got list"),
-        ({"images": np.zeros((N, 36, 36, 3), np.float32)}, "images must be a NumPy array of uint8 .*, got float32"),
-        ({"images": np.zeros((N, 36, 36, 3), np.int64)}, "images must be a NumPy array of uint8 .*, got int64"),
+        ({"images": [1, 2]}, "images must be an array of uint8 of shape .*, got list"),
+        ({"images": np.zeros((N, 36, 36, 3), np.float32)}, "images must be an array of uint8 .*, got float32"),
+        ({"images": np.zeros((N, 36, 36, 3), np.int64)}, "images must be an array of uint8 .*, got int64"),
         ({"images": np.zeros((0, 36, 36, 3), np.uint8)}, r"images must be .* of shape \(n, H, W, 3\), got uint8"),
         ({"images": np.zeros((N + 1, 36, 36, 3), np.uint8)}, "there must be 1 to 6 images .*, got 7"),
-        ({"windows": NAN}, r"windows must be a NumPy array of integers of shape \(6, 3\), got float32"),
+        ({"windows": NAN}, r"windows must be an array of integers of shape \(6, 3\), got float32"),
         ({"windows": np.full((N, 3), 2**31)}, "every 32x32 window must lie inside its image"),
         ({"windows": np.full((N, 3), -1)}, "every 32x32 window must lie inside its image"),
         ({"windows": None}, "windows must be .*, got NoneType"),
-        ({"noise": np.zeros((N, 3), object)}, "noise must be a NumPy array of real numbers .*, got object"),
+        ({"noise": np.zeros((N, 3), object)}, "noise must be an array of real numbers .*, got object"),
         ({"labels": np.zeros(N)}, "labels must be integers"),
         ({"lr": None}, "lr must be a finite number, got None"),
         ({"lr": 1e39}, r"lr must be a finite number, got 1e\+39"),
@@ -332,7 +332,7 @@ def test_places_of_kept_images_are_checked():
             with pytest.raises(ValueError, match=r"store_images: (there are places 0 to 9|first must)"):
                 net.store_images(first, plane, half, half)
         for planes in ((plane, half, half[:2]), (plane, half, plane), (plane[:, 0], half, half), (None, half, half)):
-            with pytest.raises(ValueError, match=r"store_images: (luma|cb|cr) must be a NumPy array of uint8"):
+            with pytest.raises(ValueError, match=r"store_images: (luma|cb|cr) must be an array of uint8"):
                 net.store_images(0, *planes)
         for indices in (NAN[:, 0], np.arange(N) - 1, np.arange(N) + 5, [0, 1], np.zeros(0, np.int64)):
             with pytest.raises(ValueError, match="indices must be"):

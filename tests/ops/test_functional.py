@@ -27,7 +27,7 @@ SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
 DROP = {"seed": 0, "step": 0, "layer": 0}
 REFUSED = {
     "conv dtype": (lambda: conv(X.astype(np.float64), W), "conv2d: x must be a float32"),
-    "conv list": (lambda: conv(X.tolist(), W), "conv2d: x must be a float32 NumPy array, got list"),
+    "conv list": (lambda: conv(X.tolist(), W), "conv2d: x must be a float32 array, got list"),
     "conv rank": (lambda: conv(X[0], W), r"x must have shape \(N, C, H, W\)"),
     "conv weight rank": (lambda: conv(X, W[0]), r"weight must have shape \(K, C, R, S\)"),
     "conv no images": (lambda: conv(X[:0], W), "no size 0"),

@@ -82,9 +82,10 @@ def rooms_import_nothing(path: str, tree: ast.AST) -> Iterator[str]:
 
 
 def only_declared_dependencies(path: str, tree: ast.AST) -> Iterator[str]:
+    known = {"convnet"} | DEPENDENCIES | sys.stdlib_module_names | ({"torch"} if path == "convnet/torch.py" else set())
     for name, _ in imports(tree):
         package = name.split(".")[0]
-        if package and package not in {"convnet"} | DEPENDENCIES | sys.stdlib_module_names:
+        if package and package not in known:
             yield f"imports {package}"
 
 
@@ -216,6 +217,8 @@ CROSSINGS = [
     ("kernels/shapes.py", "from ..devices import protocol"),
     ("devices/protocol.py", "def f():\n    from . import cuda"),
     ("devices/host.py", "import pycuda.driver"),
+    ("functional.py", "import torch.nn"),
+    ("network/model.py", "from .. import torch"),
     ("data/folder.py", "from ..devices import protocol"),
     ("output/files.py", "from ..data import DataError"),
     ("network/spec.py", "from ..output import console"),
