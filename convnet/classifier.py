@@ -216,15 +216,19 @@ class Classifier:
     # ---- keeping
 
     def save(self, path: str | Path) -> None:
-        """Into a file that ``load`` takes, and every command that takes a RUN. Raises ``OSError``."""
+        """Into a file that ``load`` takes, and every command that takes a RUN. Raises ``OSError``, and ``ValueError``
+        for weights that others have trained."""
         found = self._trained.checkpoint
+        if found is None:
+            raise ValueError(f"what was loaded is {self._trained.path} as it is; copy that file")
         kept = {"classes": self.classes_.tolist(), **self._kept}
         checkpoint.save(Path(path), found.tensors, {**found.state, KEY: kept})
 
     @classmethod
     def load(cls, path: str | Path) -> Classifier:
         """From what ``save`` wrote, or from a run folder or a checkpoint of ``convnet-train``, in whose folder's best
-        one it then has learnt; with the parameters it was trained with, on whatever device there is."""
+        one it then has learnt; with the parameters it was trained with, on whatever device there is. Or from a file of
+        weights that ``convnet-predict`` takes, whose classes are called by their numbers."""
         with _as_value_error():
             trained = load_trained(path, _log.warning)
             classes, kept = _kept(trained)
@@ -364,10 +368,9 @@ def _found(pixels: Values, classes: Values, labels: Values) -> Found:
 def _kept(trained: Trained) -> tuple[Any, dict[str, Any]]:
     """The labels and what else ``save`` kept; of other checkpoints the names of classes, and nothing. Raises
     ``CheckpointError`` where it is not what ``save`` writes."""
-    state = trained.checkpoint.state.get(KEY)
+    state = trained.checkpoint.state.get(KEY) if trained.checkpoint else None
     if state is None:
         return trained.classes, {}
-    path = trained.checkpoint.path
     try:
         classes, kept = np.array(state["classes"]), {name: state[name] for name in state if name != "classes"}
         fits = classes.shape == (len(trained.classes),) and classes.dtype.kind in "biufU"
@@ -378,5 +381,5 @@ def _kept(trained: Trained) -> tuple[Any, dict[str, Any]]:
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
         fits = False
     if not fits:
-        raise CheckpointError(f'{path}: expected labels and levels of pixels as "{KEY}", found {state!r:.80}')
+        raise CheckpointError(f'{trained.path}: expected labels and levels of pixels as "{KEY}", found {state!r:.80}')
     return classes, kept

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Trained:
     """What a run, or somebody else, has learnt so far, and all that is needed to use it. ``path`` is what the user
-    named; ``step`` and ``data``, what the checkpoint says of the data, are None where it is a file of weights.
+    named; ``checkpoint`` is None where it is a file of weights.
     """
 
     path: Path
@@ -36,8 +36,17 @@ class Trained:
     statistics: Statistics
     weights: Tensors
     classes: list[str]
-    step: int | None = None
-    data: dict[str, Any] | None = None
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def step(self) -> int | None:
+        """The steps it was trained for."""
+        return self.checkpoint.state["step"] if self.checkpoint else None
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """What the checkpoint says of the data."""
+        return self.checkpoint.state["dataset"] if self.checkpoint else None
 
     @property
     def spec(self) -> NetworkSpec:
@@ -144,8 +153,7 @@ def load_trained(
     else:
         found = checkpoint.load(path)
     config, statistics = saved_run(found)
-    state = found.state
-    return Trained(path, config, statistics, found.part("weights"), state["classes"], state["step"], state["dataset"])
+    return Trained(path, config, statistics, found.part("weights"), list(found.state["classes"]), found)
 
 
 def _of_others(path: Path, model: str | None, classes: str | None) -> Trained:

@@ -207,7 +207,7 @@ def test_rooms_are_told_once_and_the_same():
 
 
 def test_few_files_stand_outside_of_rooms():
-    assert len(list((ROOT / "convnet").glob("*.py"))) <= 5
+    assert len(list((ROOT / "convnet").glob("*.py"))) <= 6
     for file in (ROOT / "convnet").rglob("*.py"):
         assert (file.parent / "__init__.py").exists(), file
 
