@@ -121,7 +121,8 @@ CONVNET_TARGET void flat_run(const float* x,
   if (i < n) flat_tile<kF, 1>(x + i, offset, taps, C, step, weight, bias, y + i, n);
 }
 
-// Features of a linear layer for a few lanes: sums [lane] rows of ld values, n of K features; four inputs at a time.
+// Features of a linear layer for a few lanes: sums [lane] rows of ld values, n of K features; four inputs at a time, added
+// to each other first: thousands of products one after the other into one sum would lose two bits more.
 inline CONVNET_TARGET void few_sums(const float* x,
                                     const float* weight,
                                     int64_t C,
@@ -143,13 +144,16 @@ inline CONVNET_TARGET void few_sums(const float* x,
       for (; k + kVector <= n; k += kVector) {
         if (l == 0)  // the weights of the next four inputs are under way meanwhile
           for (int i = 0; i < 4; ++i) __builtin_prefetch(w + (4 + i) * K + k, 0, 2);
-        Floats total = *reinterpret_cast<const Floats*>(sum + k);
-        for (int i = 0; i < 4; ++i)
-          total += *reinterpret_cast<const Floats*>(w + i * K + k) * factor[i];
-        *reinterpret_cast<Floats*>(sum + k) = total;
+        Floats part = *reinterpret_cast<const Floats*>(w + k) * factor[0];
+        for (int i = 1; i < 4; ++i)
+          part += *reinterpret_cast<const Floats*>(w + i * K + k) * factor[i];
+        *reinterpret_cast<Floats*>(sum + k) += part;
       }
-      for (; k < n; ++k)
-        for (int i = 0; i < 4; ++i) sum[k] += w[i * K + k] * factor[i];
+      for (; k < n; ++k) {
+        float part = 0.0f;
+        for (int i = 0; i < 4; ++i) part += w[i * K + k] * factor[i];
+        sum[k] += part;
+      }
     }
   }
   for (; c < C; ++c)
@@ -159,8 +163,8 @@ inline CONVNET_TARGET void few_sums(const float* x,
 
 // ---- linear layers
 
-// kL lanes and kV vectors of features, over `depth` inputs: sums [lane] rows of n features, weights in rows of K. For every
-// row of these a line of later ones is fetched, which begin at `next`.
+// kL lanes and kV vectors of features, over `depth` inputs, added to sums [lane], rows of n features; weights in rows of K.
+// For every row of these a line of later ones is fetched, which begin at `next`.
 template <int kL, int kV>
 CONVNET_TARGET void features_tile(const float* x,
                                   int64_t L,
@@ -172,8 +176,7 @@ CONVNET_TARGET void features_tile(const float* x,
                                   const float* next) {
   Floats sum[kL][kV];
   for (int l = 0; l < kL; ++l)
-    for (int v = 0; v < kV; ++v)
-      sum[l][v] = *reinterpret_cast<const Floats*>(sums + l * n + v * kVector);
+    for (int v = 0; v < kV; ++v) sum[l][v] = Floats{};
   for (int64_t c = 0; c < depth; ++c, x += L, weight += K, next += K) {
     __builtin_prefetch(next, 0, 2);
     Floats value[kV];
@@ -184,7 +187,8 @@ CONVNET_TARGET void features_tile(const float* x,
       for (int v = 0; v < kV; ++v) sum[l][v] += value[v] * x[l];
   }
   for (int l = 0; l < kL; ++l)
-    for (int v = 0; v < kV; ++v) *reinterpret_cast<Floats*>(sums + l * n + v * kVector) = sum[l][v];
+    for (int v = 0; v < kV; ++v)
+      *reinterpret_cast<Floats*>(sums + l * n + v * kVector) += sum[l][v];
 }
 
 // n features of a linear layer, a whole number of vectors: sums [lane] rows of ld values. Some inputs at a time, so
