@@ -151,7 +151,8 @@ def _torch(export: Export) -> tuple[str, str]:
     name = export.path.name
     if export.path.suffix == ".npz":
         imports = "import numpy as np"
-        state = f"{{name: torch.tensor(values) for name, values in np.load({name!r}).items() if name != 'classes'}}"
+        texts = '("classes", "network")'
+        state = f"{{name: torch.tensor(v) for name, v in np.load({name!r}).items() if name not in {texts}}}"
     else:
         imports, state = "from safetensors.torch import load_file", f"load_file({name!r})"
     crop = export.trained.spec.crop

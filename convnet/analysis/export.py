@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,15 @@ def export(run: str, output: str, options: Options, console: Console) -> None:
     spec, weights = trained.spec, trained.weights
     mean, factors = normalisation(trained.statistics, trained.config.normalisation)
     sees: Input = mean, factors or (spec.input_scale,) * 3
+    told = json.dumps({"model": trained.config.model, **trained.config.network_options()})
     if path.suffix == ".onnx":
-        content = onnx_file(spec, weights, None if options.input == "float32" else sees, trained.classes)
+        content = onnx_file(spec, weights, None if options.input == "float32" else sees, trained.classes, told)
         if options.check:
             _check(trained, content, sees, options, console)
     else:
         named = torch_weights(spec, weights) if options.names == "torch" else weights
         arrays = {**named, "input.mean": sees[0], "input.scale": np.array(sees[1], np.float32).reshape(3, 1, 1)}
-        content = (npz_file if path.suffix == ".npz" else safetensors_file)(arrays, trained.classes)
+        content = (npz_file if path.suffix == ".npz" else safetensors_file)(arrays, trained.classes, told)
     write_atomically(path, content)
     console.say(f"written: {path}")
     card = card_path(path)

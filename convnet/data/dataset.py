@@ -93,7 +93,7 @@ class Statistics:
     """Of the training images, in levels of 0..255."""
 
     mean: F32  # (3, size, size): the mean image
-    std: F32  # (3,): standard deviation of red, green and blue over all pixels
+    std: NDArray[np.floating[Any]]  # (3,): standard deviation of red, green and blue over all pixels
     deviations: F32  # (3,): standard deviation along each principal component of the colours, largest first
     directions: F32  # (3, 3): the components as unit vectors in columns; the largest entry of each is positive
 

@@ -3,6 +3,7 @@ which nothing is unpickled but where the numbers lie."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..output.files import open_regular, printable, read_regular
 from .onnx_tensors import initializers
 
 Values = np.ndarray[Any, Any]
+Read = tuple[dict[str, Values], dict[str, str]]  # tensors, and the texts that lie beside them
 
 ZIP = b"PK\x03\x04"
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how files of PyTorch before 1.6 begin
@@ -57,7 +59,11 @@ def read_weights(path: str | Path) -> dict[str, Values]:
     ``model``. Raises ``WeightsError`` for what is damaged, or holds anything else than tensors of floating-point
     numbers.
     """
-    path = Path(path)
+    return read_file(Path(path))[0]
+
+
+def read_file(path: Path) -> Read:
+    """As ``read_weights``; and by name the texts of a file that has some, lists of them as JSON."""
     try:
         with open_regular(path) as file:
             head = file.read(len(OLD_TORCH))
@@ -72,7 +78,7 @@ def read_weights(path: str | Path) -> dict[str, Values]:
             return _from_safetensors(path)
         with opened(path, "zip archive") as archive:
             of_torch = any(os.path.basename(name) == "data.pkl" for name in archive.namelist())
-        return _from_torch(path) if of_torch else _from_npz(path)
+        return (_from_torch(path), {}) if of_torch else _from_npz(path)
     except DataError as error:
         raise WeightsError(str(error)) from error
     except (OSError, ValueError) as error:
@@ -96,11 +102,12 @@ def _refuse(path: Path, name: str, found: str) -> DataError:
 # ---- the kinds of files; what is wrong with them is a ``DataError`` ----
 
 
-def _from_safetensors(path: Path) -> dict[str, Values]:
+def _from_safetensors(path: Path) -> Read:
     size = os.stat(path).st_size
     check_room(3 * size, repr(str(path)), instead="")
+    content = read_regular(path)
     try:
-        tensors = safetensors.deserialize(read_regular(path))  # type: ignore[no-untyped-call]
+        tensors = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise DataError(
             f"{str(path)!r}: neither a complete safetensors file, nor an .npz archive, nor torch.save's ({error})"
@@ -112,18 +119,20 @@ def _from_safetensors(path: Path) -> dict[str, Values]:
             raise _refuse(path, name, tensor["dtype"])
         raw = np.frombuffer(tensor["data"], "<" + FLOATS[kind]).reshape(tensor["shape"])
         found[name] = _as_float32(raw, kind)
-    return found
+    head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # which has just been found whole
+    return found, head.get("__metadata__") or {}
 
 
-def _from_npz(path: Path) -> dict[str, Values]:
-    found = {}
+def _from_npz(path: Path) -> Read:
+    found, texts = {}, {}
     for name, values in npz.arrays(path).items():
-        if values.dtype.kind == "U":  # the names of classes
+        if values.dtype.kind == "U":
+            texts[name] = json.dumps(values.tolist()) if values.ndim else str(values)
             continue
         if values.dtype.kind != "f" or values.dtype.itemsize > 8:
             raise _refuse(path, name, str(values.dtype))
         found[name] = _as_float32(values, values.dtype.name)
-    return found
+    return found, texts
 
 
 def _from_torch(path: Path) -> dict[str, Values]:

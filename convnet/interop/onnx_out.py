@@ -46,9 +46,14 @@ def export_onnx(network: Network, path: str | Path, *, pictures: bool = False, c
 
 
 def onnx_file(
-    spec: NetworkSpec, weights: Mapping[str, Values], sees: Input | None = None, classes: Sequence[str] = ()
+    spec: NetworkSpec,
+    weights: Mapping[str, Values],
+    sees: Input | None = None,
+    classes: Sequence[str] = (),
+    network: str = "",
 ) -> bytes:
-    """The content of the file: ``sees`` is what pictures go through, None where the file takes float images."""
+    """The content of the file: ``sees`` is what pictures go through, None where the file takes float images.
+    ``network`` is kept in the metadata, too."""
     try:
         from onnx import TensorProto, helper
     except ImportError as error:
@@ -78,8 +83,8 @@ def onnx_file(
     model = helper.make_model(
         made, opset_imports=opsets, ir_version=IR, producer_name=PRODUCER, producer_version=__version__
     )
-    if classes:
-        helper.set_model_props(model, {"classes": json.dumps(list(classes))})
+    texts = {"classes": json.dumps(list(classes))} if classes else {}
+    helper.set_model_props(model, texts | ({"network": network} if network else {}))
     content: bytes = model.SerializeToString()
     return content
 

@@ -39,15 +39,17 @@ def told(path: str | Path) -> Iterator[None]:
         raise DataError(f"{str(path)!r}: {printable(str(error))}") from error
 
 
-def initializers(path: str | Path) -> dict[str, Values]:
-    """All floating-point numbers that an ONNX file stores, by name, float32, whatever its nodes make of them. Raises
-    ``DataError``.
+def initializers(path: str | Path) -> tuple[dict[str, Values], dict[str, str]]:
+    """All floating-point numbers that an ONNX file stores, by name, float32, whatever its nodes make of them, and its
+    metadata. Raises ``DataError``.
     """
     with told(path):
-        stored = {text(tensor.name): tensor for tensor in parsed(path).graph.initializer}
+        model = parsed(path)
+        stored = {text(tensor.name): tensor for tensor in model.graph.initializer}
         found = {name: numbers(tensor) for name, tensor in stored.items()}
+        texts = {text(entry.key): text(entry.value) for entry in model.metadata_props}
     with np.errstate(over="ignore"):  # infinite is found out about where the numbers are used
-        return {name: v.astype(np.float32, copy=False) for name, v in found.items() if v.dtype.kind == "f"}
+        return {name: v.astype(np.float32, copy=False) for name, v in found.items() if v.dtype.kind == "f"}, texts
 
 
 def parsed(path: str | Path) -> Any:

@@ -6,17 +6,18 @@ red, and ours red, green, blue: the channels of the first filters are turned rou
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..network.spec import NETWORKS, network, parameter_shapes
 from ..output.files import printable
-from .files import Values, WeightsError, read_weights
+from .files import Values, WeightsError, read_file, read_weights
 
 if TYPE_CHECKING:
     from ..network.model import Network
@@ -53,15 +54,30 @@ CAFFES = Colours((122.679, 116.669, 104.007), None)  # the mean of the mean imag
 
 
 @dataclass(frozen=True)
+class Said:
+    """What ``convnet-export`` writes beside weights: the network's name and its options (keywords of ``network``), the
+    names of the classes, and what pixels go through, a mean (3, crop, crop) and a factor for each channel.
+    """
+
+    model: str
+    options: dict[str, Any]
+    classes: list[str]
+    mean: Values
+    scale: list[float]
+
+
+@dataclass(frozen=True)
 class Found:
     """Weights by our names, float32. ``networks``: ours that they fit into, apart from the number of classes; none
-    where they are of ours, but narrower or wider. ``colours`` are None where they are ours.
+    where they are of ours, but narrower or wider. ``colours`` are None where they have our names. ``said`` is there
+    where we have written the file.
     """
 
     path: Path
     weights: dict[str, Values]
     networks: list[str]
     colours: Colours | None
+    said: Said | None = None
 
     @property
     def classes(self) -> int:
@@ -91,9 +107,11 @@ def recognised(path: str | Path) -> Found:
     value is not finite.
     """
     path = Path(path)
-    tensors = _plain_names(read_weights(path))
+    read, texts = read_file(path)
+    tensors = _plain_names(read)
     if any(name.rpartition(".")[0] in TORCHVISION for name in tensors):
-        return _torchvision(path, tensors)
+        theirs = _torchvision(path, tensors)  # under these names we export, too
+        return replace(theirs, said=_said(path, texts, read, theirs.weights))
     if "conv1.weight" in tensors:
         weights = {
             name: np.ascontiguousarray(_finite(path, name, values))
@@ -101,7 +119,7 @@ def recognised(path: str | Path) -> Found:
             if name.endswith((".weight", ".bias"))
         }
         fitting = [name for name in NETWORKS if "fc8.weight" in weights and not _misfit(weights, name)]
-        return Found(path, weights, fitting, None)
+        return Found(path, weights, fitting, None, _said(path, texts, read, weights))
     if any(CAFFE.fullmatch(name) for name in tensors):
         return _caffe(path, tensors)
     names = ", ".join(printable(name) for name in list(tensors)[:4]) or "none"
@@ -146,6 +164,31 @@ def _plain_names(tensors: dict[str, Values]) -> dict[str, Values]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): values for name, values in tensors.items()}
     return tensors
+
+
+def _said(
+    path: Path, texts: Mapping[str, str], tensors: Mapping[str, Values], weights: Mapping[str, Values]
+) -> Said | None:
+    """Nothing is built from what a file says before it is known to fit. Raises ``WeightsError``."""
+    if not ({"network", "classes"} <= texts.keys() and {"input.mean", "input.scale"} <= tensors.keys()):
+        return None
+    try:
+        options, classes = json.loads(texts["network"]), json.loads(texts["classes"])
+        model = options.pop("model")
+        spec = network(model, num_classes=len(classes), **options)
+        mean, scale = tensors["input.mean"], tensors["input.scale"]
+        fits = {name: values.shape for name, values in weights.items()} == parameter_shapes(spec)
+        fits = fits and mean.shape == (3, spec.crop, spec.crop) and scale.shape == (3, 1, 1)
+        fits = fits and bool(np.isfinite(mean).all() and np.isfinite(scale).all() and (scale > 0).all())
+        fits = fits and type(classes) is list and all(type(name) is str for name in classes)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        fits = False
+    if not fits:
+        raise WeightsError(
+            f"{str(path)!r}: its weights are not those of the network, the classes and the pixels it tells of: "
+            f"{printable(texts['network']):.80}; export the run again"
+        )
+    return Said(model, options, classes, mean, scale.ravel().tolist())
 
 
 def _torchvision(path: Path, tensors: Mapping[str, Values]) -> Found:

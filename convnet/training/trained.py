@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data import DataError, DataSet, HeldOut, NotThere, Statistics, normalisation, open_dataset, open_labelled
 from ..interop.files import WeightsError, holds_weights
-from ..interop.weights import recognised
+from ..interop.weights import Said, recognised
 from ..network.spec import NetworkSpec, network
 from ..output.files import read_regular
 from . import checkpoint
@@ -23,6 +23,8 @@ from .run import holds_run, saved_run
 
 if TYPE_CHECKING:
     from ..network.model import Network
+
+KNOWS = "knows its network and its classes; --model and --classes are for files of weights of others"
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def load_trained(
     if holds_weights(path):
         return _of_others(path, model, classes)
     if model or classes:
-        raise ValueError(f"{path} knows its network and its classes; --model and --classes are for files of weights")
+        raise ValueError(f"{path} {KNOWS}")
     found: Checkpoint | None = None
     if path.is_dir():
         if not holds_run(path):
@@ -159,6 +161,10 @@ def load_trained(
 def _of_others(path: Path, model: str | None, classes: str | None) -> Trained:
     """What others trained expects pixels as they had them: one mean for all places, and no noise is known."""
     found = recognised(path)
+    if found.said:
+        if model or classes:
+            raise ValueError(f"{path} {KNOWS}")
+        return of_ours(path, found.said, found.weights)
     if found.colours is None:
         raise WeightsError(
             f"{path}: weights of a network of ours, which do not say what it subtracts from pixels; name the run that "
@@ -172,6 +178,20 @@ def _of_others(path: Path, model: str | None, classes: str | None) -> Trained:
     statistics = Statistics(mean, std, np.zeros(3, np.float32), np.eye(3, dtype=np.float32))
     config = Config(model=name, normalisation=found.colours.normalisation).resolved(spec.defaults, spec.crop)
     return Trained(path, config, statistics, found.weights, _names(classes, found.classes, path))
+
+
+def of_ours(path: Path, said: Said, weights: Tensors) -> Trained:
+    """What ``convnet-export`` has written knows its network, its classes, and what pixels go through."""
+    own = network(said.model).input_scale
+    kind = "mean-image" if said.scale == [own] * 3 else "mean-std"
+    std = 1 / np.array(said.scale)  # in float64, so that its inverse is what it was
+    statistics = Statistics(said.mean, std, np.zeros(3, np.float32), np.eye(3, dtype=np.float32))
+    try:
+        config = Config(model=said.model, normalisation=kind, **said.options)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{str(path)!r}: tells of a network that none of our runs has: {error}") from error
+    spec = network(said.model, num_classes=len(said.classes), **said.options)
+    return Trained(path, config.resolved(spec.defaults, spec.crop), statistics, weights, said.classes)
 
 
 def _names(file: str | None, count: int, path: Path) -> list[str]:

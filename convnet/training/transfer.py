@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..interop.files import holds_weights
 from ..interop.weights import recognised
-from .trained import load_trained
+from .trained import Trained, load_trained, of_ours
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,13 +37,19 @@ def start(path: str, model: str | None, warn: Callable[[str], None]) -> Start:
     """
     if holds_weights(Path(path)):
         found = recognised(path)
+        if found.said:
+            ours = of_ours(Path(path), found.said, found.weights)
+            return Start(path, _told(ours), ours.settings(), ours.weights, ours.classes)
         settings: dict[str, Any] = {"model": found.network(model)}
         if found.colours:
             settings["normalisation"] = found.colours.normalisation
         return Start(path, f'"{settings["model"]}"', settings, found.weights, None)
     run = load_trained(path, warn)
-    network = f'"{run.config.model}" of width {run.config.width:g}'
-    return Start(f"{run.path}, step {run.step}", network, run.settings(), run.weights, run.classes)
+    return Start(f"{run.path}, step {run.step}", _told(run), run.settings(), run.weights, run.classes)
+
+
+def _told(trained: Trained) -> str:
+    return f'"{trained.config.model}" of width {trained.config.width:g}'
 
 
 def transfer(source: Start, network: Network, classes: list[str]) -> list[str]:

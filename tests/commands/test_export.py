@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,7 +16,8 @@ from PIL import Image, ImageOps
 from runs import COLOURS, LAST_STEP, TINY, call, records, shared_images
 
 from convnet.analysis import export as exporting
-from convnet.cli import train
+from convnet.cli import eval as evaluate
+from convnet.cli import predict, train
 from convnet.cli.export import main
 from convnet.interop.weights import recognised
 from convnet.training.trained import load_trained
@@ -89,6 +91,7 @@ def test_arrays_have_the_documented_names_and_layouts(suffix, straight, tmp_path
         with np.load(file) as archive:
             found = dict(archive)
         assert found.pop("classes").tolist() == list(COLOURS)
+        assert json.loads(str(found.pop("network")))["model"] == "alexnet-tiny"
     else:
         found = safetensors.numpy.load_file(file)
         with safetensors.safe_open(file, "np") as opened:
@@ -134,6 +137,35 @@ def test_a_new_run_can_start_from_what_was_exported(suffix, straight, tmp_path, 
     assert "conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8; new: none" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("normalisation", ["mean-image", "mean-std"])
+@pytest.mark.parametrize("suffix", [".onnx", ".npz", ".safetensors"])
+def test_what_was_exported_is_a_run_to_those_who_ask(suffix, normalisation, straight, tmp_path, capsys, monkeypatch):
+    """The same bits for the same pictures, and the same names of classes."""
+    if suffix == ".onnx":
+        pytest.importorskip("onnx", reason="onnx is not installed")
+    run = load_trained(straight, print)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, normalisation=normalisation))
+    monkeypatch.setattr(exporting, "load_trained", lambda *_: run)
+    file = tmp_path / f"x{suffix}"
+    assert call(main, str(straight), "-o", str(file), "-q") == 0
+    found = load_trained(file, pytest.fail)
+    assert found.classes == run.classes
+    assert found.spec == run.spec
+    logits = []
+    for trained in (run, found):
+        with trained.open_network("cpu", 3) as network:
+            logits.append(network.evaluate_batch(some_pictures(), np.zeros((3, 3), np.int32)))
+    np.testing.assert_array_equal(*logits)
+    assert call(predict.main, str(file), shared_images(), "--device", "cpu", "--csv") == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") > 12
+    assert set(run.classes) <= set(re.split(r"[,\n]", out))
+    assert call(evaluate.main, str(file), "--data", shared_images(), "--device", "cpu", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["n"] > 0
+    assert call(predict.main, str(file), shared_images(), "--model", "alexnet") == 2
+    assert "x" + suffix + " knows its network and its classes" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_weights_of_torchvision_become_onnx_and_come_back_under_their_names(tmp_path, capsys, onnxruntime):
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -161,6 +193,10 @@ def test_weights_of_torchvision_become_onnx_and_come_back_under_their_names(tmp_
     found = safetensors.numpy.load_file(tmp_path / "y.safetensors")
     assert found.keys() - {"input.mean", "input.scale"} == model.state_dict().keys()
     assert all((found[name] == values.numpy()).all() for name, values in model.state_dict().items())
+    again = load_trained(tmp_path / "y.safetensors", pytest.fail)
+    assert (again.config.model, again.classes) == ("alexnet-torchvision", ["a", "b", "c"])
+    with again.open_network("cpu", 2) as network:
+        assert apart(network.evaluate_batch(pictures, np.zeros((2, 3), np.int32)), theirs) < 1e-5
 
 
 # ---- cards

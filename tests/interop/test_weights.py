@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 
@@ -190,6 +191,45 @@ def test_what_does_not_fit_is_named(name, theirs, tmp_path):
         interop.torchvision_weights(tmp_path / "x.pth")
     assert str(tmp_path / "x.pth") in str(found.value)
     assert "\n" not in str(found.value)
+
+
+def test_what_our_own_files_say_of_themselves_must_be_true(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(network("alexnet-tiny", num_classes=3, width=0.25, crop=48))
+    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    right = {
+        "network": {"model": "alexnet-tiny", "crop": 48, "width": 0.25}, "classes": ["a", "b", "c"],
+        "mean": np.full((3, 48, 48), 9, np.float32), "scale": np.full((3, 1, 1), 0.5, np.float32),
+    }  # fmt: skip
+
+    def read(**changes):
+        told = {**right, **changes}
+        arrays = {**weights, "input.mean": told["mean"], "input.scale": told["scale"]}
+        said = {name: told[name] for name in ("network", "classes")}
+        texts = {name: text if isinstance(text, str) else json.dumps(text) for name, text in said.items()}
+        safetensors.numpy.save_file(arrays, tmp_path / "x.safetensors", texts)
+        return recognised(tmp_path / "x.safetensors").said
+
+    said = read()
+    assert (said.model, said.options, said.classes) == ("alexnet-tiny", {"crop": 48, "width": 0.25}, ["a", "b", "c"])
+    assert said.scale == [0.5] * 3
+    np.testing.assert_array_equal(said.mean, right["mean"])
+    options = right["network"]
+    for changes in (
+        {"network": ""}, {"network": "[" * 100_000}, {"network": []}, {"network": {}}, {"network": {"model": 3}},
+        {"network": {**options, "model": "alexnet"}}, {"network": {**options, "model": ["alexnet-tiny"]}},
+        {"network": {**options, "width": 1e300}}, {"network": {**options, "width": "1"}},
+        {"network": {**options, "crop": 64}}, {"network": {**options, "crop": 10**30}},
+        {"network": {**options, "__class__": 1}}, {"network": {**options, "num_classes": 3}},
+        {"classes": ["a"]}, {"classes": "abc"}, {"classes": [1, 2, 3]}, {"classes": {"a": 1, "b": 2, "c": 3}},
+        {"mean": np.full((3, 1, 1), 9, np.float32)}, {"mean": np.full((3, 48, 48), np.nan, np.float32)},
+        {"scale": np.zeros((3, 1, 1), np.float32)}, {"scale": np.full((3, 1, 1), np.inf, np.float32)},
+        {"scale": np.full(3, 0.5, np.float32)},
+    ):  # fmt: skip
+        with pytest.raises(interop.WeightsError, match="are not those of the network") as found:
+            read(**changes)
+        assert "\n" not in str(found.value)
+        assert len(str(found.value)) < 400
 
 
 def test_names_that_nobody_has(tmp_path):
