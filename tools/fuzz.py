@@ -64,8 +64,9 @@ from convnet.data.source import divided  # noqa: E402
 from convnet.data.store import FORMAT, HASHED, INDEX, VERSION, open_store, shard_name  # noqa: E402
 from convnet.devices.protocol import DeviceError  # noqa: E402
 from convnet.interop import onnx_in  # noqa: E402
+from convnet.interop.arrays import safetensors_file  # noqa: E402
 from convnet.interop.onnx_out import onnx_file  # noqa: E402
-from convnet.interop.weights import WeightsError, read_weights, recognised  # noqa: E402
+from convnet.interop.weights import WeightsError, read_weights  # noqa: E402
 from convnet.network.spec import network, parameter_shapes  # noqa: E402
 from convnet.output.console import Console  # noqa: E402
 from convnet.training import checkpoint, train  # noqa: E402
@@ -598,7 +599,7 @@ def torch_program() -> bytes:
 
 @functools.cache
 def weight_files() -> Files:
-    """Small tensors, that no network of ours has, with names that others use."""
+    """Small tensors, that no network of ours has, with names that others use; and what we export ourselves."""
     torch, arrays = io.BytesIO(), io.BytesIO()
     members = {"data.pkl": torch_program(), "byteorder": b"little", "data/0": bytes(96), "data/1": bytes(16)}
     with zipfile.ZipFile(torch, "w") as archive:
@@ -606,7 +607,22 @@ def weight_files() -> Files:
             archive.writestr(zipfile.ZipInfo(f"alexnet/{name}"), raw)
     np.savez_compressed(arrays, conv1_w=np.ones((2, 3, 2, 2), np.float16), conv1_b=np.ones(2))
     plain = {"conv1.weight": np.ones((2, 3), np.float32), "fc8.weight": np.ones((2, 3), np.float16)}
-    return {"torch": torch.getvalue(), "arrays": arrays.getvalue(), "plain": safetensors.numpy.save(plain)}
+    options = {"crop": 32, "width": 0.01}
+    shapes = parameter_shapes(network("alexnet-tiny", num_classes=2, **options))
+    ours = {name: np.full(shape, 0.01, np.float32) for name, shape in shapes.items()}
+    ours |= {"input.mean": np.ones((3, 32, 32), np.float32), "input.scale": np.ones((3, 1, 1), np.float32)}
+    export = safetensors_file(ours, ["a", "b"], json.dumps({"model": "alexnet-tiny", **options}))
+    plain_file = safetensors.numpy.save(plain)
+    return {"torch": torch.getvalue(), "arrays": arrays.getvalue(), "plain": plain_file, "export": export}
+
+
+def mutate_export(random: Random, raw: bytes) -> bytes:
+    """One of ours that says something else of itself."""
+    header, _ = split_header(raw)
+    texts = json.loads(header)["__metadata__"]
+    name = random.choice(list(texts))
+    texts[name] = mutate_json(random, texts[name].encode()).decode("utf-8", "replace")
+    return safetensors.numpy.save(safetensors.numpy.load(raw), texts)
 
 
 def mutate_torch(random: Random, raw: bytes) -> bytes:
@@ -643,7 +659,7 @@ def run_weights(folder: Path) -> None:
             with contextlib.suppress(WeightsError):
                 for values in read_weights(folder / name).values():
                     np.isfinite(values).all()
-            recognised(folder / name)
+            load_trained(folder / name, lambda text: None)
 
 
 # ---- pictures ----
@@ -811,7 +827,7 @@ def targets() -> dict[str, Target]:
     npy = {f"{name}.npy": mutate_npy_header for name in ("train", "val", "mean")}
     index = {"train.npy": mutate_index, "val.npy": mutate_index, "store.json": mutate_json}
     members = {"file": mutate_member}
-    weights = {"torch": mutate_torch, "arrays": mutate_arrays, "plain": mutate_header}
+    weights = {"torch": mutate_torch, "arrays": mutate_arrays, "plain": mutate_header, "export": mutate_export}
     packed = {f"t10k-{name}-ubyte.gz": mutate_packed for name in ("images-idx3", "labels-idx1")}
     graphs = {"ours": mutate_graph, "theirs": mutate_graph}
     # where the package is missing there is nothing that reads such files
@@ -826,7 +842,7 @@ def targets() -> dict[str, Target]:
         "pickle": Target(pickle_files(), run_pickle, (DataError,), {}, words=opcodes),
         "store": Target(store_files(), run_store, (DataError,), index, seal),
         "store-arrays": Target(store_files(), run_store, (DataError,), npy, seal),
-        "weights": Target(weight_files(), run_weights, (WeightsError,), weights, words=opcodes),
+        "weights": Target(weight_files(), run_weights, (WeightsError, CheckpointError), weights, words=opcodes),
         "table": Target(table_files(), run_table, (DataError,), {"labels": mutate_line}),
         "pictures": Target(picture_files(), run_pictures, (BadImage,), {}, mend_png),
         "batches": Target(batch_files(), run_reader(cifar, "."), (DataError,), {}, words=opcodes),
