@@ -112,6 +112,7 @@ def _header(archive: zipfile.ZipFile, path: Path, member: str) -> Array:
     version = np.lib.format.read_magic(head)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{member} is an array of version {version}")
+    check_header(head.getvalue())
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     with warnings.catch_warnings():  # of what is no Python, or Python 2
         warnings.simplefilter("ignore")
@@ -127,6 +128,14 @@ def _header(archive: zipfile.ZipFile, path: Path, member: str) -> Array:
     if info.file_size > info.compress_size * DEFLATION:
         raise ValueError(f"{member}: {info.compress_size:,} bytes cannot become {info.file_size:,}")
     return array
+
+
+def check_header(raw: bytes) -> None:
+    """Raises ``ValueError`` for the header of an array (version 1 or 2) that has zero bytes in its text: NumPy would
+    compute for seconds over those."""
+    begin = 10 if raw[6:7] == b"\1" else 12
+    if b"\0" in raw[begin : begin + int.from_bytes(raw[8:begin], "little")]:
+        raise ValueError("an array's header is no text")
 
 
 def _load(array: Array) -> NDArray[Any]:

@@ -29,6 +29,7 @@ from ..output.files import open_descriptor, open_regular, read_regular
 from .dataset import I32, U8, DataError, DataSet, HeldOut, Statistics
 from .images import centre, scaled
 from .jpeg import BadImage, decode_rgb
+from .npz import check_header
 
 FORMAT, VERSION = "convnet store", 1
 SHARD = 2048  # images per file
@@ -177,6 +178,7 @@ def _array(raw: bytes) -> NDArray[Any]:
     Not ``numpy.load``, which reads archives and other formats too.
     """
     try:
+        check_header(raw)
         array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
     except (MemoryError, SyntaxError, tokenize.TokenError) as error:  # of a header that promises too much, or is none
         raise ValueError(f"not an array of NumPy: {error}") from error

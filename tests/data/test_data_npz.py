@@ -12,7 +12,7 @@ import pytest
 from data_files import opened
 from PIL import Image
 
-from convnet.data import DataError, npz, open_dataset
+from convnet.data import DataError, npz, open_dataset, store
 
 COUNT = 12
 
@@ -399,6 +399,18 @@ def test_encrypted_and_strangely_packed_archives(tmp_path):
         file.writestr("images.npy", member(images()))
     with pytest.raises(DataError, match="packed in a way that NumPy does not use"):
         npz.read(path)
+
+
+def test_a_header_that_numpy_would_compute_over_for_long(tmp_path):
+    """Nine seconds in Python's tokenizer, before it was refused."""
+    text = b"{'descr': '<f8'" + b" " * 4500 + b"\0" + b" " * 4500 + b"\n"
+    array = b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("images.npy", array)
+    with pytest.raises(DataError, match="an array's header is no text"):
+        npz.read(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="an array's header is no text"):
+        store._array(array)
 
 
 def test_other_things_are_not_taken_for_it(tmp_path):
