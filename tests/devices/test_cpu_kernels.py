@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 
 import numpy as np
+import programs
 import pytest
 from runs import ELSEWHERE
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -311,6 +313,7 @@ def test_a_forked_process_has_threads_of_its_own():
     program = """
 import os
 import numpy as np
+import programs
 from threadpoolctl import threadpool_limits
 from convnet.devices.opening import open_device
 threadpool_limits(3, user_api="blas")
@@ -368,3 +371,18 @@ def test_other_precisions_are_refused(precision):
         KERNELS.relu_forward(4, precision, 64, 64, 0)
     with pytest.raises(ValueError, match='computes in "fp32" only'):
         KERNELS.cast_weight(4, 4, 64, 64, 0)
+
+
+def test_where_there_is_no_x86_nothing_is_missing(tmp_path):
+    """What stands in for vectors there has the same names and arguments: every source compiled as if for such a
+    processor, and linked with nothing left undefined."""
+    if programs.COMPILER is None:
+        pytest.skip("g++ is not installed")
+    kernels = shutil.copytree(programs.KERNELS, tmp_path / "kernels")
+    for path in (kernels / "cpu").iterdir():
+        path.write_text(path.read_text().replace("__x86_64__", "CONVNET_OF_NO_PROCESSOR"))
+    sources = sorted((kernels / "cpu").glob("*.cpp"))
+    assert any("CONVNET_OF_NO_PROCESSOR" in source.read_text() for source in sources)
+    flags = ("-O0", "-fPIC", "-UCONVNET_EMU", "-Wno-psabi")
+    objects = programs.compile_objects(tmp_path, sources, *flags)
+    programs.link(tmp_path / "cpu.so", objects, "-shared", "-Wl,--no-undefined")
