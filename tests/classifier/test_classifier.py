@@ -20,6 +20,7 @@ from runs import COLOURS, ENVIRONMENT, here, training
 import convnet
 from convnet import Classifier, classifier
 from convnet.cli.eval import main as evaluate
+from convnet.cli.export import main as export
 from convnet.cli.predict import main as predict
 from convnet.training import checkpoint
 from convnet.training.trained import load_trained
@@ -113,6 +114,15 @@ def test_a_run_folder_can_be_loaded(straight, images):
     assert loaded.get_params()["batch_size"] == 8
     assert loaded.predict(f"{images}/val/red").dtype.kind == "U"
     assert loaded.predict(colourful(3)[0]).shape == (3,)
+
+
+def test_weights_in_a_file_can_be_loaded_and_stay_that_file(straight, tmp_path):
+    assert export([str(straight), "-o", str(tmp_path / "x.npz"), "-q"]) == 0
+    loaded, pictures = Classifier.load(tmp_path / "x.npz"), colourful(3)[0]
+    np.testing.assert_array_equal(loaded.predict_proba(pictures), Classifier.load(straight).predict_proba(pictures))
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'x.npz'} as it is; copy that file")):
+        loaded.save(tmp_path / "y")
+    assert not (tmp_path / "y").exists()
 
 
 # ---- keeping
