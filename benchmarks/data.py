@@ -117,7 +117,7 @@ def compare(split: Jpegs, net: Network, workers: int, turns: int) -> list[dict[s
                 consume(batch.images, batch.windows, batch.noise)
 
         def ingest(images: np.ndarray, windows: np.ndarray, noise: np.ndarray) -> None:
-            net._ingest(images, windows, noise)
+            net._ingest("ingest", images, windows, noise)
             net._sides[0].device.synchronize()
 
         sides: dict[str, Callable[[], object]] = {

@@ -52,7 +52,7 @@ class OurNetwork:
         k = number % len(self.batches)
         batch = self.batches[k]
         if self.images:
-            self.net._ingest(self.images[k], batch.windows, batch.noise)
+            self.net._ingest("step", self.images[k], batch.windows, batch.noise)
         else:
             self.net._intake.kept(batch.indices, batch.windows, batch.noise)
         self.net._run_forward(len(batch.indices), train=False, logits=False)
