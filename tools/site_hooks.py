@@ -22,7 +22,6 @@ from typing import Any
 import tour
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
-from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
 FROM = re.compile(r"^<!-- from (?P<file>\S+?)(?:: (?P<heading>.+))? -->$", re.MULTILINE)
@@ -43,8 +42,8 @@ def on_files(files: Files, config: Any) -> Files:
 def _executed(path: Path) -> Any:
     try:
         return tour.executed(path)
-    except CellExecutionError as error:
-        raise PluginError(f"the chapter {path.name} fails:\n{error}") from error
+    except tour.ChapterError as error:
+        raise PluginError(str(error)) from error
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:

@@ -8,11 +8,12 @@ Needs nbformat and nbclient, and ipykernel to execute (``pip install ".[docs]"``
 from __future__ import annotations
 
 import base64
-import logging
+import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import nbclient
 import nbformat
 from nbformat import NotebookNode
 
@@ -41,27 +42,32 @@ def text_of(path: Path) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
-def executed(path: Path) -> NotebookNode:
-    """A chapter with what comes out of it, in a process of its own that starts in the chapter's folder.
+class ChapterError(Exception):
+    """A chapter does not run to its end."""
 
-    Raises ``nbclient.exceptions.CellExecutionError`` where a cell fails.
-    """
-    logging.getLogger("traitlets").setLevel(logging.ERROR)  # that a kernel on this machine is asked in plain text
-    notebook = read(path)
-    nbclient.NotebookClient(
-        notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
-    ).execute()
-    return notebook
+
+def executed(path: Path) -> NotebookNode:
+    """A chapter with what comes out of it. It starts in its folder, in a process of its own, whose machinery leaves
+    nothing behind in ours. Raises ``ChapterError`` where a cell fails, with the cell and what it said."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / path.name
+        program = [sys.executable, "-c", "from nbclient.cli import main; main()"]
+        command = [*program, f"--output={target}", "--kernel_name=python3", f"--timeout={SECONDS}", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            said = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr)
+            raise ChapterError(f"{path.name} fails:\n{said.partition('CellExecutionError: ')[2] or said}")
+        return read(target)
 
 
 def page(name: str, notebook: NotebookNode) -> tuple[str, dict[str, bytes]]:
     """An executed chapter as Markdown, and its pictures by the names that the text knows them by. A picture's
-    description is the comment that its cell begins with."""
-    parts: list[str] = []
+    description is the comment that its cell begins with. Links to other chapters lead to their pages."""
+    parts = ["---\nhide: [toc]\n---"]  # lines of code have the room
     pictures: dict[str, bytes] = {}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            parts.append(cell.source)
+            parts.append(cell.source.replace(".ipynb)", ".md)"))
             continue
         parts.append(f"```python\n{cell.source}\n```")
         for output in cell.outputs:
