@@ -281,7 +281,7 @@ def _no_network(monkeypatch):
     connect = socket.socket.connect
 
     def guarded(self, address):
-        if self.family in (socket.AF_INET, socket.AF_INET6):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1"):
             raise RuntimeError(f"a test tried to connect to {address}")
         return connect(self, address)
 

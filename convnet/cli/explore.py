@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from ..cli import DONE, Parser, guarded, tolerate_encoding
+from ..cli import DONE, Parser, guarded, tolerate_encoding, weights_options
 
 HOST = "127.0.0.1"  # nobody else is to see the page
 PORTS = range(8012, 8032)  # the first free one is taken
@@ -19,14 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "convnet-explore",
         "Opens a page in the browser, for this machine alone: curves of runs while they train, and what a network\n"
         "makes of a picture that you drop on it: classes, the maps of both towers, the pixels that matter, the\n"
-        "nearest training pictures. RUN is a run folder, a folder of some, a checkpoint, or a file that\n"
-        "convnet-export wrote.",
+        "nearest training pictures. RUN is a run folder, a folder of some, a checkpoint, or a file of weights.",
         "convnet-explore runs/first",
     )
     parser.add_argument("run", nargs="?", default="runs", metavar="RUN", help="what to show (default: runs)")
     parser.add_argument(
         "--port", type=int, metavar="P", help=f"where the page is (default: the first free one from {PORTS[0]} on)"
     )
+    weights_options(parser)
     parser.add_argument("--no-browser", action="store_true", help="open none; say where the page is")
     chosen = parser.parse_args(arguments)
     tolerate_encoding()
@@ -42,12 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f'the page needs Starlette, uvicorn and jinja2 ({error}): pip install "convnet[explore]"'
                 ) from error
             raise
+        from ..training.trained import load_trained
+
         with _listening(chosen.port) as listener:
             address = f"http://{HOST}:{listener.getsockname()[1]}/"
             print(f"{path} is shown at {address} (Ctrl-C ends it)", flush=True)
             if not chosen.no_browser and _has_display():
                 threading.Thread(target=_open, args=(address,), daemon=True).start()
-            serve(path, listener)
+            serve(path, listener, partial(load_trained, warn=_warn, model=chosen.model, classes=chosen.classes))
         return DONE
 
     return guarded(parser.prog, chosen.verbose, work)
@@ -80,6 +84,10 @@ def _listening(port: int | None) -> socket.socket:
     if port is None:
         raise ValueError(f"the ports {PORTS[0]} to {PORTS[-1]} are all taken; name a free one with --port")
     raise ValueError(f"--port {port} cannot be had ({reason}); name another, or leave it out for the first free one")
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _has_display() -> bool:

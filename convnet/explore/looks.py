@@ -67,7 +67,7 @@ class Look:
 
 
 def answers(network: Network, pictures: Values) -> Values:
-    """Probabilities (n, classes) of any number of pictures; activations are those of the last ``batch_size`` or fewer."""
+    """Probabilities (n, classes) of n pictures; activations are then those of the last ``batch_size`` or fewer."""
     window = view_windows(pictures.shape[1], network.spec.crop, 1)
     parts = (pictures[k : k + network.batch_size] for k in range(0, len(pictures), network.batch_size))
     return np.concatenate([softmax(network.evaluate_batch(part, np.tile(window, (len(part), 1)))) for part in parts])
@@ -167,28 +167,35 @@ def colour_of_filters(weights: Values) -> Values:
     return np.asarray((bare**2).sum(axis=(1, 2, 3)) / np.maximum((w**2).sum(axis=(1, 2, 3)), 1e-30))
 
 
-def draw(maps: Values, weights: Values, placed: Placed, crop: int) -> Values:
-    """What a tower sees, as a picture: each answer in ``maps`` (K, P, Q) of the first layer puts its filter of
-    ``weights`` (K, 3, R, S) where it came from, uint8 (crop, crop, 3). Zero is mid-grey, the largest is full."""
+def put_back(maps: Values, weights: Values, placed: Placed, crop: int) -> Values:
+    """Where answers came from: the transpose of a convolution that reads pictures, float64 (3, crop, crop). Each answer
+    in ``maps`` (K, P, Q) puts its filter of ``weights`` (K, 3, R, S), that much of it, where it was found."""
     layer = placed.layer
     assert isinstance(layer, Conv)
-    _, P, Q = maps.shape
+    P, Q = maps.shape[1:]
     R, S = weights.shape[2:]
-    stride = layer.stride
-    wide = max((P - 1) * stride + R, layer.padding + crop)
-    canvas = np.zeros((3, wide, wide))
+    stride, edge = layer.stride, layer.padding
+    wide = max((P - 1) * stride + R, edge + crop)
+    whole = np.zeros((3, wide, wide))
     put = np.tensordot(weights.astype(np.float64), maps.astype(np.float64), axes=(0, 0))  # (3, R, S, P, Q)
     for r in range(R):
         for s in range(S):
-            canvas[:, r : r + stride * P : stride, s : s + stride * Q : stride][:, :P, :Q] += put[:, r, s]
-    inside = canvas[:, layer.padding : layer.padding + crop, layer.padding : layer.padding + crop]
-    scaled = inside / max(np.abs(inside).max(), 1e-30)
+            whole[:, r : r + stride * P : stride, s : s + stride * Q : stride] += put[:, r, s]
+    return whole[:, edge : edge + crop, edge : edge + crop]
+
+
+def draw(maps: Values, weights: Values, placed: Placed, crop: int) -> Values:
+    """What a tower sees, as a picture: ``put_back`` with zero as mid-grey and the largest size as black or full
+    brightness, uint8 (crop, crop, 3)."""
+    found = put_back(maps, weights, placed, crop)
+    scaled = found / max(float(np.abs(found).max()), 1e-30)
     return np.asarray(np.rint(127.5 + 127.5 * scaled), np.uint8).transpose(1, 2, 0)
 
 
 def places(crop: int) -> tuple[int, list[int]]:
-    """The side of the square that hides pixels, and where it begins along a side of the picture."""
-    side = max(crop // 5, 1)
+    """The side of the square that hides pixels, a quarter of the picture's, and where it begins along one: at every
+    sixteenth."""
+    side = max(crop // 4, 1)
     return side, [round(k * (crop - side) / (STEPS - 1)) for k in range(STEPS)]
 
 

@@ -33,6 +33,7 @@ from ..devices.protocol import DeviceError
 from ..interop.files import WeightsError
 from ..network.spec import placed_layers
 from ..training.checkpoint import CheckpointError
+from ..training.trained import Trained
 from ..version import __version__
 from . import looks
 from .listing import Listing, Run, Watch
@@ -107,11 +108,11 @@ def _told(status: int, text: str) -> Response:
 
 
 class Page:
-    """The application for the runs at ``path``; ``closing`` tells that the server ends."""
+    """The application for the runs at ``path``, which ``load`` loads; ``closing`` tells that the server ends."""
 
-    def __init__(self, path: Path, closing: Callable[[], bool] = lambda: False):
+    def __init__(self, path: Path, load: Callable[[Path], Trained], closing: Callable[[], bool] = lambda: False):
         self.listing = Listing(path)
-        self.study = Study()
+        self.study = Study(load)
         self.closing = closing
         self.assets = {name: (HERE / "static" / name).read_bytes() for name in ASSETS}
         self.templates = jinja2.Environment(
@@ -197,7 +198,8 @@ class Page:
 
     async def examples(self, request: Request) -> Response:
         subject = await self._subject(request)
-        return JSONResponse({"pictures": await run_in_threadpool(subject.examples, EXAMPLES)})
+        pictures = await run_in_threadpool(subject.examples, EXAMPLES)
+        return JSONResponse({"pictures": pictures, "notes": subject.dataset().notes})
 
     # ---- pictures
 

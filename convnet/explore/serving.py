@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
 
+from ..training.trained import Trained
 from .server import Page
 
 
-def serve(path: Path, listener: socket.socket) -> None:
-    """Answers on ``listener``, which is bound, until a signal comes."""
+def serve(path: Path, listener: socket.socket, load: Callable[[Path], Trained]) -> None:
+    """Answers on ``listener``, which is bound, until a signal comes. ``load`` loads a run."""
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # of requests that are none, and of readers that went away
-    page = Page(path, lambda: server.should_exit)
+    page = Page(path, load, lambda: server.should_exit)
     config = uvicorn.Config(
         page.application(listener.getsockname()[1]),
         log_config=None,

@@ -11,15 +11,16 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from ..analysis import evaluate, retrieval
-from ..data import DataError, DataSet, NotThere, Subset
-from ..training.trained import Trained, load_trained
+from ..data import DataSet, NotThere, Subset
+from ..training.trained import Trained
 from . import looks
 from .listing import Run
 
@@ -51,8 +52,6 @@ class Job:
         try:
             self._work(self)
             self.finished = True
-        except (CancelledError, RuntimeError):  # the command ends
-            self.error = "stopped"
         except Exception as error:
             self.error = sentence(error)
 
@@ -72,7 +71,7 @@ def sentence(error: BaseException) -> str:
 
 
 class Forgotten(Exception):
-    """A picture that is no longer kept."""
+    """A picture that is no longer kept, or a network that is no longer open."""
 
 
 class Subject:
@@ -84,6 +83,7 @@ class Subject:
         self._compute = compute
         self._stack = ExitStack()
         self._opened: Network | None = None
+        self._closed = False
         self._lock = threading.Lock()
         self._dataset: DataSet | None = None
         self._pictures: OrderedDict[str, tuple[Values, list[int]]] = OrderedDict()
@@ -94,12 +94,15 @@ class Subject:
 
     def _network(self) -> Network:
         """In the computing thread alone."""
+        if self._closed:
+            raise Forgotten("other runs have been opened since; load the page again")
         if self._opened is None:
             opening = self.trained.open_network("cpu", BATCH, "fp32", fused=False)
             self._opened = self._stack.enter_context(opening)
         return self._opened
 
     def close(self) -> None:
+        self._closed = True
         self._compute(self._stack.close)
 
     def dataset(self) -> DataSet:
@@ -117,7 +120,7 @@ class Subject:
         return chosen.image(index), self.dataset().classes[chosen.labels[index]]
 
     def examples(self, count: int) -> list[dict[str, Any]]:
-        """Validation pictures to begin with, of as many classes as there are."""
+        """Validation pictures to begin with, of as many classes as possible."""
         valid, classes = self.dataset().valid, self.dataset().classes
         order = np.random.default_rng(SEED).permutation(len(valid))
         _, firsts = np.unique(valid.labels[order], return_index=True)
@@ -258,9 +261,10 @@ class Features:
 
 
 class Study:
-    """The runs whose networks are open, the ``OPEN`` that were asked for last."""
+    """The runs whose networks are open, the ``OPEN`` that were asked for last; ``load`` loads one."""
 
-    def __init__(self) -> None:
+    def __init__(self, load: Callable[[Path], Trained]) -> None:
+        self._load = load
         self._thread = ThreadPoolExecutor(1, "network")
         self._lock = threading.Lock()
         self._subjects: OrderedDict[str, Subject] = OrderedDict()
@@ -269,11 +273,11 @@ class Study:
         return self._thread.submit(work).result()
 
     def subject(self, run: Run) -> Subject:
-        """Raises what ``load_trained`` does."""
+        """Raises what ``load`` does."""
         with self._lock:
             known = self._subjects.get(run.id)
             if known is None or known.stamp != run.stamp:
-                fresh = Subject(run, load_trained(run.path, lambda _: None), self.compute)
+                fresh = Subject(run, self._load(run.path), self.compute)
                 if known is not None:
                     known.close()
                 self._subjects[run.id] = fresh
@@ -284,6 +288,3 @@ class Study:
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
-
-
-__all__ = ["DataError", "Forgotten", "Study", "Subject", "sentence"]

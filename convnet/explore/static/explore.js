@@ -5,6 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id);
 const number = (value) => value.toLocaleString("en-GB");
 const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+const few = (share) => (share > 0 && share < 0.0005 ? "< 0.1 %" : percent(share, 1));
 const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 const tint = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
@@ -60,7 +61,7 @@ const smooth = (values, reach) =>
 function ticks(low, high, most) {
   const rough = (high - low) / most || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((k) => k * power).find((s) => s >= rough);
+  const step = [1, 2, 2.5, 5, 10].map((k) => k * power).find((s) => s >= rough);
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high * (1 + 1e-9); k++) found.push(k * step || 0);
   return found;
@@ -185,11 +186,10 @@ function showRuns() {
         if (!cards.has(id)) {
           const loss = make("svg", { class: "plot small", role: "img" }), error = make("svg", { class: "plot small", role: "img" });
           const said = make("p", { class: "fine" });
-          const node = make("li", { class: "card" },
-            make("h2", {}, make("a", { href: `/runs/${id}` }, name)), said,
-            make("div", { class: "plots" }, make("figure", {}, make("figcaption", {}, "Loss, nats"), loss),
-              make("figure", {}, make("figcaption", {}, "Top-1 error, %"), error)));
-          cards.set(id, { node, said, loss, error, records: [] });
+          const plots = make("div", { class: "plots", hidden: true },
+            make("figure", {}, make("figcaption", {}, "Loss, nats"), loss), make("figure", {}, make("figcaption", {}, "Top-1 error, %"), error));
+          const node = make("li", { class: "card" }, make("h2", {}, make("a", { href: `/runs/${id}` }, name)), said, plots);
+          cards.set(id, { node, said, plots, loss, error, records: [] });
         }
         const card = cards.get(id);
         card.quiet = quiet;
@@ -213,6 +213,7 @@ function showRuns() {
       const card = cards.get(id);
       if (!card) return;
       card.records = records;
+      card.plots.hidden = false;
       state(card);
       keep(card.loss, () => plot(card.loss, "loss", curves(records, "loss")));
       keep(card.error, () => plot(card.error, "top-1 error", curves(records, "top1_error", 100), " %"));
@@ -257,11 +258,13 @@ function sheetOf(bytes, maps, height, width, tower) {
   return canvasOf(pixels, width, height * maps);
 }
 
+const SMALL = 12; // of a cell that is no picture
 // Cells of a sheet in rows, as wide as the canvas is shown; returns how they lie.
 function tile(canvas, sheet, count, cell, marked = []) {
   const wide = canvas.parentElement.clientWidth || 300, dots = window.devicePixelRatio || 1, gap = 2;
-  const columns = Math.max(4, Math.min(32, count, Math.floor((wide + gap) / (cell + gap))));
-  const side = (wide - gap * (columns - 1)) / columns, rows = Math.ceil(count / columns);
+  const most = Math.max(4, Math.min(32, Math.floor((wide + gap) / (cell + gap)))), rows = Math.ceil(count / most);
+  const columns = cell < SMALL ? most : Math.ceil(count / rows); // no row much shorter than the others
+  const side = Math.min((wide - gap * (columns - 1)) / columns, 2 * cell);
   const high = rows * (side + gap) - gap;
   canvas.width = Math.round(wide * dots);
   canvas.height = Math.round(high * dots);
@@ -352,14 +355,14 @@ function showRun() {
 
   async function examples() {
     $("examples-said").textContent = "The data is being opened …";
-    let found;
+    let found, notes;
     try {
-      found = (await ask(`${home}/examples`)).pictures;
+      ({ pictures: found, notes } = await ask(`${home}/examples`));
     } catch (error) {
       $("examples-said").textContent = error.message;
       return;
     }
-    $("examples-said").textContent = "";
+    $("examples-said").textContent = notes.join(" ");
     $("examples").replaceChildren(...found.map((one) => thumb(one)));
     if (!shown && !asked) look(`${home}/look/val/${found[0].index}`, {}, `a validation picture of ${found[0].label}`);
   }
@@ -439,7 +442,7 @@ function showRun() {
           $("matter").checked = true;
           quietly(matter());
         } },
-      bar, make("span", { class: "label" }, label), make("span", { class: "value" }, percent(probability, 1)));
+      bar, make("span", { class: "label" }, label), make("span", { class: "value" }, few(probability)));
       return make("li", {}, button);
     }));
   }
@@ -511,10 +514,10 @@ function showRun() {
       const strip = make("svg", { class: "strip", role: "img", "aria-label": `share of colour of each filter, median ${percent(middle)}` });
       $("sees").append(make("figure", { class: `tower t${k + 1}` },
         make("figcaption", {}, make("b", {}, towerName(k, towers.length)), ` ${count} filters; half of them are more than ${percent(middle)} colour`),
-        make("div", { class: "both" }, make("div", { class: "sheet" }, canvas), make("div", { class: "drawing" }, drawn, make("small", {}, "the picture, drawn by its answers"))),
-        strip));
+        make("div", { class: "both" }, make("div", {}, make("div", { class: "sheet" }, canvas), strip),
+          make("div", { class: "drawing" }, drawn, make("small", {}, "the picture, drawn by its answers")))));
       const sheet = canvasOf(bytesOf(pixels), filters.side, filters.side * count);
-      keep(canvas.parentElement, () => tile(canvas, sheet, count, 34));
+      keep(canvas.parentElement, () => tile(canvas, sheet, count, 36));
       keep(strip, () => dots(strip, colour));
       return strip;
     });
@@ -564,7 +567,7 @@ function showRun() {
       "aria-label": `${layer.name}, ${name}: ${tower.maps} ${area > 1 ? "maps" : "values"}` });
     const sheet = make("div", { class: "sheet" }, canvas);
     const strongest = tower.strongest.map((map) => map + 1).join(", ");
-    const parts = [`${percent(tower.share)} of the answer`, `${percent(tower.colour)} hang on colour`, strongest && `strongest: ${strongest}`];
+    const parts = [`share ${percent(tower.share)}`, `colour ${percent(tower.colour)}`, strongest && `strongest: ${strongest}`];
     const draw = () => {
       const all = sheetOf(bytes, tower.maps, layer.height, layer.width, hue);
       const marked = at < 0 ? [...tower.strongest] : [at, ...tower.strongest];
