@@ -51,19 +51,24 @@ class Listing:
 
     def runs(self) -> dict[str, Run]:
         """By their ids, sorted by name; a new one appears, one that is removed does not."""
+        return {run.id: run for run in self._found() if stays_inside(run.path, self._home(run.path))}
+
+    def left_out(self) -> list[str]:
+        """The names of those that a link would lead out of."""
+        return [run.name for run in self._found() if not stays_inside(run.path, self._home(run.path))]
+
+    def _home(self, run: Path) -> Path:
+        return run if self.alone else self.path
+
+    def _found(self) -> list[Run]:
         if self.alone:
-            found = [Run(_id(self.path.name), printable(self.path.name), self.path)]
-            return {run.id: run for run in found if not self.path.is_dir() or stays_inside(self.path)}
+            return [Run(_id(self.path.name), printable(self.path.name), self.path)]
         try:
             names = sorted(entry.name for entry in os.scandir(self.path) if not entry.name.startswith("."))
         except OSError:
-            return {}
+            return []
         paths = ((name, self.path / name) for name in names)
-        return {
-            _id(name): Run(_id(name), printable(name), path)
-            for name, path in paths
-            if _within(path, self.path) and path.is_dir() and holds_run(path) and stays_inside(path)
-        }
+        return [Run(_id(name), printable(name), path) for name, path in paths if path.is_dir() and holds_run(path)]
 
 
 def _id(name: str) -> str:
@@ -75,14 +80,15 @@ def _within(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(folder)
 
 
-def stays_inside(run: Path) -> bool:
-    """Whether no link leads what is read of a run's folder elsewhere."""
+def stays_inside(run: Path, folder: Path) -> bool:
+    """Whether a run lies in ``folder`` and no link leads what is read of its own folder elsewhere."""
     home = Path(os.path.realpath(run))
     try:
         inner = [entry.path for entry in os.scandir(home / "checkpoints")]
     except OSError:
         inner = []
-    return all(_within(Path(path), home) for path in [*(str(home / name) for name in READ), *inner])
+    own = [*(str(home / name) for name in READ), *inner] if home.is_dir() else []
+    return home.is_relative_to(folder) and all(_within(Path(path), home) for path in own)
 
 
 @dataclass
@@ -138,15 +144,17 @@ class Watch:
     listing: Listing
     only: str | None = None
     _tails: dict[str, Tail] = field(default_factory=dict)
-    _told: dict[str, Any] | None = None
+    _told: tuple[dict[str, Any], list[str]] | None = None
 
     def news(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """("runs", all of them with name and state) where these changed; ("records", new ones of one run)."""
+        """("runs", all of them with name and state, and the names of those left out) where these changed; ("records",
+        new ones of one run)."""
         runs = {key: run for key, run in self.listing.runs().items() if self.only in (None, key)}
         told = {key: {"name": run.name, "quiet": quiet(run), "stamp": run.stamp} for key, run in runs.items()}
-        if told != self._told:
-            self._told = told
-            yield "runs", {"runs": [{"id": key, **about} for key, about in told.items()]}
+        left_out = self.listing.left_out()
+        if self._told != (told, left_out):
+            self._told = told, left_out
+            yield "runs", {"runs": [{"id": key, **about} for key, about in told.items()], "left_out": left_out}
         for gone in self._tails.keys() - runs.keys():
             del self._tails[gone]
         for key, run in runs.items():

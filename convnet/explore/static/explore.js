@@ -162,7 +162,10 @@ function follow(address, { runs, records }) {
   const known = new Map();
   const source = new EventSource(address);
   source.addEventListener("open", () => known.clear()); // the server tells everything again
-  source.addEventListener("runs", (event) => runs(JSON.parse(event.data).runs));
+  source.addEventListener("runs", (event) => {
+    const told = JSON.parse(event.data);
+    runs(told.runs, told.left_out);
+  });
   source.addEventListener("records", (event) => {
     const told = JSON.parse(event.data);
     const before = told.anew ? [] : known.get(told.run) ?? [];
@@ -181,7 +184,9 @@ function showRuns() {
     card.node.classList.toggle("live", !card.quiet && card.records.at(-1)?.event !== "end");
   };
   follow("/live", {
-    runs(found) {
+    runs(found, leftOut) {
+      $("left-out").hidden = !leftOut.length;
+      $("left-out").textContent = `Not shown, since links lead out of them: ${leftOut.join(", ")}.`;
       for (const { id, name, quiet } of found) {
         if (!cards.has(id)) {
           const loss = make("svg", { class: "plot small", role: "img" }), error = make("svg", { class: "plot small", role: "img" });
@@ -206,7 +211,7 @@ function showRuns() {
         const at = $("runs").children[k];
         if (at !== cards.get(id).node) $("runs").insertBefore(cards.get(id).node, at ?? null);
       });
-      $("none").hidden = found.length > 0;
+      $("none").hidden = found.length + leftOut.length > 0;
       $("state").textContent = found.length === 1 ? "1 run" : `${found.length} runs`;
     },
     records(id, records) {
