@@ -193,7 +193,10 @@ class Page:
         return StreamingResponse(events(), media_type="text/event-stream")
 
     async def about(self, request: Request) -> Response:
-        subject = await self._subject(request)
+        try:
+            subject = await self._subject(request)
+        except CheckpointError as error:  # of a run that has just begun: nothing is wrong
+            return JSONResponse({"waiting": sentence(error)})
         return JSONResponse(await run_in_threadpool(_about, subject))
 
     async def examples(self, request: Request) -> Response:

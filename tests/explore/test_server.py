@@ -219,7 +219,8 @@ def test_a_run_without_a_checkpoint_has_curves_and_a_sentence(tmp_path):
     home = f"/runs/{next(iter(page.listing.runs()))}"
     assert ">first</h1>" in client.get(home).text
     assert [kind for kind, _ in events(client.get(f"{home}/live"))] == ["runs", "records"]
-    assert "expected a checkpoint in checkpoints/, found none" in sentence(client.get(f"{home}/about"), 422)
+    assert "expected a checkpoint in checkpoints/, found none" in client.get(f"{home}/about").json()["waiting"]
+    assert "expected a checkpoint in checkpoints/, found none" in sentence(client.get(f"{home}/look/val/0"), 422)
     page.study.close()
 
 
@@ -229,7 +230,7 @@ def test_a_damaged_checkpoint_is_a_sentence(tmp_path):
         file.write_bytes(b"damaged")
     page = Page(tmp_path, LOAD)
     client = Client(page)
-    assert "damaged" in sentence(client.get(f"/runs/{next(iter(page.listing.runs()))}/about"), 422)
+    assert "damaged" in client.get(f"/runs/{next(iter(page.listing.runs()))}/about").json()["waiting"]
     page.study.close()
 
 

@@ -331,16 +331,12 @@ function showRun() {
   async function learn() {
     if (asking) return;
     asking = true;
-    try {
-      about = await ask(`${home}/about`);
-    } catch (error) {
-      $("waiting").hidden = false;
-      $("waiting").textContent = error.message;
-      return;
-    } finally {
-      asking = false;
-    }
-    $("waiting").hidden = true;
+    const found = await ask(`${home}/about`).catch((error) => ({ waiting: error.message }));
+    asking = false;
+    $("waiting").hidden = !found.waiting;
+    $("waiting").textContent = found.waiting ?? "";
+    if (found.waiting) return;
+    about = found;
     const step = about.step === null ? "" : `, weights of step ${number(about.step)}`;
     $("network").textContent = `${about.network}: ${number(about.parameters)} parameters, ${number(about.classes)} classes${step}`;
     for (const id of ["picture", "towers"]) $(id).hidden = false;
