@@ -202,16 +202,22 @@ def test_what_is_drawn_is_told_too(browser, home):
 
 
 def test_both_schemes_of_colour(browser, home):
-    open_run(browser, home)
-    seen = {}
-    for scheme in ("light", "dark"):
+    """What is drawn changes with the page around it; filters have colours of their own."""
+
+    def prefer(scheme: str) -> None:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        seen[scheme] = browser.run("""return [getComputedStyle(document.body).backgroundColor,
-            ...["#layers canvas", "#sees canvas"].map((name) => document.querySelector(name).toDataURL())]""")
-    background, maps, filters = zip(*seen.values(), strict=True)
-    assert len(set(background)) == len(set(maps)) == 2
-    assert len(set(filters)) == 1  # they have colours of their own
+
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    maps, filters = (f"return document.querySelector('#{name} canvas').toDataURL()" for name in ("layers", "sees"))
+    prefer("light")
+    open_run(browser, home)
+    before, drawn = browser.run(paper), browser.run(filters)
+    light = browser.run(maps)
+    prefer("dark")
+    browser.until(maps, lambda dark: dark != light)
+    assert browser.run(paper) != before
+    assert browser.run(filters) == drawn
 
 
 def test_a_run_without_a_checkpoint_shows_its_curves(browser, home, runs, request):
