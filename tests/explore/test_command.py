@@ -61,7 +61,7 @@ def test_it_listens_on_this_machine_alone(port):
     with socket.create_connection(("127.0.0.1", port), 60):
         pass
     for address in ("127.0.0.2", "::1"):
-        with pytest.raises(OSError, match="refused|assign|unreachable"):
+        with pytest.raises(OSError, match=r"refused|assign|unreachable"):
             socket.create_connection((address, port), 60)
 
 
