@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Values = np.ndarray[Any, Any]
 
-BATCH = 32  # images at a time
+BATCH = 16  # images at a time: few make somebody wait less, and are as quick
 OPEN = 2  # networks
 KEPT = 32  # pictures of each
 LAYER, NEAREST = "fc7", 6  # as in the paper
@@ -281,6 +281,7 @@ class Study:
                 if known is not None:
                     known.close()
                 self._subjects[run.id] = fresh
+                self._thread.submit(fresh._network)  # before somebody waits for it
             self._subjects.move_to_end(run.id)
             while len(self._subjects) > OPEN:
                 self._subjects.popitem(last=False)[1].close()

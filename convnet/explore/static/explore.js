@@ -531,9 +531,13 @@ function showRun() {
 
   function dots(svg, shares) {
     const width = svg.clientWidth || 200, x = (share) => 8 + (width - 16) * share;
-    svg.setAttribute("viewBox", `0 0 ${width} 26`);
-    svg.replaceChildren(make("line", { class: "grid", x1: x(0), x2: x(1), y1: 13, y2: 13 }), make("line", { class: "grid", x1: x(2 / 3), x2: x(2 / 3), y1: 4, y2: 22 }));
-    shares.forEach((share) => svg.append(make("circle", { cx: x(share), cy: 13, r: 4 })));
+    svg.setAttribute("viewBox", `0 0 ${width} 34`);
+    svg.replaceChildren(make("line", { class: "grid", x1: x(0), x2: x(1), y1: 9, y2: 9 }));
+    for (const [share, name, anchor] of [[0, "0 %", "start"], [2 / 3, "random", "middle"], [1, "100 %", "end"]]) {
+      svg.append(make("line", { class: "grid", x1: x(share), x2: x(share), y1: 2, y2: 18 }));
+      svg.append(make("text", { class: `tick ${anchor}`, x: x(share), y: 30 }, name));
+    }
+    shares.forEach((share) => svg.append(make("circle", { cx: x(share), cy: 9, r: 4 })));
   }
 
   function showSeen() {
