@@ -8,6 +8,7 @@ Its rooms, from the top; each imports only those below it:
 
     cli         a module per command
     classifier  a network as scikit-learn's classifiers are
+    explore     a page that shows runs and what their networks see; beside classifier, neither sees the other
     analysis    what one does with trained networks, and asks of the machine
     training    the loop and its folder
     interop     networks out, and in what others have trained

@@ -7,6 +7,7 @@ COMMANDS = {
     "eval": "top-1 and top-5 error of runs and of their mean, with one or ten views",
     "predict": "the most probable classes of images, or their features",
     "show": "figures: curves, filters, predictions, neighbours, confusion",
+    "explore": "a page in the browser: curves while runs train, and what both towers see in a picture",
     "export": "a network for other programs: ONNX, safetensors, .npz",
     "prepare": "packs a folder or an archive of images for training",
     "info": "devices, driver, compiled kernels, versions, a self-test",

@@ -108,7 +108,7 @@ def test_a_mistake_in_a_process_of_its_own():
     assert (found.returncode, found.stdout, found.stderr.count("\n")) == (2, "", 1)
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "predict", "export", "prepare", "show", "info"])
+@pytest.mark.parametrize("name", ["train", "eval", "predict", "export", "prepare", "show", "explore", "info"])
 def test_help_and_version(name, capsys):
     assert call(importlib.import_module(f"convnet.cli.{name}").main, "--help") == 0
     text = capsys.readouterr().out

@@ -26,6 +26,7 @@ DATA_DEPENDENCIES = {"numpy", "PIL", "simplejpeg", "pyarrow", "tqdm"}
 # tomli on Python 3.10, where the standard library has no tomllib
 DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib"}
 DEPENDENCIES |= {"pycuda", "simplejpeg", "pyarrow", "onnx", "onnxruntime", "google", "tensorboardX"}  # optional
+DEPENDENCIES |= {"starlette", "uvicorn", "jinja2"}  # optional, for the page
 DEPENDENCIES |= {"sklearn"}  # which asks, and is not asked for
 HEADER_ENTRIES = ["What", "Tensors", "Work", "Shared", "Barriers", "Needs", "Cost"]
 
@@ -116,12 +117,20 @@ def no_code_from_data(path: str, tree: ast.AST) -> Iterator[str]:
 # modules that reach for other machines or listen to them, and those that keep objects as pickles
 NETWORK = {"socket", "socketserver", "ssl", "http", "urllib", "urllib3", "ftplib", "smtplib", "poplib", "imaplib"}
 NETWORK |= {"telnetlib", "xmlrpc", "webbrowser", "asyncio", "requests", "httpx", "aiohttp", "huggingface_hub"}
+SERVING = {
+    "convnet/cli/explore.py": {"socket", "webbrowser"},
+    "convnet/explore/serving.py": {"socket"},
+    "convnet/explore/server.py": {"asyncio"},
+}
 PICKLES = {"shelve", "joblib", "dill", "cloudpickle", "marshal"}
 
 
 def no_network_and_no_shell(path: str, tree: ast.AST) -> Iterator[str]:
-    """Nothing is fetched, served, or handed to a shell, which would run what a file's name contains."""
+    """Nothing is fetched, served, or handed to a shell, which would run what a file's name contains. A page is served
+    to this machine alone."""
     for name, _ in imports(tree):
+        if name in SERVING.get(path, ()):
+            continue
         if name.split(".")[0] in NETWORK | PICKLES or name.startswith("multiprocessing.managers"):
             yield f"imports {name}"
     for node in ast.walk(tree):
@@ -156,6 +165,7 @@ PYTHON_RULES: list[tuple[Callable[[str, ast.AST], Iterator[str]], str, str]] = [
     (no_network_and_no_shell, "convnet/training/train.py", "import urllib.request"),
     (no_network_and_no_shell, "convnet/data/store.py", "def f():\n    from http import client"),
     (no_network_and_no_shell, "convnet/prepare/journal.py", "import shelve"),
+    (no_network_and_no_shell, "convnet/explore/server.py", "import urllib.request"),
     (no_network_and_no_shell, "tools/cubins.py", "subprocess.run(line, shell=True)"),
     (no_network_and_no_shell, "benchmarks/timing.py", "os.system(line)"),
 ]
@@ -227,6 +237,9 @@ CROSSINGS = [
     ("interop/onnx_in.py", "from ..training import checkpoint"),
     ("training/run.py", "from ..cli import train"),
     ("cli/eval.py", "from . import train"),
+    ("explore/looks.py", "from . import study"),
+    ("explore/study.py", "from starlette.routing import Route"),
+    ("analysis/show.py", "from ..explore import looks"),
     ("training/schedule.py", "from . import config"),  # which imports schedule
     ("new.py", ""),
 ]
