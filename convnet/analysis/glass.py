@@ -16,6 +16,7 @@ import inspect
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from difflib import get_close_matches
@@ -232,7 +233,7 @@ _POOL = {"N": 64, "C": 4, "H": 9, "W": 9, "size": 3, "stride": 2, "padding": 0}
 _KINDS: dict[tuple[Any, ...], tuple[Sizes, Callable[[Sizes, int], Shapes]]] = {
     (): ({"count": 1024}, lambda v, lanes: {}),
     (ConvShape,): (_CONV, _conv),
-    (LinearShape,): ({"N": 64, "C": 64, "K": 64}, _linear),
+    (LinearShape,): ({"N": 64, "C": 256, "K": 64}, _linear),
     (PoolShape,): (_POOL, _pool),
     (LrnShape,): ({"N": 64, "C": 16, "H": 2, "W": 2, "size": 5}, _lrn),
     (LrnShape, PoolShape): ({**_POOL, "C": 16}, _lrn_pool),
@@ -252,8 +253,8 @@ def _op(name: str) -> str:
     named = [op for op in NAMES if name in (op, DECLARED[op].title)]
     if name in named or len(named) == 1:
         return name if name in named else named[0]
-    close = named or get_close_matches(name, NAMES, 1)
-    meant = f"; did you mean {' or '.join(close)}?" if close else ""
+    close = named or [op for op in NAMES if name in op] or get_close_matches(name, NAMES, 1)
+    meant = f"; did you mean {' or '.join(close)}?" if close else "."
     raise ValueError(f'--emulate: there is no op "{name}"{meant} There are {", ".join(NAMES)}')
 
 
@@ -349,6 +350,9 @@ def _arguments(problem: Problem, stream: Stream) -> dict[str, Any]:
 # ---- looking ----
 
 
+_one_at_a_time = threading.Lock()  # the module counts for one
+
+
 def look(op: str, sizes: str = "", precision: str = "fp32", without: int | None = None) -> Glass:
     """Runs ``op`` once under glass; and once more for every one of ``SEEDS`` without the call of number ``without``.
 
@@ -356,6 +360,11 @@ def look(op: str, sizes: str = "", precision: str = "fp32", without: int | None 
     Raises ``ValueError`` for an op, a size or a number that there is not, and ``DeviceError`` where the module is not
     built.
     """
+    with _one_at_a_time:
+        return _look(op, sizes, precision, without)
+
+
+def _look(op: str, sizes: str, precision: str, without: int | None) -> Glass:
     device = open_watched()
     kernels = device.kernels
     try:
@@ -472,10 +481,10 @@ def kernel_name(signature: str) -> str:
 
 class _Places:
     """Names of places in the source: "pack.cu:70". Of code they come from the compiler's line tables, which binutils
-    reads; where there are none of either, instructions are numbered in the order in which they are first executed."""
+    reads; where there are none of either, instructions are numbered as they follow each other in the code."""
 
     def __init__(self, file: str, launches: list[dict[str, Any]]):
-        codes = list(dict.fromkeys(a["code"] for launch in launches for a in launch["accesses"] if a["code"]))
+        codes = sorted({a["code"] for launch in launches for a in launch["accesses"] if a["code"]})
         self.names = {code: f"instruction {number}" for number, code in enumerate(codes, 1)} | dict(_lines(file, codes))
 
     def of_code(self, code: int) -> str:

@@ -9,7 +9,7 @@ from .glass import Access, Barrier, Fill, Glass, Launch, Ordering, Verdict
 
 WIDTH = 80
 BANKS, BANK_BYTES = 32, 4
-EVENTS = 60  # of the ring that are drawn
+EVENTS = 58  # of the ring that are drawn
 EMPTY, COMING, THERE, READ = ".", ">", "=", "#"
 
 
@@ -17,7 +17,7 @@ def as_text(seen: Glass) -> str:
     sizes = " ".join(f"{name}={size}" for name, size in seen.sizes.items())
     padding = f", as {seen.images} images" if seen.images != seen.sizes.get("N", 0) else ""
     variant = f", the kernel {seen.variant}" if seen.variant else ""
-    parts = ["\n".join(_wrapped(f"{seen.op} in {seen.precision}{variant}: {sizes}{padding}"))]
+    parts = ["\n".join(_wrapped(f"{seen.op} in {seen.precision} on sm_90, emulated{variant}: {sizes}{padding}"))]
     for number, launch in enumerate(seen.launches):
         several = f"Launch {number + 1} of {len(seen.launches)}" if len(seen.launches) > 1 else "Launch"
         calls = [call for call in seen.calls if call.launch == number]
@@ -94,8 +94,9 @@ def _lanes(access: Access) -> Iterator[str]:
     yield ""
     yield from _wrapped(
         f"The worst: {_file(access.where)}, {access.operation} of {access.bytes} bytes by a lane takes {access.worst} "
-        f"wavefront{'s' * (access.worst > 1)}, {fewest} without conflicts"
-        + ("." if step == 32 else f", because {step} lanes go at once."),
+        f"wavefront{'s' * (access.worst > 1)}"
+        + (f", {fewest} without conflicts" if access.worst > fewest else ", as few as can be")
+        + ("." if step == 32 else f": {step} lanes go at once."),
         "  ",
     )
     for start in (0, 16):
@@ -168,7 +169,7 @@ def _barriers(barriers: Sequence[Barrier]) -> Iterator[str]:
             yield from _wrapped(f"{name}: not used", "  ")
             return
         yield from _wrapped(
-            f"{name}: {first.arrivals} arrival{'s' * (first.arrivals > 1)} a phase, {times} phases"
+            f"{name}: {first.arrivals} arrival{'s' * (first.arrivals > 1)} a phase, {times} phase{'s' * (most > 1)}"
             + (" each" if len(barriers) > 1 else ""),
             "  ",
         )

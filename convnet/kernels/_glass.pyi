@@ -7,9 +7,6 @@ from ._kernels import *
 def seed_order(seed: int) -> None:
     """Chooses the order of blocks, and of threads within a block. A correct kernel gives the same bits in all."""
 
-def set_architecture(number: int) -> None:
-    """The machine that is played, 80 or 90: kernels are chosen by it. Raises ``ValueError`` for others."""
-
 def watch(arrays: list[tuple[int, int]]) -> None:
     """From now on launches are watched: accesses to shared memory, and to arrays, each an address and a number of
     bytes."""

@@ -91,7 +91,6 @@ PYBIND11_MODULE(_glass, m) {
   using namespace convnet::bindings;
   register_all(m);
   bind(m, "seed_order", &convnet::emu::seed_order, {"seed"});
-  bind(m, "set_architecture", &convnet::emu::set_architecture, {"number"});
   m.def(
       "watch",
       [](const py::list& arrays) {

@@ -47,10 +47,7 @@ struct Lanes {
 
 // What the lanes of a warp have done at one place since they last met.
 struct Sequence {
-  const char* operation;
-  bool write;
-  int array, bytes;
-  Place place;
+  std::size_t accesses = 0;                 // which of the launch's
   std::array<uint64_t, kWarpLanes> done{};  // executions by each lane
   uint64_t gone = 0;                        // executions by all lanes, which are counted already
   std::deque<Lanes> open{};
@@ -113,19 +110,13 @@ bool same(const Site& a, const Site& b) {
 
 // --- Accesses
 
-Accesses& accesses_of(const Sequence& sequence, int warp) {
-  const auto [entry, is_new] = state.index.try_emplace(
-      {key_of(sequence.place), sequence.array, warp, sequence.bytes, sequence.write},
-      state.launch().accesses.size());
-  if (is_new)
-    state.launch().accesses.push_back({.operation = sequence.operation,
-                                       .write = sequence.write,
-                                       .array = sequence.array,
-                                       .warp = warp,
-                                       .bytes = sequence.bytes,
-                                       .place = sequence.place,
-                                       .worst_at = {}});
-  return state.launch().accesses[entry->second];
+// The place among the launch's accesses of those that `like` is one of. They stand in the order of their first executions.
+std::size_t index_of(const Accesses& like) {
+  const auto [entry, is_new] =
+      state.index.try_emplace({key_of(like.place), like.array, like.warp, like.bytes, like.write},
+                              state.launch().accesses.size());
+  if (is_new) state.launch().accesses.push_back(like);
+  return entry->second;
 }
 
 // Different bytes, and sectors that they lie in.
@@ -146,22 +137,20 @@ std::pair<uint64_t, uint64_t> spread(const Lanes& lanes, int bytes) {
   return {different, sectors};
 }
 
-void count(const Sequence& sequence, int warp, const Lanes& lanes) {
-  const bool shared = sequence.array < 0;
-  if (shared && !state.first_block) return;
-  Accesses& found = accesses_of(sequence, shared ? warp : -1);
-  const auto [different, sectors] = spread(lanes, sequence.bytes);
+void count(const Sequence& sequence, const Lanes& lanes) {
+  Accesses& found = state.launch().accesses[sequence.accesses];
+  const auto [different, sectors] = spread(lanes, found.bytes);
   ++found.requests;
   found.asked +=
-      static_cast<uint64_t>(std::popcount(lanes.mask)) * static_cast<uint64_t>(sequence.bytes);
+      static_cast<uint64_t>(std::popcount(lanes.mask)) * static_cast<uint64_t>(found.bytes);
   found.used += different;
   int64_t at[kWarpLanes];
   for (std::size_t lane = 0; lane < kWarpLanes; ++lane)
     at[lane] = lanes.mask >> lane & 1 ? lanes.at[lane] : -1;
   uint64_t cost = sectors;
-  if (shared) {
+  if (found.array < 0) {
     int fewest = 0;
-    cost = static_cast<uint64_t>(wavefronts(at, sequence.bytes, &fewest));
+    cost = static_cast<uint64_t>(wavefronts(at, found.bytes, &fewest));
     found.wavefronts += cost;
     found.fewest += static_cast<uint64_t>(fewest);
   } else {
@@ -177,7 +166,7 @@ void count(const Sequence& sequence, int warp, const Lanes& lanes) {
 void close(std::size_t number) {
   WatchedWarp& warp = state.warps[number];
   for (auto& [key, sequence] : warp.sequences) {
-    for (const Lanes& lanes : sequence.open) count(sequence, static_cast<int>(number), lanes);
+    for (const Lanes& lanes : sequence.open) count(sequence, lanes);
     sequence.open.clear();
     sequence.done.fill(0);
     sequence.gone = 0;
@@ -188,11 +177,15 @@ void access_lane(
     const char* operation, int array, int64_t offset, int bytes, bool write, const Place& place) {
   const Thread& thread = *here;
   WatchedWarp& warp = state.warps[static_cast<std::size_t>(thread.number / kWarpLanes)];
-  const auto entry = warp.sequences.try_emplace(
-      SequenceKey{key_of(place), array, bytes, write},
-      Sequence{
-          .operation = operation, .write = write, .array = array, .bytes = bytes, .place = place});
+  const auto entry = warp.sequences.try_emplace(SequenceKey{key_of(place), array, bytes, write});
   Sequence& sequence = entry.first->second;
+  if (entry.second)
+    sequence.accesses = index_of({.operation = operation,
+                                  .write = write,
+                                  .array = array,
+                                  .warp = array < 0 ? thread.number / kWarpLanes : -1,
+                                  .bytes = bytes,
+                                  .place = place});
   const auto lane = static_cast<std::size_t>(thread.lane);
   const uint64_t execution = sequence.done[lane]++;
   while (sequence.gone + sequence.open.size() <= execution) sequence.open.emplace_back();
@@ -200,7 +193,7 @@ void access_lane(
   lanes.mask |= 1u << lane;
   lanes.at[lane] = offset;
   while (!sequence.open.empty() && sequence.open.front().mask == ~0u) {
-    count(sequence, thread.number / kWarpLanes, sequence.open.front());
+    count(sequence, sequence.open.front());
     sequence.open.pop_front();
     ++sequence.gone;
   }
@@ -416,6 +409,10 @@ void watch_phase(const void* barrier) {
       fill.landed = ++state.time;
 }
 
+void watch_access(const char* operation, const void* address, int bytes, bool write, Site site) {
+  access(operation, address, bytes, write, {.code = 0, .site = site});
+}
+
 void watch_copy(const void* target, const void* source, int bytes, bool exists, Site site) {
   if (!watched_thread()) return;
   if (exists)
@@ -458,12 +455,12 @@ void watch_row(const void* global, std::size_t bytes, bool write, Site site) {
   const auto* at = static_cast<const unsigned char*>(global);
   const int array = array_of(at);
   if (array < 0) return;
-  Accesses& found = accesses_of({.operation = write ? "tma_store" : "tma_load",
-                                 .write = write,
-                                 .array = array,
-                                 .bytes = static_cast<int>(bytes),
-                                 .place = {.code = 0, .site = site}},
-                                -1);
+  Accesses& found = state.launch().accesses[index_of({.operation = write ? "tma_store" : "tma_load",
+                                                      .write = write,
+                                                      .array = array,
+                                                      .warp = -1,
+                                                      .bytes = static_cast<int>(bytes),
+                                                      .place = {.code = 0, .site = site}})];
   const auto begin = reinterpret_cast<uintptr_t>(at);
   const uint64_t sectors = (begin + bytes - 1) / kSectorBytes - begin / kSectorBytes + 1;
   ++found.requests;
@@ -543,6 +540,21 @@ void __tsan_vptr_read(void**) {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}
+// Clang has these instead of the functions of the standard library.
+void* __tsan_memcpy(void* target, const void* source, unsigned long bytes) {
+  convnet::emu::traced(source, bytes, false, __builtin_return_address(0));
+  convnet::emu::traced(target, bytes, true, __builtin_return_address(0));
+  return std::memcpy(target, source, bytes);
+}
+void* __tsan_memmove(void* target, const void* source, unsigned long bytes) {
+  convnet::emu::traced(source, bytes, false, __builtin_return_address(0));
+  convnet::emu::traced(target, bytes, true, __builtin_return_address(0));
+  return std::memmove(target, source, bytes);
+}
+void* __tsan_memset(void* target, int value, unsigned long bytes) {
+  convnet::emu::traced(target, bytes, true, __builtin_return_address(0));
+  return std::memset(target, value, bytes);
+}
 // Guards of variables that are made when they are first needed.
 unsigned char __tsan_atomic8_load(const volatile unsigned char* address, int) {
   return __atomic_load_n(address, __ATOMIC_ACQUIRE);

@@ -33,7 +33,7 @@ inline constexpr int kBanks = 32, kBankBytes = 4, kSectorBytes = 32;
 
 // All executions of one instruction, by the warp `warp` of block 0 in shared memory, by all warps in global memory.
 struct Accesses {
-  std::string operation;  // load, store, copy_async, tma_load, tma_store
+  std::string operation;  // load, store, copy_async, tma_load, tma_store, ldmatrix, stmatrix
   bool write;
   int array;  // which of the watched ones; -1: shared memory
   int warp;   // -1: all
@@ -47,7 +47,7 @@ struct Accesses {
            fewest = 0;  // passes through the banks, and how many without conflicts (shared memory)
   // The first of the executions with the most wavefronts, or sectors: the offset of every lane, -1 where it took no part.
   uint64_t worst = 0;
-  std::vector<int64_t> worst_at;
+  std::vector<int64_t> worst_at{};
 };
 
 // A call that orders something, at one place of the source.
@@ -136,6 +136,7 @@ void watch_named_barrier(int id, int threads, bool complete, Site site);
 void watch_barrier_init(const void* barrier, int arrivals);
 void watch_barrier(const void* barrier, const char* operation, int64_t bytes, Site site);
 void watch_phase(const void* barrier);
+void watch_access(const char* operation, const void* address, int bytes, bool write, Site site);
 void watch_copy(const void* target, const void* source, int bytes, bool exists, Site site);
 void watch_commit();
 void watch_landed(const void* target);
