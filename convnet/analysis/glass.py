@@ -370,7 +370,7 @@ def _look(op: str, sizes: str, precision: str, without: int | None) -> Glass:
     try:
         problem = _problem(op, sizes, precision, device)
         expected, (launches, calls) = _run(problem, device, SEEDS[0], watch=True)
-        where = _Places(kernels.code_file(), launches)
+        where = _Places(kernels.__file__, launches)
         verdicts: tuple[Verdict, ...] = ()
         if without is not None:
             if not 1 <= without <= len(calls):
@@ -495,8 +495,8 @@ class _Places:
 
 
 def _short(path: str) -> str:
-    """From the folder of kernels on."""
-    return path.rpartition("/kernels/")[2].removeprefix("arch/../")
+    """From the folder of kernels on: "" for what lies elsewhere."""
+    return path.rpartition("/src/kernels/")[2].removeprefix("arch/../") if "/src/kernels/" in path else ""
 
 
 def _lines(file: str, codes: list[int]) -> Iterator[tuple[int, str]]:
@@ -508,10 +508,11 @@ def _lines(file: str, codes: list[int]) -> Iterator[tuple[int, str]]:
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     code = None
     for line in listed.splitlines():
+        where = _short(line.partition(" (")[0])  # behind which the program may say what it knows of the line
         if line.startswith("0x"):
             code = int(line, 16)
-        elif code is not None and "/kernels/" in line and "/emu/" not in line and not line.endswith(("?", ":0")):
-            yield code, _short(line.partition(" (")[0])
+        elif code is not None and where and not where.startswith("emu/") and not where.endswith(("?", ":0")):
+            yield code, where
             code = None
 
 

@@ -17,9 +17,6 @@ def watched() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 def leave_out(file: str, line: int, column: int) -> None:
     """The call at this place of the source does nothing from now on; with line 0 all do what they should."""
 
-def code_file() -> str:
-    """The file that the addresses of loads and stores lie in, from its beginning."""
-
 def signatures() -> dict[str, list[tuple[str, str, bool, bool]]]:
     """What the functions take: name, kind (of an array its dtype, "activations" where the precision decides that),
     whether it is an array that is written, whether None may be passed."""

@@ -107,5 +107,4 @@ PYBIND11_MODULE(_glass, m) {
     return py::make_tuple(as_list(watched.launches, as_dict), as_list(watched.calls, as_dict));
   });
   m.def("leave_out", &convnet::emu::leave_out, py::arg("file"), py::arg("line"), py::arg("column"));
-  m.def("code_file", &convnet::emu::code_file);
 }

@@ -49,14 +49,18 @@ __global__ void quads_kernel(const float*, float* y) {
   y[thread()] = sum;
 }
 
-// Lane l reads l % 4 + 1 words, the one after the other.
+// Lane l reads l % 4 + 1 words, the one after the other, and behind a barrier as many as are left of five.
 __global__ void uneven_kernel(const float*, float* y) {
   begin_kernel();
   auto& tile = shared_storage<Tile<32>>();
   for (int row = 0; row < 4; ++row) tile.value[row][thread()] = 1.0f;
   __syncthreads();
   float sum = 0.0f;
-  for (int row = 0; row < thread() % 4 + 1; ++row) sum += tile.value[row][thread()];
+  for (int round = 0; round < 2; ++round) {
+    const int words = round == 0 ? thread() % 4 + 1 : 4 - thread() % 4;
+    for (int row = 0; row < words; ++row) sum += tile.value[row][thread()];
+    __syncwarp();
+  }
   y[thread()] = sum;
 }
 

@@ -1,7 +1,5 @@
 #include "glass.hpp"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -12,6 +10,9 @@
 #include <utility>
 
 #include "launch.hpp"
+
+// The linker's name for the first byte of this module.
+extern "C" [[gnu::visibility("hidden")]] const char __ehdr_start;
 
 namespace convnet::emu {
 
@@ -279,18 +280,6 @@ void leave_out(const std::string& file, unsigned line, unsigned column) {
   watching = recording || line > 0;
 }
 
-namespace {
-
-Dl_info this_module() {
-  Dl_info info{};
-  dladdr(reinterpret_cast<const void*>(&watch_beginning), &info);
-  return info;
-}
-
-}  // namespace
-
-std::string code_file() { return this_module().dli_fname; }
-
 int wavefronts(const int64_t (&at)[kWarpLanes], int bytes, int* fewest) {
   const int together = bytes <= 4 ? kWarpLanes : bytes <= 8 ? kWarpLanes / 2 : kWarpLanes / 4;
   int total = 0, passes = 0;
@@ -489,10 +478,10 @@ namespace {
 void traced(const void* address, std::size_t bytes, bool write, const void* code) {
   if (!recording) [[likely]]
     return;
-  static const auto base = reinterpret_cast<uintptr_t>(this_module().dli_fbase);
   const auto* at = static_cast<const unsigned char*>(address);
   // The call is in front of where it returns to.
-  const uintptr_t place = reinterpret_cast<uintptr_t>(code) - 1 - base;
+  const uintptr_t place =
+      reinterpret_cast<uintptr_t>(code) - 1 - reinterpret_cast<uintptr_t>(&__ehdr_start);
   for (std::size_t part = 0; part < bytes;) {
     const std::size_t size = std::bit_floor(std::min<std::size_t>(bytes - part, 16));
     access(write ? "store" : "load", at + part, static_cast<int>(size), write,

@@ -23,7 +23,7 @@ extern constinit bool watching;
 
 // --- What was counted
 
-// Where an access is: an address in the module's code, or a place in the source where `site` says one (line > 0).
+// Where an access is: an address in the code, from the beginning of the module's file, or a place in the source where `site` says one (line > 0).
 struct Place {
   uintptr_t code = 0;
   Site site;
@@ -112,8 +112,6 @@ void watch(std::vector<WatchedArray> arrays);
 Watched watched();
 // The call at this place of the source does nothing from now on; line 0: all calls do what they should.
 void leave_out(const std::string& file, unsigned line, unsigned column);
-// What addresses in `Place::code` are relative to, and the file that they lie in.
-std::string code_file();
 // How often a warp goes through the banks for lanes that access `bytes` each: at once up to 4, by halves of the warp for 8,
 // by quarters for 16. at[lane] is negative where the lane takes no part. `fewest`: as often as without conflicts.
 int wavefronts(const int64_t (&at)[kWarpLanes], int bytes, int* fewest = nullptr);
