@@ -14,7 +14,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         "convnet-info",
         "Shows devices, driver, compiled kernels and versions, and tests every device with a small convolution.\n"
-        "With --kernels it shows which kernel every layer and pass takes instead.",
+        "With --kernels it shows which kernel every layer and pass takes instead; with --emulate, what one kernel\n"
+        "does: grid, bank conflicts, bytes used of global memory, barriers, the ring of stages. That needs no GPU.",
         "convnet-info --kernels --model alexnet -b 128 --precision bf16",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
@@ -33,7 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help='for one problem instead of a network: "N=128 C=96 H=27 W=27 K=256 R=5 padding=2 groups=2" '
         '(also stride, S), or without R a linear layer, "N=128 C=9216 K=4096"',
     )
+    group = parser.add_argument_group("one kernel under glass")
+    group.add_argument(
+        "--emulate",
+        nargs="+",
+        metavar=("OP", "SIZE"),
+        help='run this op in the emulator and show what it does, perhaps for other sizes: "conv_forward N=64 C=32"; '
+        "an OP that there is not lists them",
+    )
+    group.add_argument("--without-barrier", type=int, metavar="N", help="and what it says without the call number N")
     chosen = parser.parse_args(arguments)
+    if chosen.without_barrier is not None and not chosen.emulate:
+        parser.error("--without-barrier needs --emulate OP")
     tolerate_encoding()
 
     def kernels() -> int:
@@ -44,7 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(found, indent=2) if chosen.json else selection.as_text(found), flush=True)
         return DONE
 
+    def emulate() -> int:
+        from ..analysis import glass, glass_text
+
+        op, *sizes = chosen.emulate
+        seen = glass.look(op, " ".join(sizes), chosen.precision or "fp32", chosen.without_barrier)
+        print(json.dumps(glass.as_json(seen), indent=2) if chosen.json else glass_text.as_text(seen), flush=True)
+        return DONE
+
     def work() -> int:
+        if chosen.emulate:
+            return emulate()
         if chosen.kernels or chosen.shape:
             return kernels()
         from ..analysis.info import as_text, passed, report

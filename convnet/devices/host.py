@@ -367,9 +367,10 @@ def _kernels(kind: str) -> Any:
 
 
 def open_host(kind: str, index: int) -> HostDevice:
-    """Opens "cpu" or "emu:index". Raises ``DeviceError`` when it is not built."""
+    """Opens "cpu" or "emu:index", or "glass", an emulator whose kernels tell of every load and store. Raises
+    ``DeviceError`` when it is not built."""
     try:
-        return HostDevice(kind, index, _kernels(kind))
+        return HostDevice("emu" if kind == "glass" else kind, index, _kernels(kind))
     except ImportError as error:
-        what = "the emulator is" if kind == "emu" else "the kernels for the CPU are"
+        what = "the kernels for the CPU are" if kind == "cpu" else "the emulator is"
         raise DeviceError(f"{kind}: {what} not built ({error}); install convnet with: pip install .") from error

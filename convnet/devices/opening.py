@@ -23,6 +23,12 @@ def open_device(name: str) -> Device:
     return cuda.open_cuda(index) if kind == "cuda" else host.open_host(kind, index)
 
 
+def open_watched() -> Device:
+    """An emulator of its own whose kernels tell of every load and store: ``kernels.watch`` counts them. Raises
+    ``DeviceError`` when it is not built."""
+    return host.open_host("glass", 0)
+
+
 def _kind_and_index(name: str) -> tuple[str, int]:
     kind, _, index = name.partition(":") if isinstance(name, str) else ("", "", "")
     if kind not in KINDS or (index and not (index.isdecimal() and len(index) < 5)) or (kind == "cpu" and index):

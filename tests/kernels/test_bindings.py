@@ -25,7 +25,7 @@ def promised(stub: str) -> dict[str, list[str]]:
 
 
 KERNELS = promised("_kernels.pyi")
-MODULES = ("_cpu", "_emu", "_gpu")
+MODULES = ("_cpu", "_emu", "_glass", "_gpu")
 COMPILED = [(module, function) for module in MODULES for function in [*KERNELS, *promised(f"{module}.pyi")]]
 SHAPE = ConvShape.of(8, 3, 8, 8, 4, 3, 3, lanes=8)
 DROPOUT = DropoutShape(8, 4, 8, 0, 4, 0.5, 1, 0)

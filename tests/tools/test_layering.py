@@ -60,7 +60,7 @@ def device_imports_pycuda_late(path: str, tree: ast.AST) -> Iterator[str]:
 def compiled_modules_are_imported_late(path: str, tree: ast.AST) -> Iterator[str]:
     """Where they are missing, everything else works."""
     if path.startswith("convnet/"):
-        compiled = {"_cpu", "_gpu", "_emu"}
+        compiled = {"_cpu", "_gpu", "_emu", "_glass"}
         yield from (f"imports {name} on load" for name, top in imports(tree) if top and name.split(".")[-1] in compiled)
 
 

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "../check.hpp"
+#include "glass.hpp"
 #include "sm90.hpp"
 
 namespace convnet {
@@ -75,6 +76,7 @@ void CountingBarriers::init(Barrier& barrier, int arrivals, Site site) {
                        .fenced = false,
                        .fenced_at = 0,
                        .site = site});
+  if (watching) watch_barrier_init(&barrier, arrivals);
 }
 
 void CountingBarriers::fence() {
@@ -91,6 +93,7 @@ void CountingBarriers::complete_phase(CountingBarrier& barrier) {
   barrier.observed = false;
   ++barrier.phase;
   block_.count_meeting();
+  if (watching) watch_phase(barrier.address);
 }
 
 void CountingBarriers::arrive(Barrier& barrier, int bytes, const char* operation, Site site) {
@@ -105,6 +108,7 @@ void CountingBarriers::arrive(Barrier& barrier, int bytes, const char* operation
   if (bytes < 0 || found.missing_bytes + bytes > kLimit)
     fail(message(operation, " in ", describe(site), ": a phase can wait for 0 to ", kLimit,
                  " bytes, got ", bytes, state_of(&found.phase)));
+  if (watching) watch_barrier(&barrier, operation, bytes, site);
   found.missing_bytes += bytes;
   --found.pending;
   complete_phase(found);
@@ -114,6 +118,7 @@ void CountingBarriers::wait(Barrier& barrier, int parity, Site site) {
   CountingBarrier& found = visible(barrier, "barrier_wait", site);
   if (parity != 0 && parity != 1)
     fail(message("barrier_wait in ", describe(site), ": parity must be 0 or 1, got ", parity));
+  if (watching) watch_barrier(&barrier, "barrier_wait", 0, site);
   // The phase of this parity is the one that was just completed or the one that is going on.
   if ((found.phase & 1) == static_cast<uint64_t>(parity)) {
     const uint64_t awaited = found.phase;
@@ -175,29 +180,34 @@ std::string CountingBarriers::state_of(const uint64_t* word) const {
 }  // namespace emu
 
 void barrier_init(Barrier& barrier, int arrivals, std::source_location site) {
+  if (!emu::passes("barrier_init", site)) return;
   emu::here->block->sm90("barrier_init", site).barriers.init(barrier, arrivals, site);
 }
 
 void fence_barrier_init(std::source_location site) {
+  if (!emu::passes("fence_barrier_init", site)) return;
   emu::here->block->sm90("fence_barrier_init", site).barriers.fence();
 }
 
 void barrier_expect(Barrier& barrier, int bytes, std::source_location site) {
+  if (!emu::passes("barrier_expect", site)) return;
   emu::here->block->sm90("barrier_expect", site)
       .barriers.arrive(barrier, bytes, "barrier_expect", site);
 }
 
 void barrier_arrive(Barrier& barrier, std::source_location site) {
+  if (!emu::passes("barrier_arrive", site)) return;
   emu::here->block->sm90("barrier_arrive", site)
       .barriers.arrive(barrier, 0, "barrier_arrive", site);
 }
 
 void barrier_wait(Barrier& barrier, int parity, std::source_location site) {
+  if (!emu::passes("barrier_wait", site)) return;
   emu::here->block->sm90("barrier_wait", site).barriers.wait(barrier, parity, site);
 }
 
 void named_barrier(int id, int threads, std::source_location site) {
-  emu::here->block->named_barrier(id, threads, site);
+  if (emu::passes("named_barrier", site)) emu::here->block->named_barrier(id, threads, site);
 }
 
 }  // namespace convnet

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "../check.hpp"
+#include "glass.hpp"
 #include "launch.hpp"
 #include "sm90.hpp"
 
@@ -101,6 +102,7 @@ void Block::start_block(uint64_t number) {
   arrived_ = torn_warps_ = 0;
   for (NamedBarrier& barrier : named_) barrier.arrived = 0;
   sm90_used_ = false;
+  if (watching) watch_block_begin(*this);
 }
 
 Sm90& Block::sm90(const char* operation, Site site) {
@@ -158,6 +160,7 @@ Thread* Block::end_thread(Thread& thread) {
     return next_ready(thread);
   }
   if (sm90_used_) sm90_->end_block();
+  if (watching) watch_block_end(*this);
   const std::string damage = shared.damage();
   if (!damage.empty())
     throw std::runtime_error("one of its threads wrote to shared memory " + damage +
@@ -213,6 +216,7 @@ void Block::release_barrier() {
   arrived_ = 0;
   ++barriers_;
   ++meetings_;
+  if (watching) watch_meeting_of_block(*this);
 }
 
 void Block::named_barrier(int id, int count, Site site) {
@@ -232,7 +236,9 @@ void Block::named_barrier(int id, int count, Site site) {
                  describe(barrier.site)));
   }
   ++barrier.arrived_of_warp[static_cast<std::size_t>(here->warp - warps_.data())];
-  if (++barrier.arrived < count) {
+  ++barrier.arrived;
+  if (watching) watch_named_barrier(id, count, barrier.arrived == count, site);
+  if (barrier.arrived < count) {
     wait_while(barrier.meetings, barrier.meetings, "named_barrier", site);
     return;
   }

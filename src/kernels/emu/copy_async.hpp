@@ -5,6 +5,7 @@
 
 #include "../check.hpp"
 #include "block.hpp"
+#include "glass.hpp"
 
 namespace convnet {
 namespace emu {
@@ -29,16 +30,21 @@ void copy_async(void* target,
   if (!block.shared.holds(target, kBytes)) emu::fail_not_shared("copy_async", target, site);
   if (exists && block.shared.holds(source, 1))
     emu::fail(message("copy_async in ", emu::describe(site), " reads shared memory"));
+  if (emu::watching) emu::watch_copy(target, source, kBytes, exists, site);
   block.copies.issue(emu::here->number, static_cast<unsigned char*>(target),
                      exists ? static_cast<const unsigned char*>(source) : nullptr, kBytes, site);
 }
 
-inline void copy_async_commit() { emu::here->block->copies.commit(emu::here->number); }
+inline void copy_async_commit(std::source_location site = std::source_location::current()) {
+  if (!emu::passes("copy_async_commit", site)) return;
+  if (emu::watching) emu::watch_commit();
+  emu::here->block->copies.commit(emu::here->number);
+}
 
 template <int kLeft>
-void copy_async_wait() {
+void copy_async_wait(std::source_location site = std::source_location::current()) {
   static_assert(kLeft >= 0);
-  emu::here->block->copies.wait(emu::here->number, kLeft);
+  if (emu::passes("copy_async_wait", site)) emu::here->block->copies.wait(emu::here->number, kLeft);
 }
 
 }  // namespace convnet

@@ -10,6 +10,7 @@
 #include "../check.hpp"
 #include "../shapes.hpp"
 #include "block.hpp"
+#include "glass.hpp"
 #include "launch.hpp"
 #include "warp.hpp"
 
@@ -37,12 +38,13 @@ inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
 // All threads of the block that have not ended wait for each other here.
 inline void __syncthreads(std::source_location site = std::source_location::current()) {
-  convnet::emu::here->block->barrier(site);
+  if (convnet::emu::passes("__syncthreads", site)) convnet::emu::here->block->barrier(site);
 }
 
 // The 32 lanes of a warp wait for each other here.
 inline void __syncwarp(std::source_location site = std::source_location::current()) {
-  convnet::emu::meet(0, "__syncwarp", site, [](const int*, int*) {});
+  if (convnet::emu::passes("__syncwarp", site))
+    convnet::emu::meet(0, "__syncwarp", site, [](const int*, int*) {});
 }
 
 namespace convnet {
@@ -60,6 +62,8 @@ __forceinline__ T& shared_storage(std::source_location site = std::source_locati
 __forceinline__ void begin_kernel(std::source_location site = std::source_location::current()) {
   if (emu::noting()) [[unlikely]]
     emu::note_beginning(site);
+  if (emu::watching) [[unlikely]]
+    emu::watch_beginning(site);
   emu::here->begun = true;
 }
 

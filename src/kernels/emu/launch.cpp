@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../check.hpp"
+#include "glass.hpp"
 
 namespace convnet::emu {
 namespace {
@@ -82,6 +83,7 @@ void run_launch(Launch& launch) {
   launch.step = launch.seed * 0x9e3779b97f4a7c15u >> 32;
   while (std::gcd(launch.step, launch.blocks) != 1) ++launch.step;
   launch.step %= launch.blocks;
+  if (watching) watch_launch(launch);
 
   std::mutex error_mutex;
   std::string error;
@@ -103,7 +105,8 @@ void run_launch(Launch& launch) {
   };
   {
     std::vector<std::jthread> helpers;
-    const uint64_t wanted = std::min<uint64_t>(launch.blocks, static_cast<uint64_t>(threads()));
+    const uint64_t wanted =
+        watching ? 1 : std::min<uint64_t>(launch.blocks, static_cast<uint64_t>(threads()));
     for (uint64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
     work();
   }

@@ -1,8 +1,10 @@
 #include "mma.hpp"
 
 #include <bit>
+#include <cstring>
 #include <vector>
 
+#include "glass.hpp"
 #include "tensor_core.hpp"
 
 namespace convnet::emu {
@@ -122,6 +124,16 @@ void check_rounded(const uint32_t* operands, int count, Site site) {
 void check_row(const char* operation, const void* row, Site site) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail_unaligned(row, 16, site);
   if (!here->block->shared.holds(row, 16)) fail_not_shared(operation, row, site);
+}
+
+void read_row(const void* row, void* values, Site site) {
+  if (watching) watch_access("ldmatrix", row, 16, false, site);
+  std::memcpy(values, row, 16);
+}
+
+void write_row(void* row, const void* values, Site site) {
+  if (watching) watch_access("stmatrix", row, 16, true, site);
+  std::memcpy(row, values, 16);
 }
 
 }  // namespace convnet::emu

@@ -53,6 +53,9 @@ void collect_transposed(const Quad* registers, Quad* rows);
 
 void check_rounded(const uint32_t* operands, int count, Site site);
 void check_row(const char* operation, const void* row, Site site);
+// The 16 bytes of a row, in shared memory.
+void read_row(const void* row, void* values, Site site);
+void write_row(void* row, const void* values, Site site);
 
 template <int kCount>
 void load_matrices(uint32_t (&r)[kCount][4],
@@ -64,7 +67,7 @@ void load_matrices(uint32_t (&r)[kCount][4],
   alignas(16) uint16_t values[kCount][8];
   for (int i = 0; i < kCount; ++i) {
     check_row(operation, rows[i], site);
-    std::memcpy(values[i], rows[i], 16);
+    read_row(rows[i], values[i], site);
   }
   const MatrixRows mine{r, values};
   meet(&mine, operation, site, [&](const MatrixRows* const* lanes, const MatrixRows**) {
@@ -125,7 +128,7 @@ inline void store_matrices_transposed(void* row,
   const emu::Quad mine{{r[0], r[1], r[2], r[3]}};
   const emu::Quad values = emu::meet(mine, kName, site, emu::collect_transposed);
   // Each lane writes its row when it goes on: others see it only behind a __syncwarp.
-  std::memcpy(row, &values, sizeof values);
+  emu::write_row(row, &values, site);
   emu::note_shared_write(row, sizeof values, site);
 }
 

@@ -5,6 +5,7 @@
 
 #include "../check.hpp"
 #include "block.hpp"
+#include "glass.hpp"
 #include "tma.hpp"
 
 namespace convnet::emu {
@@ -67,6 +68,7 @@ void PendingCopies::land(const Copy& copy) {
     fail(message("somebody wrote to the source of copy_async in ", describe(copy.site),
                  " before it had landed"));
   std::memcpy(copy.target, copy.value, bytes);
+  if (watching) watch_landed(copy.target);
   std::memset(word_of(copy.target), 0, bytes / 4);
   if (here->block->sm90_in_use() != nullptr) note_shared_write(copy.target, bytes, copy.site);
 }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "../check.hpp"
+#include "glass.hpp"
 #include "sm90.hpp"
 
 namespace convnet {
@@ -100,6 +101,7 @@ void TensorCopies::load(
     const std::size_t first = static_cast<std::size_t>(begin - block_.shared.data()) / kChunk;
     std::fill_n(chunks_.begin() + static_cast<std::ptrdiff_t>(first), bytes / kChunk, Chunk{});
   }
+  if (watching) watch_tensor_load(begin, bytes, &barrier, counting.phase, site);
   std::memset(begin, 0xff, bytes);
   loads_.push_back({map, at, begin, &counting, here->index, site});
 }
@@ -124,6 +126,7 @@ bool TensorCopies::land_one() {
   for_each_row(load.map, load.at, [&](std::size_t offset, std::size_t first, std::size_t count) {
     std::memset(row, 0, row_bytes);
     if (count > 0) std::memcpy(row + first, global + offset, count);
+    if (watching && count > 0) watch_row(global + offset, count, false, load.site);
     for_each_chunk(address, row_bytes, load.map.swizzle, [&](std::size_t at, uint32_t place) {
       std::memcpy(block_.shared.data() + place, row + at, kChunk);
     });
@@ -182,6 +185,7 @@ void TensorCopies::perform(const Store& store) const {
       static_cast<std::size_t>(store.map.box[0] * bytes_of(store.map.element));
   for_each_row(store.map, store.at, [&](std::size_t offset, std::size_t first, std::size_t count) {
     if (count > 0) std::memcpy(global + offset, row + first, count);
+    if (watching && count > 0) watch_row(global + offset, count, true, store.site);
     row += row_bytes;
   });
 }
@@ -244,7 +248,7 @@ void TensorCopies::check_visible(const unsigned char* begin,
 }
 
 void bulk_wait(int left, Site site) {
-  here->block->sm90("bulk_wait", site).copies.wait(left, site);
+  if (passes("bulk_wait", site)) here->block->sm90("bulk_wait", site).copies.wait(left, site);
 }
 
 void note_shared_write(const void* address, std::size_t bytes, Site site) {
@@ -312,11 +316,12 @@ void prefetch(const TensorMap& map, std::source_location site) {
 }
 
 void bulk_commit(std::source_location site) {
-  emu::here->block->sm90("bulk_commit", site).copies.commit();
+  if (emu::passes("bulk_commit", site)) emu::here->block->sm90("bulk_commit", site).copies.commit();
 }
 
 void fence_async_proxy(std::source_location site) {
-  emu::here->block->sm90("fence_async_proxy", site).copies.fence();
+  if (emu::passes("fence_async_proxy", site))
+    emu::here->block->sm90("fence_async_proxy", site).copies.fence();
 }
 
 }  // namespace convnet

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "block.hpp"
+#include "glass.hpp"
 
 namespace convnet {
 namespace emu {
@@ -24,6 +25,7 @@ T meet(T value, const char* operation, Site site, Combine combine) {
     combine(const_cast<const T*>(in), out);
     warp.arrived = 0;
     ++warp.meetings;
+    if (watching) watch_meeting(warp);
   } else {
     here->block->wait_while(warp.meetings, warp.meetings, operation, site);
   }

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "../check.hpp"
+#include "glass.hpp"
 #include "sm90.hpp"
 #include "tensor_core.hpp"
 #include "warp.hpp"
@@ -318,6 +319,7 @@ void Warpgroups::gather(
                  [&](uint32_t mn, uint32_t k, uint32_t at) {
                    uint16_t bits[8];
                    std::memcpy(bits, shared + (at - kSharedWindow), 16);
+                   if (watching) watch_shared_read(shared + (at - kSharedWindow), 16);
                    double* place = out + mn * mn_step + k * k_step;
                    for (std::size_t i = 0; i < 8; ++i) place[i * step] = number(bits[i]);
                  });
@@ -409,7 +411,7 @@ void wgmma(int columns,
 }
 
 void wgmma_wait(int left, Site site) {
-  here->block->sm90("wgmma_wait", site).warpgroups.wait(left, site);
+  if (passes("wgmma_wait", site)) here->block->sm90("wgmma_wait", site).warpgroups.wait(left, site);
 }
 
 void check_at_rest(const void* values, std::size_t bytes, Site site) {
@@ -443,10 +445,12 @@ uint64_t advance(uint64_t descriptor, int bytes, std::source_location site) {
 }
 
 void wgmma_fence(std::source_location site) {
-  emu::here->block->sm90("wgmma_fence", site).warpgroups.fence();
+  if (emu::passes("wgmma_fence", site))
+    emu::here->block->sm90("wgmma_fence", site).warpgroups.fence();
 }
 
 void wgmma_commit(std::source_location site) {
+  if (!emu::passes("wgmma_commit", site)) return;
   emu::here->block->sm90("wgmma_commit", site)
       .warpgroups.add({.commit = true}, nullptr, nullptr, site);
 }
