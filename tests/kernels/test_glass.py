@@ -351,7 +351,8 @@ def test_the_emulator_tells_when_a_barrier_is_left_out(op, precision, operation,
         assert re.search(says, verdict.error), verdict.error
         if not says:
             assert sum(changed for changed, _ in verdict.changed.values()) > 0
-    assert len({(verdict.error, str(verdict.changed)) for verdict in seen.verdicts}) > 1  # the orders differ
+    if op == "pack":  # how many values are read too early depends on the order of threads
+        assert len({verdict.changed["y"] for verdict in seen.verdicts}) == 3
     # What was left out is there again: what others are compared with is right.
     assert look(op, precision=precision, without=number) == seen
 
