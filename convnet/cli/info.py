@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.without_barrier is not None and not chosen.emulate:
         parser.error("--without-barrier needs --emulate OP")
+    if chosen.emulate and (chosen.kernels or chosen.shape):
+        parser.error("--emulate shows one kernel, --kernels and --shape which are chosen: not both at once")
     tolerate_encoding()
 
     def kernels() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import re
 import subprocess
@@ -16,6 +16,7 @@ from convnet.analysis import info
 from convnet.cli import info as info_command
 from convnet.cli import train as train_command
 from convnet.data import jpeg
+from convnet.devices import host
 from convnet.kernels.shapes import ConvShape, LinearShape
 from convnet.training import config
 from convnet.training.config import Config
@@ -285,6 +286,77 @@ def test_mistakes_about_kernels(arguments, text, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
     assert re.search(rf"^convnet-info: error: .*{text}", error), error
+
+
+def watched(capsys, *arguments) -> str:
+    if importlib.util.find_spec("convnet.kernels._glass") is None:
+        pytest.skip("convnet.kernels._glass is not built")
+    assert call(info_command.main, "--emulate", *arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_a_kernel_under_glass(capsys):
+    text = watched(capsys, "pack", "N=64", "C=3", "H=8", "W=8")
+    assert text.startswith(
+        "pack in fp32 on sm_90, emulated: N=64 C=3 H=8 W=8 fold=1\n\nLaunch\n  kernel         pack_kernel"
+    )
+    for title in ("Shared memory:", "Global memory:", "Calls that order", "Who waits for whom"):
+        assert f"\n\n{title}" in text
+    assert "No bank conflicts." in text
+    assert "without call" not in text.lower()
+    assert watched(capsys, "pack", "64,3", "H=8 W=8") == text
+    assert "\n\nThe ring of stages over time" in watched(capsys, "conv_forward")
+
+
+def test_a_kernel_under_glass_without_a_barrier(capsys):
+    text = watched(capsys, "pack", "--without-barrier", "1")
+    said = text.partition("\n\nWithout call 1, __syncthreads in pack.cu:")[2]
+    assert re.fullmatch(r"\d+, the emulator says:\n(  order \d:  [\d,]+ values of y became others, .*\n){3}", said), (
+        text
+    )
+
+
+def test_a_kernel_under_glass_as_json(capsys):
+    found = json.loads(watched(capsys, "conv_forward", "--precision", "bf16", "--json"))
+    assert (found["op"], found["precision"], found["sizes"]["K"]) == ("conv_forward", "bf16", 32)
+    assert found["variant"].startswith("wgmma")
+    assert found["launches"][0]["fills"]
+    assert found["launches"][0]["barriers"][0]["uses"][0]["threads"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--emulate", "pak"], 'there is no op "pak"; did you mean pack. There are conv_forward, .*unfold_gradient'),
+        (["--emulate", "conv2d_backward"], "did you mean conv_backward_data or conv_backward_filter"),
+        (["--emulate", "relu", "N=3"], '--emulate relu_forward: "N=3" is no size of it; .* count=1024'),
+        (["--emulate", "relu", "1", "2"], '"2" is no size of it'),
+        (["--emulate", "linear", "C=many"], '"C=many" is no size'),
+        (["--emulate", "linear", "C=-1"], '"C=-1" is no size'),
+        (["--emulate", "linear", "C=0"], "linear_forward: C must be at least 1, got 0"),
+        (["--emulate", "conv2d", "R=9", "S=9"], "a window of 9"),
+        (["--emulate", "conv2d", "groups=5"], "groups must divide"),
+        (["--emulate", "local_response_norm", "size=99"], "size"),
+        (["--emulate", "pack", "--without-barrier", "2"], "pack has no call 2 that orders; there are 1 to 1"),
+        (["--emulate", "relu", "--without-barrier", "0"], "relu_forward has no call 0 that orders; it has none"),
+        (["--without-barrier", "1"], "--without-barrier needs --emulate OP"),
+        (["--emulate", "relu", "--kernels"], "not both|not allowed with"),
+    ],
+)
+def test_mistakes_about_a_kernel_under_glass(arguments, text, capsys):
+    if importlib.util.find_spec("convnet.kernels._glass") is None:
+        pytest.skip("convnet.kernels._glass is not built")
+    assert call(info_command.main, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert re.search(rf"^convnet-info: error: .*{text}", error), error
+
+
+def test_info_without_the_emulator_that_can_be_watched(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "convnet.kernels._glass", None)
+    host._kernels.cache_clear()
+    assert call(info_command.main, "--emulate", "relu") == 6
+    assert re.search("the emulator is not built .*pip install", capsys.readouterr().err)
 
 
 def test_info_into_a_closed_pipe_is_quiet():

@@ -267,6 +267,8 @@ def test_places_are_lines_of_the_source():
         assert text in "".join(lines[int(line) - 1 :][:2])  # a statement may have two
     file, _, line = seen.calls[0].where.partition(":")
     assert "__syncthreads()" in lines[int(line) - 1]
+    # What a kernel asks of the emulator is where it asks.
+    assert all(a.where.startswith("tile/quads.cuh:") for a in look("relu").launches[0].arrays)
 
 
 def test_without_a_line_table_instructions_are_numbered(monkeypatch):
@@ -349,8 +351,10 @@ def test_the_emulator_tells_when_a_barrier_is_left_out(op, precision, operation,
         assert re.search(says, verdict.error), verdict.error
         if not says:
             assert sum(changed for changed, _ in verdict.changed.values()) > 0
-    # What was left out is there again.
-    assert look(op, precision=precision) == look(op, precision=precision)
+    if op == "pack":  # how many values are read too early depends on the order of threads
+        assert len({verdict.changed["y"] for verdict in seen.verdicts}) == 3
+    # What was left out is there again: what others are compared with is right.
+    assert look(op, precision=precision, without=number) == seen
 
 
 def test_a_call_that_nothing_depends_on_is_said_to_go_unnoticed():

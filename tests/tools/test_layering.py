@@ -348,6 +348,7 @@ def bindings_see_plain_headers(path: str, text: str) -> Iterator[str]:
         own = {
             "bindings/cpu.cpp": {"../kernels/cpu/level.hpp", "../kernels/cpu/work.hpp"},
             "bindings/emulator.cpp": {"../kernels/emu/launch.hpp"},
+            "bindings/glass.cpp": {"../kernels/emu/glass.hpp", "../kernels/emu/launch.hpp"},
             "bindings/graph.cpp": {
                 "cuda_runtime_api.h",
                 "../kernels/arch/gpu/error.hpp",
