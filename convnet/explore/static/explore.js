@@ -320,6 +320,7 @@ function showRun() {
     },
     records(_, records) {
       last = records;
+      $("curves").hidden = false;
       $("state").textContent = stateOf(records, quiet);
       keep($("loss"), () => plot($("loss"), "loss", curves(records, "loss")));
       keep($("error"), () => plot($("error"), "top-1 error", curves(records, "top1_error", 100), " %"));
