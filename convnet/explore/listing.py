@@ -51,14 +51,17 @@ class Listing:
 
     def runs(self) -> dict[str, Run]:
         """By their ids, sorted by name; a new one appears, one that is removed does not."""
-        return {run.id: run for run in self._found() if stays_inside(run.path, self._home(run.path))}
+        return self.look()[0]
 
-    def left_out(self) -> list[str]:
-        """The names of those that a link would lead out of."""
-        return [run.name for run in self._found() if not stays_inside(run.path, self._home(run.path))]
-
-    def _home(self, run: Path) -> Path:
-        return run if self.alone else self.path
+    def look(self) -> tuple[dict[str, Run], list[str]]:
+        """The runs by their ids, and the names of those that a link would lead out of."""
+        runs, left_out = {}, []
+        for run in self._found():
+            if stays_inside(run.path, run.path if self.alone else self.path):
+                runs[run.id] = run
+            else:
+                left_out.append(run.name)
+        return runs, left_out
 
     def _found(self) -> list[Run]:
         if self.alone:
@@ -149,9 +152,9 @@ class Watch:
     def news(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """("runs", all of them with name and state, and the names of those left out) where these changed; ("records",
         new ones of one run)."""
-        runs = {key: run for key, run in self.listing.runs().items() if self.only in (None, key)}
+        found, left_out = self.listing.look()
+        runs = {key: run for key, run in found.items() if self.only in (None, key)}
         told = {key: {"name": run.name, "quiet": quiet(run), "stamp": run.stamp} for key, run in runs.items()}
-        left_out = self.listing.left_out()
         if self._told != (told, left_out):
             self._told = told, left_out
             yield "runs", {"runs": [{"id": key, **about} for key, about in told.items()], "left_out": left_out}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -27,6 +30,29 @@ def serve(path: Path, listener: socket.socket, load: Callable[[Path], Trained]) 
     )
     server = uvicorn.Server(config)
     try:
-        server.run(sockets=[listener])
+        with _hung_up(server):
+            server.run(sockets=[listener])
     finally:
         page.study.close()
+
+
+@contextmanager
+def _hung_up(server: uvicorn.Server) -> Iterator[None]:
+    """SIGHUP ends the server as the signals do that it knows itself: readers are let go, then the signal counts."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        yield
+        return
+    seen: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        server.should_exit = True
+
+    signal.signal(signal.SIGHUP, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    for number in seen[:1]:
+        signal.raise_signal(number)

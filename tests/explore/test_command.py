@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import sys
 import threading
 
 import pytest
-from browsers import served
+from browsers import EXPLORE, served
 from pages import copy_run, png
-from runs import call
+from runs import call, spawn
 
 from convnet.cli import explore
 
@@ -164,6 +165,20 @@ def test_without_the_extra(module, runs, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     told = refusal(capsys, str(runs), code=2)
     assert re.search(r'needs Starlette, uvicorn and jinja2 \(.*\): pip install "convnet\[explore\]"$', told.strip())
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_end_it_while_somebody_watches_and_something_is_computed(number, code, tmp_path):
+    copy_run(tmp_path)
+    process = spawn(str(tmp_path), "--no-browser", code=EXPLORE)
+    port = int(process.stdout.readline().split("/ (")[0].rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), 60) as watching:
+        watching.sendall(f"GET /live HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        assert watching.recv(1).startswith(b"H")
+        assert get(port, f"{run_of(port)}/confusion")[0] == 200
+        process.send_signal(getattr(signal, number))
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors.strip()) == (code, "", "convnet-explore: stopped")
 
 
 def test_a_folder_without_a_run_waits_for_one(tmp_path):

@@ -73,10 +73,10 @@ def test_links_that_lead_out_are_not_there(what, tmp_path):
     target.symlink_to(elsewhere / inner if inner else elsewhere)
     assert target.exists()
     assert names(Listing(runs)) == []
-    assert Listing(runs).left_out() == ["first"]
+    assert Listing(runs).look()[1] == ["first"]
     if inner:
         assert names(Listing(run)) == []
-        assert Listing(run).left_out() == ["first"]
+        assert Listing(run).look()[1] == ["first"]
     target.unlink()
     os.rename(tmp_path / "moved", target)
     assert names(Listing(runs)) == ["first"]

@@ -10,6 +10,7 @@ import pytest
 import convnet
 import convnet.functional as F
 from convnet.explore import looks
+from convnet.explore.study import LAYER
 from convnet.network.spec import network, placed_layers
 
 
@@ -49,6 +50,32 @@ def test_guesses_and_maps_are_the_networks(net):
         np.testing.assert_allclose(together, whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
         assert len(layer.blocks) == (1 if layer.name == "fc8" else 2)
         assert len({block.values.shape for block in layer.blocks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("alexnet-tiny", {"activation": "tanh"}),
+        ("alexnet-tiny", {"towers": 1}),
+        ("alexnet", {}),
+        ("alexnet-6conv", {}),
+        ("alexnet-1gpu", {}),
+        ("alexnet-torchvision", {}),
+        ("bvlc_alexnet", {}),
+        ("caffenet", {}),
+    ],
+    ids=str,
+)
+def test_every_network_can_be_looked_at(name, changes):
+    """Every layer in as many blocks as it has towers, and the layer by which pictures are alike."""
+    options = {"width": 0.125, "num_classes": 3, **changes}
+    with convnet.Network(name, "cpu", 2, fused=False, **options) as opened:
+        found = looks.look(opened, first_weights(opened), picture(9, opened.spec.image_size))
+        assert opened.activation(LAYER).shape[0] == 2
+    assert [layer.name for layer in found.layers] == [layer.name for layer in opened.spec.layers]
+    assert all(len(layer.blocks) == opened.spec.towers for layer in found.layers[:-1])
+    assert len(found.drawn) == opened.spec.towers
+    assert sum(p for _, p in found.guesses) == pytest.approx(1)
 
 
 def test_shares_and_strongest_maps(net):

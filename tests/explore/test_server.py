@@ -19,6 +19,7 @@ import pytest
 from pages import LOAD, OWN, Client, copy_run, png
 from PIL import Image
 
+from convnet.cli import export
 from convnet.data.images import decode_square
 from convnet.explore import server
 from convnet.explore.server import HERE, Page
@@ -221,6 +222,22 @@ def test_a_run_without_a_checkpoint_has_curves_and_a_sentence(tmp_path):
     assert [kind for kind, _ in events(client.get(f"{home}/live"))] == ["runs", "records"]
     assert "expected a checkpoint in checkpoints/, found none" in client.get(f"{home}/about").json()["waiting"]
     assert "expected a checkpoint in checkpoints/, found none" in sentence(client.get(f"{home}/look/val/0"), 422)
+    page.study.close()
+
+
+def test_weights_without_data_can_be_looked_at(folder, tmp_path):
+    """A file that convnet-export wrote has no curves, no validation pictures, and takes pictures."""
+    assert export.main([str(folder / "runs" / "first"), "-o", str(tmp_path / "mine.safetensors"), "-q"]) == 0
+    page = Page(tmp_path / "mine.safetensors", LOAD)
+    client = Client(page)
+    home = client.get("/").headers["location"]
+    about = client.get(f"{home}/about").json()
+    assert (about["data"], about["step"]) == (False, None)
+    found = client.post(f"{home}/look", content=png())
+    assert [guess["label"] for guess in sorted(found.json()["guesses"], key=lambda guess: guess["label"])] == [
+        *("blue", "green", "red")
+    ]
+    assert "says nothing of data" in sentence(client.get(f"{home}/examples"), 422)
     page.study.close()
 
 

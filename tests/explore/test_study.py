@@ -23,7 +23,8 @@ def run_of(folder):
 
 
 @pytest.fixture
-def study():
+def study(monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 5)  # so that there are several
     found = Study(LOAD)
     yield found
     found.close()
@@ -63,7 +64,7 @@ def test_neighbours_are_the_nearest_of_all_training_pictures(subject):
     assert [one["label"] for one in found["nearest"]] == [dataset.classes[dataset.train.labels[k]] for k in rows[0]]
 
 
-def test_neighbours_are_told_among_those_looked_at_so_far(subject, monkeypatch):
+def test_neighbours_are_told_among_those_looked_at_so_far(study, tmp_path, monkeypatch):
     """The second batch of training pictures waits until somebody has asked."""
     monkeypatch.setattr(module, "BATCH", 8)
     go, plain = threading.Event(), evaluate.image_batches
@@ -75,6 +76,8 @@ def test_neighbours_are_told_among_those_looked_at_so_far(subject, monkeypatch):
             yield images
 
     monkeypatch.setattr(evaluate, "image_batches", slowly)
+    copy_run(tmp_path)
+    subject = study.subject(run_of(tmp_path))
     token, _ = subject.look(subject.picture("val", 0)[0])
     while (found := subject.neighbours(token))["done"] < 8:
         time.sleep(0.01)

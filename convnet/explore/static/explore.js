@@ -265,7 +265,7 @@ function sheetOf(bytes, maps, height, width, tower) {
 
 const SMALL = 12; // of a cell that is no picture
 // Cells of a sheet in rows, as wide as the canvas is shown; returns how they lie.
-function tile(canvas, sheet, count, cell, marked = []) {
+function tile(canvas, sheet, count, cell, marked = [], chosen = -1) {
   const wide = canvas.parentElement.clientWidth || 300, dots = window.devicePixelRatio || 1, gap = 2;
   const most = Math.max(4, Math.min(32, Math.floor((wide + gap) / (cell + gap)))), rows = Math.ceil(count / most);
   const columns = cell < SMALL ? most : Math.ceil(count / rows); // no row much shorter than the others
@@ -281,8 +281,8 @@ function tile(canvas, sheet, count, cell, marked = []) {
     const x = Math.round((k % columns) * (side + gap) * dots), y = Math.round(Math.floor(k / columns) * (side + gap) * dots);
     const to = Math.round(side * dots);
     pen.drawImage(sheet, 0, k * own, sheet.width, own, x, y, to, to);
-    if (marked.includes(k)) {
-      pen.strokeStyle = tint(marked[0] === k && marked.chosen === k ? "focus" : "mark");
+    if (k === chosen || marked.includes(k)) {
+      pen.strokeStyle = tint(k === chosen ? "focus" : "mark");
       pen.lineWidth = 1.5 * dots;
       pen.strokeRect(x + 0.75 * dots, y + 0.75 * dots, to - 1.5 * dots, to - 1.5 * dots);
     }
@@ -320,6 +320,7 @@ function showRun() {
     },
     records(_, records) {
       last = records;
+      $("curves").hidden = false;
       $("state").textContent = stateOf(records, quiet);
       keep($("loss"), () => plot($("loss"), "loss", curves(records, "loss")));
       keep($("error"), () => plot($("error"), "top-1 error", curves(records, "top1_error", 100), " %"));
@@ -462,8 +463,11 @@ function showRun() {
   function showMatter() {
     const on = $("matter").checked;
     [...$("bars").querySelectorAll("button")].forEach((b, k) => b.setAttribute("aria-pressed", String(on && k === shown.chosen)));
-    if (!on) return showPicture();
-    const { scale, largest, values } = shown.falls.maps[shown.chosen], side = shown.side;
+    if (!on) {
+      showPicture();
+      return;
+    }
+    const { largest, values } = shown.falls.maps[shown.chosen], side = shown.side;
     const falls = bytesOf(values), canvas = $("heat"), image = new ImageData(side, side);
     const up = rgb(tint("heat")), down = rgb(tint("cold"));
     falls.forEach((byte, k) => {
@@ -476,8 +480,7 @@ function showRun() {
     const { label, probability } = shown.guesses[shown.chosen];
     $("heat-said").textContent = `Where a grey square of ${shown.falls.square} pixels hides the picture, the probability of ` +
       `${label} (${percent(probability, 1)}) falls by up to ${percent(Math.max(largest, 0), 1)}: strongest colour. ` +
-      (scale > largest + 1e-9 || falls.some((byte) => byte < 120) ? "Blue: it rises there." : "");
-    return undefined;
+      (falls.some((byte) => byte < 120) ? "Blue: it rises there." : "");
   }
 
   async function nearest(turn) {
@@ -575,9 +578,7 @@ function showRun() {
     const parts = [`share ${percent(tower.share)}`, `colour ${percent(tower.colour)}`, strongest && `strongest: ${strongest}`];
     const draw = () => {
       const all = sheetOf(bytes, tower.maps, layer.height, layer.width, hue);
-      const marked = at < 0 ? [...tower.strongest] : [at, ...tower.strongest];
-      marked.chosen = at;
-      lie = tile(canvas, all, tower.maps, area > 1 ? Math.min(Math.max(2 * layer.width, 22), 44) : 11, marked);
+      lie = tile(canvas, all, tower.maps, area > 1 ? Math.min(Math.max(2 * layer.width, 22), 44) : 11, tower.strongest, at);
     };
     sheet.draw = () => keep(sheet, draw);
     const choose = (map) => {
