@@ -416,7 +416,8 @@ def test_a_hostile_picture_is_one_sentence(name, client, run, folder, tmp_path, 
     else:
         assert re.search(told, sentence(answer, 422))
     assert sorted(folder.rglob("*")) == before
-    assert client.get(f"{run}/look/val/0").status_code == 200
+    answer = client.get(f"{run}/look/val/0")
+    assert answer.status_code == 200, answer.text
 
 
 def test_a_picture_that_is_too_large_is_not_read(client, run, monkeypatch):
