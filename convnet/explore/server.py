@@ -27,10 +27,12 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..analysis import glass, glass_text
 from ..data import BadImage, DataError
 from ..data.images import MAX_BYTES, decode_square
 from ..devices.protocol import DeviceError
 from ..interop.files import WeightsError
+from ..kernels.precision import PRECISIONS
 from ..network.spec import placed_layers
 from ..training.checkpoint import CheckpointError
 from ..training.trained import Trained
@@ -45,7 +47,7 @@ EXAMPLES = 12  # pictures to begin with
 PERIOD = 0.5  # seconds between two looks at what runs write
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
@@ -124,6 +126,7 @@ class Page:
             Route("/", self.front),
             Route("/static/{name}", self.asset),
             Route("/live", self.live),
+            Route("/kernels", self.kernels),
             Route("/runs/{run}", self.run),
             Route("/runs/{run}/live", self.live),
             Route("/runs/{run}/about", self.about),
@@ -161,6 +164,18 @@ class Page:
         if name not in self.assets:
             raise Refused(404, "there is no such page")
         return Response(self.assets[name], media_type=ASSETS[name])
+
+    async def kernels(self, request: Request) -> Response:
+        """A form, and what came out of it. A link on another site's page fills the form in; nothing is run for that."""
+        asked = {name: request.query_params.get(name, "") for name in ("op", "precision", "sizes", "without")}
+        text = error = ""
+        if asked["op"] and request.headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+            try:
+                text = await run_in_threadpool(_under_glass, **asked)
+            except (ValueError, DeviceError) as refused:
+                error = sentence(refused)
+        names = {"names": glass.NAMES, "precisions": PRECISIONS}
+        return self._html("kernels.html", **asked, **names, text=text, error=error)
 
     # ---- runs
 
@@ -307,6 +322,12 @@ def _png(pixels: Any) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
+
+
+def _under_glass(op: str, precision: str, sizes: str, without: str) -> str:
+    if without and not (without.isascii() and without.isdigit()):
+        raise ValueError(f"the call to leave out is a number in the list of calls, not {without!r:.40}")
+    return glass_text.as_text(glass.look(op, sizes, precision or "fp32", int(without) if without else None))
 
 
 def _about(subject: Subject) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import itertools
 import json
@@ -19,6 +20,7 @@ import pytest
 from pages import LOAD, OWN, Client, copy_run, png
 from PIL import Image
 
+from convnet.analysis import glass, glass_text
 from convnet.cli import export
 from convnet.data.images import decode_square
 from convnet.explore import server
@@ -418,6 +420,53 @@ def test_a_hostile_picture_is_one_sentence(name, client, run, folder, tmp_path, 
     assert sorted(folder.rglob("*")) == before
     answer = client.get(f"{run}/look/val/0")
     assert answer.status_code == 200, answer.text
+
+
+# ---- a kernel under glass
+
+
+@pytest.fixture
+def watched():
+    pytest.importorskip("convnet.kernels._glass", reason="convnet.kernels._glass is not built")
+
+
+def test_a_kernel_under_glass_is_what_the_command_shows(client, watched):
+    empty = client.get("/kernels")
+    assert empty.status_code == 200
+    assert "<option>relu_forward</option>" in empty.text
+    assert "<pre" not in empty.text
+    answer = client.get("/kernels?op=pack&sizes=N%3D64+C%3D5&precision=bf16&without=1")
+    assert "<option selected>pack</option>" in answer.text
+    assert "<option selected>bf16</option>" in answer.text
+    (shown,) = re.findall(r"<pre[^>]*>(.*?)</pre>", answer.text, re.DOTALL)
+    assert html.unescape(shown) == glass_text.as_text(glass.look("pack", "N=64 C=5", "bf16", 1))
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("op=nonsense", "there is no op"),
+        ("op=pack&sizes=%3Cscript%3E%3D3", "script"),
+        ("op=pack&precision=fp64", "fp64"),
+        ("op=pack&without=999", "has no call 999"),
+        ("op=pack&without=-1", "is a number in the list of calls"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_one_sentence(query, told, client, watched):
+    answer = client.get(f"/kernels?{query}")
+    assert answer.status_code == 200
+    (error,) = re.findall(r'<p class="error" role="alert">(.*?)</p>', answer.text)
+    assert told in html.unescape(error)
+    assert "<script>=" not in answer.text
+    assert "<pre" not in answer.text
+
+
+def test_a_link_of_another_site_runs_no_kernel(client, monkeypatch):
+    monkeypatch.setattr(server, "_under_glass", lambda **_: pytest.fail("a kernel ran"))
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    answer = client.get("/kernels?op=pack", headers=headers)
+    assert answer.status_code == 200
+    assert "<option selected>pack</option>" in answer.text
 
 
 def test_a_picture_that_is_too_large_is_not_read(client, run, monkeypatch):
