@@ -313,7 +313,6 @@ def test_a_forked_process_has_threads_of_its_own():
     program = """
 import os
 import numpy as np
-import programs
 from threadpoolctl import threadpool_limits
 from convnet.devices.opening import open_device
 threadpool_limits(3, user_api="blas")
