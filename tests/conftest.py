@@ -36,8 +36,10 @@ from convnet.devices import protocol as backend
 from convnet.kernels.precision import activation_dtype
 from convnet.ops.layout import pack_activations, to_bf16, to_float32, unpack_activations
 
-# A shell starts background jobs with SIGINT ignored, which the programs under test would inherit.
+# A shell starts background jobs with SIGINT ignored, and nohup all that it starts with SIGHUP, which the programs under
+# test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 DEVICES = ("cpu", "emu", "cuda")
 ran: Counter[str] = Counter()

@@ -177,7 +177,10 @@ def test_signals_end_it_while_somebody_watches_and_something_is_computed(number,
         assert watching.recv(1).startswith(b"H")
         assert get(port, f"{run_of(port)}/confusion")[0] == 200
         process.send_signal(getattr(signal, number))
-        output, errors = process.communicate(timeout=60)
+        try:
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, output, errors.strip()) == (code, "", "convnet-explore: stopped")
 
 
