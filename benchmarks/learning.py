@@ -31,7 +31,8 @@ from PIL import Image, ImageDraw
 from benchmarks import timing
 from convnet.data import Batch, DataSet, Loader, Statistics, cached, open_dataset, sampled_statistics
 from convnet.data.recognise import find
-from convnet.network.spec import NetworkSpec, network, parameter_shapes
+from convnet.network.networks import network
+from convnet.network.spec import NetworkSpec, parameter_shapes
 from convnet.output.console import Console
 from convnet.training import train
 from convnet.training.config import Config

@@ -33,7 +33,8 @@ from convnet.devices.opening import open_device
 from convnet.devices.protocol import Device, Stream
 from convnet.kernels.precision import PRECISIONS
 from convnet.kernels.shapes import ConvShape, LinearShape
-from convnet.network.spec import NetworkSpec, network
+from convnet.network.networks import network
+from convnet.network.spec import NetworkSpec
 from convnet.ops import ops
 
 DOUBTFUL = 0.1  # so far from 2, a growth is told

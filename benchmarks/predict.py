@@ -26,7 +26,8 @@ from typing import Any
 from benchmarks import floors, launches, timing
 from benchmarks.launches import MULTIPROCESSORS, Launch
 from convnet.kernels.precision import PRECISIONS
-from convnet.network.spec import NetworkSpec, network
+from convnet.network.networks import network
+from convnet.network.spec import NetworkSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "instructions.json"

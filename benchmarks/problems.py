@@ -20,16 +20,9 @@ from convnet.kernels.control import control_words
 from convnet.kernels.precision import BF16, copy_columns
 from convnet.kernels.shapes import ConvShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
 from convnet.network.assemble import build, input_fold, pool_shape
-from convnet.network.layers import (
-    ConvLayer,
-    DropoutLayer,
-    Fusion,
-    LayerOnDevice,
-    LinearLayer,
-    LrnLayer,
-    PoolLayer,
-    Side,
-)
+from convnet.network.layers import Fusion, LayerOnDevice, Side
+from convnet.network.maps import DropoutLayer, LrnLayer, PoolLayer
+from convnet.network.products import ConvLayer, LinearLayer
 from convnet.network.spec import NetworkSpec, Pool, parameter_count, placed_layers
 from convnet.ops import ops
 from convnet.ops.layout import to_bf16, to_float32
@@ -206,16 +199,17 @@ def _sampled(
 
 
 def _conv(bench: Bench, layer: ConvLayer) -> Iterator[Problem]:
-    shape: ConvShape = layer.product  # folded where the layer is
+    whole, filters = layer.shapes[0], layer.filters[0]
+    shape: ConvShape = layer.products[0]  # folded where the layer is
     stream, side, g = bench.stream, bench.side, shape.groups
     c, k = shape.C // g, shape.K // g
-    x, w, b = bench.operand(layer.x), bench.operand(layer.filters), layer.bias.value.download()
+    x, w, b = bench.operand(layer.x), bench.operand(filters), layer.bias.value.download()
     gradient = bench.normal(shape.y)
     dy = bench.operand(gradient)
     problem = stream, shape, bench.precision
     # The unfolded layer is what there is to do. Filters are read in the operands' type, their gradient is float32.
-    flops, outer = 2.0 * layer.shape.macs, layer.x.nbytes + gradient.nbytes
-    filters = math.prod(layer.shape.weight) * layer.x.dtype.itemsize
+    flops, outer = 2.0 * whole.macs, layer.x.nbytes + gradient.nbytes
+    read = math.prod(whole.weight) * layer.x.dtype.itemsize
 
     def window(block: int, group: int, p: int, q: int, lane: int) -> Values:
         part = np.zeros((c, shape.R, shape.S))
@@ -248,48 +242,49 @@ def _conv(bench: Bench, layer: ConvLayer) -> Iterator[Problem]:
 
     y = bench.activation(shape.y)
     yield Problem(
-        stream, layer.name, "forward", flops, outer + filters,
-        lambda: ops.conv_forward(*problem, layer.x, layer.filters, layer.bias.value, y),
-        _sampled(bench, f"{layer.name} forward", y, c * shape.R * shape.S, forward), layer.shape,
+        stream, layer.name, "forward", flops, outer + read,
+        lambda: ops.conv_forward(*problem, layer.x, filters, layer.bias.value, y),
+        _sampled(bench, f"{layer.name} forward", y, c * shape.R * shape.S, forward), whole,
     )  # fmt: skip
-    if not layer.first:
+    if layer.fusion.inputs[0] is not None:
         dx = bench.activation(shape.x)
         yield Problem(
-            stream, layer.name, "backward data", flops, outer + filters,
-            lambda: ops.conv_backward_data(*problem, gradient, layer.filters, dx, None),
-            _sampled(bench, f"{layer.name} backward data", dx, k * shape.R * shape.S, backward_data), layer.shape,
+            stream, layer.name, "backward data", flops, outer + read,
+            lambda: ops.conv_backward_data(*problem, gradient, filters, dx, None),
+            _sampled(bench, f"{layer.name} backward data", dx, k * shape.R * shape.S, backward_data), whole,
         )  # fmt: skip
     dweight, dbias = bench.poisoned(shape.weight), bench.poisoned((shape.K,))
     yield Problem(
-        stream, layer.name, "backward filter", flops, outer + 4 * math.prod(layer.shape.weight),
+        stream, layer.name, "backward filter", flops, outer + 4 * math.prod(whole.weight),
         lambda: ops.conv_backward_filter(*problem, gradient, layer.x, dweight, dbias, side.workspace),
         _sampled(bench, f"{layer.name} backward filter", dweight, shape.N * shape.P * shape.Q, backward_filter),
-        layer.shape,
+        whole,
     )  # fmt: skip
     yield _relu_backward(bench, layer.name, shape.y)
 
 
 def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:
-    shape, stream, side = layer.shape, bench.stream, bench.side
+    matrix = layer.matrices[0]
+    shape, stream, side = layer.shapes[0], bench.stream, bench.side
     gradient = bench.normal(shape.y)
     x, dy = bench.operand(layer.x), bench.operand(gradient)
-    w, b = bench.operand(layer.matrix), layer.bias.value.download()
+    w, b = bench.operand(matrix), layer.bias.value.download()
     problem = stream, shape, bench.precision
     flops, outer = 2.0 * shape.macs, layer.x.nbytes + gradient.nbytes
-    matrix = shape.C * shape.K * layer.x.dtype.itemsize
+    nbytes = shape.C * shape.K * layer.x.dtype.itemsize
     y, dx, dweight = bench.activation(shape.y), bench.activation(shape.x), bench.poisoned(shape.weight)
     dbias = bench.poisoned((shape.K,))
     yield Problem(
-        stream, layer.name, "forward", flops, outer + matrix,
+        stream, layer.name, "forward", flops, outer + nbytes,
         lambda: ops.linear_forward(
-            *problem, layer.x, layer.matrix, layer.bias.value, y, False, None, None, side.workspace
+            *problem, layer.x, matrix, layer.bias.value, y, False, None, None, side.workspace
         ),
         _sampled(bench, f"{layer.name} forward", y, shape.C,
                  lambda block, f, lane: (x[block, :, lane] * w[:, f], float(b[f]))), shape,
     )  # fmt: skip
     yield Problem(
-        stream, layer.name, "backward data", flops, outer + matrix,
-        lambda: ops.linear_backward_data(*problem, gradient, layer.matrix, dx, None, side.workspace),
+        stream, layer.name, "backward data", flops, outer + nbytes,
+        lambda: ops.linear_backward_data(*problem, gradient, matrix, dx, None, side.workspace),
         _sampled(bench, f"{layer.name} backward data", dx, shape.K,
                  lambda block, c, lane: (dy[block, :, lane] * w[c, : shape.K], 0.0)), shape,
     )  # fmt: skip
@@ -306,7 +301,7 @@ def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:
 
 def _linear_update(bench: Bench, layer: LinearLayer, gradient: Array, x: Values, dy: Values) -> Problem:
     """The velocity behind exactly one step, as a sum of products: momentum v - rate (decay w + gradient)."""
-    shape, weight, rate, momentum, decay = layer.shape, layer.weight, 2.0**-10, 0.5, 2.0**-11
+    shape, weight, rate, momentum, decay = layer.shapes[0], layer.weights[0], 2.0**-10, 0.5, 2.0**-11
     bench.stream.upload(bench.side.control, control_words(0, rate, momentum, decay))
     w, v = (array.download() for array in (weight.value, bench.refill(weight.velocity)))
     dbias, workspace = bench.poisoned((shape.K,)), bench.side.workspace

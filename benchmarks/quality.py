@@ -32,7 +32,8 @@ from benchmarks import timing
 from convnet import Network
 from convnet.data import Loader, Statistics, open_dataset
 from convnet.kernels.precision import PRECISIONS
-from convnet.network.spec import Conv, NetworkSpec, network
+from convnet.network.networks import network
+from convnet.network.spec import Conv, NetworkSpec
 from convnet.output.figures import BLUE, ORANGE, check_path
 
 CONTROLS, FACTOR, STRETCHES = 3, 4.0, 7

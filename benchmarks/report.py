@@ -19,7 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import floors, learning, quality, timing
-from convnet.network.spec import network
+from convnet.network.networks import network
 from convnet.output.figures import BLUE, ORANGE
 from convnet.training.verdict import standard_error
 

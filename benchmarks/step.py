@@ -34,7 +34,7 @@ from benchmarks.our_network import LR, MOMENTUM, WEIGHT_DECAY, OurNetwork, mean_
 from convnet import Network
 from convnet.devices.opening import device_names, open_device
 from convnet.kernels.precision import PRECISIONS
-from convnet.network.spec import network
+from convnet.network.networks import network
 
 # Logits may differ by so much of the largest: in tf32 and bf16 by rounding operands to 11 and 8 bits on both sides,
 # once in each of about ten layers.

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import prepare, timing
 from convnet.kernels.precision import PRECISIONS
-from convnet.network.spec import network
+from convnet.network.networks import network
 from convnet.output.console import Console
 from convnet.prepare.packers import usable_cores
 from convnet.prepare.prepare import Options

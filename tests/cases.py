@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convnet.kernels.shapes import ConvShape, LrnShape, Padding, PoolShape, four_paddings
-from convnet.network.spec import Conv, Linear, Lrn, Pool, network, placed_layers
+from convnet.network.networks import network
+from convnet.network.spec import Conv, Linear, Lrn, Pool, placed_layers
 
 # A case of more multiply-adds (padded lanes included) takes the emulator too long; "cpu" and GPUs run them all.
 EMULATOR_LIMIT = 850e6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import convnet
-from convnet.network.spec import network
+from convnet.network.networks import network
 
 TINY = network("alexnet-tiny", width=0.25, crop=32)
 N = 6

@@ -30,7 +30,7 @@ from machine_code import code_of, sections
 
 sys.path.insert(0, str(cubins.ROOT))
 from benchmarks import launches, predict
-from convnet.network.spec import network
+from convnet.network.networks import network
 
 GOLDEN = predict.GOLDEN
 ARCHITECTURE = "sm_90a"

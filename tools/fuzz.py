@@ -67,7 +67,8 @@ from convnet.interop import onnx_in  # noqa: E402
 from convnet.interop.arrays import safetensors_file  # noqa: E402
 from convnet.interop.onnx_out import onnx_file  # noqa: E402
 from convnet.interop.weights import WeightsError, read_weights  # noqa: E402
-from convnet.network.spec import network, parameter_shapes  # noqa: E402
+from convnet.network.networks import network  # noqa: E402
+from convnet.network.spec import parameter_shapes  # noqa: E402
 from convnet.output.console import Console  # noqa: E402
 from convnet.training import checkpoint, train  # noqa: E402
 from convnet.training.checkpoint import CheckpointError  # noqa: E402

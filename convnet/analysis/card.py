@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..interop.onnx_out import Input
 from ..interop.torch_names import torch_code
-from ..network.spec import Conv, Dropout, Linear, Lrn, Placed, parameter_count, placed_layers
+from ..network.spec import Placed, parameter_count, placed_layers
+from ..network.words import described
 from ..output.console import percent
 from ..output.files import printable, read_regular
 from ..training.metrics import MetricsFile
@@ -189,20 +190,5 @@ def _pixels(export: Export) -> str:
 
 
 def _row(placed: Placed, towers: int) -> str:
-    layer = placed.layer
-    if isinstance(layer, Conv):
-        what = f"convolution {layer.size} x {layer.size}, stride {layer.stride}, padding {layer.padding}"
-        what += f", {placed.groups} groups" if placed.groups > 1 else ""
-    elif isinstance(layer, Linear):
-        what = "fully connected"
-    elif isinstance(layer, Lrn):
-        what = f"normalisation over {layer.size} maps, alpha {layer.alpha:g}, beta {layer.beta:g}, k {layer.k:g}"
-        what += f", in each of {towers} towers" if towers > 1 and not layer.across else ""
-    elif isinstance(layer, Dropout):
-        what = f"dropout of {layer.p:g}{', scaled in training' if layer.scaled else ''}"
-    else:
-        what = f"maximum of {layer.size} x {layer.size}, stride {layer.stride}"
-    if isinstance(layer, (Conv, Linear)) and layer.activation:
-        what += f", {layer.activation}"
     size = f"{placed.K} x {placed.P} x {placed.Q}" if placed.P > 1 else f"{placed.K}"
-    return f"| {layer.name} | {what} | {size} |\n"
+    return f"| {placed.layer.name} | {described(placed, towers)} | {size} |\n"

@@ -14,7 +14,7 @@ from ..devices.opening import open_device
 from ..devices.protocol import Device, padded
 from ..kernels.precision import PRECISIONS
 from ..kernels.shapes import ConvShape, LinearShape
-from ..network import assemble, spec
+from ..network import assemble, networks, spec
 
 ARCHITECTURES = (80, 90)
 CONV_PASSES = ("conv_forward", "conv_backward_data", "conv_backward_filter")
@@ -85,7 +85,7 @@ def report(
     for precision in precisions:
         device.check_precision(precision)
         if shape is None:
-            problems = list(network_problems(spec.network(model), precision, N, lanes))
+            problems = list(network_problems(networks.network(model), precision, N, lanes))
         else:
             problems = shape_problems(shape, device)
         for layer, op, problem in problems:

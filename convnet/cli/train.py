@@ -9,7 +9,7 @@ from ..cli import Parser, guarded, tolerate_encoding
 
 
 def _parser() -> Parser:
-    from ..network.spec import network
+    from ..network.networks import network
     from ..training.config import OPTIONS, Config
 
     parser = Parser(

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..analysis.evaluate import softmax, top
 from ..data import view_windows
-from ..network.spec import Conv, Linear, Lrn, NetworkSpec, Placed, Pool, placed_layers
+from ..network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Placed, Pool, placed_layers
+from ..network.words import described
 
 if TYPE_CHECKING:
     from ..network.model import Network
@@ -79,7 +80,7 @@ def look(network: Network, weights: Values, picture: Values) -> Look:
     probabilities = answers(network, np.stack([picture, in_grey(picture)]))[0]
     best = top(probabilities[None], GUESSES)[0]
     layers = [_layer(placed, spec, network.activation(placed.layer.name)) for placed in placed_layers(spec)]
-    first = next(placed_layers(spec))
+    first = placed_layers(spec)[0]
     return Look(
         seen(picture, spec.crop),
         [(int(k), float(probabilities[k])) for k in best],
@@ -142,7 +143,9 @@ def describe(placed: Placed) -> str:
         return f"normalised by {layer.size} maps around"
     if isinstance(layer, Linear):
         return f"fully connected{_behind(layer.activation)}"
-    return "dropout: as it is" if layer.scaled else f"dropout: times {1 - layer.p:g}, now that all are there"
+    if isinstance(layer, Dropout):
+        return "dropout: as it is" if layer.scaled else f"dropout: times {1 - layer.p:g}, now that all are there"
+    return described(placed, 1)
 
 
 def _behind(activation: str | None) -> str:

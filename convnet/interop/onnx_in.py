@@ -18,7 +18,8 @@ import numpy as np
 
 from ..data import DataError
 from ..kernels.shapes import output_size
-from ..network.spec import LARGE, Conv, Dropout, Layer, Linear, Lrn, NetworkSpec, Pool, placed_layers
+from ..network.networks import LARGE
+from ..network.spec import Conv, Dropout, Layer, Linear, Lrn, NetworkSpec, Pool, placed_layers
 from ..output.files import printable
 from .files import WeightsError
 from .onnx_out import PRODUCER

@@ -75,6 +75,8 @@ def onnx_file(
         x = graph.add("Sub", "input.centred", x, mean)
         x = graph.add("Mul", "input.images", x, scale)
     for placed in placed_layers(spec):
+        if placed.inputs != (placed.index - 1,) or spec.costs:
+            raise _unwritten(placed.layer.name)
         last = placed.index == len(spec.layers) - 1
         x = _layer(graph, x, placed, spec.towers, weights, "logits" if last else placed.layer.name)
     given = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", spec.classes])
@@ -87,6 +89,13 @@ def onnx_file(
     helper.set_model_props(model, texts | ({"network": network} if network else {}))
     content: bytes = model.SerializeToString()
     return content
+
+
+def _unwritten(layer: str) -> ValueError:
+    return ValueError(
+        f"{layer}: networks with layers of its kind, or with layers that do not read the one in front of them, are not "
+        "written as ONNX; export to .safetensors or .npz"
+    )
 
 
 class _Graph:
@@ -147,7 +156,9 @@ def _layer(graph: _Graph, x: str, placed: Placed, towers: int, weights: Mapping[
     if isinstance(layer, Dropout):
         factor = graph.constant(f"{layer.name}.factor", np.asarray(1 - layer.p, np.float32))
         return graph.add_to("Mul", layer.name, [y], x, factor)
-    return _lrn(graph, x, placed, layer, towers, y)
+    if isinstance(layer, Lrn):
+        return _lrn(graph, x, placed, layer, towers, y)
+    raise _unwritten(layer.name)
 
 
 def _lrn(graph: _Graph, x: str, placed: Placed, layer: Lrn, towers: int, y: str) -> str:

@@ -12,18 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..network.spec import (
-    Conv,
-    Dropout,
-    Linear,
-    Lrn,
-    NetworkSpec,
-    Placed,
-    Pool,
-    network,
-    parameter_shapes,
-    placed_layers,
-)
+from ..network.networks import network
+from ..network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Placed, Pool, parameter_shapes, placed_layers
 from .onnx_out import end_padding
 from .weights import TORCHVISION
 
@@ -98,8 +88,10 @@ def _modules(spec: NetworkSpec) -> Iterator[tuple[str, str]]:
                 yield "torch.nn.Flatten()", ""
             flat = True
             yield f"torch.nn.Linear({placed.C * placed.H * placed.W}, {placed.K})", layer.name
-        else:
+        elif isinstance(layer, Dropout):
             yield f"torch.nn.Dropout({layer.p:g})", ""
+        else:
+            raise ValueError(f"--names torch: {layer.name} has no module of PyTorch's; take --names convnet")
         if isinstance(layer, (Conv, Linear)) and layer.activation is not None:
             yield {"relu": "torch.nn.ReLU()", "tanh": "torch.nn.Tanh()"}[layer.activation], ""
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..network.spec import NETWORKS, network, parameter_shapes
+from ..network.networks import NETWORKS, network
+from ..network.spec import parameter_shapes
 from ..output.files import printable
 from .files import Values, WeightsError, read_file, read_weights
 

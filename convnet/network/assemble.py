@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..kernels.shapes import ConvShape, DropoutShape, LinearShape, LrnShape, PoolShape
 from . import spec
-from .layers import ConvLayer, DropoutLayer, Fusion, LayerOnDevice, LinearLayer, LrnLayer, LrnPoolLayer, PoolLayer, Side
+from .layers import Fusion, LayerOnDevice, Side
+from .maps import ConcatLayer, DropoutLayer, LrnLayer, LrnPoolLayer, PoolLayer, ScaleLayer, SumLayer
+from .products import ConvLayer, LinearLayer, Paces
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that run as one, one behind the other. ``inputs``: the indices of the groups that they read, -1 for the
+    images; ``learns``: it has weights, or something that it reads does.
+    """
+
+    layers: tuple[spec.Placed, ...]
+    inputs: tuple[int, ...]
+    learns: bool
+
+    @property
+    def first(self) -> spec.Placed:
+        return self.layers[0]
+
+    @property
+    def ends_in_relu(self) -> bool:
+        """A dropout behind it included."""
+        layer = self.first.layer
+        return isinstance(layer, spec.Weighted) and layer.activation == "relu"
+
+    @property
+    def masks(self) -> bool:
+        """Whether it can apply the derivative of a ReLU in front of it."""
+        layer = self.first.layer
+        return isinstance(layer, (*spec.Weighted, spec.Pool, spec.AvgPool)) or len(self.layers) > 1
 
 
 def input_fold(network: spec.NetworkSpec, precision: str) -> int:
     """How many rows and columns of the images become channels of one, so that the first layer has stride 1."""
-    first = network.layers[0]
-    if precision == "bf16" and isinstance(first, spec.Conv) and not first.padding and not network.crop % first.stride:
-        return first.stride
+    first, *others = spec.placed_layers(network)
+    alone = len(first.terms) == 1 and all(-1 not in placed.inputs for placed in others)
+    layer = first.layer
+    if precision == "bf16" and alone and isinstance(layer, spec.Conv) and not layer.padding and layer.tied:
+        return layer.stride if not network.crop % layer.stride else 1
     return 1
 
 
 def conv_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> ConvShape:
-    """What one of ``share`` sides computes of a convolution."""
+    """What one of ``share`` sides computes of a convolution of one input."""
     layer = placed.layer
     assert isinstance(layer, spec.Conv)
-    whole = layer.joins or placed.groups == 1
+    part = share if placed.groups > 1 and not layer.joins else 1
     return ConvShape.of(
         N,
-        placed.C if whole else placed.C // share,
+        (len(layer.connections) or placed.C) // part,
         placed.H,
         placed.W,
         placed.K // share,
@@ -30,90 +63,137 @@ def conv_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> ConvShape
         layer.size,
         stride=layer.stride,
         padding=layer.padding,
-        groups=1 if whole else placed.groups // share,
+        groups=placed.groups // part,
         ceil_mode=layer.ceil_mode,
         lanes=lanes,
     )
 
 
 def linear_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> LinearShape:
-    """What one of ``share`` sides computes of a fully-connected layer, where it has a part in it."""
+    """What one of ``share`` sides computes of a fully-connected layer of one input, where it has a part in it."""
     layer = placed.layer
     assert isinstance(layer, spec.Linear)
     return LinearShape(N, placed.C * placed.H * placed.W, placed.K // share if layer.split else placed.K, lanes)
 
 
-def fuse(placed: list[spec.Placed], fused: bool) -> list[list[spec.Placed]]:
-    """The layers in order, those together that run as one: normalisation with the pooling behind it, and a linear layer
-    with the dropout behind its ReLU, unless that is scaled in training, which its product does not know.
+def groups(network: spec.NetworkSpec, fused: bool) -> list[Group]:
+    """What runs as one, in order: normalisation with the pooling behind it, and a linear layer with the dropout behind
+    its ReLU, unless that is scaled in training, which its product does not know; where nothing else reads what lies
+    between the two.
     """
-    groups: list[list[spec.Placed]] = []
-    for layer in placed:
-        before = groups[-1][-1].layer if groups else None
-        pair = (isinstance(before, spec.Lrn) and isinstance(layer.layer, spec.Pool)) or (
-            isinstance(before, spec.Linear)
-            and before.activation == "relu"
-            and isinstance(layer.layer, spec.Dropout)
-            and not layer.layer.scaled
+    placed = spec.placed_layers(network)
+    costed = {cost.input for cost in network.costs}
+    readers = [[other for other in placed if one.index in other.inputs] for one in placed]
+    found: list[Group] = []
+    of_layer = {-1: -1}
+    for one in placed:
+        if one.index in of_layer:
+            continue
+        behind = readers[one.index]
+        pair = fused and len(behind) == 1 and one.layer.name not in costed and _pair(one.layer, behind[0].layer)
+        layers = (one, behind[0]) if pair else (one,)
+        inputs = tuple(of_layer[place] for place in one.inputs)
+        learns = bool(one.terms) or any(found[i].learns for i in inputs if i >= 0)
+        of_layer |= {layer.index: len(found) for layer in layers}
+        found.append(Group(layers, inputs, learns))
+    return found
+
+
+def _pair(layer: spec.Layer, behind: spec.Layer) -> bool:
+    if isinstance(behind, spec.Dropout):
+        return isinstance(layer, spec.Linear) and layer.activation == "relu" and not behind.scaled
+    return isinstance(layer, spec.Lrn) and isinstance(behind, spec.Pool)
+
+
+def fusions(found: list[Group], network: spec.NetworkSpec, fused: bool) -> list[Fusion]:
+    """How the groups fit together."""
+    readers = [[j for j, other in enumerate(found) if i in other.inputs] for i in range(len(found))]
+    costed = {cost.input for cost in network.costs}
+    masked = [
+        fused
+        and group.ends_in_relu
+        and bool(readers[i])
+        and all(found[j].masks for j in readers[i])
+        and group.layers[-1].layer.name not in costed
+        for i, group in enumerate(found)
+    ]
+    return [
+        Fusion(
+            index,
+            len(found),
+            inputs=tuple(i if i >= 0 and found[i].learns else None for i in group.inputs),
+            reader=min(readers[index], default=len(found)),
+            masks=tuple(i >= 0 and masked[i] for i in group.inputs),
+            masked=masked[index],
         )
-        if fused and pair:
-            groups[-1].append(layer)
-        else:
-            groups.append([layer])
-    return groups
-
-
-def masks(group: list[spec.Placed]) -> bool:
-    """Whether what runs ``group`` can apply the derivative of a ReLU in front of it."""
-    return not isinstance(group[0].layer, spec.Dropout) and not (
-        isinstance(group[0].layer, spec.Lrn) and len(group) == 1
-    )
+        for index, group in enumerate(found)
+    ]
 
 
 def build(
-    group: list[spec.Placed], side: Side, fusion: Fusion, N: int, lanes: int, network: spec.NetworkSpec, seed: int
+    group: Group, side: Side, fusion: Fusion, N: int, lanes: int, network: spec.NetworkSpec, seed: int
 ) -> LayerOnDevice:
     """This side's share of what runs as one."""
-    first, last = group[0], group[-1]
-    layer, name, share = first.layer, first.layer.name, side.count
+    first, last = group.first, group.layers[-1]
+    layer, share = first.layer, side.count
+    at = layer.name, side, fusion
     if isinstance(layer, spec.Conv):
         folds = first.index == 0 and input_fold(network, side.precision) > 1
-        shape = conv_shape(first, share, N, lanes)
-        return ConvLayer(name, side, fusion, shape, layer.activation, folds, first=first.index == 0)
+        shapes = tuple(conv_shape(term, share, N, lanes) for term in first.terms)
+        return ConvLayer(*at, shapes, _paces(first), layer.activation, folds)
     if isinstance(layer, spec.Linear):
         drop = dropout_shape(last, side, N, lanes, seed) if isinstance(last.layer, spec.Dropout) else None
-        return LinearLayer(name, side, fusion, linear_shape(first, share, N, lanes), layer.activation, drop)
-    if isinstance(layer, spec.Dropout):
-        drop = dropout_shape(first, side, N, lanes, seed)
-        like: tuple[int, ...] = (N // lanes, drop.features, lanes)
-        if first.H > 1:
-            like = (N // lanes, first.C // share, first.H, first.W, lanes)
-        return DropoutLayer(name, side, fusion, drop, like, layer.scaled)
+        linear = tuple(linear_shape(term, share, N, lanes) for term in first.terms)
+        return LinearLayer(*at, linear, _paces(first), layer.activation, drop)
+    if isinstance(layer, spec.Lrn):
+        lrn = lrn_shape(first, share, N, lanes, network)
+        if isinstance(last.layer, spec.Pool):
+            return LrnPoolLayer(*at, lrn, pool_shape(last, share, N, lanes))
+        return LrnLayer(*at, lrn)
     if isinstance(layer, spec.Pool):
-        return PoolLayer(name, side, fusion, pool_shape(first, share, N, lanes))
-    lrn = LrnShape(
-        N,
-        first.C // share,
-        first.H,
-        first.W,
-        1 if layer.across else network.towers // share,
-        lanes,
-        layer.size,
-        layer.alpha,
-        layer.beta,
-        layer.k,
-    )
-    if isinstance(last.layer, spec.Pool):
-        return LrnPoolLayer(name, side, fusion, lrn, pool_shape(last, share, N, lanes))
-    return LrnLayer(name, side, fusion, lrn)
+        return PoolLayer(*at, pool_shape(first, share, N, lanes))
+    if isinstance(layer, spec.Dropout):
+        return DropoutLayer(
+            *at, dropout_shape(first, side, N, lanes, seed), _like(first, share, N, lanes), layer.scaled
+        )
+    if isinstance(layer, spec.Scale):
+        return ScaleLayer(*at, _like(first, share, N, lanes), layer.factor)
+    if isinstance(layer, spec.Concat):
+        reads = [spec.placed_layers(network)[place] for place in first.inputs]
+        return ConcatLayer(*at, tuple(_like(read, share, N, lanes, output=True) for read in reads))
+    if isinstance(layer, spec.Sum):
+        coefficients = layer.coefficients or (1.0,) * len(first.inputs)
+        return SumLayer(*at, _like(first, share, N, lanes), coefficients)
+    raise ValueError(f"layer {layer.name}: {type(layer).__name__} is not built")
+
+
+def _paces(placed: spec.Placed) -> Paces:
+    layer = placed.layer
+    assert isinstance(layer, spec.Weighted)
+    return Paces(tuple(term.layer.pace for term in placed.terms), layer.bias_pace)  # type: ignore[union-attr]
+
+
+def _like(placed: spec.Placed, share: int, N: int, lanes: int, output: bool = False) -> tuple[int, ...]:
+    """The shape of what one of ``share`` sides reads or, with ``output``, writes: maps or features."""
+    C, H, W = (placed.K, placed.P, placed.Q) if output else (placed.C, placed.H, placed.W)
+    return (N // lanes, C // share, H, W, lanes) if H > 1 else (N // lanes, C * H * W // share, lanes)
+
+
+def lrn_shape(placed: spec.Placed, share: int, N: int, lanes: int, network: spec.NetworkSpec) -> LrnShape:
+    """What one of ``share`` sides computes of a normalisation layer."""
+    layer = placed.layer
+    assert isinstance(layer, spec.Lrn)
+    C, towers = placed.C // share, 1 if layer.across else network.towers // share
+    return LrnShape(N, C, placed.H, placed.W, towers, lanes, layer.size, layer.alpha, layer.beta, layer.k)
 
 
 def pool_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> PoolShape:
     """What one of ``share`` sides computes of a pooling layer."""
     layer = placed.layer
-    assert isinstance(layer, spec.Pool)
-    C = placed.C // share
-    return PoolShape.of(N, C, placed.H, placed.W, layer.size, layer.stride, ceil_mode=layer.ceil_mode, lanes=lanes)
+    assert isinstance(layer, (spec.Pool, spec.AvgPool))
+    padding = layer.padding if isinstance(layer, spec.AvgPool) else 0
+    C, size, stride = placed.C // share, layer.size, layer.stride
+    return PoolShape.of(N, C, placed.H, placed.W, size, stride, padding=padding, ceil_mode=layer.ceil_mode, lanes=lanes)
 
 
 def dropout_shape(placed: spec.Placed, side: Side, N: int, lanes: int, seed: int) -> DropoutShape:

@@ -19,11 +19,11 @@ def first_not_finite(wiring: Wiring, labels: Array, n: int) -> str | None:
         for parameter in (parameter for layer in block for parameter in layer.parameters):
             if not _finite(parameter.value):
                 return parameter.name
-    if not all(_finite(layer.x) for layer in wiring.blocks[0]):
+    if not all(_finite(read.x) for _, read in wiring.images):
         return "the input"
     for group, block in zip(wiring.groups, wiring.forward_by_block(train=True), strict=True):
         if not all(_finite(layer.y) for layer in block):
-            return f"the output of {' and '.join(placed.layer.name for placed in group)}"
+            return f"the output of {' and '.join(placed.layer.name for placed in group.layers)}"
     wiring.backward(labels, n)
     if not np.isfinite(wiring.losses.download()[:n]).all():
         return "the loss"

@@ -34,7 +34,7 @@ class Exchange:
         for reader, whole in zip(self.sides, wholes, strict=False):
             for owner, part in enumerate(parts):
                 reader.stream.wait(ready[owner])
-                for target, source in zip(_channels(whole, owner, len(parts)), _blocks(part), strict=True):
+                for target, source in zip(_channels(whole, owner, len(parts)), image_blocks(part), strict=True):
                     reader.stream.copy(target, source)
                 nbytes += part.nbytes if owner != reader.index else 0
             read = reader.stream.record()
@@ -56,7 +56,7 @@ class Exchange:
             staged = [stage.view(shape) for stage in self._staged[owner][: len(wholes)]]
             for computed, whole in enumerate(wholes):
                 sources = _channels(whole, owner, len(self.sides))
-                for target, source in zip(_blocks(staged[computed]), sources, strict=True):
+                for target, source in zip(image_blocks(staged[computed]), sources, strict=True):
                     stream.copy(target, source)
                 nbytes += staged[computed].nbytes if computed != owner else 0
             self._under_way.append((staged, stream.record()))
@@ -81,7 +81,7 @@ class Exchange:
         return total
 
 
-def _blocks(array: Array) -> list[Array]:
+def image_blocks(array: Array) -> list[Array]:
     """The image blocks of an activation, each contiguous."""
     blocks = array.shape[0]
     return [array.view(array.shape[1:], i * (array.size // blocks)) for i in range(blocks)]

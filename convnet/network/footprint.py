@@ -16,7 +16,8 @@ from ..devices.opening import open_devices
 from ..devices.protocol import Array, Device, Event, Fetch, Graph, OutOfMemory, Stream, padded
 from .assemble import input_fold
 from .intake import Intake
-from .layers import ConvLayer, LayerOnDevice, Side
+from .layers import LayerOnDevice, Side
+from .products import ConvLayer
 from .spec import NetworkSpec
 from .wiring import Wiring
 
@@ -181,7 +182,7 @@ def _of_parameters(layer: LayerOnDevice) -> int:
     """A copy of a weight, or its gradient, may be the very array that products work on."""
     arrays = [a for p in layer.parameters for a in (p.value, p.velocity, p.copy, p._gradient) if a is not None]
     if isinstance(layer, ConvLayer):
-        arrays += [layer.filters, layer.dfilters]
+        arrays += [*layer.filters, *layer.dfilters]
     return sum(array.nbytes for array in {id(array): array for array in arrays}.values())
 
 

@@ -24,8 +24,9 @@ from .graphs import Graphs
 from .initial import initial_weights
 from .intake import Intake
 from .layers import Side
+from .networks import network
 from .parameters import collect, distribute
-from .spec import NetworkSpec, network, parameter_count
+from .spec import NetworkSpec, parameter_count
 from .wiring import Wiring
 
 Values = np.ndarray[Any, Any]
@@ -39,9 +40,9 @@ class Network:
     comma-separated list of emulators or GPUs that share the towers, unless something normalises across them.
     ``batch_size`` is the largest number of images in one call. ``precision`` is "fp32" anywhere, and "tf32" or "bf16"
     on emulators and GPUs; what users see is float32 always. Further keywords (``crop``, ``width``, ``dropout``, ...)
-    change the network: see ``convnet.network.spec.network``. Weights are drawn from ``seed``. All memory is allocated
-    here, but for buffers of stored images and of gradients, which come with the first call that needs them; ``close``
-    gives it back.
+    change the network: see ``convnet.network.networks.network``. Weights are drawn from ``seed``. All memory is
+    allocated here, but for buffers of stored images and of gradients, which come with the first call that needs them;
+    ``close`` gives it back.
 
     Images are arrays of NumPy or of any library that has ``__array__`` or ``__dlpack__``, or, on GPUs,
     ``__cuda_array_interface__``: they are read where they lie, and brought into the layout of the device on the way.
@@ -70,7 +71,7 @@ class Network:
         if isinstance(model, str):
             model = network(model, num_classes=num_classes, **changes)
         elif num_classes is not None or changes:
-            raise ValueError("a NetworkSpec is taken as it is: change it by convnet.network.spec.network(...)")
+            raise ValueError("a NetworkSpec is taken as it is: change it by convnet.network.networks.network(...)")
         self.spec = model
         self.batch_size, self.precision, self.seed = batch_size, precision, seed
         self.steps_done = 0
@@ -135,7 +136,7 @@ class Network:
         """
         self._check_open()
         for group, block in zip(self._wiring.groups, self._wiring.blocks, strict=True):
-            names = [placed.layer.name for placed in group]
+            names = [placed.layer.name for placed in group.layers]
             if name not in names:
                 continue
             if name != names[-1]:

@@ -1,30 +1,67 @@
 """Networks as data: their layers, sizes, parameters and FLOPs, and which layers see all towers.
 
-A network of T towers is one sequence of layers whose channels are cut into T equal parts. A layer that does not
-``join`` reads its own tower's part only (a grouped convolution); one that joins reads the parts of all. Where the
-towers live is not said here.
+A network is a sequence of layers. A layer reads the one in front of it, or those that its ``inputs`` name, which stand
+above it; "images" are the network's. Layers whose windows would be cut round up to whole ones where they say so.
 
-The numbers of ``alexnet`` are the paper's (Krizhevsky, Sutskever, Hinton 2012); LRN's alpha is not divided by the
-window size. ``alexnet-torchvision``, ``bvlc_alexnet`` and ``caffenet`` are those whose weights others have published:
-the same function that torchvision's and Caffe's models of these names compute.
+A network of T towers has channels that are cut into T equal parts. A layer that does not ``join`` reads its own tower's
+part only (a grouped convolution); one that joins reads the parts of all. Where the towers live is not said here.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
 
 from ..kernels.shapes import output_size
 
 ACTIVATIONS = ("relu", "tanh")
-INITS = ("he", "paper")
+IMAGES = "images"  # the input of a network, among the inputs of a layer
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast one tensor learns: factors on the learning rate, the weight decay and the momentum of a step.
+
+    A rate of 0 keeps the tensor and its velocity as they are. ``schedule`` is one of the 2012 program's, such as
+    "dexp[tgtFactor=250,numSteps=4]": see ``convnet.training.schedule``.
+    """
+
+    lr: float = 1.0
+    decay: float = 1.0
+    momentum: float = 1.0
+    schedule: str | None = None
+
+
+BIAS = Pace(decay=0.0)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A further input of a layer of weights, with weights of its own: the products of all inputs are summed up, and one
+    bias is added. ``size`` to ``connections`` are a convolution's, see ``Conv``.
+    """
+
+    input: str
+    size: int = 1
+    stride: int = 1
+    padding: int = 0
+    joins: bool = False
+    groups: int = 1
+    connections: tuple[int, ...] = ()
+    std: float | None = 0.01
+    pace: Pace = Pace()
 
 
 @dataclass(frozen=True)
 class Conv:
-    """Convolution with bias and activation: "relu", "tanh" or none. ``std`` None: sqrt(2 / fan-in) (He et al. 2015)."""
+    """Convolution with bias and activation: "relu", "tanh" or none. ``std`` None: sqrt(2 / fan-in) (He et al. 2015).
+
+    ``groups``: into how many parts the maps that it reads are cut, within a tower. With ``connections`` the maps it
+    reads are those, by number, in this order, and it is they that are cut. ``tied`` False: a bias for every map and
+    pixel.
+    """
 
     name: str
     filters: int
@@ -36,28 +73,32 @@ class Conv:
     std: float | None = 0.01
     bias: float = 0.0
     activation: str | None = "relu"
+    inputs: tuple[str, ...] = ()
+    terms: tuple[Term, ...] = ()
+    groups: int = 1
+    connections: tuple[int, ...] = ()
+    tied: bool = True
+    pace: Pace = Pace()
+    bias_pace: Pace = BIAS
 
 
 @dataclass(frozen=True)
-class Lrn:
-    """Local response normalisation across the maps of one tower, or with ``across`` of all of them."""
+class Local:
+    """As a convolution, but with weights and biases of their own for every pixel of the output; it never joins."""
 
     name: str
-    size: int = 5
-    alpha: float = 1e-4
-    beta: float = 0.75
-    k: float = 2.0
-    across: bool = False
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Max-pooling; windows overlap where stride < size. Rounds up, as cuda-convnet does, unless told otherwise."""
-
-    name: str
-    size: int = 3
-    stride: int = 2
-    ceil_mode: bool = True
+    filters: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+    std: float | None = 0.01
+    bias: float = 0.0
+    activation: str | None = "relu"
+    inputs: tuple[str, ...] = ()
+    groups: int = 1
+    connections: tuple[int, ...] = ()
+    pace: Pace = Pace()
+    bias_pace: Pace = BIAS
 
 
 @dataclass(frozen=True)
@@ -70,6 +111,81 @@ class Linear:
     split: bool = True
     std: float | None = 0.01
     bias: float = 0.0
+    inputs: tuple[str, ...] = ()
+    terms: tuple[Term, ...] = ()
+    pace: Pace = Pace()
+    bias_pace: Pace = BIAS
+
+
+@dataclass(frozen=True)
+class Lrn:
+    """Local response normalisation across the maps of one tower, or with ``across`` of all of them."""
+
+    name: str
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 2.0
+    across: bool = False
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SpatialNorm:
+    """Response normalisation over ``size`` x ``size`` pixels of the same map: x (k + alpha sum x^2)^-beta."""
+
+    name: str
+    size: int
+    alpha: float
+    beta: float
+    k: float = 1.0
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ContrastNorm:
+    """The same with deviations from the means of such windows in the sum."""
+
+    name: str
+    size: int
+    alpha: float
+    beta: float
+    k: float = 1.0
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max-pooling; windows overlap where stride < size. Rounds up, as cuda-convnet does, unless told otherwise."""
+
+    name: str
+    size: int = 3
+    stride: int = 2
+    ceil_mode: bool = True
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AvgPool:
+    """Average pooling: the mean of those pixels of a window that exist."""
+
+    name: str
+    size: int = 3
+    stride: int = 2
+    padding: int = 0
+    ceil_mode: bool = True
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What is done to every value alone, as a layer of its own; ``a`` and ``b`` as in ``functional.activation``."""
+
+    name: str
+    kind: str = "relu"
+    a: float = 1.0
+    b: float = 1.0
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,9 +197,99 @@ class Dropout:
     name: str
     p: float = 0.5
     scaled: bool = False
+    inputs: tuple[str, ...] = ()
 
 
-Layer = Conv | Lrn | Pool | Linear | Dropout
+@dataclass(frozen=True)
+class Scale:
+    """Multiplies by a number, in training and at test."""
+
+    name: str
+    factor: float
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Concat:
+    """The maps or features of its inputs, one behind the other."""
+
+    name: str
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The sum of its inputs, each times its coefficient; 1 where there are none."""
+
+    name: str
+    inputs: tuple[str, ...] = ()
+    coefficients: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Max:
+    """The largest value of its inputs; all that are as large get the gradient."""
+
+    name: str
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Blur:
+    """A Gaussian of ``size`` x ``size`` pixels and this standard deviation."""
+
+    name: str
+    size: int
+    std: float
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Nailbed:
+    """Every ``stride``-th pixel of every ``stride``-th row, in the middle of the image."""
+
+    name: str
+    stride: int
+    inputs: tuple[str, ...] = ()
+
+
+Layer = (
+    Conv
+    | Local
+    | Linear
+    | Lrn
+    | SpatialNorm
+    | ContrastNorm
+    | Pool
+    | AvgPool
+    | Activation
+    | Dropout
+    | Scale
+    | Concat
+    | Sum
+    | Max
+    | Blur
+    | Nailbed
+)
+Weighted = (Conv, Local, Linear)  # the layers that have weights and a bias
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training makes small: ``coefficient`` times the mean over the images of one of
+
+    - "softmax": the cross-entropy of the softmax of the output;
+    - "squares": the sum of the squares of an output;
+    - "squared-error", "cross-entropy", "log-squared-error": the sum over the features y of (y - t)^2, of
+      -t log y - (1 - t) log(1 - y), of log(1 + (y - t)^2), with t 1 for the true class and 0 for the others.
+    """
+
+    kind: str
+    input: str
+    coefficient: float = 1.0
+
+
+COSTS = ("softmax", "squares", "squared-error", "cross-entropy", "log-squared-error")
 
 
 @dataclass(frozen=True)
@@ -106,10 +312,10 @@ class TrainDefaults:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network: ``crop`` x ``crop`` images with 3 channels in, ``classes`` logits out.
+    """A network: ``crop`` x ``crop`` images with 3 channels in, ``classes`` logits out: what the last layer computes.
 
     ``input_scale`` multiplies pixels (0..255, mean subtracted) on their way in. ``surround``: the side of the stored
-    images over that of the crops.
+    images over that of the crops. ``costs``: none is the softmax's cross-entropy of the last layer.
     """
 
     name: str
@@ -119,6 +325,7 @@ class NetworkSpec:
     defaults: TrainDefaults
     input_scale: float = 1.0
     surround: float = 256 / 224
+    costs: tuple[Cost, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -128,20 +335,28 @@ class NetworkSpec:
     @property
     def parts(self) -> int:
         """Into how many equal parts it can be cut, for a device each: its towers, but one where a layer normalises
-        across them.
+        across them, or where its layers are no chain.
         """
-        return 1 if any(isinstance(layer, Lrn) and layer.across for layer in self.layers) else self.towers
+        across = any(isinstance(layer, Lrn) and layer.across for layer in self.layers)
+        return 1 if across or not self.is_chain else self.towers
+
+    @property
+    def is_chain(self) -> bool:
+        """Every layer reads the one in front of it, and nothing else does, and there is one cost."""
+        return not self.costs and all(p.inputs == (p.index - 1,) and len(p.terms) < 2 for p in placed_layers(self))
 
     @property
     def classes(self) -> int:
-        last = self.layers[-1]
-        assert isinstance(last, Linear)
-        return last.features
+        return placed_layers(self)[-1].K
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A layer with the sizes of its whole input and output, all towers together; H = W = 1 for features."""
+    """A layer with the sizes of its whole input and output, all towers together; H = W = 1 for features.
+
+    ``inputs`` are places in the network, -1 that of the images; C, H and W are the first one's. ``terms``: of a layer
+    of weights what it does with each of its inputs, as layers with one input.
+    """
 
     layer: Layer
     index: int
@@ -153,52 +368,186 @@ class Placed:
     Q: int
     groups: int = field(default=1)  # of a convolution, all towers on one device
     gathers: bool = field(default=False)  # reads the parts of all towers, and its input is cut into parts
+    inputs: tuple[int, ...] = field(default=())
+    terms: tuple[Placed, ...] = field(default=())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of weights and bias, as users see them: "weight", or of several inputs "weight0", "weight1", ..., "bias"."""
+        if not self.terms:
+            return {}
+        layer = self.layer
+        found = {name: _weight_shape(term) for name, term in zip(self.weight_names, self.terms, strict=True)}
+        untied = isinstance(layer, Local) or (isinstance(layer, Conv) and not layer.tied)
+        return {**found, "bias": (self.K, self.P, self.Q) if untied else (self.K,)}
+
+    @property
+    def weight_names(self) -> list[str]:
+        return ["weight"] if len(self.terms) == 1 else [f"weight{i}" for i in range(len(self.terms))]
 
     @property
     def parameters(self) -> int:
         """Weights and biases."""
-        if isinstance(self.layer, Conv):
-            return self.K * (self.C // self.groups) * self.layer.size**2 + self.K
-        if isinstance(self.layer, Linear):
-            return self.C * self.H * self.W * self.K + self.K
-        return 0
+        return sum(_product(shape) for shape in self.shapes.values())
 
     @property
     def macs(self) -> int:
         """Multiply-adds of one forward pass over one image."""
-        if isinstance(self.layer, (Conv, Linear)):
-            return (self.parameters - self.K) * self.P * self.Q
-        return 0
+        pixels = 1 if isinstance(self.layer, Local) else self.P * self.Q
+        return sum(_product(_weight_shape(term)) for term in self.terms) * pixels
 
 
-def placed_layers(spec: NetworkSpec) -> Iterator[Placed]:
+def _product(shape: tuple[int, ...]) -> int:
+    product = 1
+    for extent in shape:
+        product *= extent
+    return product
+
+
+def _weight_shape(term: Placed) -> tuple[int, ...]:
+    layer = term.layer
+    if isinstance(layer, Linear):
+        return (term.K, term.C * term.H * term.W)
+    assert isinstance(layer, (Conv, Local))
+    C = len(layer.connections) or term.C
+    shape = (term.K, C // term.groups, layer.size, layer.size)
+    return (term.P, term.Q, *shape) if isinstance(layer, Local) else shape
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """What a layer reads. ``split``: it is cut into towers."""
+
+    C: int
+    H: int
+    W: int
+    split: bool
+
+
+@cache
+def placed_layers(spec: NetworkSpec) -> tuple[Placed, ...]:
     """The layers in order, each with its sizes. Raises ``ValueError`` where the sizes do not work out, naming the
     layer.
     """
-    C, H, W = 3, spec.crop, spec.crop
-    split = False  # is the current activation cut into towers?
+    places = {IMAGES: -1}
+    maps = {-1: _Maps(3, spec.crop, spec.crop, False)}
+    found: list[Placed] = []
     for index, layer in enumerate(spec.layers):
-        K, P, Q, groups, gathers = C, H, W, 1, False
         try:
-            if isinstance(layer, Conv):
-                gathers = layer.joins and split
-                groups = 1 if layer.joins or not split else spec.towers
-                K = layer.filters
-                P = Q = output_size(H, layer.size, layer.stride, layer.padding, layer.padding, layer.ceil_mode)
-                split = spec.towers > 1
-            elif isinstance(layer, Pool):
-                P = Q = output_size(H, layer.size, layer.stride, 0, 0, layer.ceil_mode)
-            elif isinstance(layer, Linear):
-                gathers, K, P, Q = split, layer.features, 1, 1
-                split = layer.split and spec.towers > 1
-            if isinstance(layer, (Conv, Linear)) and layer.activation not in (*ACTIVATIONS, None):
-                raise ValueError(f'activation must be {" or ".join(ACTIVATIONS)}, got "{layer.activation}"')
-            if (split and K % spec.towers) or (C % groups):
-                raise ValueError(f"{K} outputs of {C} inputs cannot be cut into {spec.towers} towers")
+            names = layer.inputs or (spec.layers[index - 1].name if index else IMAGES,)
+            if isinstance(layer, (Conv, Linear)):
+                names += tuple(term.input for term in layer.terms)
+            if missing := [name for name in names if name not in places]:
+                raise ValueError(f'its input "{missing[0]}" is no layer in front of it')
+            if layer.name in places:
+                raise ValueError("two layers have this name")
+            inputs = tuple(places[name] for name in names)
+            placed, split = _place(spec.towers, layer, index, inputs, [maps[place] for place in inputs])
         except ValueError as error:
             raise ValueError(f'network "{spec.name}" with crop {spec.crop}, layer {layer.name}: {error}') from None
-        yield Placed(layer, index, C, H, W, K, P, Q, groups, gathers)
-        C, H, W = K, P, Q
+        found.append(placed)
+        places[layer.name], maps[index] = index, _Maps(placed.K, placed.P, placed.Q, split)
+    for cost in spec.costs:
+        if cost.input not in places or cost.kind not in COSTS:
+            raise ValueError(f'network "{spec.name}": no such cost: {cost.kind} of {cost.input}')
+    return tuple(found)
+
+
+def _place(towers: int, layer: Layer, index: int, inputs: tuple[int, ...], reads: list[_Maps]) -> tuple[Placed, bool]:
+    """The layer with its sizes, and whether its output is cut into towers."""
+    first = reads[0]
+    several = isinstance(layer, (Concat, Sum, Max, Conv, Linear))
+    if not several and len(reads) > 1:
+        raise ValueError(f"it reads one layer, got {len(reads)}")
+    at = Placed(layer, index, first.C, first.H, first.W, first.C, first.H, first.W, inputs=inputs)
+    if isinstance(layer, Weighted) and layer.activation not in (*ACTIVATIONS, None):
+        raise ValueError(f'activation must be {" or ".join(ACTIVATIONS)}, got "{layer.activation}"')
+    if isinstance(layer, (Conv, Local, Linear)):
+        alone = _alone(layer)
+        terms = [
+            _term(towers, one, index, (place,), read) for one, place, read in zip(alone, inputs, reads, strict=True)
+        ]
+        top, split = terms[0][0], any(cut for _, cut in terms)
+        for term, _ in terms[1:]:
+            if (term.P, term.Q) != (top.P, top.Q):
+                raise ValueError(f"its inputs give {top.P} x {top.Q} and {term.P} x {term.Q} pixels: they must agree")
+        terms_alone = tuple(term for term, _ in terms)
+        return replace(top, layer=layer, inputs=inputs, terms=terms_alone), split
+    split = first.split
+    if isinstance(layer, Pool):
+        side = output_size(first.H, layer.size, layer.stride, 0, 0, layer.ceil_mode)
+        return replace(at, P=side, Q=side), split
+    if isinstance(layer, AvgPool):
+        side = output_size(first.H, layer.size, layer.stride, layer.padding, layer.padding, layer.ceil_mode)
+        return replace(at, P=side, Q=side), split
+    if isinstance(layer, Nailbed):
+        side = -(-first.H // layer.stride)
+        return replace(at, P=side, Q=side), split
+    if isinstance(layer, Concat):
+        if any((m.H, m.W) != (first.H, first.W) for m in reads):
+            raise ValueError(f"its inputs have {', '.join(f'{m.H} x {m.W}' for m in reads)} pixels: they must agree")
+        # of layers that are cut into towers the parts would have to be put in another order: it reads all of them
+        gathers = any(m.split for m in reads)
+        if len(reads) > 1 and gathers:
+            raise ValueError("layers that are cut into towers cannot be put one behind the other")
+        return replace(at, K=sum(m.C for m in reads), gathers=gathers), False
+    if isinstance(layer, (Sum, Max)):
+        if any((m.C, m.H, m.W) != (first.C, first.H, first.W) for m in reads):
+            raise ValueError(
+                f"its inputs have shapes {', '.join(f'{m.C} x {m.H} x {m.W}' for m in reads)}: not the same"
+            )
+        if isinstance(layer, Sum) and len(layer.coefficients) not in (0, len(reads)):
+            raise ValueError(f"it has {len(reads)} inputs and {len(layer.coefficients)} coefficients")
+    return at, split
+
+
+def _alone(layer: Conv | Local | Linear) -> list[Conv | Local | Linear]:
+    """What the layer does with each of its inputs, as layers with one."""
+    if isinstance(layer, Local) or not layer.terms:
+        return [layer]
+    found: list[Conv | Local | Linear] = [replace(layer, terms=())]
+    for term in layer.terms:
+        own: dict[str, Any] = {"std": term.std, "pace": term.pace, "inputs": (term.input,), "terms": ()}
+        if isinstance(layer, Conv):
+            own |= {
+                "size": term.size,
+                "stride": term.stride,
+                "padding": term.padding,
+                "joins": term.joins,
+                "groups": term.groups,
+                "connections": term.connections,
+            }
+        found.append(replace(layer, **own))
+    return found
+
+
+def _term(
+    towers: int, layer: Conv | Local | Linear, index: int, inputs: tuple[int, ...], read: _Maps
+) -> tuple[Placed, bool]:
+    """A layer of weights with one input."""
+    if isinstance(layer, Linear):
+        split = layer.split and towers > 1
+        K, P, Q, groups, gathers = layer.features, 1, 1, 1, read.split
+    else:
+        split = towers > 1
+        whole = (isinstance(layer, Conv) and layer.joins) or not read.split
+        gathers = isinstance(layer, Conv) and layer.joins and read.split
+        groups = layer.groups * (1 if whole else towers)
+        ceil_mode = layer.ceil_mode if isinstance(layer, Conv) else True
+        K, P = layer.filters, output_size(read.H, layer.size, layer.stride, layer.padding, layer.padding, ceil_mode)
+        Q = P
+        C = len(layer.connections) or read.C
+        if layer.connections and not (min(layer.connections) >= 0 and max(layer.connections) < read.C and groups > 1):
+            raise ValueError(f"connections are numbers of the {read.C} maps that it reads, of several groups")
+        if layer.groups > 1 and towers > 1 and whole:
+            raise ValueError(f"a layer of {towers} towers that reads all of them cannot be in {layer.groups} groups")
+        if C % groups or K % groups:
+            what = "towers" if layer.groups == 1 else "groups"
+            raise ValueError(f"{K} outputs of {C} inputs cannot be cut into {groups} {what}")
+    if split and K % towers:
+        raise ValueError(f"{K} outputs of {read.C} inputs cannot be cut into {towers} towers")
+    at = Placed(layer, index, read.C, read.H, read.W, K, P, Q, groups, gathers, inputs)
+    return replace(at, terms=(at,)), split
 
 
 def parameter_count(spec: NetworkSpec) -> int:
@@ -208,302 +557,17 @@ def parameter_count(spec: NetworkSpec) -> int:
 
 def parameter_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
     """Of all weights and biases, by name, as users see them."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    return {
+        f"{placed.layer.name}.{name}": shape for placed in placed_layers(spec) for name, shape in placed.shapes.items()
+    }
+
+
+def paces(spec: NetworkSpec) -> Iterator[tuple[str, Pace]]:
+    """How fast every tensor learns, by name."""
     for placed in placed_layers(spec):
         layer = placed.layer
-        if isinstance(layer, Conv):
-            shapes[f"{layer.name}.weight"] = (placed.K, placed.C // placed.groups, layer.size, layer.size)
-        elif isinstance(layer, Linear):
-            shapes[f"{layer.name}.weight"] = (placed.K, placed.C * placed.H * placed.W)
-        if isinstance(layer, (Conv, Linear)):
-            shapes[f"{layer.name}.bias"] = (placed.K,)
-    return shapes
-
-
-# inputs of unit size, for weights that keep what they multiply at its size
-LARGE = TrainDefaults(batch_size=128, epochs=90, lr=0.01, normalisation="mean-std")
-
-
-def _alexnet() -> NetworkSpec:
-    return NetworkSpec(
-        "alexnet",
-        crop=224,
-        towers=2,
-        layers=(
-            Conv("conv1", 96, 11, stride=4, joins=True, ceil_mode=True),
-            Lrn("norm1"),
-            Pool("pool1"),
-            Conv("conv2", 256, 5, padding=2, bias=1.0),
-            Lrn("norm2"),
-            Pool("pool2"),
-            Conv("conv3", 384, 3, padding=1, joins=True),
-            Conv("conv4", 384, 3, padding=1, bias=1.0),
-            Conv("conv5", 256, 3, padding=1, bias=1.0),
-            Pool("pool5"),
-            Linear("fc6", 4096, bias=1.0),
-            Dropout("drop6"),
-            Linear("fc7", 4096, bias=1.0),
-            Dropout("drop7"),
-            Linear("fc8", 1000, activation=None, split=False),
-        ),
-        defaults=LARGE,
-    )
-
-
-def _alexnet_6conv() -> NetworkSpec:
-    """The paper's network for pre-training on more classes: a sixth convolution over the last pooling layer. Its size
-    is that of the 2012 program's net 146, both towers read by each.
-    """
-    spec = _alexnet()
-    behind = [layer.name for layer in spec.layers].index("pool5") + 1
-    sixth = Conv("conv6", 256, 3, padding=1, joins=True, bias=1.0)
-    return replace(spec, name="alexnet-6conv", layers=(*spec.layers[:behind], sixth, *spec.layers[behind:]))
-
-
-def _alexnet_1gpu() -> NetworkSpec:
-    return replace(_with_one_tower(_alexnet()), name="alexnet-1gpu")
-
-
-def _alexnet_tiny() -> NetworkSpec:
-    """The same eight layers, narrow, on 64x64 images: 30 -> 15 -> 7 -> 3 pixels instead of 55 -> 27 -> 13 -> 6.
-
-    Chosen to learn within minutes: inputs of unit size, an LRN fit for such small activations, and weights scaled to
-    their fan-in but in the first layer, whose filters then show what they learn, and in the last.
-    """
-    return NetworkSpec(
-        "alexnet-tiny",
-        crop=64,
-        towers=2,
-        layers=(
-            Conv("conv1", 32, 7, stride=2, joins=True, ceil_mode=True),
-            Lrn("norm1", alpha=1e-2, k=1.0),
-            Pool("pool1"),
-            Conv("conv2", 64, 5, padding=2, std=None),
-            Lrn("norm2", alpha=1e-2, k=1.0),
-            Pool("pool2"),
-            Conv("conv3", 96, 3, padding=1, joins=True, std=None),
-            Conv("conv4", 96, 3, padding=1, std=None),
-            Conv("conv5", 64, 3, padding=1, std=None),
-            Pool("pool5"),
-            Linear("fc6", 256, std=None),
-            Dropout("drop6"),
-            Linear("fc7", 256, std=None),
-            Dropout("drop7"),
-            Linear("fc8", 10, activation=None, split=False),
-        ),
-        defaults=TrainDefaults(batch_size=64, epochs=6, lr=0.016),
-        input_scale=1 / 64,
-    )
-
-
-def _alexnet_torchvision() -> NetworkSpec:
-    """torchvision's, after Krizhevsky 2014: one tower of fewer maps, no normalisation, sizes rounded down, and dropout
-    in front of the layers that it is for. Its average pooling to 6x6 does nothing to crops of 224, and is left out.
-    """
-    return NetworkSpec(
-        "alexnet-torchvision",
-        crop=224,
-        towers=1,
-        layers=(
-            Conv("conv1", 64, 11, stride=4, padding=2, std=None),
-            Pool("pool1", ceil_mode=False),
-            Conv("conv2", 192, 5, padding=2, std=None),
-            Pool("pool2", ceil_mode=False),
-            Conv("conv3", 384, 3, padding=1, std=None),
-            Conv("conv4", 256, 3, padding=1, std=None),
-            Conv("conv5", 256, 3, padding=1, std=None),
-            Pool("pool5", ceil_mode=False),
-            Dropout("drop6", scaled=True),
-            Linear("fc6", 4096, std=None),
-            Dropout("drop7", scaled=True),
-            Linear("fc7", 4096, std=None),
-            Linear("fc8", 1000, activation=None, split=False, std=None),
-        ),
-        defaults=LARGE,
-    )
-
-
-def _bvlc_alexnet() -> NetworkSpec:
-    """Caffe's: crops of 227 from images of 256, normalisation across both towers with alpha over the size of the
-    window, dropout scaled in training.
-    """
-    return NetworkSpec(
-        "bvlc_alexnet",
-        crop=227,
-        towers=2,
-        layers=(
-            Conv("conv1", 96, 11, stride=4, joins=True, std=None),
-            Lrn("norm1", alpha=1e-4 / 5, k=1.0, across=True),
-            Pool("pool1"),
-            Conv("conv2", 256, 5, padding=2, std=None),
-            Lrn("norm2", alpha=1e-4 / 5, k=1.0, across=True),
-            Pool("pool2"),
-            Conv("conv3", 384, 3, padding=1, joins=True, std=None),
-            Conv("conv4", 384, 3, padding=1, std=None),
-            Conv("conv5", 256, 3, padding=1, std=None),
-            Pool("pool5"),
-            Linear("fc6", 4096, std=None),
-            Dropout("drop6", scaled=True),
-            Linear("fc7", 4096, std=None),
-            Dropout("drop7", scaled=True),
-            Linear("fc8", 1000, activation=None, split=False, std=None),
-        ),
-        defaults=LARGE,
-        surround=256 / 227,
-    )
-
-
-def _caffenet() -> NetworkSpec:
-    """Caffe's reference network: the same with pooling in front of normalisation."""
-    spec = _bvlc_alexnet()
-    conv1, norm1, pool1, conv2, norm2, pool2, *others = spec.layers
-    return replace(spec, name="caffenet", layers=(conv1, pool1, norm1, conv2, pool2, norm2, *others))
-
-
-NETWORKS: dict[str, Callable[[], NetworkSpec]] = {
-    "alexnet": _alexnet,
-    "alexnet-tiny": _alexnet_tiny,
-    "alexnet-6conv": _alexnet_6conv,
-    "alexnet-1gpu": _alexnet_1gpu,
-    "alexnet-torchvision": _alexnet_torchvision,
-    "bvlc_alexnet": _bvlc_alexnet,
-    "caffenet": _caffenet,
-}
-
-
-def network(
-    name: str,
-    *,
-    num_classes: int | None = None,
-    crop: int | None = None,
-    width: float = 1.0,
-    activation: str = "relu",
-    dropout: float | None = None,
-    towers: int | None = None,
-    lrn: bool = True,
-    overlap: bool = True,
-    joins: bool = True,
-    init: str = "paper",
-) -> NetworkSpec:
-    """A network by name, changed where asked.
-
-    ``width`` multiplies the number of filters and features (rounded to multiples of 8 per tower, at least 8);
-    ``activation`` is what follows every layer of weights but the last: "relu" or "tanh"; ``dropout`` is the probability
-    of dropping, 0 removes the layers. The paper's comparisons: ``towers`` 1 makes one tower of half the maps, ``lrn``
-    False leaves the normalisation out, ``overlap`` False makes pooling windows as large as their stride, ``joins``
-    False keeps the towers apart up to the last layer. ``init`` "he" starts from weights scaled to their layer's
-    fan-in, without biases; "paper" from what the layers say, the paper's for ``alexnet``. Raises ``ValueError`` for
-    unknown names and impossible values.
-    """
-    if name not in NETWORKS:
-        close = difflib.get_close_matches(name, NETWORKS, 1)
-        hint = f'; did you mean "{close[0]}"?' if close else ""
-        raise ValueError(f'no network is called "{name}"; there are {", ".join(NETWORKS)}{hint}')
-    spec = NETWORKS[name]()
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if not 0 < width <= 16:
-        raise ValueError(f"width must lie in (0, 16], got {width}")
-    if dropout is not None and not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-    if towers not in (None, 1, spec.towers):
-        raise ValueError(f'"{name}" has {spec.towers} towers and can be had with 1, got towers={towers}')
-    if towers == 1 < spec.towers:
-        spec = _with_one_tower(spec)
-    if init not in INITS:
-        raise ValueError(f'init must be {" or ".join(INITS)}, got "{init}"')
-    step = 8 * spec.towers
-
-    def scaled(size: int) -> int:
-        return size if width == 1.0 else max(step, round(size * width / step) * step)
-
-    layers: list[Layer] = []
-    for layer in spec.layers:
-        if isinstance(layer, Conv):
-            layers.append(replace(layer, filters=scaled(layer.filters), activation=activation))
-        elif isinstance(layer, Linear) and layer.split:
-            layers.append(replace(layer, features=scaled(layer.features), activation=activation))
-        elif isinstance(layer, Linear):
-            layers.append(replace(layer, features=num_classes or layer.features))
-        elif isinstance(layer, Dropout):
-            p = layer.p if dropout is None else dropout
-            layers += [replace(layer, p=p)] if p > 0 else []
-        else:
-            layers.append(layer)
-    changed = replace(spec, crop=crop or spec.crop, layers=tuple(layers))
-    if not lrn:
-        changed = replace(changed, layers=tuple(layer for layer in changed.layers if not isinstance(layer, Lrn)))
-    if not overlap:
-        changed = _without_overlap(changed)
-    list(placed_layers(changed))  # raises where a layer does not fit
-    if init == "he":
-        changed = _scaled_to_fan_in(changed)
-    return changed if joins or spec.towers == 1 else _without_joins(changed)
-
-
-def _scaled_to_fan_in(spec: NetworkSpec) -> NetworkSpec:
-    """Weights by which activations neither grow nor shrink (He et al. 2015), and no biases.
-
-    The first layer has a quarter of that: small beside the steps that they take, its filters learn sooner, and show
-    what they learn instead of what was drawn.
-    """
-    first = math.sqrt(2 / math.prod(parameter_shapes(spec)["conv1.weight"][1:])) / 4
-    drawn = (
-        replace(layer, std=first if layer.name == "conv1" else None, bias=0.0)
-        if isinstance(layer, (Conv, Linear))
-        else layer
-        for layer in spec.layers
-    )
-    return replace(spec, layers=tuple(drawn))
-
-
-def _with_one_tower(spec: NetworkSpec) -> NetworkSpec:
-    """The paper's comparison on one GPU: half of the maps, but as many in the last convolution, and all features."""
-    last = max(index for index, layer in enumerate(spec.layers) if isinstance(layer, Conv))
-    layers = (
-        replace(layer, filters=layer.filters // spec.towers) if isinstance(layer, Conv) and index != last else layer
-        for index, layer in enumerate(spec.layers)
-    )
-    return replace(spec, towers=1, layers=tuple(layers))
-
-
-def _without_overlap(spec: NetworkSpec) -> NetworkSpec:
-    """Pooling windows side by side. As in the 2012 program's net 147, the convolutions in front of the later ones have
-    one pixel less of padding, so that the sizes behind them stay: 55 -> 28 -> 26 -> 13 -> 11 -> 6 for ``alexnet``.
-    """
-    layers = list(spec.layers)
-    before = 0  # the last convolution
-    for index, layer in enumerate(layers):
-        if isinstance(layer, Conv):
-            before = index
-        elif isinstance(layer, Pool):
-            layers[index] = replace(layer, size=layer.stride)
-            conv = layers[before]
-            if before and isinstance(conv, Conv):
-                layers[before] = replace(conv, padding=conv.padding - 1)
-    return replace(spec, layers=tuple(layers))
-
-
-def _without_joins(spec: NetworkSpec) -> NetworkSpec:
-    """Towers that meet in the last layer only. What is fully connected within a tower is a convolution in two groups
-    whose filters are as large as its input.
-    """
-    layers: list[Layer] = []
-    for placed in placed_layers(spec):
-        layer = placed.layer
-        if isinstance(layer, Conv) and placed.index:
-            layers.append(replace(layer, joins=False))
-        elif isinstance(layer, Linear) and layer.split:
-            layers.append(
-                Conv(
-                    layer.name,
-                    layer.features,
-                    placed.H,
-                    std=layer.std,
-                    bias=layer.bias,
-                    activation=layer.activation or "relu",
-                )
-            )
-        else:
-            layers.append(layer)
-    return replace(spec, layers=tuple(layers))
+        if isinstance(layer, Weighted):
+            for name, term in zip(placed.weight_names, placed.terms, strict=True):
+                assert isinstance(term.layer, Weighted)
+                yield f"{layer.name}.{name}", term.layer.pace
+            yield f"{layer.name}.bias", layer.bias_pace

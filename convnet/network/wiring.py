@@ -11,65 +11,60 @@ captured once and launched again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from ..devices.protocol import Array, Stream
 from ..kernels.shapes import SoftmaxShape
 from ..ops import ops
-from .assemble import build, fuse, masks
+from .assemble import build, fusions, groups
 from .exchange import Exchange
-from .layers import ConvLayer, Fusion, LayerOnDevice, Side
-from .spec import Conv, Linear, NetworkSpec, Placed, placed_layers
+from .layers import Input, LayerOnDevice, Side
+from .products import ConvLayer
+from .spec import Cost, Linear, NetworkSpec
 
 MOST_TENSORS = 32  # that one launch updates
 
 
 class Wiring:
-    """``blocks[i][side]``: what runs as one, on every side that has a share in it; ``groups[i]`` are its layers."""
+    """``blocks[i][side]``: what runs as one, on every side that has a share in it; ``groups[i]`` has its layers."""
 
     def __init__(self, spec: NetworkSpec, sides: list[Side], N: int, lanes: int, seed: int, fused: bool):
         self.spec, self.sides, self.N, self.lanes, self.fused = spec, sides, N, lanes, fused
-        self.groups = fuse(list(placed_layers(spec)), fused)
+        self.groups = groups(spec, fused)
         self.blocks: list[list[LayerOnDevice]] = []
-        self._wholes: dict[int, list[Whole]] = {}  # gathered inputs, by block
+        self._wholes: dict[int, list[Whole]] = {}  # gathered inputs, by block: it reads nothing else
         part = 0
-        for index, group in enumerate(self.groups):
-            first = group[0]
-            above = self.groups[index + 1] if index + 1 < len(self.groups) else None
-            fusion = Fusion(
-                index,
-                len(self.groups),
-                masks=fused and index > 0 and masks(group) and _ends_in_relu(self.groups[index - 1]),
-                masked=fused and _ends_in_relu(group) and above is not None and masks(above),
-            )
+        for index, (group, fusion) in enumerate(zip(self.groups, fusions(self.groups, spec, fused), strict=True)):
+            first = group.first
             here = sides[:1] if isinstance(first.layer, Linear) and not first.layer.split else sides
             block = [build(group, side, fusion, N, lanes, spec, seed) for side in here]
             if first.gathers and len(sides) > 1:
                 self._wholes[index] = [Whole(layer) for layer in block]
-                part = max(part, math.prod(self.blocks[index - 1][0].shape_out))
+                part = max(part, math.prod(self.blocks[group.inputs[0]][0].shape_out))
             self.blocks.append(block)
-        top = self.blocks[-1][0]
-        self.dlogits: Array
-        sides[0].plan.want(self, "dlogits", top.shape_out, sides[0].dtype, len(self.groups), len(self.groups) + 1)
+        self.costs = [Loss(cost, self, sides[0]) for cost in spec.costs or (Cost("softmax", spec.layers[-1].name),)]
         for side in sides:
             side.allocate()
         self.exchange = Exchange(sides, part)
         first_device = sides[0].device
         self.losses, self.ranks = first_device.empty((N,)), first_device.empty((N,), np.int32)
-        for index, block in enumerate(self.blocks):
-            below_block = self.blocks[index - 1] if index else []
+        self.images: list[tuple[int, Input]] = []  # what reads the images, with its side
+        for index, (group, block) in enumerate(zip(self.groups, self.blocks, strict=True)):
             for k, layer in enumerate(block):
-                if index in self._wholes:
-                    layer.x = self._wholes[index][k].x.view(layer.shape_in)
-                elif below_block:
-                    layer.x = below_block[k].y.view(layer.shape_in)
+                for place, read in zip(group.inputs, layer.inputs, strict=True):
+                    if index in self._wholes:
+                        read.x = self._wholes[index][k].x.view(read.shape)
+                    elif place >= 0:
+                        read.x = self.blocks[place][k].y.view(read.shape)
+                    else:
+                        self.images.append((k, read))
 
     def read(self, inputs: list[Array]) -> None:
-        """From now on the first layer reads these, one per side."""
-        for layer, array in zip(self.blocks[0], inputs, strict=True):
-            layer.x = array
+        """From now on these are the images, one array per side."""
+        for side, read in self.images:
+            read.x = inputs[side]
 
     @property
     def streams(self) -> list[Stream]:
@@ -86,7 +81,7 @@ class Wiring:
         return self.blocks[-1][0].y
 
     def forward(self, train: bool) -> None:
-        """Logits from what the first layer reads."""
+        """Logits from the images."""
         for _ in self.forward_by_block(train):
             pass
 
@@ -95,7 +90,7 @@ class Wiring:
         self.exchange.log.clear()
         for index, block in enumerate(self.blocks):
             if index in self._wholes:
-                parts = [layer.y for layer in self.blocks[index - 1]]
+                parts = [layer.y for layer in self.blocks[self.groups[index].inputs[0]]]
                 self.exchange.gather(block[0].name, parts, [whole.x for whole in self._wholes[index]])
             for layer in block:
                 layer.forward(train)
@@ -104,30 +99,51 @@ class Wiring:
     def backward(self, labels: Array, n: int, rates: Mapping[str, float] | None = None) -> None:
         """Losses, ranks and gradients for the first ``n`` images. With ``rates``, factors on the learning rate by
         parameter, all parameters that are not frozen have taken their step in the end."""
-        first = self.sides[0]
-        shape = SoftmaxShape(self.N, n, self.spec.classes, self.lanes)
-        results = self.losses, self.ranks, None, self.dlogits, first.control
-        ops.softmax_cross_entropy(first.stream, shape, first.precision, self.logits, labels, *results)
+        gradients: dict[int, list[Array]] = {}
+        for cost in self.costs:
+            cost.queue(labels, n)
+            self._add(gradients, cost.block, [cost.dy])
         self._share_control()
-        gradients: list[Array] = [self.dlogits]
-        lowest = min(index for index, block in enumerate(self.blocks) if block[0].parameters and not block[0].frozen)
-        for index in range(len(self.blocks) - 1, lowest - 1, -1):
-            block = self.blocks[index]
-            passed = [layer.backward_data(dy, index > lowest) for layer, dy in zip(block, gradients, strict=True)]
-            computed = [dx for dx in passed if dx is not None]
-            crosses = index > lowest and index in self._wholes
+        learns = self._below(lambda block: bool(block[0].parameters) and not block[0].frozen)
+        for index in range(len(self.blocks) - 1, -1, -1):
+            if not learns[index] or index not in gradients:
+                continue
+            block, inputs = self.blocks[index], self.groups[index].inputs
+            wanted = [place >= 0 and learns[place] for place in inputs]
+            dys = gradients.pop(index)
+            passed = [layer.backward_data(dy, wanted) for layer, dy in zip(block, dys, strict=True)]
+            crosses = wanted[0] and index in self._wholes
             if crosses:
-                self.exchange.scatter(block[0].name, computed, self.blocks[index - 1][0].y.shape)
-            for layer, dy in zip(block, gradients, strict=True):
+                computed = [dx for (dx,) in passed if dx is not None]
+                self.exchange.scatter(block[0].name, computed, self.blocks[inputs[0]][0].y.shape)
+            for layer, dy in zip(block, dys, strict=True):
                 layer.backward_weights(dy, rates)
-            if index == lowest:
-                break
-            below = self.blocks[index - 1]
-            gradients = self.exchange.sums() if crosses else computed
-            # a layer may see its input with another shape (features instead of maps)
-            gradients = [dx.view(layer.y.shape) for dx, layer in zip(gradients, below, strict=True)]
+            if crosses:
+                self._add(gradients, inputs[0], self.exchange.sums())
+                continue
+            for k, place in enumerate(inputs):
+                if wanted[k]:
+                    self._add(gradients, place, [dx for dxs in passed if (dx := dxs[k]) is not None])
         if rates is not None:
             self._update(rates, taken=True)
+
+    def _below(self, holds: Callable[[list[LayerOnDevice]], bool]) -> list[bool]:
+        """Of every block, whether something holds of it or of anything that it reads, directly or not."""
+        found: list[bool] = []
+        for group, block in zip(self.groups, self.blocks, strict=True):
+            found.append(holds(block) or any(found[place] for place in group.inputs if place >= 0))
+        return found
+
+    def _add(self, gradients: dict[int, list[Array]], index: int, computed: list[Array]) -> None:
+        """Adds the gradients with respect to the output of a block that one of its readers computed, in the memory of
+        the first one, from the last reader to the first. A layer may see its input with another shape (features
+        instead of maps).
+        """
+        block = self.blocks[index]
+        seen = [dx.view(layer.y.shape) for dx, layer in zip(computed, block, strict=True)]
+        for layer, total, dx in zip(block, gradients.setdefault(index, seen), seen, strict=True):
+            if total is not dx:
+                ops.add(layer.stream, layer.precision, total, dx, total)
 
     def update(self, rates: Mapping[str, float]) -> None:
         """The step of all parameters, from their gradients."""
@@ -153,16 +169,32 @@ class Wiring:
             first.stream.wait(side.stream.record())
 
 
+class Loss:
+    """A cost at work, on the first side. ``dy`` is the gradient with respect to what it reads."""
+
+    dy: Array
+
+    def __init__(self, cost: Cost, wiring: Wiring, side: Side):
+        self.cost, self.wiring, self.side = cost, wiring, side
+        names = [[placed.layer.name for placed in group.layers] for group in wiring.groups]
+        self.block = next(i for i, of_group in enumerate(names) if cost.input in of_group)
+        shape, count = wiring.blocks[self.block][0].shape_out, len(wiring.blocks)
+        side.plan.want(self, "dy", shape, side.dtype, count, 2 * count - self.block)
+
+    def queue(self, labels: Array, n: int) -> None:
+        side, wiring = self.side, self.wiring
+        y = wiring.blocks[self.block][0].y
+        shape = SoftmaxShape(wiring.N, n, y.shape[1], wiring.lanes)
+        results = wiring.losses, wiring.ranks, None, self.dy, side.control
+        ops.softmax_cross_entropy(side.stream, shape, side.precision, y, labels, *results)
+        if self.cost.coefficient != 1.0:
+            ops.scale(side.stream, side.precision, self.dy, self.cost.coefficient, self.dy)
+
+
 class Whole:
     """An activation that a side gathered from all, for one of its layers."""
 
     def __init__(self, layer: LayerOnDevice):
         self.x: Array
         fusion, side = layer.fusion, layer.side
-        side.plan.want(self, "x", layer.shape_in, side.dtype, fusion.index, fusion.backward)
-
-
-def _ends_in_relu(group: list[Placed]) -> bool:
-    """Whether what runs ``group`` ends in a ReLU, a dropout behind it included."""
-    layer = group[0].layer
-    return isinstance(layer, (Conv, Linear)) and layer.activation == "relu"
+        side.plan.want(self, "x", layer.inputs[0].shape, side.dtype, fusion.index, fusion.backward)

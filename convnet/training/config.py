@@ -17,7 +17,8 @@ from typing import Any
 
 from ..devices.opening import device_list
 from ..kernels.precision import PRECISIONS
-from ..network.spec import ACTIVATIONS, INITS, TrainDefaults
+from ..network.networks import INITS
+from ..network.spec import ACTIVATIONS, TrainDefaults
 from ..output.files import open_regular
 from .schedule import LARGEST, is_moderate, stages_of
 
@@ -226,7 +227,7 @@ class Config:
             raise ValueError("--lr-schedule stages needs [[stages]] in a --config file")
 
     def network_options(self) -> dict[str, Any]:
-        """What of this changes the network: keywords of ``spec.network``."""
+        """What of this changes the network: keywords of ``networks.network``."""
         names = ("crop", "width", "activation", "dropout", "towers", "lrn", "overlap", "joins", "init")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 

@@ -18,7 +18,8 @@ from typing import IO, Any
 import numpy as np
 
 from ..data import DataSet, LeftOut, Split, Statistics
-from ..network.spec import NetworkSpec, network, parameter_shapes
+from ..network.networks import network
+from ..network.spec import NetworkSpec, parameter_shapes
 from ..output.files import lock, printable, write_atomically
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError

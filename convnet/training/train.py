@@ -12,7 +12,7 @@ from ..data.dataset import left_out_lines
 from ..data.source import Found
 from ..devices.protocol import DeviceLost, KernelFault
 from ..network.footprint import Use
-from ..network.spec import network as network_spec
+from ..network.networks import network as network_spec
 from ..output.console import Console
 from .checkpoint import CheckpointError
 from .config import BEFORE, merged, read_toml

@@ -14,7 +14,8 @@ import numpy as np
 from ..data import DataError, DataSet, HeldOut, NotThere, Statistics, normalisation, open_dataset, open_labelled
 from ..interop.files import WeightsError, holds_weights
 from ..interop.weights import Said, recognised
-from ..network.spec import NetworkSpec, network
+from ..network.networks import network
+from ..network.spec import NetworkSpec
 from ..output.files import read_regular
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError, Tensors

@@ -11,7 +11,8 @@ from runs import here, make_images, shared_images, straight_run
 
 from convnet.cli.eval import main as evaluate
 from convnet.cli.predict import main as predict
-from convnet.network.spec import network, parameter_shapes
+from convnet.network.networks import network
+from convnet.network.spec import parameter_shapes
 from convnet.training import checkpoint
 from convnet.training.config import read_toml
 

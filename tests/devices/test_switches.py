@@ -14,7 +14,7 @@ from convnet.analysis import info
 from convnet.cli.info import main
 from convnet.devices import cuda as device
 from convnet.devices import switches
-from convnet.network.spec import network
+from convnet.network.networks import network
 
 TINY = network("alexnet-tiny", width=0.1, crop=32)
 N = 2

@@ -11,7 +11,8 @@ import convnet
 import convnet.functional as F
 from convnet.explore import looks
 from convnet.explore.study import LAYER
-from convnet.network.spec import network, placed_layers
+from convnet.network.networks import network
+from convnet.network.spec import placed_layers
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_colour_of_filters():
 @pytest.mark.parametrize(("name", "crop"), [("alexnet-tiny", 64), ("alexnet", 224), ("alexnet-torchvision", 224)])
 def test_what_is_put_back_is_the_transpose_of_the_convolution(name, crop):
     """The product of answers and maps is that of the picture and what the maps put back, whatever both are."""
-    first = next(placed_layers(network(name)))
+    first = placed_layers(network(name))[0]
     layer, rng = first.layer, np.random.default_rng(5)
     x = rng.normal(size=(1, 3, crop, crop)).astype(np.float32)
     w = rng.normal(size=(4, 3, layer.size, layer.size)).astype(np.float32)
@@ -144,7 +145,7 @@ def test_what_is_put_back_is_the_transpose_of_the_convolution(name, crop):
 
 def test_a_drawing_is_scaled_around_grey(net):
     found = looks.look(net, first_weights(net), picture(6))
-    first = next(placed_layers(net.spec))
+    first = placed_layers(net.spec)[0]
     for block, drawn, w in zip(found.layers[0].blocks, found.drawn, np.split(first_weights(net), 2), strict=True):
         back = looks.put_back(block.values, w, first, 32).transpose(1, 2, 0)
         np.testing.assert_allclose(drawn, 127.5 + 127.5 * back / np.abs(back).max(), atol=0.51)

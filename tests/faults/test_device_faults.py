@@ -25,7 +25,7 @@ from convnet.kernels import _emu as emu
 from convnet.kernels.control import WORDS
 from convnet.network.footprint import Use
 from convnet.network.graphs import Graphs
-from convnet.network.spec import network
+from convnet.network.networks import network
 from convnet.training import checkpoint
 
 SMALL = ["--device", "cuda:0", "-b", "8", "--epochs", "1", "--width", "0.1", "--crop", "32", "-j", "1"]

@@ -17,7 +17,8 @@ import convnet
 from convnet.interop import WeightsError, check_onnx, export_onnx, onnx_in, read_onnx
 from convnet.interop.onnx_out import LIMIT, TOLERANCE, onnx_file
 from convnet.interop.weights import recognised
-from convnet.network.spec import NETWORKS, Conv, Dropout, Linear, Lrn, NetworkSpec, Pool, network, parameter_shapes
+from convnet.network.networks import NETWORKS, network
+from convnet.network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Pool, parameter_shapes
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -12,7 +12,8 @@ import convnet
 from convnet.interop import torchvision_weights
 from convnet.interop.arrays import safetensors_file
 from convnet.interop.torch_names import torch_code, torch_weights
-from convnet.network.spec import NETWORKS, Dropout, Lrn, network, parameter_shapes
+from convnet.network.networks import NETWORKS, network
+from convnet.network.spec import Dropout, Lrn, parameter_shapes
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 

@@ -13,7 +13,8 @@ import safetensors.numpy
 import convnet
 from convnet import interop
 from convnet.interop.weights import recognised
-from convnet.network.spec import network, parameter_shapes
+from convnet.network.networks import network
+from convnet.network.spec import parameter_shapes
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from published import AlexNet, peer  # noqa: E402

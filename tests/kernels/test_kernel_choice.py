@@ -10,7 +10,7 @@ from convnet.analysis import selection
 from convnet.devices.opening import open_device
 from convnet.devices.protocol import DeviceError, padded
 from convnet.kernels.shapes import ConvShape, LinearShape
-from convnet.network.spec import network
+from convnet.network.networks import network
 
 
 @pytest.fixture(scope="module")

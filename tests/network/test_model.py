@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import convnet
-from convnet.network.spec import Conv, Linear, Lrn, network, placed_layers
+from convnet.network.networks import network
+from convnet.network.spec import Conv, Linear, Lrn, placed_layers
 
 NAMES = [f"{layer}.{kind}" for layer in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
          for kind in ("weight", "bias")]  # fmt: skip

@@ -9,7 +9,8 @@ import reference
 import convnet
 from convnet.devices import host
 from convnet.kernels.precision import PRECISIONS
-from convnet.network.spec import Pool, network
+from convnet.network.networks import network
+from convnet.network.spec import Pool
 
 TINY = "alexnet-tiny"
 JOINS = ["conv3", "fc6", "fc7", "fc8"]

@@ -8,7 +8,7 @@ import pytest
 import convnet
 from convnet.kernels.precision import PRECISIONS
 from convnet.network.assemble import input_fold
-from convnet.network.spec import network
+from convnet.network.networks import network
 
 TINY = "alexnet-tiny"
 DEVICES = pytest.mark.parametrize("device", ["emu", "cuda"], indirect=True)

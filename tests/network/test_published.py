@@ -9,7 +9,8 @@ import test_model
 
 import convnet
 from convnet.network.footprint import Use
-from convnet.network.spec import network, parameter_count, placed_layers
+from convnet.network.networks import network
+from convnet.network.spec import parameter_count, placed_layers
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 import network_oracle as oracle  # noqa: E402  (which needs it too)

@@ -25,7 +25,7 @@ from convnet.devices import cuda as cuda_device
 from convnet.devices import opening
 from convnet.devices import protocol as backend
 from convnet.kernels.shapes import ConvShape, LinearShape
-from convnet.network import spec
+from convnet.network import networks, spec
 from convnet.training import trainer
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
@@ -58,7 +58,7 @@ def test_every_pass_of_every_layer_has_a_row(tmp_path, capsys):
     assert ops.main([*TINY, "-o", str(tmp_path / "ops.json")]) == 0
     written = json.loads((tmp_path / "ops.json").read_text())
     rows = {(row["layer"], row["name"]) for row in written["rows"]}
-    for layer in spec.network("alexnet-tiny").layers:
+    for layer in networks.network("alexnet-tiny").layers:
         assert (layer.name, "forward") in rows
         if isinstance(layer, (spec.Conv, spec.Linear)):
             assert (layer.name, "backward filter") in rows
@@ -159,7 +159,7 @@ def test_an_unknown_layer_is_named(capsys):
 
 def test_passes_come_with_their_work():
     device = opening.open_device("cpu")
-    found = {p.name: p for p in problems.problems(device, spec.network("alexnet"), 1, "fp32", 0, ["fc8"])}
+    found = {p.name: p for p in problems.problems(device, networks.network("alexnet"), 1, "fp32", 0, ["fc8"])}
     assert found["forward"].flops == 2 * 4096 * 1000
     assert found["forward"].bytes == 4 * (4096 + 1000 + 4096 * 1000)
 
@@ -173,7 +173,7 @@ def emulator():
 
 def test_bfloat16_reads_half_the_bytes():
     device = emulator()
-    found = {p.name: p for p in problems.problems(device, spec.network("alexnet-tiny"), 8, "bf16", 0, ["fc8"])}
+    found = {p.name: p for p in problems.problems(device, networks.network("alexnet-tiny"), 8, "bf16", 0, ["fc8"])}
     assert found["forward"].bytes == 2 * (8 * (256 + 10) + 256 * 10)
     assert found["backward filter"].bytes == 2 * 8 * (256 + 10) + 4 * 256 * 10  # the gradient is float32
 
@@ -182,7 +182,7 @@ def test_bfloat16_reads_half_the_bytes():
 def test_passes_are_checked_in_every_precision(precision, monkeypatch):
     device = emulator()
     layers = ["conv1", "conv4", "norm1", "pool1", "drop6", "fc8", "softmax", "sgd"]
-    for problem in problems.problems(device, spec.network("alexnet-tiny"), 3, precision, 0, layers):
+    for problem in problems.problems(device, networks.network("alexnet-tiny"), 3, precision, 0, layers):
         problem.run()
         device.synchronize()
         problem.check()
@@ -194,7 +194,7 @@ def test_passes_are_checked_in_every_precision(precision, monkeypatch):
         "operand",
         lambda *a: (operand(*a).astype(np.float32).view(np.uint32) & coarse).view(np.float32).astype(np.float64),
     )
-    for problem in problems.problems(device, spec.network("alexnet-tiny"), 3, precision, 0, ["fc8"]):
+    for problem in problems.problems(device, networks.network("alexnet-tiny"), 3, precision, 0, ["fc8"]):
         problem.run()
         device.synchronize()
         if problem.shape is not None:
@@ -214,12 +214,12 @@ def test_floors():
     [("bf16", 128, 1039), ("bf16", 256, 1779), ("bf16", 1024, 6342), ("tf32", 128, 2506), ("fp32", 128, 10029)],
 )
 def test_floor_of_a_step(precision, N, expected):
-    works = floors.plan(spec.network("alexnet"), N, precision)
+    works = floors.plan(networks.network("alexnet"), N, precision)
     assert 1e6 * floors.total(works, precision) == pytest.approx(expected, rel=0.005)
 
 
 def test_floor_of_parts():
-    found = {part: floors.plan(spec.network("alexnet"), 128, "bf16", part) for part in floors.PARTS}
+    found = {part: floors.plan(networks.network("alexnet"), 128, "bf16", part) for part in floors.PARTS}
     assert set(step.WORK) == set(floors.PARTS)
     forward, trained, whole = (floors.total(found[part], "bf16") for part in floors.PARTS)
     assert forward < trained < whole
@@ -228,7 +228,7 @@ def test_floor_of_parts():
     assert micro["fc6", "backward filter and update"] == pytest.approx(158.8, abs=0.2)
     assert micro["fc6", "backward data"] == pytest.approx(18.9, abs=0.05)
     assert micro["conv2", "forward"] == pytest.approx(72.6, abs=0.05)
-    apart = floors.plan(spec.network("alexnet", lrn=False), 128, "bf16")
+    apart = floors.plan(networks.network("alexnet", lrn=False), 128, "bf16")
     assert ("pool1", "backward") in {(w.layer, w.name) for w in apart}
 
 
@@ -265,7 +265,7 @@ def few_pictures(monkeypatch):
 @pytest.fixture
 def narrow(monkeypatch):
     """A network for whose steps one need not wait, under a name."""
-    monkeypatch.setitem(spec.NETWORKS, "narrow", lambda: spec.network("alexnet-tiny", width=0.25, crop=32))
+    monkeypatch.setitem(networks.NETWORKS, "narrow", lambda: networks.network("alexnet-tiny", width=0.25, crop=32))
     return "narrow"
 
 
@@ -480,7 +480,7 @@ def rows_on_gpu(tmp_path, precision, *further):
 def seconds_of_kernels(machine, precision):
     """Of every row, by layer and pass: what all kernels of one call take on the GPU's clock."""
     found = {}
-    for problem in problems.problems(opening.open_device("cuda:0"), spec.network("alexnet-tiny"), 3, precision, 0):
+    for problem in problems.problems(opening.open_device("cuda:0"), networks.network("alexnet-tiny"), 3, precision, 0):
         first = len(machine.launched)
         problem.run()
         found[problem.layer, problem.name] = sum(map(kernel_seconds, machine.launched[first:]))
@@ -650,7 +650,7 @@ def test_captured_work_reads_the_batch_of_its_turn(torch_network, monkeypatch):
     with Network("alexnet-tiny", "cpu", batch_size=1) as ours:
         weights = ours.weights()
     batches = [(torch.full((1, 3, 65, 65), float(k)), torch.zeros(1, dtype=torch.int64)) for k in range(2)]
-    net = torch_network.TorchNetwork(spec.network("alexnet-tiny"), weights, batches, torch_network.Variant(), "cpu")
+    net = torch_network.TorchNetwork(networks.network("alexnet-tiny"), weights, batches, torch_network.Variant(), "cpu")
     net.captured = True
     for number in range(3):
         net.step(number)
@@ -781,7 +781,7 @@ def test_losses_stay_with_those_of_pytorch(quality, narrow, tmp_path, capsys):
 
 def test_losses_of_another_network_do_not(quality):
     """With another weight decay, or with an LRN that divides its alpha by the size of the window."""
-    tiny = spec.network("alexnet-tiny", dropout=0.0, width=0.25, crop=32)
+    tiny = networks.network("alexnet-tiny", dropout=0.0, width=0.25, crop=32)
     batches = quality.draw_batches(tiny, 4, 10)
     results: dict = {}
     assert len(list(quality.compare(tiny, "cpu", "fp32", batches, 0.02, results))) == 6
@@ -800,7 +800,7 @@ def test_losses_of_another_network_do_not(quality):
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_losses_on_tensor_cores_stay_with_those_of_pytorch(quality, narrow, precision):
     emulator()
-    tiny = spec.network(narrow, dropout=0.0)
+    tiny = networks.network(narrow, dropout=0.0)
     results: dict = {}
     list(quality.compare(tiny, "emu", precision, quality.draw_batches(tiny, 8, 5), 0.02, results))
     assert results["overlap"], results

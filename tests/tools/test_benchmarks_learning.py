@@ -13,7 +13,7 @@ from PIL import Image
 
 from convnet import Network
 from convnet.data import open_dataset, sampled_statistics
-from convnet.network import spec
+from convnet.network import networks
 from convnet.training.config import Config
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
@@ -27,7 +27,7 @@ THREE = learning.folder_of(3, 8, 4, learning.thing)
 @pytest.fixture
 def small(monkeypatch):
     """One set of 24 pictures, and a network for whose steps one need not wait."""
-    monkeypatch.setitem(spec.NETWORKS, "narrow", lambda: spec.network("alexnet-tiny", width=0.25))
+    monkeypatch.setitem(networks.NETWORKS, "narrow", lambda: networks.network("alexnet-tiny", width=0.25))
     monkeypatch.setattr(learning, "MODEL", "narrow")
     monkeypatch.setattr(learning, "SETS", {"few": learning.Set("few pictures", 2, THREE)})
 
@@ -78,7 +78,7 @@ def test_pytorch_sees_the_pictures_that_our_network_sees(small, tmp_path):
     """The same weights give the same logits for a batch with crops, flips and colour noise."""
     peer = pytest.importorskip("benchmarks.torch_network", reason="PyTorch is not installed")
     THREE(tmp_path / "few")
-    tiny = spec.network("narrow", num_classes=3, dropout=0.0)
+    tiny = networks.network("narrow", num_classes=3, dropout=0.0)
     data = open_dataset(tmp_path / "few", size=tiny.image_size, seed=0)
     found = sampled_statistics(data.train, tiny.crop)
     config = Config(batch_size=8).resolved(tiny.defaults, tiny.crop)
@@ -98,7 +98,7 @@ def test_pytorch_sees_the_pictures_that_our_network_sees(small, tmp_path):
 
 def test_pytorch_begins_with_weights_of_he():
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    tiny = spec.network("alexnet-tiny")
+    tiny = networks.network("alexnet-tiny")
     he = learning.torch_weights(tiny)
     assert he["conv2.weight"].std() == pytest.approx(np.sqrt(2 / (16 * 25)), rel=0.05)
     assert not he["conv2.bias"].any()

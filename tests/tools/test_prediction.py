@@ -17,7 +17,8 @@ from machine_code import code_of, sections
 from benchmarks import launches, predict
 from convnet.kernels import _emu
 from convnet.kernels.precision import PRECISIONS
-from convnet.network.spec import Conv, network, placed_layers
+from convnet.network.networks import network
+from convnet.network.spec import Conv, placed_layers
 
 SAMPLED = 0.04  # counts of a launch stand on some of its blocks
 GOLDEN = json.loads(predict.GOLDEN.read_text())

@@ -13,7 +13,8 @@ from runs import TINY, final, here, make_images, records, shared_images, straigh
 import convnet
 from convnet.cli.train import main
 from convnet.network.initial import initial_weights
-from convnet.network.spec import NETWORKS, Conv, Linear, network
+from convnet.network.networks import NETWORKS, network
+from convnet.network.spec import Conv, Linear
 from convnet.training import checkpoint
 from convnet.training.config import Config, read_toml
 

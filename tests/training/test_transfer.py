@@ -10,7 +10,8 @@ import pytest
 from runs import final, here, make_images, records, shared_images, straight_run, training
 
 import convnet
-from convnet.network.spec import network, parameter_count, placed_layers
+from convnet.network.networks import network
+from convnet.network.spec import parameter_count, placed_layers
 from convnet.ops import ops
 from convnet.training import checkpoint, config, schedule, verdict
 from convnet.training.trained import load_trained

@@ -1,0 +1,211 @@
+"""The layers without weights: pooling, normalisation, activations, dropout, and what puts several inputs together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..devices.protocol import Array
+from ..kernels.shapes import DropoutShape, LrnShape, PoolShape
+from ..ops import ops
+from .exchange import image_blocks
+from .layers import LayerOnDevice
+
+
+@dataclass
+class PoolLayer(LayerOnDevice):
+    """Max-pooling. Behind a ReLU the maximum says whether its gradient passes: it is positive, or it is 0."""
+
+    shape: PoolShape
+
+    def __post_init__(self) -> None:
+        self._want_output(self.shape.y, read_backward=self.fusion.masks[0])
+        self._want_bytes("argmax", self.shape.y)
+        self._reads(self.shape.x)
+        self.argmax: Array
+
+    def forward(self, train: bool) -> None:
+        argmax = self.argmax if train else None
+        ops.max_pool_forward(self.stream, self.shape, self.precision, self.x, self.y, argmax)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        mask = self.y if self.fusion.masks[0] else None
+        dx = self.inputs[0].dx
+        ops.max_pool_backward(self.stream, self.shape, self.precision, dy, self.argmax, mask, dx)
+        return [dx]
+
+
+@dataclass
+class LrnLayer(LayerOnDevice):
+    """Local response normalisation inside each tower, or across them."""
+
+    shape: LrnShape
+
+    def __post_init__(self) -> None:
+        self._want_output(self.shape.x)
+        self._reads(self.shape.x)
+
+    def forward(self, train: bool) -> None:
+        ops.lrn_forward(self.stream, self.shape, self.precision, self.x, self.y)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        dx = self.inputs[0].dx
+        ops.lrn_backward(self.stream, self.shape, self.precision, dy, self.x, dx)
+        return [dx]
+
+
+@dataclass
+class LrnPoolLayer(LayerOnDevice):
+    """Local response normalisation and max-pooling: what lies between the two is never in memory."""
+
+    lrn: LrnShape
+    pool: PoolShape
+
+    def __post_init__(self) -> None:
+        self._want_output(self.pool.y)
+        self._want_bytes("argmax", self.pool.y)
+        self._reads(self.pool.x)
+        self.argmax: Array
+
+    def forward(self, train: bool) -> None:
+        argmax = self.argmax if train else None
+        ops.lrn_pool_forward(self.stream, self.lrn, self.pool, self.precision, self.x, self.y, argmax)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        problem, dx = (self.stream, self.lrn, self.pool, self.precision), self.inputs[0].dx
+        ops.lrn_pool_backward(*problem, dy, self.argmax, self.x, dx, relu=self.fusion.masks[0])
+        return [dx]
+
+
+@dataclass
+class DropoutLayer(LayerOnDevice):
+    """Dropout without scaling in training; at test the features are multiplied by 1 - p. ``scaled`` the other way
+    round: what is kept is divided by 1 - p in training, and so are gradients; at test nothing happens.
+    """
+
+    shape: DropoutShape
+    like: tuple[int, ...]  # the shape of x and y, maps or features
+    scaled: bool
+
+    def __post_init__(self) -> None:
+        self._want_output(self.like)
+        self._want_bytes("kept", self.like)
+        self._reads(self.like)
+        self.kept: Array
+
+    def forward(self, train: bool) -> None:
+        if not train:
+            factor = 1.0 if self.scaled else 1.0 - self.shape.p
+            ops.scale(self.stream, self.precision, self.x, factor, self.y)
+            return
+        x, y, mask = (array.view(self.shape.x) for array in (self.x, self.y, self.kept))
+        ops.dropout_forward(self.stream, self.shape, self.precision, x, y, mask, self.side.control)
+        self._scale(self.y)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        dx = self.inputs[0].dx
+        ops.dropout_backward(self.stream, self.precision, dy, self.kept, dx)
+        self._scale(dx)
+        return [dx]
+
+    def _scale(self, kept: Array) -> None:
+        if self.scaled:
+            ops.scale(self.stream, self.precision, kept, 1.0 / (1.0 - self.shape.p), kept)
+
+
+@dataclass
+class ScaleLayer(LayerOnDevice):
+    """Everything times a number."""
+
+    like: tuple[int, ...]
+    factor: float
+
+    def __post_init__(self) -> None:
+        self._want_output(self.like)
+        self._reads(self.like)
+
+    def forward(self, train: bool) -> None:
+        ops.scale(self.stream, self.precision, self.x, self.factor, self.y)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        ops.scale(self.stream, self.precision, dy, self.factor, self.inputs[0].dx)
+        return [self.inputs[0].dx]
+
+
+@dataclass
+class ConcatLayer(LayerOnDevice):
+    """The maps of its inputs, one behind the other: copies, one for each block of images and input."""
+
+    likes: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        blocks, _, *rest = self.likes[0]
+        self._want_output((blocks, sum(like[1] for like in self.likes), *rest))
+        self._reads(*self.likes)
+
+    def forward(self, train: bool) -> None:
+        for read, parts in zip(self.inputs, self._parts(self.y), strict=True):
+            for target, source in zip(parts, image_blocks(read.x), strict=True):
+                self.stream.copy(target, source)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        found: list[Array | None] = []
+        for read, parts, needed in zip(self.inputs, self._parts(dy), wanted, strict=True):
+            if needed:
+                for target, source in zip(image_blocks(read.dx), parts, strict=True):
+                    self.stream.copy(target, source)
+            found.append(read.dx if needed else None)
+        return found
+
+    def _parts(self, whole: Array) -> list[list[Array]]:
+        """Where every input's maps lie in ``whole``, by block of images."""
+        found, start = [], 0
+        block = whole.size // whole.shape[0]
+        for like in self.likes:
+            found.append([whole.view(like[1:], i * block + start) for i in range(like[0])])
+            start += math.prod(like[1:])
+        return found
+
+
+@dataclass
+class SumLayer(LayerOnDevice):
+    """The sum of its inputs, each times its coefficient, added up in their order."""
+
+    like: tuple[int, ...]
+    coefficients: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        self._want_output(self.like)
+        self._reads(*[self.like] * len(self.coefficients))
+        now = self.fusion.index
+        self.scaled: Array
+        self.side.plan.want(self, "scaled", self.like, self.side.dtype, now, now)
+
+    def forward(self, train: bool) -> None:
+        on, y = (self.stream, self.precision), self.y
+        for i, (read, c) in enumerate(zip(self.inputs, self.coefficients, strict=True)):
+            scaled = read.x
+            if i == 0 or c != 1.0:
+                scaled = self.scaled if i else y
+                ops.scale(*on, read.x, c, scaled)
+            if i:
+                ops.add(*on, y, scaled, y)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        found: list[Array | None] = []
+        for read, c, needed in zip(self.inputs, self.coefficients, wanted, strict=True):
+            if needed:
+                ops.scale(self.stream, self.precision, dy, c, read.dx)
+            found.append(read.dx if needed else None)
+        return found

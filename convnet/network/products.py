@@ -1,0 +1,181 @@
+"""The layers that have weights: convolutions, shared over the image or not, and fully-connected layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..devices.protocol import Array
+from ..kernels.precision import BF16
+from ..kernels.shapes import ConvShape, DropoutShape, LinearShape
+from ..ops import ops
+from .layers import LayerOnDevice
+from .spec import Pace
+
+
+@dataclass(frozen=True)
+class Paces:
+    """How fast the weights of each input learn, and the bias."""
+
+    weights: tuple[Pace, ...]
+    bias: Pace
+
+    @property
+    def names(self) -> list[str]:
+        return ["weight"] if len(self.weights) == 1 else [f"weight{i}" for i in range(len(self.weights))]
+
+
+@dataclass
+class ConvLayer(LayerOnDevice):
+    """Convolution with bias and activation; of several inputs the products are added up, in their order.
+
+    Where its input lies folded, products are those of ``shape.folded``, which have more terms for the tensor cores to
+    work on at a time; the parameters keep their shape, and only what the products read and write is folded.
+    """
+
+    shapes: tuple[ConvShape, ...]
+    paces: Paces
+    activation: str | None
+    folds: bool
+
+    def __post_init__(self) -> None:
+        self.products = [shape.folded if self.folds else shape for shape in self.shapes]
+        self._want_output(self.shapes[0].y, read_backward=self.activation == "tanh" or not self.fusion.masked)
+        self._reads(*(product.x for product in self.products))
+        self.weights = [
+            self._parameter(name, shape.weight, pace)
+            for name, shape, pace in zip(self.paces.names, self.shapes, self.paces.weights, strict=True)
+        ]
+        self.bias = self._parameter("bias", (self.shapes[0].K,), self.paces.bias)
+        self.filters = [w.value for w in self.weights]  # what products read
+        self.dfilters = [w.gradient for w in self.weights]  # and write
+        empty, kernels = self.side.device.empty, self.side.device.kernels
+        for i, (weight, product) in enumerate(zip(self.weights, self.products, strict=True)):
+            if self.precision == "bf16":
+                self.filters[i] = empty(product.weight_copy, BF16)
+            if self.folds:
+                self.dfilters[i] = empty(product.weight)
+            elif self.precision == "bf16":
+                weight.copy = self.filters[i]
+            self.side.needs_workspace(kernels.conv_backward_filter_workspace(product, self.precision))
+
+    def forward(self, train: bool) -> None:
+        last = len(self.products) - 1
+        for i, (read, product, filters) in enumerate(zip(self.inputs, self.products, self.filters, strict=True)):
+            bias = self.bias.value if i == 0 else None
+            relu = self.activation == "relu" and i == last
+            operands = read.x, filters, bias
+            ops.conv_forward(self.stream, product, self.precision, *operands, self.y, relu, i > 0)
+        activate(self)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        activate_backward(self, dy)
+        found: list[Array | None] = [None] * len(wanted)
+        for i, read in enumerate(self.inputs):
+            if wanted[i]:
+                operands = dy, self.filters[i], read.dx, read.mask
+                ops.conv_backward_data(self.stream, self.products[i], self.precision, *operands)
+                found[i] = read.dx
+        return found
+
+    def backward_weights(self, dy: Array, rates: Mapping[str, float] | None) -> None:
+        if self.frozen:
+            return
+        for i, read in enumerate(self.inputs):
+            dbias = self.bias.gradient if i == 0 else None
+            operands = dy, read.x, self.dfilters[i], dbias, self.side.workspace
+            ops.conv_backward_filter(self.stream, self.products[i], self.precision, *operands)
+            if self.folds:
+                ops.unfold_gradient(self.stream, self.shapes[i], self.dfilters[i], self.weights[i].gradient)
+
+    def copy_weights(self) -> None:
+        super().copy_weights()
+        self.fold_weights()
+
+    def fold_weights(self) -> None:
+        """Makes the folded copy anew: an update does not write it."""
+        if self.folds:
+            ops.fold_weight(self.stream, self.shapes[0], self.weights[0].value, self.filters[0])
+
+
+@dataclass
+class LinearLayer(LayerOnDevice):
+    """Fully-connected layer with bias, activation, and the dropout behind a ReLU; of several inputs the products are
+    added up, in their order.
+
+    Of ReLU and dropout together the derivative is 1 where y is positive. With ``rates``, ``backward_weights`` updates
+    the weights while it computes their gradient, which then never exists in memory; ``backward_data`` comes first and
+    reads the weights that were.
+    """
+
+    shapes: tuple[LinearShape, ...]
+    paces: Paces
+    activation: str | None
+    dropout: DropoutShape | None
+    steps_backward: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self._want_output(self.shapes[0].y, read_backward=self.activation == "tanh" or not self.fusion.masked)
+        self._reads(*(shape.x for shape in self.shapes))  # maps are flattened in the order channel, row, column
+        self.weights = [
+            self._parameter(name, shape.weight, pace)
+            for name, shape, pace in zip(self.paces.names, self.shapes, self.paces.weights, strict=True)
+        ]
+        self.bias = self._parameter("bias", (self.shapes[0].K,), self.paces.bias)
+        for weight, shape in zip(self.weights, self.shapes, strict=True):
+            if self.precision == "bf16":
+                weight.copy = self.side.device.empty(shape.weight_copy, BF16)
+            self.side.needs_workspace(self.side.device.kernels.linear_workspace(shape, self.precision))
+        self.matrices = [weight.copy or weight.value for weight in self.weights]  # what products read
+
+    def forward(self, train: bool) -> None:
+        last = len(self.shapes) - 1
+        for i, (read, shape, matrix) in enumerate(zip(self.inputs, self.shapes, self.matrices, strict=True)):
+            operands = read.x, matrix, self.bias.value if i == 0 else None
+            relu = self.activation == "relu" and i == last
+            drop = self.dropout if i == last else None
+            dropping = drop, self.side.control if drop and train else None
+            work = self.side.workspace
+            ops.linear_forward(self.stream, shape, self.precision, *operands, self.y, relu, *dropping, work, i > 0)
+        activate(self)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        activate_backward(self, dy)
+        found: list[Array | None] = [None] * len(wanted)
+        for i, read in enumerate(self.inputs):
+            if wanted[i]:
+                operands = dy, self.matrices[i], read.dx, read.mask, self.side.workspace
+                ops.linear_backward_data(self.stream, self.shapes[i], self.precision, *operands)
+                found[i] = read.dx
+        return found
+
+    def backward_weights(self, dy: Array, rates: Mapping[str, float] | None) -> None:
+        if self.frozen:
+            return
+        workspace = self.side.workspace
+        for i, (read, shape, w) in enumerate(zip(self.inputs, self.shapes, self.weights, strict=True)):
+            problem = self.stream, shape, self.precision, dy, read.x
+            dbias = self.bias.gradient if i == 0 else None
+            rate = w.rate(rates) if rates is not None else 0.0
+            if not rate:  # a weight that keeps its value has a gradient nobody asks for, but the bias may have its own
+                if rates is None or dbias is not None:
+                    ops.linear_backward_filter(*problem, w.gradient, dbias, workspace)
+                continue
+            pace = rate, w.pace.decay, w.pace.momentum
+            updated = w.value, w.velocity, w.copy, dbias, self.side.control
+            ops.linear_backward_filter_update(*problem, *updated, *pace, workspace)
+
+
+def activate(layer: ConvLayer | LinearLayer) -> None:
+    """What of the activation is not part of the product, in place."""
+    if layer.activation == "tanh":
+        ops.tanh_forward(layer.stream, layer.precision, layer.y, layer.y)
+
+
+def activate_backward(layer: ConvLayer | LinearLayer, dy: Array) -> None:
+    """Makes ``dy`` the gradient with respect to what the activation was applied to, unless it is that already."""
+    if layer.activation == "tanh":
+        ops.tanh_backward(layer.stream, layer.precision, dy, layer.y, dy)
+    elif layer.activation == "relu" and not layer.fusion.masked:
+        ops.relu_backward(layer.stream, layer.precision, dy, layer.y, dy)
