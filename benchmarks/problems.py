@@ -310,7 +310,7 @@ def _linear_update(bench: Bench, layer: LinearLayer, gradient: Array, x: Values,
     bench.stream.upload(bench.side.control, control_words(0, rate, momentum, decay))
     w, v = (array.download() for array in (weight.value, bench.refill(weight.velocity)))
     dbias, workspace = bench.poisoned((shape.K,)), bench.side.workspace
-    tensors = weight.value, weight.velocity, weight.copy, dbias, bench.side.control, 1.0, True, workspace
+    tensors = weight.value, weight.velocity, weight.copy, dbias, bench.side.control, 1.0, 1.0, 1.0, workspace
     nbytes = layer.x.nbytes + gradient.nbytes + 4 * weight.value.nbytes
     return Problem(
         bench.stream, layer.name, "backward filter and update", 2.0 * shape.macs,
@@ -543,5 +543,5 @@ def _sgd(bench: Bench, count: int) -> Problem:
             _within("sgd copy", copy.download()[:count], to_bf16(w + expected), 0.0)
 
     return Problem(bench.stream, "sgd", "update", 6.0 * count, 5 * weight.nbytes + (2 * count if copy else 0),
-                   lambda: ops.sgd(bench.stream, weight, velocity, gradient, copy, bench.side.control, 1.0, True),
+                   lambda: ops.sgd(bench.stream, weight, velocity, gradient, copy, bench.side.control, 1.0, 1.0, 1.0),
                    check)  # fmt: skip

@@ -349,5 +349,5 @@ def sgd(
     call = Call(op, device, "fp32")
     w, v = call.own(weight), call.own(velocity)
     control = call.own(control_words(lr=lr, momentum=momentum, weight_decay=weight_decay))
-    ops.sgd(call.stream, w, v, call.put(gradient), None, control, rate=1.0, decays=True)
+    ops.sgd(call.stream, w, v, call.put(gradient), None, control, rate=1.0, decay=1.0, momentum=1.0)
     return w.look(), v.look()

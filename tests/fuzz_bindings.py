@@ -128,7 +128,7 @@ def valid(draw: Any, name: str, kind: str, optional: bool, slot: int) -> Any:
         return None if left_out else address(draw, name, slot)
     if kind == "updates":
         return tuple(
-            (64, *(BASE + SLOT * k for k in (1, 2, 3)), None, 8, 1.0, True) for _ in range(draw(st.integers(0, 3)))
+            (64, *(BASE + SLOT * k for k in (1, 2, 3)), None, 8, 1.0, 1.0, 1.0) for _ in range(draw(st.integers(0, 3)))
         )
     if name == "precision":
         return draw(st.sampled_from(PRECISIONS))
@@ -150,7 +150,7 @@ def changed(draw: Any, name: str, kind: str, value: Any) -> Any:
         return draw(st.sampled_from([0, *JUNK, *wrong]))
     if kind == "updates" and value:
         update = list(value[0])
-        at = draw(st.integers(0, 7))
+        at = draw(st.integers(0, 8))
         update[at] = draw(st.sampled_from([*JUNK, 0, update[at]]))
         return draw(st.sampled_from([(tuple(update),), (update,), (update[:3],), value * 100]))
     if name in ("count", "columns"):

@@ -213,9 +213,11 @@ def rank(logits, label: int) -> int:
 
 
 def sgd(weight, velocity, gradient, lr, momentum, weight_decay):
-    """In float32, every operation rounded: the one result that is right to the bit."""
+    """In float32, every operation rounded: the one result that is right to the bit. Without decay, weights take no part
+    in their velocities."""
     lr, momentum, weight_decay = np.float32(lr), np.float32(momentum), np.float32(weight_decay)
-    velocity = (momentum * velocity) - (lr * ((weight_decay * weight) + gradient))
+    slope = (weight_decay * weight) + gradient if weight_decay else gradient
+    velocity = (momentum * velocity) - (lr * slope)
     return weight + velocity, velocity
 
 

@@ -126,7 +126,8 @@ class LayerOnDevice(ABC):
         """The step of all parameters, copies included; with ``taken``, of those that ``backward_weights`` left."""
         parameters = self.parameters[1:] if taken and self.steps_backward else self.parameters
         return [
-            ops.Update(p.value, p.velocity, p.gradient, p.copy, rates.get(p.name, 1.0), p.decays) for p in parameters
+            ops.Update(p.value, p.velocity, p.gradient, p.copy, rates.get(p.name, 1.0), float(p.decays), 1.0)
+            for p in parameters
         ]
 
     def copy_weights(self) -> None:
@@ -287,7 +288,8 @@ class LinearLayer(LayerOnDevice):
             dbias,
             self.side.control,
             rates.get(w.name, 1.0),
-            w.decays,
+            float(w.decays),
+            1.0,
             workspace,
         )
 

@@ -155,7 +155,8 @@ def linear_backward_filter(
 def linear_backward_filter_update(
     stream: Stream, shape: LinearShape, precision: str,
     dy: InY, x: InX, weight: OutWeight, velocity: OutWeight, copy: Annotated[Array, writes("weight_copy", BF16)] | None,
-    dbias: OutBias | None, control: OutControl, rate: float, decays: bool, workspace: LinearScratch | None,
+    dbias: OutBias | None, control: OutControl, rate: float, decay: float, momentum: float,
+    workspace: LinearScratch | None,
 ) -> None:  # fmt: skip
     """``linear_backward_filter``, then ``sgd`` of the weight, to the same bits; the weight's gradient is stored
     nowhere.
@@ -297,7 +298,8 @@ def ingest_planar(
 class Update:
     """What an update does to one tensor, in place on weight and velocity; ``copy`` becomes the new weight in bfloat16.
 
-    ``rate`` multiplies the learning rate in the control block; ``decays``: takes part in weight decay.
+    ``rate``, ``decay`` and ``momentum`` multiply the learning rate, the weight decay and the momentum in the control
+    block. With ``decay`` 0 the weight takes no part in its velocity.
     """
 
     weight: Array
@@ -305,7 +307,8 @@ class Update:
     gradient: Array
     copy: Array | None
     rate: float
-    decays: bool
+    decay: float
+    momentum: float
 
 
 @op("pack")
@@ -319,11 +322,11 @@ def pack(
 @op("sgd", launches=False)
 def sgd(
     stream: Stream, weight: Updated, velocity: Updated, gradient: Annotated[Array, reads("weight.size", F32)],
-    copy: Copy | None, control: OutControl, rate: float, decays: bool,
+    copy: Copy | None, control: OutControl, rate: float, decay: float, momentum: float,
 ) -> None:  # fmt: skip
     """The paper's update of one tensor: see ``Update``. Nothing changes where ``control`` says ``stopped``; what has a
     gradient that is not finite stays as it is, and ``control`` then says ``spoiled``."""
-    operands = (weight.size, weight, velocity, gradient, copy, _columns(weight), control, rate, decays)
+    operands = (weight.size, weight, velocity, gradient, copy, _columns(weight), control, rate, decay, momentum)
     stream.launch(stream.device.kernels.sgd, *operands)
 
 
@@ -332,8 +335,9 @@ def sgd_many(stream: Stream, updates: Sequence[Update], control: OutControl) -> 
     """The update of up to 32 tensors in one launch, to the bits of ``sgd`` one by one."""
     rows = []
     for u in updates:
-        DECLARED["sgd"].check("sgd_many", (stream, u.weight, u.velocity, u.gradient, u.copy, control, u.rate, u.decays))
-        rows.append((u.weight.size, u.weight, u.velocity, u.gradient, u.copy, _columns(u.weight), u.rate, u.decays))
+        arrays, factors = (u.weight, u.velocity, u.gradient, u.copy), (u.rate, u.decay, u.momentum)
+        DECLARED["sgd"].check("sgd_many", (stream, *arrays, control, *factors))
+        rows.append((u.weight.size, *arrays, _columns(u.weight), *factors))
     stream.launch(stream.device.kernels.sgd_many, tuple(rows), control)
 
 

@@ -18,7 +18,7 @@ void register_linear(py::module_& m) {
         "stream"});
   bind(m, "linear_backward_filter_update", &linear_backward_filter_update,
        {"shape", "precision", "dy", "x", "weight", "velocity", optional("copy"), optional("dbias"),
-        "control", "rate", "decays", optional("workspace"), "stream"});
+        "control", "rate", "decay", "momentum", optional("workspace"), "stream"});
   bind(m, "linear_workspace", &linear_workspace, {"shape", "precision"});
 }
 

@@ -456,14 +456,15 @@ void linear_backward_filter_update(const LinearShape& shape,
                                    float* dbias,
                                    Control* control,
                                    float rate,
-                                   bool decays,
+                                   float decay,
+                                   float momentum,
                                    float* workspace,
                                    Stream stream) {
   const char* op = "linear_backward_filter";
   check(op, shape);
   require(!dbias || workspace, op, ": dbias needs a workspace, got a null address");
-  const WeightUpdate update{weight,  velocity, copy,  {shape.K, round_up(shape.K, 8)},
-                            control, rate,     decays};
+  const WeightUpdate update{
+      weight, velocity, copy, {shape.K, round_up(shape.K, 8)}, control, {rate, decay, momentum}};
   choose(op, kBackwardFilter, shape, precision)
       .run(shape, GradientArguments{dy, x, nullptr, &update, dbias, workspace, stream});
 }

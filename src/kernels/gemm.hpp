@@ -61,7 +61,8 @@ void linear_backward_filter_update(const LinearShape& shape,
                                    float* dbias,
                                    Control* control,
                                    float rate,
-                                   bool decays,
+                                   float decay,
+                                   float momentum,
                                    float* workspace,
                                    Stream stream);
 

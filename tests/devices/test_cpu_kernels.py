@@ -161,7 +161,7 @@ def test_every_level_of_instructions_gives_the_same_bits():
         run("tanh_forward", x[0].size, "fp32", x[0], y, 0)
         run("lrn_pool_backward", LRN, POOL, "fp32", dp, argmax, x[0], slope, True, 0)
         weight[...], velocity[...] = x[0], x[1]
-        run("sgd", weight.size, weight, velocity, x[2], None, 1, control, 0.5, True, 0)
+        run("sgd", weight.size, weight, velocity, x[2], None, 1, control, 0.5, 0.7, 0.8, 0)
         return [*results, p, argmax]
 
     KERNELS.set_level(0)

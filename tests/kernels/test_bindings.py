@@ -172,11 +172,11 @@ def test_what_needs_a_workspace_says_so(emu):
     ("updates", "error", "text"),
     [
         (5, TypeError, "not iterable"),
-        ((5,), TypeError, "sgd_many: updates must be tuples of eight, got 5"),
-        (((1, 2, 3),), TypeError, "sgd_many: updates must be tuples of eight, got (1, 2, 3)"),
-        (((4, 16, 16, 16, None, 1, 1.0, "no"),), TypeError, "sgd_many: updates.decays must be True or False, got 'no'"),
-        (((4, 16, 16, None, None, 1, 1.0, True),), ValueError, "sgd_many: updates.gradient is required"),
-        (((4, 16, 16, 16, None, 1, 1.0, True),) * 100, ValueError, "sgd_many: takes at most"),
+        ((5,), TypeError, "sgd_many: updates must be tuples of nine, got 5"),
+        (((1, 2, 3),), TypeError, "sgd_many: updates must be tuples of nine, got (1, 2, 3)"),
+        (((4, 16, 16, 16, None, 1, 1.0, "no", 1.0),), TypeError, "sgd_many: updates.decay must be a number, got str"),
+        (((4, 16, 16, None, None, 1, 1.0, 1.0, 1.0),), ValueError, "sgd_many: updates.gradient is required"),
+        (((4, 16, 16, 16, None, 1, 1.0, 1.0, 1.0),) * 100, ValueError, "sgd_many: takes at most"),
     ],
 )
 def test_wrong_updates(emu, updates, error, text):

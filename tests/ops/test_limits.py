@@ -178,7 +178,7 @@ def test_a_copied_weight_is_whole_rows(count, columns):
     with pytest.raises(ValueError, match="cast_weight: a weight must be whole rows"):
         emu.cast_weight(count, columns, *NOTHING[:2], 0)
     with pytest.raises(ValueError, match="sgd: a weight must be whole rows"):
-        emu.sgd(count, *NOTHING[:4], columns, 16, 1.0, True, 0)
+        emu.sgd(count, *NOTHING[:4], columns, 16, 1.0, 1.0, 1.0, 0)
 
 
 def test_bytes_are_read_four_at_a_time():

@@ -174,11 +174,12 @@ void linear_backward_filter_update(const LinearShape& shape,
                                    float* dbias,
                                    Control* control,
                                    float rate,
-                                   bool decays,
+                                   float decay,
+                                   float momentum,
                                    float*,
                                    Stream) {
   cpu::check("linear_backward_filter_update", copy ? Precision::bf16 : precision, shape);
-  const cpu::Rates rates(*control, rate, decays);
+  const cpu::Rates rates(*control, {rate, decay, momentum});
   if (!control->stopped)
     cpu::in_pieces(shape.C, std::max<int64_t>(1, kGradient / shape.K),
                    [&](int64_t first, int64_t last) {
