@@ -16,6 +16,7 @@ from typing import Annotated
 import numpy as np
 
 from ..devices.protocol import Array, Stream
+from ..kernels.activations import ACTIVATIONS
 from ..kernels.control import WORDS
 from ..kernels.precision import BF16, copy_columns
 from ..kernels.shapes import (
@@ -223,14 +224,24 @@ def relu_backward(stream: Stream, precision: str, dy: In, y: In, dx: Out) -> Non
     """dx = dy where y > 0."""
 
 
-@op("tanh")
-def tanh_forward(stream: Stream, precision: str, x: In, y: Out) -> None:
-    """y = tanh(x)."""
+@op("activation")
+def activation_forward(
+    stream: Stream, precision: str, kind: str, a: float, b: float, x: In, y: Out
+) -> None:  # fmt: skip
+    """y = f(x), f of the kind in ``ACTIVATIONS``, with its parameters; those it has not are ignored."""
 
 
-@op("tanh_backward")
-def tanh_backward(stream: Stream, precision: str, dy: In, y: In, dx: Out) -> None:
-    """dx = dy (1 - y^2)."""
+@op("activation_backward")
+def activation_backward(
+    stream: Stream, precision: str, kind: str, a: float, b: float,
+    dy: Annotated[Array, reads("dx.size")], saved: Annotated[Array, reads("dx.size")] | None,
+    dx: Annotated[Array, writes("dx.size")],
+) -> None:  # fmt: skip
+    """dx = dy f'(x), from ``saved``: x or y, whichever ``ACTIVATIONS`` says that the kind reads; None where it reads
+    neither."""
+    needed = ACTIVATIONS[kind].reads
+    if needed and saved is None:
+        raise ValueError(f"activation_backward: {kind} needs {needed} as saved, got None")
 
 
 @op("add")

@@ -151,14 +151,16 @@ def test_every_level_of_instructions_gives_the_same_bits():
     control[1:4] = np.array([0.1, 0.9, 0.01], np.float32).view(np.uint32)
 
     def all_loops():
-        results = [np.full(LRN.x, np.nan, np.float32) for _ in range(6)]
-        lrn, gradient, y, slope, weight, velocity = results
+        results = [np.full(LRN.x, np.nan, np.float32) for _ in range(8)]
+        lrn, gradient, y, slope, weight, velocity, logistic, softrelu = results
         argmax = np.zeros(POOL.y, np.uint8)
         p = np.full(POOL.y, np.nan, np.float32)
         run("lrn_forward", LRN, "fp32", x[0], lrn, 0)
         run("lrn_backward", LRN, "fp32", x[1], x[0], gradient, 0)
         run("lrn_pool_forward", LRN, POOL, "fp32", x[0], p, argmax, 0)
-        run("tanh_forward", x[0].size, "fp32", x[0], y, 0)
+        run("activation_forward", x[0].size, "fp32", "tanh", 1.0, 1.0, x[0], y, 0)
+        run("activation_forward", x[0].size, "fp32", "logistic", 0.0, 0.0, x[0], logistic, 0)
+        run("activation_forward", x[0].size, "fp32", "softrelu", 0.0, 0.0, x[0], softrelu, 0)
         run("lrn_pool_backward", LRN, POOL, "fp32", dp, argmax, x[0], slope, True, 0)
         weight[...], velocity[...] = x[0], x[1]
         run("sgd", weight.size, weight, velocity, x[2], None, 1, control, 0.5, 0.7, 0.8, 0)

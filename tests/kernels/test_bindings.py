@@ -64,7 +64,7 @@ def declared(op: str) -> list[tuple[str, str, bool, bool]]:
             scratch = isinstance(mark, Scratch)
             kind = "float32" if scratch else mark.dtype.name if mark.dtype else "activations"
             written = scratch or mark.written
-        rows.append((name, {"str": "precision", "Sequence": "updates"}.get(kind, kind), written, parameter.optional))
+        rows.append((name, {"str": name, "Sequence": "updates"}.get(kind, kind), written, parameter.optional))
     return [*rows[1:], ("stream", "stream", False, False)]
 
 

@@ -26,8 +26,8 @@ CONVNET_INLINE inline bool update(
     std::memcpy(&bits, &g, sizeof bits);
     const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
     spoiled |= finite ? 0u : 1u;
-    const float slope = rates.decay == 0.0f ? g : rates.decay * w + g;
-    const float moved = rates.momentum * v - rates.lr * slope;
+    const float decaying = rates.decay == 0.0f ? 0.0f : w;
+    const float moved = rates.momentum * v - rates.lr * (rates.decay * decaying + g);
     velocity[i] = finite ? moved : v;
     weight[i] = finite ? w + moved : w;
   }

@@ -38,8 +38,8 @@ __device__ __forceinline__ void update(const Rates& rates,
     rates.control->spoiled = 1;
     return;
   }
-  const float slope =
-      rates.weight_decay == 0.0f ? gradient : add_rn(mul_rn(rates.weight_decay, weight), gradient);
+  const float decaying = rates.weight_decay == 0.0f ? 0.0f : weight;
+  const float slope = add_rn(mul_rn(rates.weight_decay, decaying), gradient);
   velocity = sub_rn(mul_rn(rates.momentum, velocity), mul_rn(rates.lr, slope));
   weight = add_rn(weight, velocity);
 }
