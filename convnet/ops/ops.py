@@ -101,9 +101,9 @@ LinearScratch = Annotated[Array, Scratch("linear_workspace")]
 @op("conv2d")
 def conv_forward(
     stream: Stream, shape: ConvShape, precision: str,
-    x: InX, weight: Weight, bias: Bias | None, y: OutY, relu: bool = False,
+    x: InX, weight: Weight, bias: Bias | None, y: OutY, relu: bool = False, accumulate: bool = False,
 ) -> None:  # fmt: skip
-    """y = weight * x + bias, then ReLU where asked."""
+    """y = weight * x + bias, plus what y held before with ``accumulate``, then ReLU where asked."""
 
 
 @op("conv2d_backward")
@@ -125,9 +125,9 @@ def conv_backward_filter(
 def linear_forward(
     stream: Stream, shape: LinearShape, precision: str,
     x: InX, weight: Weight, bias: Bias | None, y: OutY, relu: bool,
-    dropout: DropoutShape | None, control: Control | None, workspace: LinearScratch | None,
+    dropout: DropoutShape | None, control: Control | None, workspace: LinearScratch | None, accumulate: bool = False,
 ) -> None:  # fmt: skip
-    """y = weight^T x + bias, then ReLU and ``dropout`` of y where asked.
+    """y = weight^T x + bias, plus what y held before with ``accumulate``, then ReLU and ``dropout`` of y where asked.
 
     Elements are dropped as by ``dropout_forward`` at the step in ``control``, to the same bits, but no mask is kept:
     behind a ReLU y > 0 says as much. At test, without ``control``, y is multiplied by 1 - p instead.

@@ -87,7 +87,7 @@ def convolve(shape: ConvShape) -> list[np.ndarray]:
     """y, dx, dweight and dbias of small integers, outputs starting as NaN."""
     x, weight, dy = integers(shape.x), integers(shape.weight), integers(shape.y)
     y, dx, dweight, dbias = (poisoned(s) for s in (shape.y, shape.x, shape.weight, (shape.K,)))
-    run("conv_forward", shape, "fp32", x, weight, integers((shape.K,)), y, True, 0)
+    run("conv_forward", shape, "fp32", x, weight, integers((shape.K,)), y, True, False, 0)
     run("conv_backward_data", shape, "fp32", dy, weight, dx, x, 0)
     run("conv_backward_filter", shape, "fp32", dy, x, dweight, dbias, None, 0)
     return [y, dx, dweight, dbias]
@@ -112,7 +112,7 @@ def run_all(shapes=(CONV, DENSE, *DIRECT, *TILES, FEW, ONE)) -> list[np.ndarray]
     for linear in LINEARS:
         x, weight, dy = integers(linear.x), integers(linear.weight), integers(linear.y)
         y, dx, dweight = poisoned(linear.y), poisoned(linear.x), poisoned(linear.weight)
-        run("linear_forward", linear, "fp32", x, weight, None, y, False, None, None, None, 0)
+        run("linear_forward", linear, "fp32", x, weight, None, y, False, None, None, None, False, 0)
         run("linear_backward_data", linear, "fp32", dy, weight, dx, x, None, 0)
         run("linear_backward_filter", linear, "fp32", dy, x, dweight, None, None, 0)
         results += [y, dx, dweight]
@@ -268,9 +268,9 @@ def test_several_image_blocks_are_one_batch():
     for one, three in zip((CONV, DENSE), split, strict=True):
         x, weight = integers(one.x), integers(one.weight)
         y, parts = np.empty(one.y, np.float32), np.empty(three.y, np.float32)
-        run("conv_forward", one, "fp32", x, weight, None, y, False, 0)
+        run("conv_forward", one, "fp32", x, weight, None, y, False, False, 0)
         cut = np.ascontiguousarray(np.moveaxis(x.reshape(*x.shape[1:4], 3, 4), 3, 0))
-        run("conv_forward", three, "fp32", cut, weight, None, parts, False, 0)
+        run("conv_forward", three, "fp32", cut, weight, None, parts, False, False, 0)
         assert np.array_equal(np.moveaxis(parts, 0, 3).reshape(one.y), y)
 
 

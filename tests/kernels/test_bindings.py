@@ -105,28 +105,28 @@ def test_gpu_module_needs_no_driver():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ((SHAPE, "fp32", 0, 16, None, 16, True, 0), ValueError, "conv_forward: x is required, got a null address"),
-        ((SHAPE, "fp32", 16, None, None, 16, True, 0), ValueError, "conv_forward: weight is required"),
+        ((SHAPE, "fp32", 0, 16, None, 16, True, False, 0), ValueError, "x is required, got a null address"),
+        ((SHAPE, "fp32", 16, None, None, 16, True, False, 0), ValueError, "conv_forward: weight is required"),
         (
             (SHAPE, "fp32", 16, 16, 20, 16, True, 0),
             ValueError,
             "conv_forward: bias must be aligned to 16 bytes, got address 20",
         ),
-        ((SHAPE, "fp32", -16, 16, None, 16, True, 0), ValueError, "conv_forward: x must be at least 0"),
-        ((SHAPE, "fp32", 2**64, 16, None, 16, True, 0), ValueError, "conv_forward: x must be at least 0 and at most"),
-        ((SHAPE, "fp32", "x", 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got str"),
-        ((SHAPE, "fp32", 16.0, 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got float"),
+        ((SHAPE, "fp32", -16, 16, None, 16, True, False, 0), ValueError, "conv_forward: x must be at least 0"),
+        ((SHAPE, "fp32", 2**64, 16, None, 16, True, False, 0), ValueError, "x must be at least 0 and at most"),
+        ((SHAPE, "fp32", "x", 16, None, 16, True, False, 0), TypeError, "conv_forward: x must be an int, got str"),
+        ((SHAPE, "fp32", 16.0, 16, None, 16, True, False, 0), TypeError, "conv_forward: x must be an int, got float"),
         (
-            (SHAPE, "fp32", np.zeros(4), 16, None, 16, True, 0),
+            (SHAPE, "fp32", np.zeros(4), 16, None, 16, True, False, 0),
             TypeError,
             "conv_forward: x must be an int, got numpy.ndarray",
         ),
         (
-            (3, "fp32", 16, 16, None, 16, True, 0),
+            (3, "fp32", 16, 16, None, 16, True, False, 0),
             TypeError,
             "conv_forward: shape must be a shape of convnet.kernels.shapes with a field N",
         ),
-        ((DROPOUT, "fp32", 16, 16, None, 16, True, 0), TypeError, "with a field C, got DropoutShape"),
+        ((DROPOUT, "fp32", 16, 16, None, 16, True, False, 0), TypeError, "with a field C, got DropoutShape"),
     ],
 )
 def test_wrong_addresses_and_shapes(emu, arguments, error, text):
@@ -147,12 +147,12 @@ def test_wrong_addresses_and_shapes(emu, arguments, error, text):
 )
 def test_wrong_extents(emu, field, value, error):
     with pytest.raises(error, match=rf"conv_forward: shape\.{field} must be"):
-        emu.conv_forward(dataclasses.replace(SHAPE, **{field: value}), "fp32", 16, 16, None, 16, True, 0)
+        emu.conv_forward(dataclasses.replace(SHAPE, **{field: value}), "fp32", 16, 16, None, 16, True, False, 0)
 
 
 def test_tensors_whose_size_wraps_are_refused(emu):
     """2^30 x 2^30 pixels of 16 images are 0 in 64 bits."""
-    for call, rest in ((emu.conv_forward, (16, 16, None, 16, True, 0)), (emu.fold_weight, None)):
+    for call, rest in ((emu.conv_forward, (16, 16, None, 16, True, False, 0)), (emu.fold_weight, None)):
         shape = dataclasses.replace(SHAPE, N=16, lanes=16, H=2**30, W=2**30, R=2**30, S=2**30)
         with pytest.raises(
             ValueError, match=r"shape must describe tensors of at most 1099511627776 values, got one of"
