@@ -19,7 +19,7 @@ from convnet.devices.protocol import Array, Device, Stream, padded
 from convnet.kernels.control import control_words
 from convnet.kernels.precision import BF16, copy_columns
 from convnet.kernels.shapes import ConvShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
-from convnet.network.assemble import build, input_fold, pool_shape
+from convnet.network.assemble import Group, build, input_fold, pool_shape
 from convnet.network.layers import Fusion, LayerOnDevice, Side
 from convnet.network.maps import DropoutLayer, LrnLayer, PoolLayer
 from convnet.network.products import ConvLayer, LinearLayer
@@ -105,9 +105,12 @@ def problems(
         bench = Bench(device, precision, seed + placed.index)
         fold = input_fold(spec, precision) if placed.index == 0 else 1
         x = bench.normal((N // lanes, placed.C * fold**2, placed.H // fold, placed.W // fold, lanes))
-        layer = build([placed], bench.side, Fusion(0, 1, masks=False, masked=False), N, lanes, spec, seed)
+        below = 0 if placed.index else None  # the images need no gradient
+        alone = Fusion(0, 1, (below,) * len(placed.inputs), 1, (False,) * len(placed.inputs), masked=False)
+        layer = build(Group((placed,), (), learns=True), bench.side, alone, N, lanes, spec, seed)
         bench.side.allocate()
-        layer.x = x.view(layer.shape_in)
+        for read in layer.inputs:
+            read.x = x.view(read.shape)
         for parameter in layer.parameters:
             bench.refill(parameter.value, 1 / math.sqrt(max(1, parameter.value.shape[0])))
         layer.copy_weights()
@@ -305,7 +308,7 @@ def _linear_update(bench: Bench, layer: LinearLayer, gradient: Array, x: Values,
     bench.stream.upload(bench.side.control, control_words(0, rate, momentum, decay))
     w, v = (array.download() for array in (weight.value, bench.refill(weight.velocity)))
     dbias, workspace = bench.poisoned((shape.K,)), bench.side.workspace
-    tensors = weight.value, weight.velocity, weight.copy, dbias, bench.side.control, 1.0, True, workspace
+    tensors = weight.value, weight.velocity, weight.copy, dbias, bench.side.control, 1.0, 1.0, 1.0, workspace
     nbytes = layer.x.nbytes + gradient.nbytes + 4 * weight.value.nbytes
     return Problem(
         bench.stream, layer.name, "backward filter and update", 2.0 * shape.macs,
@@ -538,5 +541,5 @@ def _sgd(bench: Bench, count: int) -> Problem:
             _within("sgd copy", copy.download()[:count], to_bf16(w + expected), 0.0)
 
     return Problem(bench.stream, "sgd", "update", 6.0 * count, 5 * weight.nbytes + (2 * count if copy else 0),
-                   lambda: ops.sgd(bench.stream, weight, velocity, gradient, copy, bench.side.control, 1.0, True),
+                   lambda: ops.sgd(bench.stream, weight, velocity, gradient, copy, bench.side.control, 1.0, 1.0, 1.0),
                    check)  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from .kernels.activations import ACTIVATIONS
 from .kernels.control import control_words
 from .kernels.shapes import DropoutShape, Padding, SoftmaxShape
 from .ops import arguments, ops
@@ -256,7 +257,7 @@ def tanh(x: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
     floats(op, "x", x)
     call = Call(op, device, precision)
     y = call.empty(x.shape)
-    ops.tanh_forward(call.stream, precision, call.put_rounded(x), y)
+    ops.activation_forward(call.stream, precision, "tanh", 1.0, 1.0, call.put_rounded(x), y)
     return call.get(y)
 
 
@@ -268,7 +269,54 @@ def tanh_backward(dy: Given, y: Given, *, device: str = "cpu", precision: str = 
     floats(op, "dy", dy, y.shape)
     call = Call(op, device, precision)
     dx = call.empty(y.shape)
-    ops.tanh_backward(call.stream, precision, call.put_rounded(dy), call.put_rounded(y), dx)
+    d = call.put_rounded(dy)
+    ops.activation_backward(call.stream, precision, "tanh", 1.0, 1.0, d, call.put_rounded(y), dx)
+    return call.get(dx)
+
+
+def activation(
+    x: Given, kind: str, a: float | None = None, b: float | None = None, *, device: str = "cpu", precision: str = "fp32"
+) -> Values:
+    """One of the activations of the 2012 program, any shape, such as ``activation(x, "tanh", 1.7159, 0.6667)``.
+
+    ``kind`` is "relu", "tanh" (a tanh(b x), a not 0), "logistic" (1 / (1 + e^-x)), "linear" (a x + b), "softrelu"
+    (log(1 + e^x), and x itself above 4), "brelu" (min(a, max(0, x)), a above 0), "abs", "square" or "sqrt"; ``a`` and
+    ``b`` are for those that have them.
+    """
+    op = "activation"
+    (x,) = taken(op, device, x=x)
+    floats(op, "x", x)
+    first, second = arguments.activation(op, kind, a, b)
+    call = Call(op, device, precision)
+    y = call.empty(x.shape)
+    ops.activation_forward(call.stream, precision, kind, first, second, call.put_rounded(x), y)
+    return call.get(y)
+
+
+def activation_backward(
+    dy: Given,
+    x: Given,
+    kind: str,
+    a: float | None = None,
+    b: float | None = None,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """dx of ``activation`` for ``dy``, any shape. At a kink the slope is the 2012 program's: 0 for relu and brelu,
+    -1 for abs."""
+    op = "activation_backward"
+    dy, x = taken(op, device, dy=dy, x=x)
+    floats(op, "x", x)
+    floats(op, "dy", dy, x.shape)
+    first, second = arguments.activation(op, kind, a, b)
+    call = Call(op, device, precision)
+    saved, dx = call.put_rounded(x), call.empty(x.shape)
+    if ACTIVATIONS[kind].reads == "y":
+        y = call.empty(x.shape)
+        ops.activation_forward(call.stream, precision, kind, first, second, saved, y)
+        saved = y
+    ops.activation_backward(call.stream, precision, kind, first, second, call.put_rounded(dy), saved, dx)
     return call.get(dx)
 
 
@@ -349,5 +397,5 @@ def sgd(
     call = Call(op, device, "fp32")
     w, v = call.own(weight), call.own(velocity)
     control = call.own(control_words(lr=lr, momentum=momentum, weight_decay=weight_decay))
-    ops.sgd(call.stream, w, v, call.put(gradient), None, control, rate=1.0, decays=True)
+    ops.sgd(call.stream, w, v, call.put(gradient), None, control, rate=1.0, decay=1.0, momentum=1.0)
     return w.look(), v.look()

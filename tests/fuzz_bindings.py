@@ -31,6 +31,7 @@ from convnet import functional
 from convnet.devices.opening import open_device
 from convnet.devices.protocol import DeviceError
 from convnet.kernels import shapes
+from convnet.kernels.activations import ACTIVATIONS
 from convnet.ops.declare import DECLARED
 
 SLOT, MEMORY = 2**24, 2**20  # bytes from one address to the next, of which so many can be read and written
@@ -128,10 +129,12 @@ def valid(draw: Any, name: str, kind: str, optional: bool, slot: int) -> Any:
         return None if left_out else address(draw, name, slot)
     if kind == "updates":
         return tuple(
-            (64, *(BASE + SLOT * k for k in (1, 2, 3)), None, 8, 1.0, True) for _ in range(draw(st.integers(0, 3)))
+            (64, *(BASE + SLOT * k for k in (1, 2, 3)), None, 8, 1.0, 1.0, 1.0) for _ in range(draw(st.integers(0, 3)))
         )
     if name == "precision":
         return draw(st.sampled_from(PRECISIONS))
+    if kind == "kind":
+        return draw(st.sampled_from(sorted(ACTIVATIONS)))
     if name in ("count", "columns"):
         return 64 if name == "count" else 8
     return {"stream": 0, "float": 0.5, "bool": True}.get(kind, "conv_forward")
@@ -150,7 +153,7 @@ def changed(draw: Any, name: str, kind: str, value: Any) -> Any:
         return draw(st.sampled_from([0, *JUNK, *wrong]))
     if kind == "updates" and value:
         update = list(value[0])
-        at = draw(st.integers(0, 7))
+        at = draw(st.integers(0, 8))
         update[at] = draw(st.sampled_from([*JUNK, 0, update[at]]))
         return draw(st.sampled_from([(tuple(update),), (update,), (update[:3],), value * 100]))
     if name in ("count", "columns"):
@@ -240,13 +243,15 @@ def valid_functional(draw: Any) -> tuple[str, dict[str, Any]]:
         extra = {"dy": ones(N, K)} if "backward" in name else {"bias": None, "relu": False}
     else:
         parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
-        arrays = [p.name for p in parameters if "Values" in str(p.annotation)]
+        arrays = [p.name for p in parameters if str(p.annotation) == "Given"]
         shape = (N, C, H, W) if name.startswith("local") else (N, K)
         arguments = {array: ones(*shape) for array in arrays}
         extra = {
             "dropout": {"p": 0.5, "seed": 1, "step": 2, "layer": 0},
             "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0},
             "softmax_cross_entropy": {"labels": np.zeros(N, np.int64)},
+            "activation": {"kind": "linear", "a": 1.5, "b": 0.5},
+            "activation_backward": {"kind": "softrelu", "a": None, "b": None},
         }.get(name, {})
         if name.startswith("local"):
             extra = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}

@@ -84,7 +84,7 @@ def measured(extent: Extent, found: dict[str, Any]) -> tuple[int, ...]:
 def right(op: str, precision: str, device: Device) -> dict[str, Any]:
     """Arguments of ``op`` but the stream, by name, nothing left out; ``sgd_many`` gets those of ``sgd``."""
     parameters = DECLARED["sgd" if op == "sgd_many" else op].parameters
-    values = {**SHAPES, str: precision, bool: True, float: 0.5}
+    values, names = {**SHAPES, bool: True}, {"precision": precision, "kind": "logistic"}
     found: dict[str, Any] = {}
     for name, parameter in parameters.items():
         mark = parameter.marks[0] if parameter.marks else None
@@ -94,7 +94,8 @@ def right(op: str, precision: str, device: Device) -> dict[str, Any]:
         elif isinstance(mark, Scratch):
             found[name] = device.empty((WORKSPACE,), np.uint8)
         elif name != "stream":
-            found[name] = values[parameter.kind]
+            own = 0.5 ** len(found) if parameter.kind is float else None  # that it may be told by
+            found[name] = own or names.get(name) or values[parameter.kind]
     return found
 
 

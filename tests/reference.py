@@ -198,6 +198,27 @@ def lrn_backward(dy, x, size, alpha, beta, k, groups=1):
     return dx, magnitude
 
 
+def logistic(x):
+    return np.exp(-np.logaddexp(0, -np.asarray(x, np.float64)))
+
+
+# Of every activation: the output for the input x, and its slope there, with the parameters a and b of some.
+ACTIVATIONS = {
+    "relu": (lambda x: np.maximum(x, 0), lambda x: x > 0),
+    "tanh": (lambda x, a, b: a * np.tanh(b * x), lambda x, a, b: a * b / np.cosh(b * x) ** 2),
+    "logistic": (logistic, lambda x: logistic(x) * logistic(-x)),
+    "linear": (lambda x, a, b: a * x + b, lambda x, a, b: np.full(np.shape(x), a)),
+    "softrelu": (
+        lambda x: np.where(x > 4, x, np.logaddexp(0, x)),
+        lambda x: np.where(x > 4, 1, logistic(x)),
+    ),
+    "brelu": (lambda x, a: np.minimum(a, np.maximum(0, x)), lambda x, a: (x > 0) & (x < a)),
+    "abs": (np.abs, lambda x: np.where(x > 0, 1, -1)),
+    "square": (lambda x: x**2, lambda x: 2 * x),
+    "sqrt": (np.sqrt, lambda x: 1 / (2 * np.sqrt(x))),
+}
+
+
 def softmax(logits):
     """Probabilities and their logarithms."""
     logits = logits.astype(np.float64)
@@ -213,9 +234,11 @@ def rank(logits, label: int) -> int:
 
 
 def sgd(weight, velocity, gradient, lr, momentum, weight_decay):
-    """In float32, every operation rounded: the one result that is right to the bit."""
+    """In float32, every operation rounded: the one result that is right to the bit. Without decay, weights take no part
+    in their velocities."""
     lr, momentum, weight_decay = np.float32(lr), np.float32(momentum), np.float32(weight_decay)
-    velocity = (momentum * velocity) - (lr * ((weight_decay * weight) + gradient))
+    slope = (weight_decay * weight) + gradient if weight_decay else gradient
+    velocity = (momentum * velocity) - (lr * slope)
     return weight + velocity, velocity
 
 

@@ -91,7 +91,7 @@ MAPS = tests(*CHECKS, "ops_weights", "ops_elementwise", "ops_dropout", "ops_pool
 UPDATES = tests("ops_weights", "ops_update", "ops_elementwise", *CHECKS)
 TESTS: dict[str, tuple[Stage, ...]] = {
     "relu.cu": (tests("ops_elementwise", *CHECKS),),
-    "tanh.cu": (tests("ops_elementwise", *CHECKS),),
+    "activation.cu": (tests("ops_activation", "ops_elementwise", *CHECKS),),
     "pointwise.cu": (tests("ops_elementwise", *CHECKS),),
     "sgd.cu": (UPDATES,),
     "cast.cu": (tests("ops_weights", *CHECKS),),

@@ -335,7 +335,7 @@ def _arguments(problem: Problem, stream: Stream) -> dict[str, Any]:
         if parameter.optional and absent:
             given[name] = None
         elif not parameter.marks:
-            given[name] = {float: 0.5, bool: False}[parameter.kind]
+            given[name] = {float: 0.5, bool: False, str: "logistic"}[parameter.kind]  # the kind of activation
         elif isinstance(mark := parameter.marks[0], Scratch):
             nbytes = getattr(device.kernels, mark.size)(given["shape"], precision)
             given[name] = device.empty((nbytes,), np.uint8) if nbytes else None

@@ -170,12 +170,12 @@ class LinearLayer(LayerOnDevice):
 def activate(layer: ConvLayer | LinearLayer) -> None:
     """What of the activation is not part of the product, in place."""
     if layer.activation == "tanh":
-        ops.tanh_forward(layer.stream, layer.precision, layer.y, layer.y)
+        ops.activation_forward(layer.stream, layer.precision, "tanh", 1.0, 1.0, layer.y, layer.y)
 
 
 def activate_backward(layer: ConvLayer | LinearLayer, dy: Array) -> None:
     """Makes ``dy`` the gradient with respect to what the activation was applied to, unless it is that already."""
     if layer.activation == "tanh":
-        ops.tanh_backward(layer.stream, layer.precision, dy, layer.y, dy)
+        ops.activation_backward(layer.stream, layer.precision, "tanh", 1.0, 1.0, dy, layer.y, dy)
     elif layer.activation == "relu" and not layer.fusion.masked:
         ops.relu_backward(layer.stream, layer.precision, dy, layer.y, dy)

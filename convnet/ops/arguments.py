@@ -15,6 +15,7 @@ import numpy as np
 from ..devices.foreign import KINDS as ARRAYS
 from ..devices.foreign import CudaMemory, Given, seen
 from ..devices.protocol import Device
+from ..kernels.activations import ACTIVATIONS
 from ..kernels.precision import activation_dtype
 from ..kernels.shapes import ConvShape, LinearShape, LrnShape, Padding, PoolShape
 
@@ -81,6 +82,23 @@ def number(op: str, name: str, value: float) -> None:
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not real or not abs(value) <= float(np.finfo(np.float32).max):
         raise ValueError(f"{op}: {name} must be a finite number, got {value!r}")
+
+
+def activation(op: str, kind: str, a: float | None, b: float | None) -> tuple[float, float]:
+    """Checks the name of an activation and its parameters; both, 0 in place of what it has not."""
+    if not isinstance(kind, str) or kind not in ACTIVATIONS:
+        raise ValueError(f"{op}: there is no activation {kind!r}; there are {', '.join(ACTIVATIONS)}")
+    names = ACTIVATIONS[kind].parameters
+    given = {name: value for name, value in (("a", a), ("b", b)) if value is not None}
+    if tuple(given) != names:
+        takes, got = (" and ".join(found) or "no parameters" for found in (names, given))
+        raise ValueError(f"{op}: {kind} = {ACTIVATIONS[kind].formula} takes {takes}, got {got}")
+    for name, value in given.items():
+        number(op, name, value)
+    first, second = (np.float32(given.get(name, 0)) for name in ("a", "b"))
+    if (kind == "tanh" and first == 0) or (kind == "brelu" and not first > 0):
+        raise ValueError(f"{op}: {kind} needs an a {'above' if kind == 'brelu' else 'other than'} 0, got {a}")
+    return float(first), float(second)
 
 
 def count(op: str, n: int, most: int) -> None:

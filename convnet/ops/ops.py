@@ -16,6 +16,7 @@ from typing import Annotated
 import numpy as np
 
 from ..devices.protocol import Array, Stream
+from ..kernels.activations import ACTIVATIONS
 from ..kernels.control import WORDS
 from ..kernels.precision import BF16, copy_columns
 from ..kernels.shapes import (
@@ -100,9 +101,9 @@ LinearScratch = Annotated[Array, Scratch("linear_workspace")]
 @op("conv2d")
 def conv_forward(
     stream: Stream, shape: ConvShape, precision: str,
-    x: InX, weight: Weight, bias: Bias | None, y: OutY, relu: bool = False,
+    x: InX, weight: Weight, bias: Bias | None, y: OutY, relu: bool = False, accumulate: bool = False,
 ) -> None:  # fmt: skip
-    """y = weight * x + bias, then ReLU where asked."""
+    """y = weight * x + bias, plus what y held before with ``accumulate``, then ReLU where asked."""
 
 
 @op("conv2d_backward")
@@ -124,9 +125,9 @@ def conv_backward_filter(
 def linear_forward(
     stream: Stream, shape: LinearShape, precision: str,
     x: InX, weight: Weight, bias: Bias | None, y: OutY, relu: bool,
-    dropout: DropoutShape | None, control: Control | None, workspace: LinearScratch | None,
+    dropout: DropoutShape | None, control: Control | None, workspace: LinearScratch | None, accumulate: bool = False,
 ) -> None:  # fmt: skip
-    """y = weight^T x + bias, then ReLU and ``dropout`` of y where asked.
+    """y = weight^T x + bias, plus what y held before with ``accumulate``, then ReLU and ``dropout`` of y where asked.
 
     Elements are dropped as by ``dropout_forward`` at the step in ``control``, to the same bits, but no mask is kept:
     behind a ReLU y > 0 says as much. At test, without ``control``, y is multiplied by 1 - p instead.
@@ -155,7 +156,8 @@ def linear_backward_filter(
 def linear_backward_filter_update(
     stream: Stream, shape: LinearShape, precision: str,
     dy: InY, x: InX, weight: OutWeight, velocity: OutWeight, copy: Annotated[Array, writes("weight_copy", BF16)] | None,
-    dbias: OutBias | None, control: OutControl, rate: float, decays: bool, workspace: LinearScratch | None,
+    dbias: OutBias | None, control: OutControl, rate: float, decay: float, momentum: float,
+    workspace: LinearScratch | None,
 ) -> None:  # fmt: skip
     """``linear_backward_filter``, then ``sgd`` of the weight, to the same bits; the weight's gradient is stored
     nowhere.
@@ -222,14 +224,24 @@ def relu_backward(stream: Stream, precision: str, dy: In, y: In, dx: Out) -> Non
     """dx = dy where y > 0."""
 
 
-@op("tanh")
-def tanh_forward(stream: Stream, precision: str, x: In, y: Out) -> None:
-    """y = tanh(x)."""
+@op("activation")
+def activation_forward(
+    stream: Stream, precision: str, kind: str, a: float, b: float, x: In, y: Out
+) -> None:  # fmt: skip
+    """y = f(x), f of the kind in ``ACTIVATIONS``, with its parameters; those it has not are ignored."""
 
 
-@op("tanh_backward")
-def tanh_backward(stream: Stream, precision: str, dy: In, y: In, dx: Out) -> None:
-    """dx = dy (1 - y^2)."""
+@op("activation_backward")
+def activation_backward(
+    stream: Stream, precision: str, kind: str, a: float, b: float,
+    dy: Annotated[Array, reads("dx.size")], saved: Annotated[Array, reads("dx.size")] | None,
+    dx: Annotated[Array, writes("dx.size")],
+) -> None:  # fmt: skip
+    """dx = dy f'(x), from ``saved``: x or y, whichever ``ACTIVATIONS`` says that the kind reads; None where it reads
+    neither."""
+    needed = ACTIVATIONS[kind].reads
+    if needed and saved is None:
+        raise ValueError(f"activation_backward: {kind} needs {needed} as saved, got None")
 
 
 @op("add")
@@ -297,7 +309,8 @@ def ingest_planar(
 class Update:
     """What an update does to one tensor, in place on weight and velocity; ``copy`` becomes the new weight in bfloat16.
 
-    ``rate`` multiplies the learning rate in the control block; ``decays``: takes part in weight decay.
+    ``rate``, ``decay`` and ``momentum`` multiply the learning rate, the weight decay and the momentum in the control
+    block. With ``decay`` 0 the weight takes no part in its velocity.
     """
 
     weight: Array
@@ -305,7 +318,8 @@ class Update:
     gradient: Array
     copy: Array | None
     rate: float
-    decays: bool
+    decay: float
+    momentum: float
 
 
 @op("pack")
@@ -319,11 +333,11 @@ def pack(
 @op("sgd", launches=False)
 def sgd(
     stream: Stream, weight: Updated, velocity: Updated, gradient: Annotated[Array, reads("weight.size", F32)],
-    copy: Copy | None, control: OutControl, rate: float, decays: bool,
+    copy: Copy | None, control: OutControl, rate: float, decay: float, momentum: float,
 ) -> None:  # fmt: skip
     """The paper's update of one tensor: see ``Update``. Nothing changes where ``control`` says ``stopped``; what has a
     gradient that is not finite stays as it is, and ``control`` then says ``spoiled``."""
-    operands = (weight.size, weight, velocity, gradient, copy, _columns(weight), control, rate, decays)
+    operands = (weight.size, weight, velocity, gradient, copy, _columns(weight), control, rate, decay, momentum)
     stream.launch(stream.device.kernels.sgd, *operands)
 
 
@@ -332,8 +346,9 @@ def sgd_many(stream: Stream, updates: Sequence[Update], control: OutControl) -> 
     """The update of up to 32 tensors in one launch, to the bits of ``sgd`` one by one."""
     rows = []
     for u in updates:
-        DECLARED["sgd"].check("sgd_many", (stream, u.weight, u.velocity, u.gradient, u.copy, control, u.rate, u.decays))
-        rows.append((u.weight.size, u.weight, u.velocity, u.gradient, u.copy, _columns(u.weight), u.rate, u.decays))
+        arrays, factors = (u.weight, u.velocity, u.gradient, u.copy), (u.rate, u.decay, u.momentum)
+        DECLARED["sgd"].check("sgd_many", (stream, *arrays, control, *factors))
+        rows.append((u.weight.size, *arrays, _columns(u.weight), *factors))
     stream.launch(stream.device.kernels.sgd_many, tuple(rows), control)
 
 

@@ -9,8 +9,9 @@
 namespace convnet::bindings {
 
 void register_convolution(py::module_& m) {
-  bind(m, "conv_forward", &conv_forward,
-       {"shape", "precision", "x", "weight", optional("bias"), "y", "relu", "stream"});
+  bind(
+      m, "conv_forward", &conv_forward,
+      {"shape", "precision", "x", "weight", optional("bias"), "y", "relu", "accumulate", "stream"});
   bind(m, "conv_backward_data", &conv_backward_data,
        {"shape", "precision", "dy", "weight", "dx", optional("mask"), "stream"});
   bind(m, "conv_backward_filter", &conv_backward_filter,

@@ -9,7 +9,7 @@ namespace convnet::bindings {
 void register_linear(py::module_& m) {
   bind(m, "linear_forward", &linear_forward,
        {"shape", "precision", "x", "weight", optional("bias"), "y", "relu", "dropout",
-        optional("control"), optional("workspace"), "stream"});
+        optional("control"), optional("workspace"), "accumulate", "stream"});
   bind(m, "linear_backward_data", &linear_backward_data,
        {"shape", "precision", "dy", "weight", "dx", optional("mask"), optional("workspace"),
         "stream"});
@@ -18,7 +18,7 @@ void register_linear(py::module_& m) {
         "stream"});
   bind(m, "linear_backward_filter_update", &linear_backward_filter_update,
        {"shape", "precision", "dy", "x", "weight", "velocity", optional("copy"), optional("dbias"),
-        "control", "rate", "decays", optional("workspace"), "stream"});
+        "control", "rate", "decay", "momentum", optional("workspace"), "stream"});
   bind(m, "linear_workspace", &linear_workspace, {"shape", "precision"});
 }
 

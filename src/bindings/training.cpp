@@ -23,15 +23,12 @@ Updates to_shape(const Place& place, py::handle object) {
   for (const py::handle item : py::reinterpret_borrow<py::iterable>(object)) {
     require(updates.count < kMostUpdates, place.function, ": takes at most ", kMostUpdates,
             " tensors; update the rest in another call");
-    if (!py::isinstance<py::tuple>(item) || py::len(item) != 8)
-      throw py::type_error(message(describe(place), " must be tuples of eight, got ",
+    if (!py::isinstance<py::tuple>(item) || py::len(item) != 9)
+      throw py::type_error(message(describe(place), " must be tuples of nine, got ",
                                    py::repr(item).cast<std::string>()));
-    const auto [count, weight, velocity, gradient, copy, columns, rate, decays] =
+    const auto [count, weight, velocity, gradient, copy, columns, rate, decay, momentum] =
         item.cast<std::tuple<py::object, py::object, py::object, py::object, py::object, py::object,
-                             py::object, py::object>>();
-    if (!py::isinstance<py::bool_>(decays))
-      throw py::type_error(message(describe(at("decays")), " must be True or False, got ",
-                                   py::repr(decays).cast<std::string>()));
+                             py::object, py::object, py::object>>();
     const auto address = [&](const char* field, const py::object& value, bool may_be_null) {
       return to_address(at(field), value, may_be_null,
                         std::min<std::size_t>(16, largest_alignment()));
@@ -43,8 +40,8 @@ Updates to_shape(const Place& place, py::handle object) {
         reinterpret_cast<const float*>(address("gradient", gradient, false)),
         reinterpret_cast<bf16*>(address("copy", copy, true)),
         static_cast<std::int64_t>(to_unsigned(at("columns"), columns, std::uint64_t{1} << 40)),
-        to_float(at("rate"), rate),
-        decays.cast<bool>()};
+        {to_float(at("rate"), rate), to_float(at("decay"), decay),
+         to_float(at("momentum"), momentum)}};
   }
   return updates;
 }
@@ -61,7 +58,7 @@ void register_training(py::module_& m) {
         optional("dlogits"), "control", "stream"});
   bind(m, "sgd", &sgd,
        {"count", "weight", "velocity", "gradient", optional("copy"), "columns", "control", "rate",
-        "decays", "stream"});
+        "decay", "momentum", "stream"});
   bind(m, "sgd_many", &sgd_many, {"updates", "control", "stream"});
   bind(m, "cast_weight", &cast_weight, {"count", "columns", "weight", "copy", "stream"});
   bind(m, "fold_weight", &fold_weight, {"shape", "weight", "copy", "stream"});

@@ -14,4 +14,9 @@ struct Control {
   uint32_t unused[2];
 };
 
+// How a tensor's rates differ from those of the control block: what its lr, weight_decay and momentum are multiplied by.
+struct Factors {
+  float rate, decay, momentum;
+};
+
 }  // namespace convnet

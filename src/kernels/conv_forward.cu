@@ -1,8 +1,8 @@
 // Convolution, forward.
 //
 // What       y[n,k,p,q] = bias[k] + sum over c, r, s of weight[k,c,r,s]
-//            x[n,c,p*stride-pad+r,q*stride-pad+s], then ReLU where asked; zero outside the image,
-//            grouped. An implicit GEMM: GEMM-M = filters of a group, GEMM-N = (block, p, q, lane),
+//            x[n,c,p*stride-pad+r,q*stride-pad+s], plus what y held before where asked, then ReLU
+//            where asked; zero outside the image, grouped. An implicit GEMM: GEMM-M = filters of a group, GEMM-N = (block, p, q, lane),
 //            reduction over (c, r, s). (On Hopper, in bf16: tile/wgmma_maps.cuh.)
 // Tensors    x [N/L][C][H][W][L], weight [g][C/g][R][S][K/g] (bf16: rows padded to K8), bias [K], y
 //            [N/L][K][P][Q][L]; x, weight and y by precision, bias and sums float32. Order of each
@@ -200,6 +200,7 @@ __device__ __forceinline__ void store_output(const ConvProblem& problem,
                                              const Sums& sums,
                                              const float* bias,
                                              bool relu,
+                                             bool accumulate,
                                              Element* y,
                                              int first_filter,
                                              int64_t first_column) {
@@ -220,8 +221,11 @@ __device__ __forceinline__ void store_output(const ConvProblem& problem,
 #pragma unroll
     for (int i = 0; i < Sums::kRows; ++i) {
       const int k = sums.row(i) - sums.row(0);
-      const float4 v = add(sums.quad(i, j), bias_of[i]);
-      if (k < filters) store4(pixel + int64_t{k} * problem.y_channel, relu ? rectified(v) : v);
+      if (k >= filters) continue;
+      Element* target = pixel + int64_t{k} * problem.y_channel;
+      float4 v = add(sums.quad(i, j), bias_of[i]);
+      if (accumulate) v = add(v, load4(target));
+      store4(target, relu ? rectified(v) : v);
     }
   }
 }
@@ -233,6 +237,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                         const typename T::Arithmetic::Element* weight,
                         const float* bias,
                         bool relu,
+                        bool accumulate,
                         typename T::Arithmetic::Element* y) {
   begin_kernel();
   auto& ring = shared_storage<Ring<Order<T>>>();
@@ -242,7 +247,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
   Order<T> operands(problem, x, weight, first_filter, first_column);
   multiply(sums, ring, operands, operands.units);
   sums.finish();
-  store_output(problem, sums, bias, relu, y, first_filter, first_column);
+  store_output(problem, sums, bias, relu, accumulate, y, first_filter, first_column);
 }
 
 struct Arguments {
@@ -250,7 +255,7 @@ struct Arguments {
   const void* weight;
   const float* bias;
   void* y;
-  bool relu;
+  bool relu, accumulate;
   Stream stream;
 };
 
@@ -265,7 +270,7 @@ void run(const ConvShape& shape, const Arguments& arguments) {
   launch(by_tap ? conv_forward_kernel<T, ByTap> : conv_forward_kernel<T, Flat>, grid,
          Dim3(T::kThreads), sizeof(Ring<ByTap<T>>), arguments.stream, problem,
          static_cast<const Element*>(arguments.x), static_cast<const Element*>(arguments.weight),
-         arguments.bias, arguments.relu, static_cast<Element*>(arguments.y));
+         arguments.bias, arguments.relu, arguments.accumulate, static_cast<Element*>(arguments.y));
 }
 
 template <class T>
@@ -352,10 +357,11 @@ void conv_forward(const ConvShape& shape,
                   const float* bias,
                   void* y,
                   bool relu,
+                  bool accumulate,
                   Stream stream) {
   check("conv_forward", shape);
-  choose("conv_forward", kVariants, shape, precision)
-      .run(shape, Arguments{x, weight, bias, y, relu, stream});
+  choose("conv_forward", kVariants, shape, precision, accumulate)
+      .run(shape, Arguments{x, weight, bias, y, relu, accumulate, stream});
 }
 
 std::string conv_forward_variant(const ConvShape& shape, Precision precision) {

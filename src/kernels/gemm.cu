@@ -1,7 +1,7 @@
 // Fully-connected layers: forward and both gradients.
 //
-// What       forward y[k,n] = bias[k] + sum over c of weight[c,k] x[c,n], then ReLU and
-//            dropout where asked; backward data dx[c,n] = sum over k of weight[c,k] dy[k,n], with a
+// What       forward y[k,n] = bias[k] + sum over c of weight[c,k] x[c,n], plus what y held before
+//            where asked, then ReLU and dropout where asked; backward data dx[c,n] = sum over k of weight[c,k] dy[k,n], with a
 //            mask 0 where mask[c,n] > 0 does not hold; backward filter dweight[c,k] = sum over n of
 //            x[c,n] dy[k,n], dbias[k] = sum over n of dy[k,n]; with update, dweight[c,k] is not
 //            stored but is the gradient in a step of SGD of weight[c,k] (tile/update.cuh).
@@ -64,6 +64,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
                    const typename T::Arithmetic::Element* weight,
                    const typename T::Arithmetic::Element* x,
                    const float* bias,
+                   bool accumulate,
                    bool relu,
                    const typename T::Arithmetic::Element* mask,
                    typename T::Arithmetic::Element* out,
@@ -96,6 +97,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
         store4(partial + blockIdx.z * product.part_stride + target, sums.quad(i, j));
       } else {
         float4 v = add(sums.quad(i, j), bias ? bias[row] : 0.0f);
+        if (accumulate) v = add(v, load4(out + target));
         if (relu) v = rectified(v);
         if (mask) v = where_positive(v, load4(mask + target));
         store4(out + target, v);
@@ -169,7 +171,7 @@ struct ProductArguments {
   const void* weight;
   const void* x;
   const float* bias;
-  bool relu;
+  bool accumulate, relu;
   const void* mask;  // null: none
   Dropout dropout;
   void* out;
@@ -179,7 +181,8 @@ struct ProductArguments {
 
 template <class Element>
 Finish<Element> finish_of(const LinearShape& shape, const ProductArguments& a) {
-  return {a.bias, a.rows, shape.lanes, a.relu, static_cast<const Element*>(a.mask), a.dropout};
+  return {a.bias,   a.rows, shape.lanes, a.accumulate, a.relu, static_cast<const Element*>(a.mask),
+          a.dropout};
 }
 
 template <class T, template <class> class Weights>
@@ -199,8 +202,8 @@ void run_product(const LinearShape& shape, const ProductArguments& a) {
   Element* out = static_cast<Element*>(a.out);
   launch(product_kernel<T, Weights>, grid, Dim3(T::kThreads),
          sizeof(Ring<WeightOperands<T, Weights>>), a.stream, product,
-         static_cast<const Element*>(a.weight), static_cast<const Element*>(a.x), a.bias, a.relu,
-         mask, out, whole ? nullptr : a.workspace);
+         static_cast<const Element*>(a.weight), static_cast<const Element*>(a.x), a.bias,
+         a.accumulate, a.relu, mask, out, whole ? nullptr : a.workspace);
   if (!whole) sum_parts(count, parts, a.workspace, out, a.stream, finish_of<Element>(shape, a));
 }
 
@@ -403,17 +406,18 @@ void linear_forward(const LinearShape& shape,
                     const std::optional<DropoutShape>& dropout,
                     const Control* control,
                     float* workspace,
+                    bool accumulate,
                     Stream stream) {
   const char* op = "linear_forward";
   check(op, shape);
   require(!dropout || (dropout->N == shape.N && dropout->features == shape.K &&
                        dropout->lanes == shape.lanes),
           op, ": dropout must be of y, N=", shape.N, " features=", shape.K, " lanes=", shape.lanes);
-  choose(op, kForward, shape, precision)
+  choose(op, kForward, shape, precision, accumulate)
       .run(shape,
-           ProductArguments{op, shape.K, shape.C, forward_parts(shape), weight, x, bias, relu,
-                            nullptr, dropout ? dropout_of(op, *dropout, control) : Dropout{}, y,
-                            workspace, stream});
+           ProductArguments{op, shape.K, shape.C, forward_parts(shape), weight, x, bias, accumulate,
+                            relu, nullptr, dropout ? dropout_of(op, *dropout, control) : Dropout{},
+                            y, workspace, stream});
 }
 
 void linear_backward_data(const LinearShape& shape,
@@ -428,7 +432,7 @@ void linear_backward_data(const LinearShape& shape,
   check(op, shape);
   choose(op, kBackwardData, shape, precision)
       .run(shape, ProductArguments{op, shape.C, shape.K, backward_data_parts(shape), weight, dy,
-                                   nullptr, false, mask, Dropout{}, dx, workspace, stream});
+                                   nullptr, false, false, mask, Dropout{}, dx, workspace, stream});
 }
 
 void linear_backward_filter(const LinearShape& shape,
@@ -456,14 +460,15 @@ void linear_backward_filter_update(const LinearShape& shape,
                                    float* dbias,
                                    Control* control,
                                    float rate,
-                                   bool decays,
+                                   float decay,
+                                   float momentum,
                                    float* workspace,
                                    Stream stream) {
   const char* op = "linear_backward_filter";
   check(op, shape);
   require(!dbias || workspace, op, ": dbias needs a workspace, got a null address");
-  const WeightUpdate update{weight,  velocity, copy,  {shape.K, round_up(shape.K, 8)},
-                            control, rate,     decays};
+  const WeightUpdate update{
+      weight, velocity, copy, {shape.K, round_up(shape.K, 8)}, control, {rate, decay, momentum}};
   choose(op, kBackwardFilter, shape, precision)
       .run(shape, GradientArguments{dy, x, nullptr, &update, dbias, workspace, stream});
 }

@@ -14,6 +14,7 @@ namespace convnet {
 int64_t linear_workspace(const LinearShape& shape, Precision precision);
 
 // y = weight^T x + bias (null: none), then ReLU and dropout where asked. The order of the sums depends on C alone.
+// With `accumulate`, what y held before is added behind the bias, as it was stored, in front of ReLU and dropout.
 // Dropout of y gives the bits of dropout_forward at the step of `control`, without a mask (behind a ReLU y > 0 says as much),
 // and at test, where `control` is null, those of scale by 1 - p.
 void linear_forward(const LinearShape& shape,
@@ -26,6 +27,7 @@ void linear_forward(const LinearShape& shape,
                     const std::optional<DropoutShape>& dropout,
                     const Control* control,
                     float* workspace,
+                    bool accumulate,
                     Stream stream);
 
 // dx = weight dy; with mask [N/L][C][L], x where a ReLU made it: 0 where x > 0 does not hold, the bits of relu_backward.
@@ -61,7 +63,8 @@ void linear_backward_filter_update(const LinearShape& shape,
                                    float* dbias,
                                    Control* control,
                                    float rate,
-                                   bool decays,
+                                   float decay,
+                                   float momentum,
                                    float* workspace,
                                    Stream stream);
 

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kQuadThreads)
   while (blockIdx.x >= parts.part[index].end) first_block = parts.part[index++].end;
   const Part& part = parts.part[index];
   const Update& u = part.update;
-  const Rates rates = rates_of(control, u.rate, u.decays);
+  const Rates rates = rates_of(control, u.factors);
   int64_t i = 4 * (int64_t{blockIdx.x - first_block} * kQuadThreads + threadIdx.x);
   if (i + 4 <= u.count) {
     float4 w = load4(u.weight + i);
@@ -101,10 +101,11 @@ void sgd(int64_t count,
          int64_t columns,
          Control* control,
          float rate,
-         bool decays,
+         float decay,
+         float momentum,
          Stream stream) {
-  run("sgd", {1, {{count, weight, velocity, gradient, copy, columns, rate, decays}}}, control,
-      stream);
+  const Factors factors{rate, decay, momentum};
+  run("sgd", {1, {{count, weight, velocity, gradient, copy, columns, factors}}}, control, stream);
 }
 
 }  // namespace convnet

@@ -8,7 +8,8 @@ namespace convnet {
 // One tensor of `count` values:
 //   v <- momentum * v - lr * (weight_decay * w + g);  w <- w + v, each operation rounded to float32 in this order (no FMA):
 //   v = (momentum * v) - (lr * ((weight_decay * w) + g))
-// lr is that of the control block times `rate`; weight_decay is 0 unless the tensor `decays`.
+// lr, weight_decay and momentum are those of the control block, each times its factor. Where weight_decay is 0, w
+// counts as 0 in the first line: a weight that is not finite spoils no velocity.
 // copy (may be null): the new weight in bfloat16, rows of `columns` values padded as by cast_weight, which also writes the
 // zeros between them: here they stay as they are. Without a copy `columns` may be anything.
 // Where g is not finite, w and v stay as they are and the control block gets `spoiled`.
@@ -19,8 +20,7 @@ struct Update {
   const float* gradient;
   bf16* copy;
   int64_t columns;
-  float rate;
-  bool decays;
+  Factors factors;
 };
 
 constexpr int kMostUpdates = 32;
@@ -42,7 +42,8 @@ void sgd(int64_t count,
          int64_t columns,
          Control* control,
          float rate,
-         bool decays,
+         float decay,
+         float momentum,
          Stream stream);
 
 }  // namespace convnet

@@ -87,7 +87,7 @@ def convolve(shape: ConvShape) -> list[np.ndarray]:
     """y, dx, dweight and dbias of small integers, outputs starting as NaN."""
     x, weight, dy = integers(shape.x), integers(shape.weight), integers(shape.y)
     y, dx, dweight, dbias = (poisoned(s) for s in (shape.y, shape.x, shape.weight, (shape.K,)))
-    run("conv_forward", shape, "fp32", x, weight, integers((shape.K,)), y, True, 0)
+    run("conv_forward", shape, "fp32", x, weight, integers((shape.K,)), y, True, False, 0)
     run("conv_backward_data", shape, "fp32", dy, weight, dx, x, 0)
     run("conv_backward_filter", shape, "fp32", dy, x, dweight, dbias, None, 0)
     return [y, dx, dweight, dbias]
@@ -112,7 +112,7 @@ def run_all(shapes=(CONV, DENSE, *DIRECT, *TILES, FEW, ONE)) -> list[np.ndarray]
     for linear in LINEARS:
         x, weight, dy = integers(linear.x), integers(linear.weight), integers(linear.y)
         y, dx, dweight = poisoned(linear.y), poisoned(linear.x), poisoned(linear.weight)
-        run("linear_forward", linear, "fp32", x, weight, None, y, False, None, None, None, 0)
+        run("linear_forward", linear, "fp32", x, weight, None, y, False, None, None, None, False, 0)
         run("linear_backward_data", linear, "fp32", dy, weight, dx, x, None, 0)
         run("linear_backward_filter", linear, "fp32", dy, x, dweight, None, None, 0)
         results += [y, dx, dweight]
@@ -151,17 +151,19 @@ def test_every_level_of_instructions_gives_the_same_bits():
     control[1:4] = np.array([0.1, 0.9, 0.01], np.float32).view(np.uint32)
 
     def all_loops():
-        results = [np.full(LRN.x, np.nan, np.float32) for _ in range(6)]
-        lrn, gradient, y, slope, weight, velocity = results
+        results = [np.full(LRN.x, np.nan, np.float32) for _ in range(8)]
+        lrn, gradient, y, slope, weight, velocity, logistic, softrelu = results
         argmax = np.zeros(POOL.y, np.uint8)
         p = np.full(POOL.y, np.nan, np.float32)
         run("lrn_forward", LRN, "fp32", x[0], lrn, 0)
         run("lrn_backward", LRN, "fp32", x[1], x[0], gradient, 0)
         run("lrn_pool_forward", LRN, POOL, "fp32", x[0], p, argmax, 0)
-        run("tanh_forward", x[0].size, "fp32", x[0], y, 0)
+        run("activation_forward", x[0].size, "fp32", "tanh", 1.0, 1.0, x[0], y, 0)
+        run("activation_forward", x[0].size, "fp32", "logistic", 0.0, 0.0, x[0], logistic, 0)
+        run("activation_forward", x[0].size, "fp32", "softrelu", 0.0, 0.0, x[0], softrelu, 0)
         run("lrn_pool_backward", LRN, POOL, "fp32", dp, argmax, x[0], slope, True, 0)
         weight[...], velocity[...] = x[0], x[1]
-        run("sgd", weight.size, weight, velocity, x[2], None, 1, control, 0.5, True, 0)
+        run("sgd", weight.size, weight, velocity, x[2], None, 1, control, 0.5, 0.7, 0.8, 0)
         return [*results, p, argmax]
 
     KERNELS.set_level(0)
@@ -266,9 +268,9 @@ def test_several_image_blocks_are_one_batch():
     for one, three in zip((CONV, DENSE), split, strict=True):
         x, weight = integers(one.x), integers(one.weight)
         y, parts = np.empty(one.y, np.float32), np.empty(three.y, np.float32)
-        run("conv_forward", one, "fp32", x, weight, None, y, False, 0)
+        run("conv_forward", one, "fp32", x, weight, None, y, False, False, 0)
         cut = np.ascontiguousarray(np.moveaxis(x.reshape(*x.shape[1:4], 3, 4), 3, 0))
-        run("conv_forward", three, "fp32", cut, weight, None, parts, False, 0)
+        run("conv_forward", three, "fp32", cut, weight, None, parts, False, False, 0)
         assert np.array_equal(np.moveaxis(parts, 0, 3).reshape(one.y), y)
 
 

@@ -130,6 +130,8 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "relu_backward": (F.relu_backward, (X[::-1], X), {}),
     "tanh": (F.tanh, (X,), {}),
     "tanh_backward": (F.tanh_backward, (X[::-1], X), {}),
+    "activation": (F.activation, (X, "logistic"), {}),
+    "activation_backward": (F.activation_backward, (X[::-1], X, "tanh"), {"a": 1.5, "b": 0.5}),
     "dropout": (F.dropout, (X, 0.5), DROP),
     "softmax_cross_entropy": (F.softmax_cross_entropy, (ROWS, np.arange(5)), {}),
     "sgd": (F.sgd, (X, X + 1, X - 1), SGD),

@@ -75,7 +75,7 @@ const ConvShape conv_shape{.N = 8,
 void conv() {
   const Array<float> y(8 * 20 * 12 * 11);
   conv_forward(conv_shape, Precision::fp32, values(8 * 6 * 12 * 11), values(6 * 3 * 3 * 20),
-               values(20), y, true, nullptr);
+               values(20), y, true, false, nullptr);
   take(y);
 }
 
@@ -96,7 +96,7 @@ void linear() {
       static_cast<std::size_t>(linear_workspace(shape, Precision::fp32)) / 4 + 1);
   const Array<float> y(16 * 44), dx(16 * 70), dweight(70 * 44), dbias(44);
   linear_forward(shape, Precision::fp32, x, weight, values(44), y, true, {}, nullptr, workspace,
-                 nullptr);
+                 false, nullptr);
   linear_backward_data(shape, Precision::fp32, dy, weight, dx, nullptr, workspace, nullptr);
   linear_backward_filter(shape, Precision::fp32, dy, x, dweight, dbias, workspace, nullptr);
   take(y), take(dx), take(dweight), take(dbias);

@@ -224,8 +224,8 @@ void linear_update(const Problem& t) {
   for (std::size_t i = 0; i < count; ++i)
     new_weight[i] = weight[i] + (velocity[i] * 0.5f - gradient[i] * 0.25f);
   Control control{0, 0.5f, 0.5f, 1.0f, 0, 0, {}};
-  const WeightUpdate update{
-      weight.data(), velocity.data(), nullptr, {t.K, t.filters8()}, &control, 0.5f, false};
+  const WeightUpdate update{weight.data(),       velocity.data(), nullptr,
+                            {t.K, t.filters8()}, &control,        {0.5f, 0.0f, 1.0f}};
   FilterCall call{};
   call.dy = image_activation(dy.data, t.K, t.P, t.Q, t.blocks);
   call.x = image_activation(x.data, t.C, t.H, t.W, t.blocks);

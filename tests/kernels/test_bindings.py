@@ -64,7 +64,7 @@ def declared(op: str) -> list[tuple[str, str, bool, bool]]:
             scratch = isinstance(mark, Scratch)
             kind = "float32" if scratch else mark.dtype.name if mark.dtype else "activations"
             written = scratch or mark.written
-        rows.append((name, {"str": "precision", "Sequence": "updates"}.get(kind, kind), written, parameter.optional))
+        rows.append((name, {"str": name, "Sequence": "updates"}.get(kind, kind), written, parameter.optional))
     return [*rows[1:], ("stream", "stream", False, False)]
 
 
@@ -105,28 +105,28 @@ def test_gpu_module_needs_no_driver():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ((SHAPE, "fp32", 0, 16, None, 16, True, 0), ValueError, "conv_forward: x is required, got a null address"),
-        ((SHAPE, "fp32", 16, None, None, 16, True, 0), ValueError, "conv_forward: weight is required"),
+        ((SHAPE, "fp32", 0, 16, None, 16, True, False, 0), ValueError, "x is required, got a null address"),
+        ((SHAPE, "fp32", 16, None, None, 16, True, False, 0), ValueError, "conv_forward: weight is required"),
         (
             (SHAPE, "fp32", 16, 16, 20, 16, True, 0),
             ValueError,
             "conv_forward: bias must be aligned to 16 bytes, got address 20",
         ),
-        ((SHAPE, "fp32", -16, 16, None, 16, True, 0), ValueError, "conv_forward: x must be at least 0"),
-        ((SHAPE, "fp32", 2**64, 16, None, 16, True, 0), ValueError, "conv_forward: x must be at least 0 and at most"),
-        ((SHAPE, "fp32", "x", 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got str"),
-        ((SHAPE, "fp32", 16.0, 16, None, 16, True, 0), TypeError, "conv_forward: x must be an int, got float"),
+        ((SHAPE, "fp32", -16, 16, None, 16, True, False, 0), ValueError, "conv_forward: x must be at least 0"),
+        ((SHAPE, "fp32", 2**64, 16, None, 16, True, False, 0), ValueError, "x must be at least 0 and at most"),
+        ((SHAPE, "fp32", "x", 16, None, 16, True, False, 0), TypeError, "conv_forward: x must be an int, got str"),
+        ((SHAPE, "fp32", 16.0, 16, None, 16, True, False, 0), TypeError, "conv_forward: x must be an int, got float"),
         (
-            (SHAPE, "fp32", np.zeros(4), 16, None, 16, True, 0),
+            (SHAPE, "fp32", np.zeros(4), 16, None, 16, True, False, 0),
             TypeError,
             "conv_forward: x must be an int, got numpy.ndarray",
         ),
         (
-            (3, "fp32", 16, 16, None, 16, True, 0),
+            (3, "fp32", 16, 16, None, 16, True, False, 0),
             TypeError,
             "conv_forward: shape must be a shape of convnet.kernels.shapes with a field N",
         ),
-        ((DROPOUT, "fp32", 16, 16, None, 16, True, 0), TypeError, "with a field C, got DropoutShape"),
+        ((DROPOUT, "fp32", 16, 16, None, 16, True, False, 0), TypeError, "with a field C, got DropoutShape"),
     ],
 )
 def test_wrong_addresses_and_shapes(emu, arguments, error, text):
@@ -147,12 +147,12 @@ def test_wrong_addresses_and_shapes(emu, arguments, error, text):
 )
 def test_wrong_extents(emu, field, value, error):
     with pytest.raises(error, match=rf"conv_forward: shape\.{field} must be"):
-        emu.conv_forward(dataclasses.replace(SHAPE, **{field: value}), "fp32", 16, 16, None, 16, True, 0)
+        emu.conv_forward(dataclasses.replace(SHAPE, **{field: value}), "fp32", 16, 16, None, 16, True, False, 0)
 
 
 def test_tensors_whose_size_wraps_are_refused(emu):
     """2^30 x 2^30 pixels of 16 images are 0 in 64 bits."""
-    for call, rest in ((emu.conv_forward, (16, 16, None, 16, True, 0)), (emu.fold_weight, None)):
+    for call, rest in ((emu.conv_forward, (16, 16, None, 16, True, False, 0)), (emu.fold_weight, None)):
         shape = dataclasses.replace(SHAPE, N=16, lanes=16, H=2**30, W=2**30, R=2**30, S=2**30)
         with pytest.raises(
             ValueError, match=r"shape must describe tensors of at most 1099511627776 values, got one of"
@@ -172,11 +172,11 @@ def test_what_needs_a_workspace_says_so(emu):
     ("updates", "error", "text"),
     [
         (5, TypeError, "not iterable"),
-        ((5,), TypeError, "sgd_many: updates must be tuples of eight, got 5"),
-        (((1, 2, 3),), TypeError, "sgd_many: updates must be tuples of eight, got (1, 2, 3)"),
-        (((4, 16, 16, 16, None, 1, 1.0, "no"),), TypeError, "sgd_many: updates.decays must be True or False, got 'no'"),
-        (((4, 16, 16, None, None, 1, 1.0, True),), ValueError, "sgd_many: updates.gradient is required"),
-        (((4, 16, 16, 16, None, 1, 1.0, True),) * 100, ValueError, "sgd_many: takes at most"),
+        ((5,), TypeError, "sgd_many: updates must be tuples of nine, got 5"),
+        (((1, 2, 3),), TypeError, "sgd_many: updates must be tuples of nine, got (1, 2, 3)"),
+        (((4, 16, 16, 16, None, 1, 1.0, "no", 1.0),), TypeError, "sgd_many: updates.decay must be a number, got str"),
+        (((4, 16, 16, None, None, 1, 1.0, 1.0, 1.0),), ValueError, "sgd_many: updates.gradient is required"),
+        (((4, 16, 16, 16, None, 1, 1.0, 1.0, 1.0),) * 100, ValueError, "sgd_many: takes at most"),
     ],
 )
 def test_wrong_updates(emu, updates, error, text):

@@ -170,7 +170,7 @@ def test_normalisation_and_pooling_have_one_image(change):
 def test_dropout_is_of_the_output(change):
     dropout = replace(DropoutShape(16, 7, 8, 0, 9, 0.5, 1, 0), **change)
     with pytest.raises(ValueError, match=r"linear_forward: dropout must be of y, N=16 features=7 lanes=8"):
-        emu.linear_forward(LINEAR, "fp32", 16, 16, None, 16, True, dropout, 16, 16, 0)
+        emu.linear_forward(LINEAR, "fp32", 16, 16, None, 16, True, dropout, 16, 16, False, 0)
 
 
 @pytest.mark.parametrize(("count", "columns"), [(16, 0), (17, 16)])
@@ -178,7 +178,7 @@ def test_a_copied_weight_is_whole_rows(count, columns):
     with pytest.raises(ValueError, match="cast_weight: a weight must be whole rows"):
         emu.cast_weight(count, columns, *NOTHING[:2], 0)
     with pytest.raises(ValueError, match="sgd: a weight must be whole rows"):
-        emu.sgd(count, *NOTHING[:4], columns, 16, 1.0, True, 0)
+        emu.sgd(count, *NOTHING[:4], columns, 16, 1.0, 1.0, 1.0, 0)
 
 
 def test_bytes_are_read_four_at_a_time():

@@ -104,11 +104,11 @@ def test_in_place(machine, precision, count):
     np.testing.assert_array_equal(to_float32(gradient.download()), np.where(x > 0, dy, 0))
     array, gradient = machine.put_rounded(x, precision), machine.put_rounded(dy, precision)
     y, dx = machine.activations((count,), precision), machine.activations((count,), precision)
-    ops.tanh_forward(machine.stream, precision, array, y)
-    ops.tanh_forward(machine.stream, precision, array, array)
+    ops.activation_forward(machine.stream, precision, "tanh", 1.0, 1.0, array, y)
+    ops.activation_forward(machine.stream, precision, "tanh", 1.0, 1.0, array, array)
     np.testing.assert_array_equal(to_float32(array.download()), to_float32(y.download()))
-    ops.tanh_backward(machine.stream, precision, gradient, y, dx)
-    ops.tanh_backward(machine.stream, precision, gradient, y, gradient)
+    ops.activation_backward(machine.stream, precision, "tanh", 1.0, 1.0, gradient, y, dx)
+    ops.activation_backward(machine.stream, precision, "tanh", 1.0, 1.0, gradient, y, gradient)
     np.testing.assert_array_equal(to_float32(gradient.download()), to_float32(dx.download()))
 
 

@@ -17,6 +17,8 @@ from convnet.ops.layout import to_float32
 
 CONSTANTS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 SIZES = [(96,), (1,), (363, 5), (64, 128), (3, 1001), (1024,), (7, 4), (1, 4099), (130, 16)]
+# of each tensor of those sizes: what its rate, weight decay and momentum are multiplied by
+FACTORS = [(0.5 * i, (0.0, 1.0, 60.0)[i % 3], (1.0, 0.0, 1.0, 0.55)[i % 4]) for i in range(len(SIZES))]
 
 
 def drawn(size, seed=0):
@@ -25,34 +27,39 @@ def drawn(size, seed=0):
     return [random.standard_normal(size, dtype=np.float32) for _ in range(3)]
 
 
+def multiplied(rate: float, decay: float, momentum: float) -> dict[str, np.float32]:
+    """CONSTANTS times the factors of a tensor."""
+    factors = {"lr": rate, "momentum": momentum, "weight_decay": decay}
+    return {name: np.float32(value) * np.float32(factors[name]) for name, value in CONSTANTS.items()}
+
+
 def copy_of(machine, size, wanted):
     return machine.empty((*size[:-1], copy_columns(size[-1])), BF16) if wanted else None
 
 
 @pytest.mark.parametrize("copies", [False, True], ids=["", "copies"])
 def test_many_tensors_are_updated_as_one_by_one(machine, copies):
-    """Each with its own rate, some without decay, some without a copy."""
+    """Each with its own rate, decay and momentum, some without decay or momentum, some without a copy."""
     if copies and machine.device.name == "cpu":
         pytest.skip("cpu has no copies in bfloat16")
     control = machine.put(control_words(**CONSTANTS))
     results = []
     for together in (True, False):
         updates = [
-            ops.Update(*map(machine.put, drawn(size)), copy_of(machine, size, copies and i % 4 < 3), 0.5 * i, i % 3 > 0)
+            ops.Update(*map(machine.put, drawn(size)), copy_of(machine, size, copies and i % 4 < 3), *FACTORS[i])
             for i, size in enumerate(SIZES)
         ]
         if together:
             ops.sgd_many(machine.stream, updates, control)
         else:
             for u in updates:
-                ops.sgd(machine.stream, u.weight, u.velocity, u.gradient, u.copy, control, u.rate, u.decays)
+                tensors = u.weight, u.velocity, u.gradient, u.copy
+                ops.sgd(machine.stream, *tensors, control, u.rate, u.decay, u.momentum)
         results.append([array.download() for u in updates for array in (u.weight, u.velocity, u.copy) if array])
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
     for i, (size, update) in enumerate(zip(SIZES, updates, strict=True)):
-        decay = CONSTANTS["weight_decay"] if i % 3 else 0.0
-        rate = np.float32(CONSTANTS["lr"]) * np.float32(0.5 * i)
-        weight, velocity = reference.sgd(*drawn(size), rate, CONSTANTS["momentum"], decay)
+        weight, velocity = reference.sgd(*drawn(size), **multiplied(*FACTORS[i]))
         np.testing.assert_array_equal(update.weight.download(), weight)
         np.testing.assert_array_equal(update.velocity.download(), velocity)
         if update.copy:
@@ -64,9 +71,9 @@ def test_at_most_32_tensors():
     from convnet.kernels import _emu as emu
 
     with pytest.raises(ValueError, match="sgd_many: takes at most 32 tensors"):
-        emu.sgd_many(((0, 16, 16, 16, None, 1, 1.0, True),) * 33, 16, 0)
+        emu.sgd_many(((0, 16, 16, 16, None, 1, 1.0, 1.0, 1.0),) * 33, 16, 0)
     with pytest.raises(ValueError, match=r"sgd_many: updates\.velocity must be aligned to 16 bytes"):
-        emu.sgd_many(((4, 16, 20, 16, None, 1, 1.0, True),), 16, 0)
+        emu.sgd_many(((4, 16, 20, 16, None, 1, 1.0, 1.0, 1.0),), 16, 0)
     emu.sgd_many((), 16, 0)
 
 
@@ -92,15 +99,28 @@ def test_nothing_changes_after_a_loss_that_is_not_finite(machine, precision):
     tensors, size = drawn((9, 13)), (9, 13)
     copy = copy_of(machine, size, machine.device.name != "cpu")
     weight, velocity, gradient = map(machine.put, tensors)
-    ops.sgd(machine.stream, weight, velocity, gradient, copy, control, 1.0, True)
-    ops.sgd_many(machine.stream, [ops.Update(weight, velocity, gradient, copy, 1.0, True)], control)
+    ops.sgd(machine.stream, weight, velocity, gradient, copy, control, 1.0, 1.0, 1.0)
+    ops.sgd_many(machine.stream, [ops.Update(weight, velocity, gradient, copy, 1.0, 1.0, 1.0)], control)
     np.testing.assert_array_equal(weight.download(), tensors[0])
     np.testing.assert_array_equal(velocity.download(), tensors[1])
     if copy:
         assert (copy.download() == 0xFFFF).all()
     machine.stream.upload(control, control_words(**CONSTANTS))
-    ops.sgd(machine.stream, weight, velocity, gradient, copy, control, 1.0, True)
+    ops.sgd(machine.stream, weight, velocity, gradient, copy, control, 1.0, 1.0, 1.0)
     np.testing.assert_array_equal(weight.download(), reference.sgd(*tensors, **CONSTANTS)[0])
+
+
+@pytest.mark.parametrize("size", [(9, 13), (4, 8)], ids=str)
+def test_without_decay_no_weight_reaches_its_velocity(machine, size):
+    """Not even one that is infinite: 0 times infinity is no number."""
+    tensors = drawn(size)
+    tensors[0].flat[[0, 6, -1]] = np.inf, -np.inf, np.nan
+    control = machine.put(control_words(**CONSTANTS))
+    weight, velocity, gradient = map(machine.put, tensors)
+    ops.sgd(machine.stream, weight, velocity, gradient, None, control, 1.0, 0.0, 1.0)
+    expected = reference.sgd(np.zeros(size, np.float32), *tensors[1:], **multiplied(1, 0, 1))[1]
+    np.testing.assert_array_equal(velocity.download(), expected)
+    np.testing.assert_array_equal(weight.download(), tensors[0] + expected)
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["sgd", "sgd_many"])
@@ -119,9 +139,9 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_weight(machine, together,
         copy = copy_of(machine, size, machine.device.name != "cpu")
         weight, velocity, slopes = map(machine.put, (*tensors[:2], gradient))
         if together:
-            ops.sgd_many(machine.stream, [ops.Update(weight, velocity, slopes, copy, 1.0, True)], control)
+            ops.sgd_many(machine.stream, [ops.Update(weight, velocity, slopes, copy, 1.0, 1.0, 1.0)], control)
         else:
-            ops.sgd(machine.stream, weight, velocity, slopes, copy, control, 1.0, True)
+            ops.sgd(machine.stream, weight, velocity, slopes, copy, control, 1.0, 1.0, 1.0)
         assert control.download()[SPOILED] == changed
         assert not control.download()[STOPPED]
     np.testing.assert_array_equal(weight.download(), expected[0])
@@ -143,15 +163,17 @@ UPDATED = [case for case in cases.LINEAR if case.id in (
 )] + [cases.LinearCase("wide-tiles-N257", 257, 300, 132)]  # fmt: skip
 
 
-def step(arithmetic, case, integers: bool, fused: bool, control, decays: bool = True, spoil: bool = False):
+def step(arithmetic, case, integers: bool, fused: bool, control, factors=(0.5, 1.0, 1.0), spoil=False, infinite=False):
     """One step of a linear layer's weights: gradient, then update, or both at once. What they were, and what they are:
-    weight, velocity, the bias's gradient, copy. ``control`` becomes what it was afterwards. ``spoil``: one value of x
-    is infinite."""
+    weight, velocity, the bias's gradient, copy. ``control`` becomes what it was afterwards. ``factors``: of rate, decay
+    and momentum. ``spoil``: one value of x is infinite. ``infinite``: some weights are."""
     machine = Machine(arithmetic.device)
     x, weight, _, dy = case.inputs(integers=integers)
     if spoil:
         x[case.N - 1, case.C // 2] = np.inf
     shape, precision = machine.padded(LinearShape(case.N, case.C, case.K, 1)), arithmetic.precision
+    if infinite:
+        weight.flat[[0, weight.size // 2, -1]] = np.inf
     before = weight.T.copy(), np.random.default_rng(case.N).standard_normal(shape.weight, dtype=np.float32)
     w, v = map(machine.put, before)
     copy = machine.empty(shape.weight_copy, BF16) if precision == "bf16" else None
@@ -159,11 +181,11 @@ def step(arithmetic, case, integers: bool, fused: bool, control, decays: bool = 
     workspace = machine.workspace(machine.device.kernels.linear_workspace(shape, precision))
     problem = machine.stream, shape, precision, *(machine.put_images(values, precision) for values in (dy, x))
     if fused:
-        ops.linear_backward_filter_update(*problem, w, v, copy, dbias, words, 0.5, decays, workspace)
+        ops.linear_backward_filter_update(*problem, w, v, copy, dbias, words, *factors, workspace)
     else:
         gradient = machine.empty(shape.weight)
         ops.linear_backward_filter(*problem, gradient, dbias, workspace)
-        ops.sgd(machine.stream, w, v, gradient, copy, words, 0.5, decays)
+        ops.sgd(machine.stream, w, v, gradient, copy, words, *factors)
     after = [array.download() for array in (w, v, dbias, copy) if array]
     control[:] = words.download()
     machine.device.close()
@@ -173,21 +195,22 @@ def step(arithmetic, case, integers: bool, fused: bool, control, decays: bool = 
 @pytest.mark.parametrize("case", UPDATED, ids=lambda case: case.id)
 def test_update_of_a_linear_layer(arithmetic, case):
     """The bits of the gradient and the update one behind the other; and of the formula, where the gradient is exact."""
-    control = control_words(**CONSTANTS)
-    _, apart = step(arithmetic, case, integers=False, fused=False, control=control)
-    _, fused = step(arithmetic, case, integers=False, fused=True, control=control)
+    control, some = control_words(**CONSTANTS), (0.5, 60.0, 0.55)
+    _, apart = step(arithmetic, case, integers=False, fused=False, control=control, factors=some)
+    _, fused = step(arithmetic, case, integers=False, fused=True, control=control, factors=some)
     assert not control[SPOILED]
     for a, b in zip(fused, apart, strict=True):
         np.testing.assert_array_equal(a, b)
 
-    before, after = step(arithmetic, case, integers=True, fused=True, control=control, decays=False)
     x, weight, _, dy = case.inputs(integers=True)
     gradient = reference.linear_backward(dy, x, weight)[1].T.astype(np.float32)
-    rate = np.float32(CONSTANTS["lr"]) * np.float32(0.5)
-    for actual, expected in zip(
-        after, reference.sgd(*before, gradient, rate, CONSTANTS["momentum"], 0.0), strict=False
-    ):
-        np.testing.assert_array_equal(actual, expected)
+    for factors, infinite in ((some, False), ((0.5, 0.0, 1.0), True)):
+        before, after = step(
+            arithmetic, case, integers=True, fused=True, control=control, factors=factors, infinite=infinite
+        )
+        expected = reference.sgd(*before, gradient, **multiplied(*factors))
+        np.testing.assert_array_equal(after[0], expected[0])
+        np.testing.assert_array_equal(after[1], expected[1])
     np.testing.assert_array_equal(after[2], dy.sum(0))
     if arithmetic.precision == "bf16":
         copy = after[3]

@@ -38,7 +38,7 @@ def test_nothing_is_cast_and_updated(machine):
     ops.cast_weight(machine.stream, nothing, copy)
     assert copy.download().size == 0
     control = machine.put(control_words(lr=0.01))
-    ops.sgd(machine.stream, nothing, nothing, nothing, copy, control, 1.0, True)
+    ops.sgd(machine.stream, nothing, nothing, nothing, copy, control, 1.0, 1.0, 1.0)
     assert nothing.download().size == 0
 
 
@@ -60,7 +60,7 @@ def test_sgd_writes_the_copy(machine, size):
     copy = machine.empty((size[0], copy_columns(size[1])), BF16)
     constants = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
     control = machine.put(control_words(**constants))
-    ops.sgd(machine.stream, weight, velocity, gradient, copy, control, rate=1.0, decays=True)
+    ops.sgd(machine.stream, weight, velocity, gradient, copy, control, rate=1.0, decay=1.0, momentum=1.0)
     new_weight, new_velocity = reference.sgd(*tensors, **constants)
     np.testing.assert_array_equal(weight.download(), new_weight)
     np.testing.assert_array_equal(velocity.download(), new_velocity)

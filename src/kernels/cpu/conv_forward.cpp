@@ -24,6 +24,23 @@ CONVNET_INLINE inline void add_bias(
   }
 }
 
+// y += what `run` writes there, then ReLU where asked.
+template <class Run>
+void add_to(float* y, int64_t count, bool relu, const Run& run) {
+  float* const old = cpu::scratch(cpu::Scratch::kept, count);
+  cpu::in_pieces(count, cpu::kPiece,
+                 [&](int64_t first, int64_t last) { std::copy(y + first, y + last, old + first); });
+  run();
+  cpu::in_pieces(count, cpu::kPiece, [&](int64_t first, int64_t last) {
+    cpu::vectorised([&]() CONVNET_INLINE {
+      for (int64_t i = first; i < last; ++i) {
+        const float value = y[i] + old[i];
+        y[i] = relu && value <= 0.0f ? 0.0f : value;
+      }
+    });
+  });
+}
+
 }  // namespace
 
 void conv_forward(const ConvShape& shape,
@@ -33,8 +50,14 @@ void conv_forward(const ConvShape& shape,
                   const float* bias,
                   void* y,
                   bool relu,
-                  Stream) {
+                  bool accumulate,
+                  Stream stream) {
   cpu::check("conv_forward", precision, shape);
+  if (accumulate) {
+    add_to(static_cast<float*>(y), shape.N * shape.K * shape.P * shape.Q, relu,
+           [&] { conv_forward(shape, precision, x, weight, bias, y, false, false, stream); });
+    return;
+  }
   const int64_t g = shape.groups, C = shape.C / g, K = shape.K / g, L = shape.lanes,
                 taps = C * shape.R * shape.S;
   const int64_t in = C * shape.H * shape.W * L, plane = shape.P * shape.Q * L, blocks = shape.N / L;

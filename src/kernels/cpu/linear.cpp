@@ -82,6 +82,7 @@ void linear_forward(const LinearShape& shape,
                     const std::optional<DropoutShape>& dropout,
                     const Control* control,
                     float*,
+                    bool accumulate,
                     Stream) {
   cpu::check("linear_forward", precision, shape);
   if (dropout) {
@@ -98,6 +99,8 @@ void linear_forward(const LinearShape& shape,
   cpu::in_parallel(shape.N / L * cuts, [&](int64_t index) {
     const int64_t block = index / cuts, k0 = index % cuts * piece, k1 = std::min(k0 + piece, K);
     float* const out = static_cast<float*>(y) + (block * K + k0) * L;
+    float* const old = accumulate ? cpu::scratch(cpu::Scratch::kept, (k1 - k0) * L) : nullptr;
+    if (accumulate) std::copy(out, out + (k1 - k0) * L, old);
     features(shape, static_cast<const float*>(x) + block * shape.C * L,
              static_cast<const float*>(weight), k0, k1, out);
     cpu::vectorised([&]() CONVNET_INLINE {
@@ -105,7 +108,8 @@ void linear_forward(const LinearShape& shape,
         float* const row = out + (k - k0) * L;
         const float b = bias ? bias[k] : 0.0f;
         for (int64_t l = 0; l < L; ++l) {
-          const float value = bias ? row[l] + b : row[l];
+          float value = bias ? row[l] + b : row[l];
+          if (accumulate) value += old[(k - k0) * L + l];
           row[l] = relu && value <= 0.0f ? 0.0f : value;
         }
         if (dropout && control)
@@ -174,11 +178,12 @@ void linear_backward_filter_update(const LinearShape& shape,
                                    float* dbias,
                                    Control* control,
                                    float rate,
-                                   bool decays,
+                                   float decay,
+                                   float momentum,
                                    float*,
                                    Stream) {
   cpu::check("linear_backward_filter_update", copy ? Precision::bf16 : precision, shape);
-  const cpu::Rates rates(*control, rate, decays);
+  const cpu::Rates rates(*control, {rate, decay, momentum});
   if (!control->stopped)
     cpu::in_pieces(shape.C, std::max<int64_t>(1, kGradient / shape.K),
                    [&](int64_t first, int64_t last) {

@@ -18,11 +18,12 @@ void sgd(int64_t count,
          int64_t,
          Control* control,
          float rate,
-         bool decays,
+         float decay,
+         float momentum,
          Stream) {
   cpu::check_count("sgd", copy ? Precision::bf16 : Precision::fp32, count);
   if (control->stopped) return;
-  const cpu::Rates rates(*control, rate, decays);
+  const cpu::Rates rates(*control, {rate, decay, momentum});
   cpu::in_pieces(count, cpu::kPiece, [&](int64_t first, int64_t last) {
     cpu::vectorised([&]() CONVNET_INLINE {
       if (!cpu::update(last - first, weight + first, velocity + first, gradient + first, rates))
@@ -36,8 +37,9 @@ void sgd_many(const Updates& updates, Control* control, Stream stream) {
           kMostUpdates, " tensors");
   for (int i = 0; i < updates.count; ++i) {
     const Update& u = updates.tensor[i];
-    sgd(u.count, u.weight, u.velocity, u.gradient, u.copy, u.columns, control, u.rate, u.decays,
-        stream);
+    const auto [rate, decay, momentum] = u.factors;
+    sgd(u.count, u.weight, u.velocity, u.gradient, u.copy, u.columns, control, rate, decay,
+        momentum, stream);
   }
 }
 

@@ -10,10 +10,10 @@ namespace convnet::cpu {
 
 struct Rates {
   float lr, momentum, decay;
-  Rates(const Control& control, float rate, bool decays)
-      : lr(control.lr * rate),
-        momentum(control.momentum),
-        decay(decays ? control.weight_decay : 0.0f) {}
+  Rates(const Control& control, const Factors& factors)
+      : lr(control.lr * factors.rate),
+        momentum(control.momentum * factors.momentum),
+        decay(control.weight_decay * factors.decay) {}
 };
 
 // Where a gradient is not finite, weight and velocity stay as they are; whether all were finite.
@@ -26,7 +26,8 @@ CONVNET_INLINE inline bool update(
     std::memcpy(&bits, &g, sizeof bits);
     const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
     spoiled |= finite ? 0u : 1u;
-    const float moved = rates.momentum * v - rates.lr * (rates.decay * w + g);
+    const float decaying = rates.decay == 0.0f ? 0.0f : w;
+    const float moved = rates.momentum * v - rates.lr * (rates.decay * decaying + g);
     velocity[i] = finite ? moved : v;
     weight[i] = finite ? w + moved : w;
   }

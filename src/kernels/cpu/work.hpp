@@ -40,6 +40,7 @@ enum class Scratch {
   normalised,
   ring,
   gradient,
+  kept,
   packed,
   places,
   count

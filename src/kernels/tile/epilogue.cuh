@@ -28,6 +28,10 @@ __device__ __forceinline__ float4 add(float4 v, float b) {
   return float4{v.x + b, v.y + b, v.z + b, v.w + b};
 }
 
+__device__ __forceinline__ float4 add(float4 u, float4 v) {
+  return float4{u.x + v.x, u.y + v.y, u.z + v.z, u.w + v.w};
+}
+
 // A GEMM column n of an activation whose blocks have `size` columns each.
 struct Place {
   int64_t block;

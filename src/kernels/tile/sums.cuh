@@ -29,6 +29,7 @@ template <class Element>
 struct Finish {
   const float* bias;  // [features], or null: none
   int64_t features, lanes;
+  bool accumulate;  // what the activation held before is added
   bool relu;
   const Element* mask;  // like the activation, or null: 0 where it is not positive
   Dropout dropout;
@@ -78,10 +79,10 @@ __global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(int64_t count,
   if (first >= count) return;
   float4 sum = load4(partial + first);
   for (int part = 1; part < parts; ++part) {
-    const float4 v = load4(partial + part * stride + first);
-    sum = float4{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+    sum = add(sum, load4(partial + part * stride + first));
   }
   if (finish.bias) sum = add(sum, finish.bias[first / finish.lanes % finish.features]);
+  if (finish.accumulate) sum = add(sum, load4(out + first));
   if (finish.relu) sum = rectified(sum);
   if (finish.dropout.acts()) sum = dropped(finish, first, sum);
   if (finish.mask) sum = where_positive(sum, load4(finish.mask + first));

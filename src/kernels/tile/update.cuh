@@ -3,6 +3,8 @@
 // What       v = (momentum * v) - (lr * ((weight_decay * w) + g)); w = w + v. Every operation is
 //            rounded on its own, so that any device, and NumPy, give the same bits: a resumed or
 //            moved run does not drift, and neither does one whose gradients never reach memory.
+//            Without weight decay the weight takes no part in v, whatever it is: 0 times infinity
+//            would be no number.
 //            Where g is not finite, w and v stay, and control->spoiled becomes 1: nothing that is not
 //            a number ever gets into the weights by way of a gradient.
 // Products   of which every sum is a gradient update the weights in their epilogue (update_matrix
@@ -23,9 +25,9 @@ struct Rates {
   Control* control;
 };
 
-__device__ __forceinline__ Rates rates_of(Control* control, float rate, bool decays) {
-  return Rates{mul_rn(control->lr, rate), control->momentum, decays ? control->weight_decay : 0.0f,
-               control->stopped != 0, control};
+__device__ __forceinline__ Rates rates_of(Control* control, const Factors& factors) {
+  return Rates{mul_rn(control->lr, factors.rate), mul_rn(control->momentum, factors.momentum),
+               mul_rn(control->weight_decay, factors.decay), control->stopped != 0, control};
 }
 
 __device__ __forceinline__ void update(const Rates& rates,
@@ -36,7 +38,8 @@ __device__ __forceinline__ void update(const Rates& rates,
     rates.control->spoiled = 1;
     return;
   }
-  const float slope = add_rn(mul_rn(rates.weight_decay, weight), gradient);
+  const float decaying = rates.weight_decay == 0.0f ? 0.0f : weight;
+  const float slope = add_rn(mul_rn(rates.weight_decay, decaying), gradient);
   velocity = sub_rn(mul_rn(rates.momentum, velocity), mul_rn(rates.lr, slope));
   weight = add_rn(weight, velocity);
 }
@@ -59,10 +62,9 @@ struct WeightUpdate {
   bf16* copy;     // may be null
   CopyRows rows;  // of the copy; the weight has rows.columns
   Control* control;
-  float rate;
-  bool decays;
+  Factors factors;
 
-  __device__ __forceinline__ Rates rates() const { return rates_of(control, rate, decays); }
+  __device__ __forceinline__ Rates rates() const { return rates_of(control, factors); }
   __device__ __forceinline__ void store(int64_t row,
                                         int column,
                                         const float4& w,

@@ -57,17 +57,20 @@ constexpr Variant<Shape, Arguments> variant(const char* name,
   return {name, T::Arithmetic::kPrecision, 80, T::kM, T::kN, when, takes, run, any_shape};
 }
 
-// The first row of this precision that runs here and takes the shape, or the forced one.
+// The first row of this precision that runs here and takes the shape, or the forced one. `generic`:
+// of those that are not for one architecture.
 template <class Shape, class Arguments, std::size_t kCount>
 const Variant<Shape, Arguments>& choose(const char* op,
                                         const Variant<Shape, Arguments> (&table)[kCount],
                                         const Shape& shape,
-                                        Precision precision) {
+                                        Precision precision,
+                                        bool generic = false) {
   const std::string forced = forced_variants().of(op);
   for (const auto& row : table) {
     if (!forced.empty() && forced != row.name) continue;
     const auto takes = !forced.empty() && row.can ? row.can : row.takes;
-    const bool fits = row.precision == precision && row.runs_here() && takes(shape);
+    const bool fits = row.precision == precision && row.runs_here() && takes(shape) &&
+                      !(generic && row.architecture == 90);
     require(fits || forced.empty(), op, ": the forced variant ", forced,
             " does not take this shape, precision or device; it is for ", row.when);
     if (fits) return row;
