@@ -147,26 +147,24 @@ def local2d_backward(
     return call.images(dx), unpack_local_weight(dw.look()), db.look()
 
 
-def add_position_bias(y: Given, bias: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
-    """``y`` (N, K, P, Q) plus ``bias`` (K, P, Q), one for every filter and pixel: (N, K, P, Q).
+def add_position_bias(x: Given, bias: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """``x`` (N, K, P, Q) plus ``bias`` (K, P, Q), one for every filter and pixel: (N, K, P, Q).
 
     Behind a ``conv2d`` without bias it gives the filters that pixels share biases that they do not.
     """
     op = "add_position_bias"
-    y, bias = taken(op, device, y=y, bias=bias)
-    floats(op, "y", y, "NKPQ")
-    floats(op, "bias", bias, y.shape[1:])
-    call = Call(op, device, precision, y.shape[0])
-    # what is added to is written: a copy, unless it is one already
-    images = call.put_images(y)
-    total = call.empty(images.shape)
-    call.stream.copy(total, images)
-    ops.add_position_bias(call.stream, _pixels(call, y.shape), precision, call.put(bias), total)
-    return call.images(total)
+    x, bias = taken(op, device, x=x, bias=bias)
+    floats(op, "x", x, "NKPQ")
+    floats(op, "bias", bias, x.shape[1:])
+    call = Call(op, device, precision, x.shape[0])
+    shape = _pixels(call, x.shape)
+    y = call.empty(shape.y)
+    ops.add_position_bias(call.stream, shape, precision, call.put_images(x), call.put(bias), y)
+    return call.images(y)
 
 
 def add_position_bias_backward(dy: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
-    """The gradient of the bias of ``add_position_bias`` for ``dy`` (N, K, P, Q): (K, P, Q). That of y is dy."""
+    """The gradient of the bias of ``add_position_bias`` for ``dy`` (N, K, P, Q): (K, P, Q). That of x is dy."""
     op = "add_position_bias_backward"
     (dy,) = taken(op, device, dy=dy)
     floats(op, "dy", dy, "NKPQ")

@@ -15,7 +15,15 @@ from ..kernels.precision import BF16, activation_dtype, copy_columns
 from . import ops
 from .arguments import check_precision
 from .gather import gather
-from .layout import pack_activations, pack_local_weight, pack_weight, rounded, to_float32, unpack_activations, weight_copy
+from .layout import (
+    pack_activations,
+    pack_local_weight,
+    pack_weight,
+    rounded,
+    to_float32,
+    unpack_activations,
+    weight_copy,
+)
 
 Values = np.ndarray[Any, Any]
 Shape = TypeVar("Shape")

@@ -189,14 +189,20 @@ def local_backward_data(
 
 @op("local2d_backward")
 def local_backward_filter(
-    stream: Stream, shape: LocalShape, precision: str, dy: InY, x: InX, dweight: OutWeight, dbias: OutPositionBias | None
+    stream: Stream,
+    shape: LocalShape,
+    precision: str,
+    dy: InY,
+    x: InX,
+    dweight: OutWeight,
+    dbias: OutPositionBias | None,
 ) -> None:
     """dweight and dbias from dy and x, summed over the images."""
 
 
 @op("add_position_bias")
-def add_position_bias(stream: Stream, shape: ConvShape, precision: str, bias: PositionBias, y: OutY) -> None:
-    """y = y + bias, the bias being one for every filter and pixel."""
+def add_position_bias(stream: Stream, shape: ConvShape, precision: str, x: InY, bias: PositionBias, y: OutY) -> None:
+    """y = x + bias, the bias being one for every filter and pixel."""
 
 
 @op("add_position_bias_backward")

@@ -14,7 +14,8 @@ void register_local(py::module_& m) {
        {"shape", "precision", "dy", "weight", "dx", optional("mask"), "stream"});
   bind(m, "local_backward_filter", &local_backward_filter,
        {"shape", "precision", "dy", "x", "dweight", optional("dbias"), "stream"});
-  bind(m, "add_position_bias", &add_position_bias, {"shape", "precision", "bias", "y", "stream"});
+  bind(m, "add_position_bias", &add_position_bias,
+       {"shape", "precision", "x", "bias", "y", "stream"});
   bind(m, "add_position_bias_backward", &add_position_bias_backward,
        {"shape", "precision", "dy", "dbias", "stream"});
 }

@@ -22,8 +22,7 @@ namespace {
 std::vector<VariantRow> all_rows() {
   std::vector<VariantRow> rows;
   for (const auto& of_op : {conv_forward_variants(), conv_backward_data_variants(),
-                            conv_backward_filter_variants(), linear_variants(),
-                            local_variants()})
+                            conv_backward_filter_variants(), linear_variants(), local_variants()})
     rows.insert(rows.end(), of_op.begin(), of_op.end());
   return rows;
 }

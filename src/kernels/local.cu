@@ -205,13 +205,13 @@ struct DataOperands {
   const Element* dy;
   const Element* weight;
   int units;
-  int row, column;      // of the pixel, counted from the first pixel of padding
+  int row, column;  // of the pixel, counted from the first pixel of padding
   Windows rows, columns;
-  int p, q;             // the current window
-  int filters_left;     // of it
-  int channel;          // this thread's first one
-  bool exists;          // whether this thread's images do
-  int64_t dy_base;      // of this thread's images and its first filter, pixel (0, 0)
+  int p, q;          // the current window
+  int filters_left;  // of it
+  int channel;       // this thread's first one
+  bool exists;       // whether this thread's images do
+  int64_t dy_base;   // of this thread's images and its first filter, pixel (0, 0)
   int64_t dy_offset, weight_offset;
 
   __device__ __forceinline__ DataOperands(const ConvProblem& problem,
@@ -240,9 +240,9 @@ struct DataOperands {
   __device__ __forceinline__ void begin_window() {
     const int r = row - p * problem.stride, s = column - q * problem.stride;
     filters_left = problem.K;
-    weight_offset =
-        weights_at(problem, p, q) +
-        ((int64_t{channel} * problem.R + r) * problem.S + s) * problem.weight_row + A::row();
+    weight_offset = weights_at(problem, p, q) +
+                    ((int64_t{channel} * problem.R + r) * problem.S + s) * problem.weight_row +
+                    A::row();
     dy_offset = dy_base + (int64_t{p} * problem.Q + q) * problem.lanes;
   }
 
@@ -254,10 +254,10 @@ struct DataOperands {
     const int channel_weights = problem.R * problem.S * problem.weight_row;
 #pragma unroll
     for (int i = 0; i < A::kCount; ++i)
-      A::copy(unit.a, i, weight + weight_offset + int64_t{i * A::kColumnsPerPass} * channel_weights,
-              unit_exists && channel + i * A::kColumnsPerPass < problem.C ? filters_left - A::row()
-                                                                          : 0,
-              problem.whole_filters());
+      A::copy(
+          unit.a, i, weight + weight_offset + int64_t{i * A::kColumnsPerPass} * channel_weights,
+          unit_exists && channel + i * A::kColumnsPerPass < problem.C ? filters_left - A::row() : 0,
+          problem.whole_filters());
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i)
       B::copy(unit.b, i, dy + dy_offset + int64_t{i * B::kRowsPerPass} * problem.y_channel,
@@ -315,8 +315,8 @@ struct FilterOperands {
   using B = DepthSlots<typename T::Arithmetic, T::kN, T::kThreads>;
   static constexpr int kDepth = T::Arithmetic::kDepth;
   const ConvProblem& problem;
-  const Element* dy;  // of this thread's images and its first filter
-  const Element* x;   // of this thread's images, channel 0 of the group, under tap (0, 0)
+  const Element* dy;     // of this thread's images and its first filter
+  const Element* x;      // of this thread's images, channel 0 of the group, under tap (0, 0)
   int left, lanes_left;  // of all images, of this block
   int filters;           // how many there are from this thread's first one on
   int tap[A::kCount];    // offset of the (c, r, s) of a slot, or kOutside

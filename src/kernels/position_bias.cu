@@ -1,8 +1,9 @@
 // A bias for every filter and pixel, and its gradient.
 //
-// What       y[n,k,p,q] += bias[k,p,q]; dbias[k,p,q] = sum over n of dy[n,k,p,q]. (A local layer
-//            adds its bias with its sums: local.cu.)
-// Tensors    y, dy [N/L][K][P][Q][L] by precision, bias and dbias float32 [K][P][Q].
+// What       y[n,k,p,q] = x[n,k,p,q] + bias[k,p,q]; dbias[k,p,q] = sum over n of dy[n,k,p,q]. (A
+//            local layer adds its bias with its sums: local.cu.)
+// Tensors    x, y, dy [N/L][K][P][Q][L] by precision, bias and dbias float32 [K][P][Q];
+//            in place allowed.
 // Work       forward one thread per four images, 256 threads per block; the sums as in
 //            tile/image_sums.cuh.
 // Shared     none.
@@ -21,24 +22,28 @@ namespace convnet {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kQuadThreads)
-    add_position_bias_kernel(int64_t count, int64_t rows, int lanes, const float* bias, T* y) {
+__global__ void __launch_bounds__(kQuadThreads) add_position_bias_kernel(
+    int64_t count, int64_t rows, int lanes, const T* x, const float* bias, T* y) {
   begin_kernel();
   const int64_t i = map_index();
-  if (i < count) store4(y + i, add(load4(y + i), bias[i / lanes % rows]));
+  if (i < count) store4(y + i, add(load4(x + i), bias[i / lanes % rows]));
 }
 
 }  // namespace
 
-void add_position_bias(
-    const ConvShape& shape, Precision precision, const float* bias, void* y, Stream stream) {
+void add_position_bias(const ConvShape& shape,
+                       Precision precision,
+                       const void* x,
+                       const float* bias,
+                       void* y,
+                       Stream stream) {
   const char* op = "add_position_bias";
   check(op, shape);
   const int64_t rows = shape.K * shape.P * shape.Q, count = rows * shape.N;
   with_element(precision, [&](auto element) {
     using T = decltype(element);
     launch(add_position_bias_kernel<T>, map_grid(op, count), Dim3(kQuadThreads), 0, stream, count,
-           rows, int(shape.lanes), bias, static_cast<T*>(y));
+           rows, int(shape.lanes), static_cast<const T*>(x), bias, static_cast<T*>(y));
   });
 }
 

@@ -4,9 +4,13 @@
 
 namespace convnet {
 
-// y[n,k,p,q] += bias[k,p,q]: y [N/L][K][P][Q][L] by precision, bias [K][P][Q].
-void add_position_bias(
-    const ConvShape& shape, Precision precision, const float* bias, void* y, Stream stream);
+// y[n,k,p,q] = x[n,k,p,q] + bias[k,p,q]: x and y [N/L][K][P][Q][L] by precision, maybe the same, bias [K][P][Q].
+void add_position_bias(const ConvShape& shape,
+                       Precision precision,
+                       const void* x,
+                       const float* bias,
+                       void* y,
+                       Stream stream);
 
 // dbias[k,p,q] = the sum of dy[n,k,p,q] over the images.
 void add_position_bias_backward(

@@ -29,7 +29,8 @@ struct Group {
 
   // A tap's weights, in rows of channels.
   template <class Float>
-  Float* weights(const LocalShape& s, Float* weight, int64_t pixel, int64_t group, int64_t tap) const {
+  Float* weights(
+      const LocalShape& s, Float* weight, int64_t pixel, int64_t group, int64_t tap) const {
     return weight + ((pixel * s.groups + group) * C * taps + tap) * K;
   }
 };
@@ -105,8 +106,7 @@ void local_backward_data(const LocalShape& shape,
     };
     for (int64_t p = first(h, shape.R); p < shape.P && p * stride <= h; ++p)
       for (int64_t q = first(w, shape.S); q < shape.Q && q * stride <= w; ++q) {
-        const int64_t window = p * shape.Q + q,
-                      tap = (h - p * stride) * shape.S + (w - q * stride);
+        const int64_t window = p * shape.Q + q, tap = (h - p * stride) * shape.S + (w - q * stride);
         cpu::product(of.C, L, of.K,
                      {of.weights(shape, static_cast<const float*>(weight), window, group, tap),
                       of.taps * of.K},

@@ -10,17 +10,22 @@
 
 namespace convnet {
 
-void add_position_bias(
-    const ConvShape& shape, Precision precision, const float* bias, void* y, Stream) {
+void add_position_bias(const ConvShape& shape,
+                       Precision precision,
+                       const void* x,
+                       const float* bias,
+                       void* y,
+                       Stream) {
   cpu::check("add_position_bias", precision, shape);
   const int64_t L = shape.lanes, rows = shape.K * shape.P * shape.Q, blocks = shape.N / L;
   cpu::in_pieces(rows * blocks, std::max<int64_t>(1, cpu::kPiece / L),
                  [&](int64_t first, int64_t last) {
                    cpu::vectorised([&]() CONVNET_INLINE {
                      for (int64_t i = first; i < last; ++i) {
-                       float* const row = static_cast<float*>(y) + i * L;
+                       const float* const from = static_cast<const float*>(x) + i * L;
+                       float* const to = static_cast<float*>(y) + i * L;
                        const float b = bias[i % rows];
-                       for (int64_t l = 0; l < L; ++l) row[l] += b;
+                       for (int64_t l = 0; l < L; ++l) to[l] = from[l] + b;
                      }
                    });
                  });
