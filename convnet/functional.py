@@ -104,8 +104,8 @@ def local2d(
     """``conv2d`` with filters and biases of their own at every output pixel ("local", "unshared").
 
     ``x`` (N, C, H, W), ``weight`` (P, Q, K, C/groups, R, S), ``bias`` (K, P, Q) -> (N, K, P, Q). ``padding`` as in
-    ``conv2d``. P = 1 + ceil((H + padding above and below - R) / stride), and Q likewise, is cuda-convnet's rounding: the
-    last window may overhang and reads zeros there.
+    ``conv2d``. P = 1 + ceil((H + padding above and below - R) / stride), and Q likewise: cuda-convnet's rounding, by
+    which the last window may overhang and reads zeros there.
     """
     op = "local2d"
     x, weight, bias = taken(op, device, x=x, weight=weight, bias=bias)

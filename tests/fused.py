@@ -16,7 +16,9 @@ def put_weight(machine, packed, precision):
 
 
 def conv_backward_data(machine, precision, case: cases.ConvCase, dy, weight, x):
-    """dx twice: from the product with x as its mask, and from the product and ``relu_backward``; also of a local layer."""
+    """dx twice: from the product with x as its mask, and from the product and ``relu_backward``. Also for a
+    ``LocalCase``.
+    """
     local = isinstance(case, cases.LocalCase)
     pack, backward_data = (
         (pack_local_weight, ops.local_backward_data) if local else (pack_weight, ops.conv_backward_data)

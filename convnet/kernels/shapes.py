@@ -5,8 +5,8 @@ size. Each class has the fields of the C++ struct of the same name in ``src/kern
 by name.
 
 On a device N is padded to whole blocks of ``lanes`` images, and activations lie as ``(N/L, C, H, W, L)``,
-weights as ``(groups, C/groups, R, S, K/groups)``, those of a ``LocalShape`` once per pixel. ``weight_copy`` is the shape of the bfloat16 copy of the weights,
-whose rows are padded with zeros.
+weights as ``(groups, C/groups, R, S, K/groups)``, those of a ``LocalShape`` so for every pixel, behind P and Q.
+``weight_copy`` is the shape of the bfloat16 copy of the weights, whose rows are padded with zeros.
 """
 
 from __future__ import annotations

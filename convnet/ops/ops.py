@@ -189,14 +189,9 @@ def local_backward_data(
 
 @op("local2d_backward")
 def local_backward_filter(
-    stream: Stream,
-    shape: LocalShape,
-    precision: str,
-    dy: InY,
-    x: InX,
-    dweight: OutWeight,
-    dbias: OutPositionBias | None,
-) -> None:
+    stream: Stream, shape: LocalShape, precision: str,
+    dy: InY, x: InX, dweight: OutWeight, dbias: OutPositionBias | None,
+) -> None:  # fmt: skip
     """dweight and dbias from dy and x, summed over the images."""
 
 

@@ -1,5 +1,5 @@
-"""Every kernel in the tables of convolutions, local or not, and linear layers, each made to run: exact on integers, whatever the table
-would have chosen. The tables are those of the emulator, which are a GPU's too."""
+"""Every kernel in the tables of convolutions, local layers and linear ones, each made to run: exact on integers,
+whatever the table would have chosen. The tables are those of the emulator, which are a GPU's too."""
 
 from __future__ import annotations
 
