@@ -21,11 +21,11 @@ import numpy as np
 
 from .kernels.activations import ACTIVATIONS
 from .kernels.control import control_words
-from .kernels.shapes import DropoutShape, Padding, SoftmaxShape
+from .kernels.shapes import ConvShape, DropoutShape, Padding, SoftmaxShape
 from .ops import arguments, ops
 from .ops.arguments import floats, integer, taken
 from .ops.call import Call
-from .ops.layout import unpack_weight
+from .ops.layout import unpack_local_weight, unpack_weight
 
 Values = np.ndarray[Any, Any]
 Given = Any  # an array of any library
@@ -88,6 +88,98 @@ def conv2d_backward(
     ops.conv_backward_data(call.stream, shape, precision, d, w, dx, None)
     ops.conv_backward_filter(call.stream, shape, precision, d, call.put_images(x), dw, db, workspace)
     return call.images(dx), unpack_weight(dw.look()), db.look()
+
+
+def local2d(
+    x: Given,
+    weight: Given,
+    bias: Given | None = None,
+    *,
+    stride: int = 1,
+    padding: Padding = 0,
+    groups: int = 1,
+    relu: bool = False,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """``conv2d`` with filters and biases of their own at every output pixel ("local", "unshared").
+
+    ``x`` (N, C, H, W), ``weight`` (P, Q, K, C/groups, R, S), ``bias`` (K, P, Q) -> (N, K, P, Q). ``padding`` as in
+    ``conv2d``. P = 1 + ceil((H + padding above and below - R) / stride), and Q likewise: cuda-convnet's rounding, by
+    which the last window may overhang and reads zeros there.
+    """
+    op = "local2d"
+    x, weight, bias = taken(op, device, x=x, weight=weight, bias=bias)
+    shape = arguments.local(op, x, weight, stride, padding, groups)
+    if bias is not None:
+        floats(op, "bias", bias, shape.position_bias)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    w, b = call.put_weight(weight, shape.groups), call.put_optional(bias)
+    y = call.empty(shape.y)
+    ops.local_forward(call.stream, shape, precision, call.put_images(x), w, b, y, relu)
+    return call.images(y)
+
+
+def local2d_backward(
+    dy: Given,
+    x: Given,
+    weight: Given,
+    *,
+    stride: int = 1,
+    padding: Padding = 0,
+    groups: int = 1,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> tuple[Values, Values, Values]:
+    """Gradients of ``local2d`` without ReLU for ``dy`` (N, K, P, Q): (dx, dweight, dbias), like x, weight and
+    (K, P, Q).
+    """
+    op = "local2d_backward"
+    dy, x, weight = taken(op, device, dy=dy, x=x, weight=weight)
+    shape = arguments.local(op, x, weight, stride, padding, groups)
+    floats(op, "dy", dy, (shape.N, shape.K, shape.P, shape.Q))
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    d, w = call.put_images(dy), call.put_weight(weight, shape.groups)
+    dx, dw, db = call.empty(shape.x), call.device.empty(shape.weight), call.device.empty(shape.position_bias)
+    ops.local_backward_data(call.stream, shape, precision, d, w, dx, None)
+    ops.local_backward_filter(call.stream, shape, precision, d, call.put_images(x), dw, db)
+    return call.images(dx), unpack_local_weight(dw.look()), db.look()
+
+
+def add_position_bias(x: Given, bias: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """``x`` (N, K, P, Q) plus ``bias`` (K, P, Q), one for every filter and pixel: (N, K, P, Q).
+
+    Behind a ``conv2d`` without bias it gives the filters that pixels share biases that they do not.
+    """
+    op = "add_position_bias"
+    x, bias = taken(op, device, x=x, bias=bias)
+    floats(op, "x", x, "NKPQ")
+    floats(op, "bias", bias, x.shape[1:])
+    call = Call(op, device, precision, x.shape[0])
+    shape = _pixels(call, x.shape)
+    y = call.empty(shape.y)
+    ops.add_position_bias(call.stream, shape, precision, call.put_images(x), call.put(bias), y)
+    return call.images(y)
+
+
+def add_position_bias_backward(dy: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """The gradient of the bias of ``add_position_bias`` for ``dy`` (N, K, P, Q): (K, P, Q). That of x is dy."""
+    op = "add_position_bias_backward"
+    (dy,) = taken(op, device, dy=dy)
+    floats(op, "dy", dy, "NKPQ")
+    call = Call(op, device, precision, dy.shape[0])
+    shape = _pixels(call, dy.shape)
+    dbias = call.device.empty(shape.position_bias)
+    ops.add_position_bias_backward(call.stream, shape, precision, call.put_images(dy), dbias)
+    return dbias.look()
+
+
+def _pixels(call: Call, shape: tuple[int, ...]) -> ConvShape:
+    """A convolution whose output has this shape."""
+    N, K, P, Q = shape
+    return call.padded(ConvShape.of(N, K, P, Q, K, 1, 1, lanes=N))
 
 
 def max_pool2d(

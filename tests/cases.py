@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from convnet.kernels.shapes import ConvShape, LrnShape, Padding, PoolShape, four_paddings
+from convnet.kernels.shapes import ConvShape, LocalShape, LrnShape, Padding, PoolShape, four_paddings
 from convnet.network.networks import network
 from convnet.network.spec import Conv, Linear, Lrn, Pool, placed_layers
 
@@ -192,6 +192,60 @@ CONV_TENSOR = [
     ConvCase("many-rows-N64", 64, 16, 267, 1, 8, 3, 1),
 ]
 CONV = [*CONV_EDGES, *CONV_TENSOR, *CONV_SHRUNK, *CONV_TINY, *CONV_FULL]
+
+
+@dataclass(frozen=True)
+class LocalCase(ConvCase):
+    """Filters and biases of their own for every pixel; the last window may always overhang."""
+
+    ceil_mode: bool = True
+
+    @property
+    def options(self) -> dict:
+        return {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+
+    def shape(self, lanes: int = 1, N: int | None = None) -> LocalShape:
+        return LocalShape.of(N or self.N, self.C, self.H, self.W, self.K, self.R, self.S, lanes=lanes, **self.options)
+
+    def inputs(self, integers: bool = False):
+        """As those of a convolution, but a weight (P, Q, K, C/groups, R, S) and a bias (K, P, Q)."""
+        shape, random, make = self.shape(), self.random, _nonzero if integers else _normal
+        images, filters = (self.N, self.C, self.H, self.W), (self.K, self.C // self.groups, self.R, self.S)
+        sizes = images, (shape.P, shape.Q, *filters), (self.K, shape.P, shape.Q), (self.N, self.K, shape.P, shape.Q)
+        return [make(random, size) for size in sizes]
+
+
+LOCAL = [
+    LocalCase("one-everything-N1", 1, 1, 1, 1, 1, 1, 1),
+    LocalCase("primes-N5", 5, 7, 6, 9, 17, 3, 5, padding=1),
+    LocalCase("primes-relu-N3", 3, 5, 9, 5, 11, 5, 3, stride=2, padding=2, relu=True),
+    LocalCase("pointwise-N9", 9, 19, 5, 3, 23, 1, 1),
+    LocalCase("filter-as-large-as-image-N3", 3, 4, 7, 5, 9, 7, 5),
+    LocalCase("wide-filter-N2", 2, 3, 4, 9, 8, 1, 7, padding=(0, 0, 3, 3)),
+    LocalCase("tall-filter-N2", 2, 3, 9, 4, 8, 7, 1, padding=(3, 3, 0, 0)),
+    LocalCase("gaps-between-windows-N3", 3, 4, 17, 14, 6, 2, 3, stride=5),
+    LocalCase("overhang-N3", 3, 3, 9, 10, 8, 3, 3, stride=3),
+    LocalCase("overhang-padded-N2", 2, 4, 10, 12, 8, 5, 5, stride=4, padding=1),
+    LocalCase("asymmetric-padding-N3", 3, 4, 8, 9, 6, 3, 4, stride=2, padding=(0, 2, 3, 1)),
+    LocalCase("windows-outside-N2", 2, 3, 3, 4, 6, 3, 3, padding=4),  # the first and last see nothing of the image
+    LocalCase("groups3-N3", 3, 9, 7, 8, 15, 3, 3, padding=1, groups=3),
+    LocalCase("groups2-stride2-N6", 6, 10, 7, 7, 14, 3, 3, stride=2, padding=1, groups=2, relu=True),
+    LocalCase("depthwise-N2", 2, 6, 5, 4, 6, 3, 3, padding=1, groups=6),
+    # around the sizes of tiles and of a tensor core's operands
+    LocalCase("maps-31-33-N8", 8, 31, 3, 4, 33, 3, 3, padding=1),
+    LocalCase("maps-32-32-N8", 8, 32, 3, 4, 32, 3, 3, padding=1),
+    LocalCase("maps-33-64-N16", 16, 33, 2, 3, 64, 2, 3, padding=1),
+    LocalCase("maps-65-63-N9", 9, 65, 3, 2, 63, 3, 2, padding=1),
+    LocalCase("maps-16-130-N8", 8, 16, 2, 3, 130, 3, 3, padding=1),
+    LocalCase("maps-130-16-N8", 8, 130, 3, 2, 16, 1, 1),
+    LocalCase("groups2-maps-80-N8", 8, 80, 3, 3, 72, 2, 2, groups=2),
+    # tiles and blocks of images
+    LocalCase("batch-64-N64", 64, 5, 4, 3, 12, 3, 3, padding=1),
+    LocalCase("batch-65-N65", 65, 6, 3, 4, 10, 3, 3, padding=1, groups=2),
+    LocalCase("batch-130-N130", 130, 4, 3, 3, 8, 2, 2),
+    # of the nets that were made for CIFAR-10, narrowed
+    LocalCase("local3-narrow-N16", 16, 16, 6, 6, 8, 3, 3, padding=1, relu=True),
+]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from convnet.kernels.control import control_words
 from convnet.kernels.shapes import LinearShape
 from convnet.ops import ops
-from convnet.ops.layout import pack_weight, weight_copy
+from convnet.ops.layout import pack_local_weight, pack_weight, weight_copy
 
 
 def put_weight(machine, packed, precision):
@@ -16,13 +16,19 @@ def put_weight(machine, packed, precision):
 
 
 def conv_backward_data(machine, precision, case: cases.ConvCase, dy, weight, x):
-    """dx twice: from the product with x as its mask, and from the product and ``relu_backward``."""
+    """dx twice: from the product with x as its mask, and from the product and ``relu_backward``. Also for a
+    ``LocalCase``.
+    """
+    local = isinstance(case, cases.LocalCase)
+    pack, backward_data = (
+        (pack_local_weight, ops.local_backward_data) if local else (pack_weight, ops.conv_backward_data)
+    )
     shape, stream = machine.padded(case.shape(N=case.N)), machine.stream
     x, dy = (machine.put_images(values, precision) for values in (x, dy))
-    weight = put_weight(machine, pack_weight(weight, case.groups), precision)
+    weight = put_weight(machine, pack(weight, case.groups), precision)
     fused, parts = (machine.activations(shape.x, precision) for _ in range(2))
-    ops.conv_backward_data(stream, shape, precision, dy, weight, fused, x)
-    ops.conv_backward_data(stream, shape, precision, dy, weight, parts, None)
+    backward_data(stream, shape, precision, dy, weight, fused, x)
+    backward_data(stream, shape, precision, dy, weight, parts, None)
     ops.relu_backward(stream, precision, parts, x, parts)
     return fused, parts
 

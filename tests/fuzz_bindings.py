@@ -73,10 +73,11 @@ blocks = st.sampled_from([(8, 8), (16, 8), (16, 16), (64, 64)])  # N and lanes
 def valid_shape(draw: Any, kind: str) -> Any:
     N, L = draw(blocks)
     a, b, c, d = (draw(small) for _ in range(4))
-    if kind == "ConvShape":
+    if kind in ("ConvShape", "LocalShape"):
         R, stride, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
         C, K, H, W = a * groups, b * groups, c + R, d + R
-        return shapes.ConvShape.of(N, C, H, W, K, R, R, stride=stride, padding=R // 2, groups=groups, lanes=L)
+        options = {"stride": stride, "padding": R // 2, "groups": groups, "lanes": L}
+        return getattr(shapes, kind).of(N, C, H, W, K, R, R, **options)
     if kind == "PoolShape":
         return shapes.PoolShape.of(N, a, c + 3, d + 3, draw(st.integers(1, 3)), draw(st.integers(1, 3)), lanes=L)
     if kind == "LrnShape":
@@ -101,7 +102,8 @@ def values_of(shape: Any) -> int:
     image, output = g.get("H", 1) * g.get("W", 1), g.get("P", 1) * g.get("Q", 1)
     s = g.get("stride", 1)
     taps = (g.get("R", 1) + s) * (g.get("S", 1) + s)
-    counts = [max(N, L) * C * image * 3, max(N, L) * max(K, C) * output, K * C * taps, N * C * L, N * K]
+    filters = K * C * taps * (output if isinstance(shape, shapes.LocalShape) else 1)
+    counts = [max(N, L) * C * image * 3, max(N, L) * max(K, C) * output, filters, N * C * L, N * K]
     counts += [N * g.get("features_total", 1), N * g.get("features", 1), g.get("crop", 1) ** 2 * N * 3]
     if "step_n" in f:  # as far as x goes, and folded sizes rounded up
         steps = zip(("valid", "C", "H", "W"), ("step_n", "step_c", "step_h", "step_w"), strict=True)
@@ -235,6 +237,15 @@ def valid_functional(draw: Any) -> tuple[str, dict[str, Any]]:
     if name.startswith("conv2d"):
         arguments = {"x": ones(N, C, H, W), "weight": ones(K, a, R, R), "groups": groups, **window}
         extra = {"dy": ones(N, K, P, Q)} if "backward" in name else {"bias": ones(K), "relu": draw(st.booleans())}
+    elif name.startswith("local2d"):
+        P, Q = -(-(H - R) // stride) + 1, -(-(W - R) // stride) + 1
+        arguments = {"x": ones(N, C, H, W), "weight": ones(P, Q, K, a, R, R), "groups": groups}
+        arguments |= {"stride": stride, "padding": padding}
+        backward = "backward" in name
+        extra = {"dy": ones(N, K, P, Q)} if backward else {"bias": ones(K, P, Q), "relu": draw(st.booleans())}
+    elif name.startswith("add_position_bias"):
+        arguments = {"dy": ones(N, K, P, Q)} if "backward" in name else {"x": ones(N, K, P, Q)}
+        extra = {} if "backward" in name else {"bias": ones(K, P, Q)}
     elif name.startswith("max_pool2d"):
         arguments = {"x": ones(N, C, H, W), "size": R, **window}
         extra = {"dy": ones(N, C, P, Q)} if "backward" in name else {}

@@ -29,6 +29,7 @@ from convnet.kernels.shapes import (
     DropoutShape,
     IngestShape,
     LinearShape,
+    LocalShape,
     LrnShape,
     PackShape,
     PoolShape,
@@ -42,6 +43,7 @@ WORKSPACE = 4096  # bytes, where a kernel wants one
 PRECISIONS = ("fp32", "bf16")
 
 CONV = ConvShape.of(16, 3, 8, 9, 5, 3, 3, stride=2, lanes=8)
+LOCAL = LocalShape.of(16, 3, 8, 9, 5, 3, 3, stride=2, lanes=8)
 LINEAR = LinearShape(16, 5, 7, 8)
 POOL = PoolShape.of(16, 3, 8, 9, 3, 2, lanes=8)
 LRN = LrnShape(16, 3, 8, 9, 1, 8, 5, 1e-4, 0.75, 2.0)
@@ -51,7 +53,7 @@ INGEST = IngestShape(16, 12, 11, 13, 8, 8, (1.0, 1.0, 1.0), fold=2)
 PACK = PackShape(16, 12, 3, 5, 4, 8, 2, 1, 60, 20, 4, 1)
 
 SHAPES = {ConvShape: CONV, LinearShape: LINEAR, PoolShape: POOL, LrnShape: LRN, DropoutShape: DROPOUT}
-SHAPES |= {SoftmaxShape: SOFTMAX, IngestShape: INGEST, PackShape: PACK}
+SHAPES |= {LocalShape: LOCAL, SoftmaxShape: SOFTMAX, IngestShape: INGEST, PackShape: PACK}
 
 
 def kernels(launched: list[tuple[Any, ...]]) -> SimpleNamespace:

@@ -127,6 +127,36 @@ def conv_backward(dy, x, weight, *, stride, top, left, P, Q, groups=1):
     return dframed[:, :, top : top + H, left : left + W], dweight, dy.sum(axis=(0, 2, 3))
 
 
+def local_forward(x, weight, bias=None, *, stride, top, left, P, Q, groups=1, relu=False):
+    _, _, K, c, R, S = weight.shape
+    k = K // groups
+    framed = _framed(x, stride, top, left, P, Q, R, S)
+    y = np.zeros((x.shape[0], K, P, Q))
+    for p, q, g in np.ndindex(P, Q, groups):
+        window = framed[:, g * c : (g + 1) * c, p * stride : p * stride + R, q * stride : q * stride + S]
+        filters = slice(g * k, (g + 1) * k)
+        y[:, filters, p, q] = np.einsum("ncrs,kcrs->nk", window, weight[p, q, filters].astype(np.float64))
+    if bias is not None:
+        y += bias
+    return np.maximum(y, 0) if relu else y
+
+
+def local_backward(dy, x, weight, *, stride, top, left, P, Q, groups=1):
+    """dx, dweight, dbias."""
+    _, _, K, c, R, S = weight.shape
+    k, (H, W) = K // groups, x.shape[2:]
+    dy = dy.astype(np.float64)
+    framed = _framed(x, stride, top, left, P, Q, R, S)
+    dframed, dweight = np.zeros(framed.shape), np.zeros(weight.shape)
+    for p, q, g in np.ndindex(P, Q, groups):
+        rows, columns = slice(p * stride, p * stride + R), slice(q * stride, q * stride + S)
+        window = (slice(None), slice(g * c, (g + 1) * c), rows, columns)
+        filters = slice(g * k, (g + 1) * k)
+        dframed[window] += np.einsum("nk,kcrs->ncrs", dy[:, filters, p, q], weight[p, q, filters].astype(np.float64))
+        dweight[p, q, filters] = np.einsum("nk,ncrs->kcrs", dy[:, filters, p, q], framed[window])
+    return dframed[:, :, top : top + H, left : left + W], dweight, dy.sum(axis=0)
+
+
 def linear_forward(x, weight, bias=None, relu=False):
     y = np.einsum("nc,kc->nk", x.astype(np.float64), weight.astype(np.float64))
     if bias is not None:

@@ -78,6 +78,7 @@ CONVOLUTION = tests("kernel_choice", *CHECKS, "ops_conv", "ops_fused", "variants
     expression="not (tiny or shrunk)"
 )
 LINEAR = tests("kernel_choice", *CHECKS, "ops_linear", "ops_update", "ops_fused", "variants")
+LOCAL = tests("kernel_choice", *CHECKS, "ops_local", "variants")
 BACKWARD_DATA = every_kernel("conv_backward_data", "conv_backward_data.cu")
 BACKWARD_FILTER = every_kernel("conv_backward_filter", "conv_backward_filter.cu")
 CONVOLUTIONS = (BACKWARD_DATA, CONVOLUTION)
@@ -106,12 +107,15 @@ TESTS: dict[str, tuple[Stage, ...]] = {
     "ingest_planar.cu": (tests("ops_planar", *CHECKS),),
     "pack.cu": (tests("ops_pack", *CHECKS),),
     "gemm.cu": (every_kernel("linear"), LINEAR),
+    "local.cu": (every_kernel("local"), LOCAL),
+    "position_bias.cu": (tests("ops_local", *CHECKS),),
     "conv_forward.cu": (every_kernel("conv_forward"), CONVOLUTION),
     "conv_backward_data.cu": (BACKWARD_DATA, CONVOLUTION),
     "conv_backward_filter.cu": (BACKWARD_FILTER, CONVOLUTION),
     "tile/channels.cuh": (OF_LRN, tests("limits", "ops_lrn", "ops_lrn_pool")),
     "tile/dropout.cuh": (OF_DROPOUT, tests("limits", "ops_dropout", "ops_fused")),
     "tile/input_strip.cuh": (tests("ops_planar", "ops_elementwise", *CHECKS),),
+    "tile/image_sums.cuh": (LOCAL,),
     "tile/philox.cuh": (OF_DROPOUT, tests("rng", "ops_dropout", "ops_fused")),
     "tile/pool_windows.cuh": (tests("limits", "ops_pool", "ops_lrn_pool"),),
     "tile/quads.cuh": (OF_CAST, MAPS),

@@ -35,6 +35,7 @@ from ..kernels.shapes import (
     DropoutShape,
     IngestShape,
     LinearShape,
+    LocalShape,
     LrnShape,
     PackShape,
     PoolShape,
@@ -190,6 +191,10 @@ def _conv(v: Sizes, lanes: int) -> Shapes:
     return {"shape": ConvShape.of(**v, lanes=lanes)}
 
 
+def _local(v: Sizes, lanes: int) -> Shapes:
+    return {"shape": LocalShape.of(**v, lanes=lanes)}
+
+
 def _linear(v: Sizes, lanes: int) -> Shapes:
     return {"shape": LinearShape(**v, lanes=lanes)}
 
@@ -233,6 +238,7 @@ _POOL = {"N": 64, "C": 4, "H": 9, "W": 9, "size": 3, "stride": 2, "padding": 0}
 _KINDS: dict[tuple[Any, ...], tuple[Sizes, Callable[[Sizes, int], Shapes]]] = {
     (): ({"count": 1024}, lambda v, lanes: {}),
     (ConvShape,): (_CONV, _conv),
+    (LocalShape,): ({**_CONV, "H": 4, "W": 4}, _local),
     (LinearShape,): ({"N": 64, "C": 256, "K": 64}, _linear),
     (PoolShape,): (_POOL, _pool),
     (LrnShape,): ({"N": 64, "C": 16, "H": 2, "W": 2, "size": 5}, _lrn),
@@ -435,7 +441,7 @@ def _variant(problem: Problem, device: Device) -> str:
     if op not in {row["op"] for row in device.kernels.variants()}:
         return ""
     shape = problem.shapes["shape"]
-    ask = device.kernels.conv_variant if isinstance(shape, ConvShape) else device.kernels.linear_variant
+    ask = getattr(device.kernels, f"{op.partition('_')[0]}_variant")
     return str(ask(op, shape, problem.precision))
 
 

@@ -104,7 +104,7 @@ def report(
 def choice(device: Device, op: str, shape: ConvShape | LinearShape, precision: str, architecture: int) -> str:
     """The kernel's name. Raises ``ValueError`` for impossible shapes."""
     kernels = device.kernels
-    ask = kernels.conv_variant if isinstance(shape, ConvShape) else kernels.linear_variant
+    ask = getattr(kernels, f"{op.partition('_')[0]}_variant")
     kernels.set_architecture(architecture)
     try:
         return str(ask(op, shape, precision))

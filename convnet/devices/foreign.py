@@ -47,6 +47,14 @@ class CudaMemory:
         """The same as one row, where there are no gaps."""
         return replace(self, shape=(1, self.size), steps=(self.size, 1)) if self.contiguous else self
 
+    def joined(self, axes: int) -> CudaMemory:
+        """The same with its first ``axes`` axes as one. Raises ``ValueError`` where there are gaps between them."""
+        size, step = math.prod(self.shape[:axes]), self.steps[axes - 1]
+        outer = zip(self.shape[:axes], self.steps[:axes], row_major(self.shape[:axes]), strict=True)
+        if any(many > 1 and found != step * wanted for many, found, wanted in outer):
+            raise ValueError(f"an array of shape {self.shape} in steps of {self.steps} has gaps; make it contiguous")
+        return replace(self, shape=(size, *self.shape[axes:]), steps=(step, *self.steps[axes:]))
+
     @property
     def contiguous(self) -> bool:
         """Whether there are no gaps, and the last axis is closest."""

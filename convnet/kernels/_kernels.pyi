@@ -13,7 +13,7 @@ What is no op is here.
 
 from typing import Any
 
-from .shapes import ConvShape, LinearShape
+from .shapes import ConvShape, LinearShape, LocalShape
 
 def conv_backward_filter_workspace(shape: ConvShape, precision: str) -> int:
     """Bytes of the workspace that ``conv_backward_filter`` needs."""
@@ -23,6 +23,9 @@ def linear_workspace(shape: LinearShape, precision: str) -> int:
 
 def conv_variant(op: str, shape: ConvShape, precision: str) -> str:
     """The name of the kernel that "conv_forward", "conv_backward_data" or "conv_backward_filter" takes."""
+
+def local_variant(op: str, shape: LocalShape, precision: str) -> str:
+    """The same for "local_forward", "local_backward_data" and "local_backward_filter"."""
 
 def linear_variant(op: str, shape: LinearShape, precision: str) -> str:
     """The same for "linear_forward", "linear_backward_data" and "linear_backward_filter"."""

@@ -5,8 +5,8 @@ size. Each class has the fields of the C++ struct of the same name in ``src/kern
 by name.
 
 On a device N is padded to whole blocks of ``lanes`` images, and activations lie as ``(N/L, C, H, W, L)``,
-weights as ``(groups, C/groups, R, S, K/groups)``. ``weight_copy`` is the shape of the bfloat16 copy of the weights,
-whose rows are padded with zeros.
+weights as ``(groups, C/groups, R, S, K/groups)``, those of a ``LocalShape`` so for every pixel, behind P and Q.
+``weight_copy`` is the shape of the bfloat16 copy of the weights, whose rows are padded with zeros.
 """
 
 from __future__ import annotations
@@ -103,6 +103,11 @@ class ConvShape:
         return (*self.weight[:-1], copy_columns(self.weight[-1]))
 
     @property
+    def position_bias(self) -> tuple[int, ...]:
+        """Of a bias for every filter and output pixel."""
+        return (self.K, self.P, self.Q)
+
+    @property
     def folded(self) -> ConvShape:
         """The same convolution with stride 1: each ``stride`` x ``stride`` pixels of a channel become channels of one.
 
@@ -119,6 +124,35 @@ class ConvShape:
     def macs(self) -> int:
         """Multiply-adds of one pass, padding taps included."""
         return self.N * self.K * self.P * self.Q * (self.C // self.groups) * self.R * self.S
+
+
+@dataclass(frozen=True)
+class LocalShape(ConvShape):
+    """A convolution that has filters and biases of its own at every output pixel."""
+
+    @staticmethod
+    def of(  # type: ignore[override]
+        N: int,
+        C: int,
+        H: int,
+        W: int,
+        K: int,
+        R: int,
+        S: int,
+        *,
+        stride: int = 1,
+        padding: Padding = 0,
+        groups: int = 1,
+        lanes: int,
+    ) -> LocalShape:
+        """As ``ConvShape.of`` with ``ceil_mode``: the only rounding that there is of these layers."""
+        sizes = (N, C, H, W, K, R, S)
+        shape = ConvShape.of(*sizes, stride=stride, padding=padding, groups=groups, ceil_mode=True, lanes=lanes)
+        return LocalShape(**vars(shape))
+
+    @property
+    def weight(self) -> tuple[int, ...]:
+        return (self.P, self.Q, *super().weight)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..devices.foreign import CudaMemory, Given, seen
 from ..devices.protocol import Device
 from ..kernels.activations import ACTIVATIONS
 from ..kernels.precision import activation_dtype
-from ..kernels.shapes import ConvShape, LinearShape, LrnShape, Padding, PoolShape
+from ..kernels.shapes import ConvShape, LinearShape, LocalShape, LrnShape, Padding, PoolShape
 
 Values = np.ndarray[Any, Any]
 Shape = TypeVar("Shape")
@@ -185,6 +185,27 @@ def conv(op: str, x: Given, weight: Given, stride: int, padding: Padding, groups
     stride, padding = integer(op, "stride", stride, 1, _LARGE), _four(op, padding)
     options = {"stride": stride, "padding": padding, "groups": groups, "ceil_mode": ceil_mode, "lanes": N}
     return _geometry(op, ConvShape.of, N, C, H, W, K, R, S, **options)
+
+
+def local(op: str, x: Given, weight: Given, stride: int, padding: Padding, groups: int) -> LocalShape:
+    floats(op, "x", x, "NCHW")
+    floats(op, "weight", weight, "PQKCRS")
+    (N, C, H, W), (P, Q, K, group_C, R, S) = x.shape, weight.shape
+    groups = integer(op, "groups", groups, 1, _LARGE)
+    if group_C * groups != C:
+        raise ValueError(
+            f"{op}: weight must have C/groups channels, got x {x.shape}, weight {weight.shape}, groups={groups}; "
+            "choose groups so that weight.shape[3] * groups = x.shape[1]"
+        )
+    stride, padding = integer(op, "stride", stride, 1, _LARGE), _four(op, padding)
+    options = {"stride": stride, "padding": padding, "groups": groups, "lanes": N}
+    shape = _geometry(op, LocalShape.of, N, C, H, W, K, R, S, **options)
+    if (shape.P, shape.Q) != (P, Q):
+        raise ValueError(
+            f"{op}: weight must have filters for each of the {shape.P} x {shape.Q} pixels of the output, got those of "
+            f"{P} x {Q}; windows are counted up to the last one that overhangs"
+        )
+    return shape
 
 
 def pool(op: str, x: Given, size: int, stride: int, padding: Padding, ceil_mode: bool) -> PoolShape:

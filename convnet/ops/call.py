@@ -15,7 +15,15 @@ from ..kernels.precision import BF16, activation_dtype, copy_columns
 from . import ops
 from .arguments import check_precision
 from .gather import gather
-from .layout import pack_activations, pack_weight, rounded, to_float32, unpack_activations, weight_copy
+from .layout import (
+    pack_activations,
+    pack_local_weight,
+    pack_weight,
+    rounded,
+    to_float32,
+    unpack_activations,
+    weight_copy,
+)
 
 Values = np.ndarray[Any, Any]
 Shape = TypeVar("Shape")
@@ -82,16 +90,22 @@ class Call:
         return self.put_rounded(pack_activations(values, self.lanes))
 
     def put_weight(self, values: Given, groups: int = 1) -> Array:
-        """Filters (K, C/groups, R, S), or a matrix (K, C) for (C, K), and their copies in bfloat16."""
+        """Filters ([P, Q,] K, C/groups, R, S), or a matrix (K, C) for (C, K), and their copies in bfloat16."""
         if isinstance(values, CudaMemory):
-            weight = self._packed(values, "fp32", len(values), len(values) // groups)
-            weight = weight.view(weight.shape if values.ndim == 4 else weight.shape[1:])
+            pixels = values.shape[:-4]  # of a local layer, whose filters are one after the other
+            joined = values.joined(len(pixels) + 1)
+            weight = self._packed(joined, "fp32", len(joined), values.shape[len(pixels)] // groups)
+            if values.ndim == 2:
+                weight = weight.view(weight.shape[1:])
+            elif pixels:
+                weight = weight.view((*pixels, groups, *weight.shape[1:]))
             if self.precision != "bf16":
                 return weight
             copy = self.device.empty((*weight.shape[:-1], copy_columns(weight.shape[-1])), BF16)
             ops.cast_weight(self.stream, weight, copy)
             return copy
-        packed = pack_weight(values, groups) if values.ndim == 4 else values.T
+        pack = {4: pack_weight, 6: pack_local_weight}.get(values.ndim)
+        packed = pack(values, groups) if pack else values.T
         return self.put(weight_copy(packed) if self.precision == "bf16" else packed)
 
     def _packed(self, values: CudaMemory, precision: str, N: int, lanes: int) -> Array:

@@ -1,8 +1,9 @@
 """Between what users see and what devices hold.
 
 Users see NCHW images, (N, F) features, KCRS filters and (out, in) matrices; devices hold ``(N/L, C, H, W, L)``,
-``(N/L, F, L)``, ``(groups, C/groups, R, S, K/groups)`` and ``(in, out)``. Users see float32; devices may hold bfloat16,
-in arrays of uint16.
+``(N/L, F, L)``, ``(groups, C/groups, R, S, K/groups)`` and ``(in, out)``. Filters that every pixel has of its own have
+P and Q in front of their other axes on both sides, and biases are (K, P, Q) there. Users see float32; devices may hold
+bfloat16, in arrays of uint16.
 """
 
 from __future__ import annotations
@@ -48,6 +49,18 @@ def unpack_weight(w: Values) -> Values:
     return np.ascontiguousarray(w.transpose(0, 4, 1, 2, 3).reshape(groups * K, C, R, S))
 
 
+def pack_local_weight(w: Values, groups: int) -> Values:
+    """(P, Q, K, C/groups, R, S) -> (P, Q, groups, C/groups, R, S, K/groups)."""
+    P, Q, K, C, R, S = w.shape
+    return pack_weight(w.reshape(P * Q * K, C, R, S), P * Q * groups).reshape(P, Q, groups, C, R, S, K // groups)
+
+
+def unpack_local_weight(w: Values) -> Values:
+    """The inverse of ``pack_local_weight``."""
+    P, Q, groups, C, R, S, K = w.shape
+    return unpack_weight(w.reshape(P * Q * groups, C, R, S, K)).reshape(P, Q, groups * K, C, R, S)
+
+
 def to_bf16(values: Values) -> Values:
     """float32 -> bfloat16: the nearest one, of two equally near ones that with an even last bit; NaN is 0x7fff."""
     bits = values.view(np.uint32)
@@ -87,17 +100,22 @@ def fold_images(x: Values, s: int) -> Values:
 
 def user_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape users see of a parameter that has ``shape`` on a device."""
-    if len(shape) == 5:
-        groups, C, R, S, K = shape
-        return (groups * K, C, R, S)
-    return shape[::-1]
+    if len(shape) >= 5:  # filters, those of a local layer behind P and Q
+        groups, C, R, S, K = shape[-5:]
+        return (*shape[:-5], groups * K, C, R, S)
+    return shape if len(shape) == 3 else shape[::-1]
 
 
 def to_user(parameter: Values) -> Values:
     """A weight or bias as users see it."""
-    return unpack_weight(parameter) if parameter.ndim == 5 else np.ascontiguousarray(parameter.T)
+    if parameter.ndim >= 5:
+        return unpack_local_weight(parameter) if parameter.ndim == 7 else unpack_weight(parameter)
+    return np.ascontiguousarray(parameter if parameter.ndim == 3 else parameter.T)
 
 
 def to_device(parameter: Values, shape: tuple[int, ...]) -> Values:
     """The inverse of ``to_user``, for a parameter that has ``shape`` on the device."""
-    return pack_weight(parameter, shape[0]) if len(shape) == 5 else np.ascontiguousarray(parameter.T)
+    if len(shape) >= 5:
+        pack = pack_local_weight if len(shape) == 7 else pack_weight
+        return pack(parameter, shape[-5])
+    return np.ascontiguousarray(parameter if len(shape) == 3 else parameter.T)

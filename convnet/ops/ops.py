@@ -24,6 +24,7 @@ from ..kernels.shapes import (
     DropoutShape,
     IngestShape,
     LinearShape,
+    LocalShape,
     LrnShape,
     PackShape,
     PoolShape,
@@ -165,6 +166,47 @@ def linear_backward_filter_update(
     ``weight`` is the float32 one, ``copy`` what products in bfloat16 read. ``dbias`` is the bias's gradient, for an
     update of its own.
     """
+
+
+# ---- local products, and biases for every pixel ----
+
+PositionBias = Annotated[Array, reads("position_bias", F32)]
+OutPositionBias = Annotated[Array, writes("position_bias", F32)]
+
+
+@op("local2d")
+def local_forward(
+    stream: Stream, shape: LocalShape, precision: str,
+    x: InX, weight: Weight, bias: PositionBias | None, y: OutY, relu: bool = False,
+) -> None:  # fmt: skip
+    """y = weight * x + bias with weights and biases of their own for every pixel, then ReLU where asked."""
+
+
+@op("local2d_backward")
+def local_backward_data(
+    stream: Stream, shape: LocalShape, precision: str, dy: InY, weight: Weight, dx: OutX, mask: InX | None
+) -> None:
+    """dx from dy; with ``mask``, the layer's input x, 0 where x is not positive."""
+
+
+@op("local2d_backward")
+def local_backward_filter(
+    stream: Stream, shape: LocalShape, precision: str,
+    dy: InY, x: InX, dweight: OutWeight, dbias: OutPositionBias | None,
+) -> None:  # fmt: skip
+    """dweight and dbias from dy and x, summed over the images."""
+
+
+@op("add_position_bias")
+def add_position_bias(stream: Stream, shape: ConvShape, precision: str, x: InY, bias: PositionBias, y: OutY) -> None:
+    """y = x + bias, the bias being one for every filter and pixel."""
+
+
+@op("add_position_bias_backward")
+def add_position_bias_backward(
+    stream: Stream, shape: ConvShape, precision: str, dy: InY, dbias: OutPositionBias
+) -> None:
+    """dbias from dy, summed over the images."""
 
 
 # ---- pooling and normalisation ----

@@ -82,6 +82,7 @@ template <> inline constexpr const char* kKind<std::uint8_t*> = "uint8";
 template <> inline constexpr const char* kKind<bf16*> = "uint16";
 template <> inline constexpr const char* kKind<Control*> = "uint32";
 template <> inline constexpr const char* kKind<ConvShape> = "ConvShape";
+template <> inline constexpr const char* kKind<LocalShape> = "LocalShape";
 template <> inline constexpr const char* kKind<LinearShape> = "LinearShape";
 template <> inline constexpr const char* kKind<PoolShape> = "PoolShape";
 template <> inline constexpr const char* kKind<LrnShape> = "LrnShape";

@@ -136,6 +136,13 @@ ConvShape to_shape(const Place& place, py::handle object) {
 }
 
 template <>
+LocalShape to_shape(const Place& place, py::handle object) {
+  const LocalShape s{to_shape<ConvShape>(place, object)};
+  Fields(place, object).tensor({s.P, s.Q, s.K, s.C, s.R, s.S});
+  return s;
+}
+
+template <>
 LinearShape to_shape(const Place& place, py::handle object) {
   const Fields f(place, object);
   return {f.extent("N"), f.extent("C"), f.extent("K"), f.extent("lanes")};

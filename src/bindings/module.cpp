@@ -17,6 +17,7 @@ std::size_t& largest_alignment() {
 
 void register_all(py::module_& m) {
   register_convolution(m);
+  register_local(m);
   register_linear(m);
   register_variants(m);
   register_normalise_pool(m);

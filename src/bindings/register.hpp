@@ -5,6 +5,7 @@
 namespace convnet::bindings {
 
 void register_convolution(pybind11::module_& m);
+void register_local(pybind11::module_& m);
 void register_linear(pybind11::module_& m);
 void register_variants(pybind11::module_& m);
 void register_normalise_pool(pybind11::module_& m);

@@ -10,6 +10,7 @@
 #include "../kernels/conv_backward_filter.hpp"
 #include "../kernels/conv_forward.hpp"
 #include "../kernels/gemm.hpp"
+#include "../kernels/local.hpp"
 #include "../kernels/variants.hpp"
 
 #include "bind.hpp"
@@ -21,7 +22,7 @@ namespace {
 std::vector<VariantRow> all_rows() {
   std::vector<VariantRow> rows;
   for (const auto& of_op : {conv_forward_variants(), conv_backward_data_variants(),
-                            conv_backward_filter_variants(), linear_variants()})
+                            conv_backward_filter_variants(), linear_variants(), local_variants()})
     rows.insert(rows.end(), of_op.begin(), of_op.end());
   return rows;
 }
@@ -33,6 +34,16 @@ std::string conv_variant(std::string op, const ConvShape& shape, Precision preci
           "conv_variant: op must be conv_forward, conv_backward_data or conv_backward_filter, got ",
           op);
   return conv_backward_filter_variant(shape, precision);
+}
+
+std::string local_variant(std::string op, const LocalShape& shape, Precision precision) {
+  if (op == "local_forward") return local_forward_variant(shape, precision);
+  if (op == "local_backward_data") return local_backward_data_variant(shape, precision);
+  require(op == "local_backward_filter",
+          "local_variant: op must be local_forward, local_backward_data or local_backward_filter, "
+          "got ",
+          op);
+  return local_backward_filter_variant(shape, precision);
 }
 
 std::string linear_variant(std::string op, const LinearShape& shape, Precision precision) {
@@ -76,6 +87,7 @@ py::list variants() {
 
 void register_variants(py::module_& m) {
   bind(m, "conv_variant", &conv_variant, {"op", "shape", "precision"});
+  bind(m, "local_variant", &local_variant, {"op", "shape", "precision"});
   bind(m, "linear_variant", &linear_variant, {"op", "shape", "precision"});
   bind(m, "force_variant", &force, {"op", "name"});
   m.def("variants", &variants);

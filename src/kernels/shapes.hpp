@@ -37,6 +37,10 @@ struct ConvShape {
   int64_t groups, lanes;
 };
 
+// A convolution that has filters and biases of its own at every output pixel. Its weights lie as
+// [P][Q][groups][C/groups][R][S][K/groups], its biases as [K][P][Q].
+struct LocalShape : ConvShape {};
+
 struct LinearShape {
   int64_t N, C, K;  // images, input features, output features
   int64_t lanes;

@@ -113,6 +113,7 @@ RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((5, 4, 9, 8), dtype=np.float32)
 W = RANDOM.standard_normal((6, 2, 3, 3), dtype=np.float32)
 B = RANDOM.standard_normal(6, dtype=np.float32)
+LOCAL = RANDOM.standard_normal((7, 6, 6, 2, 3, 3), dtype=np.float32)
 DY = RANDOM.standard_normal((5, 6, 7, 6), dtype=np.float32)
 ROWS, MATRIX = X.reshape(5, -1), RANDOM.standard_normal((7, 288), dtype=np.float32)
 DROP = {"seed": 1, "step": 2, "layer": 3}
@@ -120,6 +121,10 @@ SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
 CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "conv2d": (F.conv2d, (X, W, B), {"groups": 2}),
     "conv2d_backward": (F.conv2d_backward, (DY, X, W), {"groups": 2}),
+    "local2d": (F.local2d, (X, LOCAL, LOCAL[:, :, :, 0, 0, 0].transpose(2, 0, 1)), {"groups": 2}),
+    "local2d_backward": (F.local2d_backward, (DY, X, LOCAL), {"groups": 2}),
+    "add_position_bias": (F.add_position_bias, (DY, DY[0]), {}),
+    "add_position_bias_backward": (F.add_position_bias_backward, (DY,), {}),
     "max_pool2d": (F.max_pool2d, (X, 3, 2), {}),
     "max_pool2d_backward": (F.max_pool2d_backward, (X[:, :, :4, :3], X, 3, 2), {}),
     "local_response_norm": (F.local_response_norm, (X,), {}),

@@ -9,7 +9,7 @@ import pytest
 from convnet.analysis import selection
 from convnet.devices.opening import open_device
 from convnet.devices.protocol import DeviceError, padded
-from convnet.kernels.shapes import ConvShape, LinearShape
+from convnet.kernels.shapes import ConvShape, LinearShape, LocalShape
 from convnet.network.networks import network
 
 
@@ -78,6 +78,9 @@ def test_everything_else_takes_the_kernels_of_its_precision(emulator, N, precisi
     assert all(name.startswith(precision) for name in found.values()), found
 
 
+LOCAL_PASSES = ("local_forward", "local_backward_data", "local_backward_filter")
+
+
 def conv(N: int = 64, **sizes: int) -> ConvShape:
     lanes = 64 if N >= 64 else -(-N // 8) * 8
     options = {"stride": 1, "padding": 1, "groups": 1, **sizes}
@@ -104,6 +107,10 @@ def test_what_no_tuned_kernel_takes_a_generic_one_takes(emulator, op, shape):
     assert selection.choice(emulator, op, shape, "bf16", 90).startswith("bf16")
 
 
+def local_shape(shape: ConvShape) -> LocalShape:
+    return LocalShape(**vars(shape))
+
+
 def said(when: str, sizes: dict[str, int]) -> bool:
     """Whether words such as "K/g <= 64 or 129..192" hold."""
     size = 0
@@ -116,7 +123,7 @@ def said(when: str, sizes: dict[str, int]) -> bool:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-@pytest.mark.parametrize("op", sorted({op for _, op in MEANT}))
+@pytest.mark.parametrize("op", [*sorted({op for _, op in MEANT}), *LOCAL_PASSES])
 def test_the_tables_do_what_they_say(emulator, op, precision):
     """The first row whose words hold, at every size that is said, one less and one more."""
     rows = [row for row in emulator.kernels.variants() if (row["op"], row["precision"]) == (op, precision)]
@@ -125,6 +132,8 @@ def test_the_tables_do_what_they_say(emulator, op, precision):
     for size in sorted(edges | {8}):
         many = -(-max(size, 72) // 8) * 8  # images, where these do not count
         shapes = [conv(N=8, C=size, K=8), conv(N=8, C=8, K=size), conv(N=8, C=2 * size, K=2 * size, groups=2)]
+        if op in LOCAL_PASSES:
+            shapes = [local_shape(shape) for shape in shapes]
         if op.startswith("linear"):
             shapes = [LinearShape(N, C, K, 8) for N, C, K in ((many, size, 9), (many, 9, size), (many, 9999, 9999))]
             shapes += [LinearShape(size, 9999, 9999, 8)] * (size % 8 == 0)

@@ -72,3 +72,28 @@ def test_tiles_of_a_family_give_the_same_bits(device, case):
             for op in ops:
                 kernels.force_variant(op, "")
     assert compared >= 2 * len(ops) * 3  # at least three tiles in each of three arithmetics
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("id", ["groups2-stride2-N6", "maps-65-63-N9", "batch-130-N130"])
+def test_tiles_of_local_layers_give_the_same_bits(device, id, precision):
+    """In all three passes: the sums of the gradient of the filters are not cut into parts."""
+    case = next(case for case in cases.LOCAL if case.id == id)
+    x, weight, bias, dy = case.inputs()
+    options = {"device": device.name, "precision": precision, **case.options}
+    rows = [row for row in device.kernels.variants() if row["op"].startswith("local") and row["precision"] == precision]
+    found: dict[str, list[np.ndarray]] = {}
+    for row in rows:
+        op = row["op"]
+        device.kernels.force_variant(op, row["name"])
+        if op == "local_forward":
+            result = functional.local2d(x, weight, bias, **options)
+        else:
+            result = functional.local2d_backward(dy, x, weight, **options)[op == "local_backward_filter"]
+        found.setdefault(op, []).append(result)
+        device.kernels.force_variant(op, "")
+    assert len(found) == 3
+    for first, *others in found.values():
+        assert others
+        for other in others:
+            np.testing.assert_array_equal(other, first)

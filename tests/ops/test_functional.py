@@ -19,7 +19,9 @@ def ones(*shape):
 
 X, W = ones(2, 4, 6, 5), ones(6, 4, 3, 3)
 DY = ones(2, 6, 4, 3)
+LW = ones(4, 3, 6, 4, 3, 3)
 conv, back = functional.conv2d, functional.conv2d_backward
+local, unlocal = functional.local2d, functional.local2d_backward
 pool, unpool = functional.max_pool2d, functional.max_pool2d_backward
 lrn, unlrn = functional.local_response_norm, functional.local_response_norm_backward
 linear, softmax, sgd = functional.linear, functional.softmax_cross_entropy, functional.sgd
@@ -51,6 +53,29 @@ REFUSED = {
     "conv backward dy": (lambda: back(DY[:, :5], X, W), r"conv2d_backward: dy must have shape \(2, 6, 4, 3\)"),
     "conv backward ceil": (lambda: back(DY, X, W, stride=2), "dy must have shape"),
     "conv backward geometry": (lambda: back(DY, X, ones(6, 4, 3, 6)), "conv2d_backward: a window of 6"),
+    "local weight rank": (lambda: local(X, W), r"local2d: weight must have shape \(P, Q, K, C, R, S\)"),
+    "local pixels": (
+        lambda: local(X, LW[:3]),
+        "local2d: weight must have filters for each of the 4 x 3 pixels of the output, got those of 3 x 3",
+    ),
+    "local pixels of padding": (lambda: local(X, LW, padding=1), "the 6 x 5 pixels of the output, got those of 4 x 3"),
+    "local pixels of overhang": (lambda: local(X, LW[:2, :1], stride=2), "each of the 3 x 2 pixels"),
+    "local channels": (lambda: local(X, LW[:, :, :, :3]), r"C/groups channels, got .* weight.shape\[3\] \* groups"),
+    "local groups": (lambda: local(X, LW, groups=0), "local2d: groups must lie between 1"),
+    "local filters per group": (lambda: local(ones(2, 16, 6, 5), LW, groups=4), "local2d: sizes must be positive"),
+    "local filter too large": (lambda: local(X, ones(1, 1, 6, 4, 7, 3)), "local2d: a window of 7"),
+    "local bias": (lambda: local(X, LW, ones(6)), r"local2d: bias must have shape \(6, 4, 3\)"),
+    "local dtype": (lambda: local(X, LW.astype(np.float16)), "local2d: weight must be a float32 array, got float16"),
+    "local precision": (lambda: local(X, LW, precision="tf32"), "use device"),
+    "local dy": (lambda: unlocal(DY[:, :, :3], X, LW), r"local2d_backward: dy must have shape \(2, 6, 4, 3\)"),
+    "position bias": (
+        lambda: functional.add_position_bias(DY, ones(6)),
+        r"add_position_bias: bias must have shape \(6, 4, 3\)",
+    ),
+    "position bias rank": (
+        lambda: functional.add_position_bias_backward(DY[0]),
+        r"add_position_bias_backward: dy must have shape \(N, K, P, Q\)",
+    ),
     "pool size": (lambda: pool(X, 16, 1), "max_pool2d: size must lie between 1 and 15"),
     "pool window": (lambda: pool(X, 6, 1), "max_pool2d: a window of 6"),
     "pool padding": (lambda: pool(X, 2, 1, padding=2), "padding must be smaller than the window"),
@@ -146,6 +171,19 @@ def test_any_legal_convolution(case):
         np.testing.assert_array_equal(actual, expected)
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(conv_cases())
+@example(cases.ConvCase("drawn", 1, 1, 1, 1, 1, 1, 1, 4, 3, 1, True))
+def test_any_legal_local_convolution(convolution):
+    case = cases.LocalCase(**{**vars(convolution), "ceil_mode": True})
+    x, weight, bias, dy = case.inputs(integers=True)
+    y = local(x, weight, bias, relu=case.relu, **case.options)
+    np.testing.assert_array_equal(y, reference.local_forward(x, weight, bias, relu=case.relu, **case.geometry))
+    gradients = unlocal(dy, x, weight, **case.options)
+    for actual, expected in zip(gradients, reference.local_backward(dy, x, weight, **case.geometry), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
 @st.composite
 def pool_cases(draw):
     size, stride = draw(st.integers(1, 5)), draw(st.integers(1, 4))
@@ -202,6 +240,11 @@ def _everything(device: str):
         x, weight, bias, dy = case.inputs()
         results.append(conv(x, weight, bias, device=device, **case.options))
         results += back(dy, x, weight, device=device, **case.options)
+    for id in ("primes-N5", "groups2-stride2-N6", "maps-33-64-N16"):
+        case = next(case for case in cases.LOCAL if case.id == id)
+        x, weight, bias, dy = case.inputs()
+        results.append(local(x, weight, bias, device=device, **case.options))
+        results += unlocal(dy, x, weight, device=device, **case.options)
     for id in ("primes-N13", "outputs-129-N9", "inputs-129-N3"):
         x, weight, bias, dy = next(case for case in cases.LINEAR_EDGES if case.id == id).inputs()
         results += [linear(x, weight, bias, device=device), *functional.linear_backward(dy, x, weight, device=device)]

@@ -7,7 +7,7 @@ import pytest
 import reference
 
 from convnet.kernels.precision import activation_dtype
-from convnet.kernels.shapes import ConvShape, IngestShape, LinearShape
+from convnet.kernels.shapes import ConvShape, IngestShape, LinearShape, LocalShape
 from convnet.ops import layout
 
 
@@ -97,3 +97,33 @@ def test_folding_needs_one_group_and_no_padding():
 def test_folded_input_is_what_ingest_writes():
     first = ConvShape.of(128, 3, 224, 224, 96, 11, 11, stride=4, ceil_mode=True, lanes=64)
     assert IngestShape(128, 128, 256, 256, 224, 64, (1.0, 1.0, 1.0), 4).y == first.folded.x == (2, 48, 56, 56, 64)
+
+
+@pytest.mark.parametrize(
+    ("device", "user"),
+    [
+        ((7,), (7,)),
+        ((3, 5), (5, 3)),
+        ((2, 3, 4, 5, 6), (12, 3, 4, 5)),
+        ((6, 2, 3), (6, 2, 3)),
+        ((2, 3, 2, 4, 3, 1, 5), (2, 3, 10, 4, 3, 1)),
+    ],
+    ids=["bias", "matrix", "filters", "biases of pixels", "filters of pixels"],
+)
+def test_parameters_go_there_and_back(device, user):
+    """A bias, a matrix and filters, and those of local layers."""
+    values = np.arange(np.prod(device), dtype=np.float32).reshape(device)
+    seen = layout.to_user(values)
+    assert layout.user_shape(device) == seen.shape == user
+    assert seen.flags.c_contiguous
+    back = layout.to_device(seen, device)
+    np.testing.assert_array_equal(back, values)
+    assert back.flags.c_contiguous
+
+
+def test_every_pixel_of_a_local_weight_is_one_of_filters():
+    values = np.random.default_rng(0).standard_normal((2, 3, 10, 4, 3, 1), dtype=np.float32)
+    packed = layout.pack_local_weight(values, 2)
+    assert packed.shape == LocalShape.of(1, 8, 2, 3, 10, 3, 1, padding=(1, 1, 0, 0), groups=2, lanes=1).weight
+    for p, q in np.ndindex(2, 3):
+        np.testing.assert_array_equal(packed[p, q], layout.pack_weight(values[p, q], 2))

@@ -13,11 +13,21 @@ import pytest
 from conftest import Machine
 
 from convnet.kernels import _emu as emu
-from convnet.kernels.shapes import ConvShape, DropoutShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
+from convnet.kernels.shapes import (
+    ConvShape,
+    DropoutShape,
+    IngestShape,
+    LinearShape,
+    LocalShape,
+    LrnShape,
+    PoolShape,
+    SoftmaxShape,
+)
 from convnet.ops import ops
 
 # Every extent counts on its own: two groups of other sizes, and an image that is not square.
 CONV = ConvShape.of(16, 6, 8, 9, 10, 3, 4, lanes=8, groups=2)
+LOCAL = LocalShape.of(16, 6, 8, 9, 10, 3, 4, lanes=8, groups=2)
 LINEAR = LinearShape(16, 5, 7, 8)
 POOL = PoolShape.of(16, 3, 8, 9, 3, 2, lanes=8)
 LRN = LrnShape(16, 6, 8, 9, 2, 8, 5, 1e-4, 0.75, 2.0)
@@ -31,6 +41,15 @@ NOTHING = (16,) * 9  # addresses
 def conv(shape):
     for op in ("conv_forward", "conv_backward_data", "conv_backward_filter"):
         emu.conv_variant(op, shape, "fp32")
+
+
+def local(shape):
+    for op in ("local_forward", "local_backward_data", "local_backward_filter"):
+        emu.local_variant(op, shape, "fp32")
+
+
+def position_bias(shape):
+    emu.add_position_bias(shape, "fp32", *NOTHING[:3], 0)
 
 
 def linear(shape):
@@ -88,6 +107,20 @@ REFUSED = [
     (conv, CONV, {"Q": 2, "stride": 2**27 - 2, "S": 4, "P": 1, "R": 1}, PLACES),
     *((conv, CONV, {field: 2**28}, PLACES) for field in ("pad_top", "pad_left")),
     (conv, CONV, {"groups": 65536, "C": 65536, "K": 65536}, "groups must be at most 65535"),
+    *(
+        (call, shape, change, message)
+        for call, shape in ((local, LOCAL), (position_bias, CONV))
+        for change, message in [
+            *(({field: 0}, POSITIVE) for field in "NCHWKRS"),
+            *(({field: 0}, "at least one pixel") for field in "PQ"),
+            *((change, GROUPS) for change in ({"groups": 0}, {"C": 5}, {"K": 9})),
+            *((change, LANES) for change in ({"lanes": 4}, {"N": 24, "lanes": 12}, {"N": 12})),
+            ({"K": 2 * 16, "P": 2**11, "Q": 2**13}, VALUES),
+        ]
+    ),
+    (local, LOCAL, {"P": 1, "Q": 1, "C": 2 * 16, "R": 2**11, "S": 2**13, "K": 2 * 1}, FILTERS),
+    (local, LOCAL, {**TINY, "N": 2**30}, "N must be below 2\\^30"),
+    (local, LOCAL, {"P": 2**8, "Q": 2**8, "C": 2**10, "K": 2**12, "R": 2, "S": 3}, "tensors of at most"),
     *((linear, LINEAR, {field: 0}, POSITIVE) for field in "NCK"),
     *((linear, LINEAR, change, LANES) for change in ({"lanes": 4}, {"N": 24, "lanes": 12}, {"N": 12})),
     (linear, LINEAR, {"C": 2**28}, "C and K must be below"),
@@ -144,6 +177,9 @@ TAKEN = [
     *((conv, CONV, {field: 2**28 - 1}) for field in ("pad_top", "pad_left")),
     (conv, CONV, {"groups": 65535, "C": 65535, "K": 65535}),
     (conv, CONV, {"N": 8}),
+    (local, LOCAL, TINY),
+    (local, LOCAL, {**TINY, "N": 2**30 - 8}),
+    (local, LOCAL, {"P": 2**8, "Q": 2**8, "C": 2**10, "K": 2**12, "R": 2, "S": 2}),
     (linear, LINEAR, {"N": 8, "C": 1, "K": 1}),
     (linear, LINEAR, {"C": MOST}),
     (linear, LINEAR, {"K": 2**28 - 8}),

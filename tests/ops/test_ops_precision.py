@@ -63,6 +63,30 @@ class Conv:
         return expected, [*limits(arithmetic, expected, squares, counts), bias]
 
 
+class Local:
+    """The same; instructions of forward do reach across taps."""
+
+    @staticmethod
+    def forward(case, arithmetic, x, weight, bias):
+        expected = reference.local_forward(x, weight, bias, **case.geometry)
+        squares = reference.local_forward(x**2, weight**2, bias**2, **case.geometry)
+        limit = reference.tensor_limit(
+            expected, squares, instructions(arithmetic, weight[0, 0, 0].size), arithmetic.device
+        )
+        limit = reference.held_limit(limit, expected, arithmetic.precision)
+        return (np.maximum(expected, 0) if case.relu else expected), limit
+
+    @staticmethod
+    def backward(case, arithmetic, dy, x, weight):
+        expected = reference.local_backward(dy, x, weight, **case.geometry)
+        squares = reference.local_backward(dy**2, x**2, weight**2, **case.geometry)
+        blocks, lanes = blocks_and_lanes(case.N)
+        taps = -(-case.R // case.stride) * -(-case.S // case.stride)
+        counts = (taps * instructions(arithmetic, case.K // case.groups), blocks * instructions(arithmetic, lanes))
+        bias = reference.sum_limit(np.abs(dy.astype(np.float64)).sum(axis=0), case.N)
+        return expected, [*limits(arithmetic, expected, squares, counts), bias]
+
+
 class Linear:
     @staticmethod
     def forward(case, arithmetic, x, weight, bias):
@@ -98,6 +122,12 @@ def conv(arithmetic, case, x, weight, bias, dy):
     return y, functional.conv2d_backward(dy, x, weight, **options)
 
 
+def local(arithmetic, case, x, weight, bias, dy):
+    options = {"device": arithmetic.device, "precision": arithmetic.precision, **case.options}
+    y = functional.local2d(x, weight, bias, relu=case.relu, **options)
+    return y, functional.local2d_backward(dy, x, weight, **options)
+
+
 def linear(arithmetic, case, x, weight, bias, dy):
     options = {"device": arithmetic.device, "precision": arithmetic.precision}
     y = functional.linear(x, weight, bias, relu=case.relu, **options)
@@ -120,6 +150,11 @@ def check(arithmetic, case, kind, compute, exact, within):
 @pytest.mark.parametrize("case", CONV, ids=by_id)
 def test_convolution(tensor_cores, case, within):
     check(tensor_cores, case, "conv", conv, Conv, within)
+
+
+@pytest.mark.parametrize("case", cases.LOCAL, ids=by_id)
+def test_local(tensor_cores, case, within):
+    check(tensor_cores, case, "local", local, Local, within)
 
 
 @pytest.mark.parametrize("case", LINEAR, ids=by_id)
@@ -155,6 +190,7 @@ def test_wrong_dtypes_are_named(machine):
 
 ROUNDED = [
     *((conv, Conv, case) for case in cases.CONV if case.id in ("primes-N5", "maps-64-N64", "conv2-tiny-N8")),
+    *((local, Local, case) for case in cases.LOCAL if case.id in ("primes-N5", "maps-33-64-N16", "batch-64-N64")),
     *(
         (linear, Linear, case)
         for case in cases.LINEAR

@@ -1,5 +1,5 @@
-"""Every kernel in the tables of convolutions and linear layers, each made to run: exact on integers, whatever the table
-would have chosen. The tables are those of the emulator, which are a GPU's too."""
+"""Every kernel in the tables of convolutions, local layers and linear ones, each made to run: exact on integers,
+whatever the table would have chosen. The tables are those of the emulator, which are a GPU's too."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ except ImportError:
 
 SHAPE = ConvShape.of(8, 3, 8, 8, 4, 3, 3, lanes=8)
 CASES_EACH = 3
+CANDIDATES = {
+    "conv": [*cases.CONV_EDGES, *cases.CONV_TENSOR],
+    "local": cases.LOCAL,
+    "linear": [*cases.LINEAR_EDGES, *cases.LINEAR_TENSOR],
+}
 
 
 @pytest.fixture
@@ -47,14 +52,13 @@ def force():
 
 def taken(row, where=lambda case: True) -> list:
     """The smallest cases that the forced row takes, those with whole blocks of 64 images first where it is for them."""
-    is_conv = row["op"].startswith("conv")
-    ask = _emu.conv_variant if is_conv else _emu.linear_variant
+    family = row["op"].partition("_")[0]
+    ask = getattr(_emu, f"{family}_variant")
     found = []
-    candidates = [*cases.CONV_EDGES, *cases.CONV_TENSOR] if is_conv else [*cases.LINEAR_EDGES, *cases.LINEAR_TENSOR]
-    for case in sorted(filter(where, candidates), key=lambda case: case.work):
+    for case in sorted(filter(where, CANDIDATES[family]), key=lambda case: case.work):
         lanes = open_device("emu").lanes(case.N)
         N = padded(case.N, lanes)
-        shape = case.shape(lanes, N) if is_conv else LinearShape(N, case.C, case.K, lanes)
+        shape = LinearShape(N, case.C, case.K, lanes) if family == "linear" else case.shape(lanes, N)
         try:
             assert ask(row["op"], shape, row["precision"]) == row["name"]
         except ValueError as error:
@@ -70,7 +74,11 @@ def check(op: str, case, precision: str, device: str = "emu") -> None:
     """One pass against the exact sums, stored by precision."""
     x, weight, bias, dy = case.inputs(integers=True)
     options = {"device": device, "precision": precision}
-    if isinstance(case, cases.ConvCase):
+    if isinstance(case, cases.LocalCase):
+        options |= case.options
+        forward, backward, place = functional.local2d, functional.local2d_backward, case.geometry
+        right, right_backward = reference.local_forward, reference.local_backward
+    elif isinstance(case, cases.ConvCase):
         options |= case.options
         forward, backward, place = functional.conv2d, functional.conv2d_backward, case.geometry
         right, right_backward = reference.conv_forward, reference.conv_backward
@@ -173,6 +181,8 @@ def test_misuse_is_refused(force):
         emu.force_variant("relu_forward", "any")
     with pytest.raises(ValueError, match="op must be conv_forward"):
         emu.conv_variant("linear_forward", SHAPE, "fp32")
+    with pytest.raises(ValueError, match="op must be local_forward, local_backward_data or local_backward_filter, got"):
+        emu.local_variant("conv_forward", SHAPE, "fp32")
     with pytest.raises(ValueError, match='precision must be "fp32", "tf32" or "bf16"'):
         emu.conv_variant("conv_forward", SHAPE, "fp16")
     row = next(row for row in VARIANTS if row["op"] == "conv_forward" and row["architecture"] == 90)

@@ -40,6 +40,32 @@ def test_conv_gradients(case):
     check(dbias, lambda b: reference.conv_forward(x, weight, b, **case.geometry), bias, dy)
 
 
+LOCAL = [
+    cases.LocalCase("plain", 2, 3, 5, 4, 4, 3, 2),
+    cases.LocalCase("strided-padded", 2, 4, 6, 5, 6, 3, 3, stride=2, padding=(1, 2, 0, 1), groups=2),
+    cases.LocalCase("overhang", 1, 2, 6, 7, 3, 2, 3, stride=3),
+]
+
+
+@pytest.mark.parametrize("case", LOCAL, ids=lambda case: case.id)
+def test_local_gradients(case):
+    x, weight, bias, dy = (values.astype(np.float64) for values in case.inputs())
+    dx, dweight, dbias = reference.local_backward(dy, x, weight, **case.geometry)
+    check(dx, lambda x: reference.local_forward(x, weight, bias, **case.geometry), x, dy)
+    check(dweight, lambda w: reference.local_forward(x, w, bias, **case.geometry), weight, dy)
+    check(dbias, lambda b: reference.local_forward(x, weight, b, **case.geometry), bias, dy)
+
+
+def test_local_by_hand():
+    """Every pixel has a factor of its own for the pixel below its own; below the last row there is nothing."""
+    x = np.arange(1.0, 7).reshape(1, 1, 2, 3)
+    weight = np.zeros((2, 3, 1, 1, 2, 1))
+    weight[:, :, 0, 0, 1, 0] = [[1, 10, 100], [7, 7, 7]]
+    bias = np.array([[[0, 0, 0.5], [0, 2, 0]]])
+    y = reference.local_forward(x, weight, bias, stride=1, top=0, left=0, P=2, Q=3)
+    np.testing.assert_array_equal(y[0, 0], [[4, 50, 600.5], [0, 2, 0]])
+
+
 def test_conv_by_hand():
     """A filter of one 1 moves the image; the overhang of a rounded-up size reads zeros; groups see their channels."""
     x = np.arange(1.0, 13).reshape(1, 1, 3, 4)
