@@ -278,6 +278,212 @@ def local_response_norm_backward(
     return call.images(dx)
 
 
+def avg_pool2d(
+    x: Given,
+    size: int,
+    stride: int,
+    *,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """Mean over windows of ``size`` x ``size`` (at most 15), ``stride`` apart: (N, C, H, W) -> (N, C, P, Q).
+
+    Windows are clipped to the image, and a sum is divided by the number of pixels that are left of its window: padding
+    counts for nothing, as with PyTorch's ``count_include_pad=False``. With ``ceil_mode`` the last window may overhang.
+    """
+    op = "avg_pool2d"
+    (x,) = taken(op, device, x=x)
+    shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    y = call.empty(shape.y)
+    ops.avg_pool_forward(call.stream, shape, precision, call.put_images(x), y)
+    return call.images(y)
+
+
+def avg_pool2d_backward(
+    dy: Given,
+    x: Given,
+    size: int,
+    stride: int,
+    *,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """dx of ``avg_pool2d`` for ``dy`` (N, C, P, Q): each pixel gets the same share of its windows' gradients. Of ``x``
+    only the shape matters."""
+    op = "avg_pool2d_backward"
+    dy, x = taken(op, device, dy=dy, x=x)
+    shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
+    floats(op, "dy", dy, (shape.N, shape.C, shape.P, shape.Q))
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    dx = call.empty(shape.x)
+    ops.avg_pool_backward(call.stream, shape, precision, call.put_images(dy), None, dx)
+    return call.images(dx)
+
+
+def spatial_response_norm(
+    x: Given,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """x / (k + alpha * sum of squares over ``size`` x ``size`` pixels of its map) ** beta, (N, C, H, W) -> the same.
+
+    The window of a pixel at p has the rows and columns [p - size//2, p - size//2 + size), clipped; ``size`` is at most
+    the larger side of the image. alpha is not divided: the "rnorm" of cuda-convnet is this with alpha = scale / size^2.
+    """
+    op = "spatial_response_norm"
+    (x,) = taken(op, device, x=x)
+    shape = arguments.spatial_norm(op, x, size, alpha, beta, k)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    y = call.empty(shape.x)
+    ops.rnorm_forward(call.stream, shape, precision, call.put_images(x), y)
+    return call.images(y)
+
+
+def spatial_response_norm_backward(
+    dy: Given,
+    x: Given,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """dx of ``spatial_response_norm`` for ``dy`` (N, C, H, W)."""
+    op = "spatial_response_norm_backward"
+    dy, x = taken(op, device, dy=dy, x=x)
+    shape = arguments.spatial_norm(op, x, size, alpha, beta, k)
+    floats(op, "dy", dy, x.shape)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    dx, workspace = call.empty(shape.x), call.workspace(call.device.kernels.rnorm_workspace(shape, precision))
+    ops.rnorm_backward(call.stream, shape, precision, call.put_images(dy), call.put_images(x), dx, workspace)
+    return call.images(dx)
+
+
+def local_contrast_norm(
+    x: Given,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """x / (k + alpha * sum of u^2 over ``size`` x ``size`` pixels of its map) ** beta, (N, C, H, W) -> the same.
+
+    u is x less the mean of x over the window around it. Windows and constants are those of ``spatial_response_norm``;
+    this is the "cnorm" of cuda-convnet, in which x itself is divided, not u.
+    """
+    op = "local_contrast_norm"
+    (x,) = taken(op, device, x=x)
+    shape = arguments.spatial_norm(op, x, size, alpha, beta, k)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    y, workspace = call.empty(shape.x), call.workspace(call.device.kernels.cnorm_workspace(shape, precision))
+    ops.cnorm_forward(call.stream, shape, precision, call.put_images(x), y, workspace)
+    return call.images(y)
+
+
+def local_contrast_norm_backward(
+    dy: Given,
+    x: Given,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """What cuda-convnet takes for dx of ``local_contrast_norm``, for ``dy`` (N, C, H, W).
+
+    dx_p = dy_p d_p^-beta - 2 alpha beta u_p * sum of dy_o x_o d_o^(-beta-1) over the o whose windows hold p: the
+    gradient but for how the means depend on x, which is left out.
+    """
+    op = "local_contrast_norm_backward"
+    dy, x = taken(op, device, dy=dy, x=x)
+    shape = arguments.spatial_norm(op, x, size, alpha, beta, k)
+    floats(op, "dy", dy, x.shape)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    dx, workspace = call.empty(shape.x), call.workspace(call.device.kernels.cnorm_workspace(shape, precision))
+    ops.cnorm_backward(call.stream, shape, precision, call.put_images(dy), call.put_images(x), dx, workspace)
+    return call.images(dx)
+
+
+def blur2d(x: Given, size: int, std: float, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """x blurred by a gaussian of ``size`` x ``size`` taps (3, 5, 7 or 9), (N, C, H, W) -> the same.
+
+    The taps are exp(-d^2 / (2 std^2)) at the distance d from the middle along each axis, divided by their sum; outside
+    of the image is 0.
+    """
+    op = "blur2d"
+    (x,) = taken(op, device, x=x)
+    shape = arguments.blur(op, "x", x, size, std)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    y = call.empty(shape.x)
+    ops.blur(call.stream, shape, precision, call.put_images(x), y)
+    return call.images(y)
+
+
+def blur2d_backward(dy: Given, size: int, std: float, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """dx of ``blur2d`` for ``dy`` (N, C, H, W): the same blur of it, since the taps are symmetric."""
+    op = "blur2d_backward"
+    (dy,) = taken(op, device, dy=dy)
+    shape = arguments.blur(op, "dy", dy, size, std)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    dx = call.empty(shape.x)
+    ops.blur(call.stream, shape, precision, call.put_images(dy), dx)
+    return call.images(dx)
+
+
+def nailbed2d(x: Given, stride: int, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """Every ``stride``-th pixel of every ``stride``-th row, (N, C, H, W) -> (N, C, P, Q), sizes / stride rounded up.
+
+    The first has row and column (size - stride * (count - 1)) // 2, so that they lie in the middle of the image.
+    """
+    op = "nailbed2d"
+    (x,) = taken(op, device, x=x)
+    shape = arguments.nailbed(op, x, stride)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    y = call.empty(shape.y)
+    ops.nailbed_forward(call.stream, shape, precision, call.put_images(x), y)
+    return call.images(y)
+
+
+def nailbed2d_backward(dy: Given, x: Given, stride: int, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """dx of ``nailbed2d`` for ``dy`` (N, C, P, Q): dy at its pixels, 0 at all others. Of ``x`` only the shape
+    matters."""
+    op = "nailbed2d_backward"
+    dy, x = taken(op, device, dy=dy, x=x)
+    shape = arguments.nailbed(op, x, stride)
+    floats(op, "dy", dy, (shape.N, shape.C, shape.P, shape.Q))
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    dx = call.empty(shape.x)
+    ops.nailbed_backward(call.stream, shape, precision, call.put_images(dy), dx)
+    return call.images(dx)
+
+
 def linear(
     x: Given,
     weight: Given,

@@ -503,6 +503,117 @@ LRN_POOL = [
 
 
 @dataclass(frozen=True)
+class SpatialCase(Case):
+    """Normalisation over pixels of a map. The sum of a window is about k, wherever it lies."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    size: int = 3
+    alpha: float = 0.1
+    beta: float = 0.75
+    k: float = 1.0
+    spread: float = 2.0
+
+    @property
+    def constants(self) -> dict:
+        return {"size": self.size, "alpha": self.alpha, "beta": self.beta, "k": self.k}
+
+    def inputs(self):
+        """x, dy."""
+        random, size = self.random, (self.N, self.C, self.H, self.W)
+        return random.uniform(-self.spread, self.spread, size).astype(np.float32), _normal(random, size)
+
+
+SPATIAL = [
+    SpatialCase("one-everything-N1", 1, 1, 1, 1, size=1),
+    SpatialCase("primes-N3", 3, 5, 7, 11),
+    SpatialCase("size-1-N2", 2, 3, 4, 5, size=1),
+    SpatialCase("size-2-N2", 2, 3, 5, 6, size=2),
+    SpatialCase("size-4-N2", 2, 3, 7, 6, size=4),
+    SpatialCase("size-5-N3", 3, 3, 9, 8, size=5),
+    SpatialCase("size-6-N2", 2, 2, 7, 9, size=6, alpha=0.05),
+    SpatialCase("size-7-N2", 2, 2, 9, 8, size=7, alpha=0.05),
+    SpatialCase("size-of-the-side-N2", 2, 3, 8, 8, size=8, alpha=0.03),
+    SpatialCase("size-of-an-odd-side-N2", 2, 2, 9, 9, size=9, alpha=0.03),
+    SpatialCase("size-of-the-larger-side-N3", 3, 2, 3, 10, size=10, alpha=0.03),
+    SpatialCase("one-row-N2", 2, 3, 1, 9),
+    SpatialCase("one-column-N2", 2, 3, 9, 1, size=5),
+    SpatialCase("cifar-constants-N4", 4, 3, 8, 8, alpha=5e-5 / 9, spread=300.0),
+    SpatialCase("beta-half-N2", 2, 3, 6, 5, beta=0.5, k=2.0),
+    SpatialCase("beta-one-N2", 2, 3, 6, 5, size=4, beta=1.0),
+    SpatialCase("alpha-zero-N2", 2, 3, 4, 4, alpha=0.0),
+    # so few threads that columns are cut into segments, the last one shorter
+    SpatialCase("segments-N2", 2, 2, 43, 3),
+    SpatialCase("segments-size-5-N2", 2, 1, 33, 4, size=5),
+    SpatialCase("segments-size-4-N2", 2, 1, 35, 4, size=4),
+    SpatialCase("batch-65-N65", 65, 3, 5, 4),
+    SpatialCase("batch-130-N130", 130, 2, 4, 5, size=5),
+    # wider than the strips of "cpu"
+    SpatialCase("wide-N65", 65, 1, 3, 100),
+]
+
+
+@dataclass(frozen=True)
+class BlurCase(Case):
+    N: int
+    C: int
+    H: int
+    W: int
+    size: int
+    std: float
+
+    def inputs(self):
+        """x, dy."""
+        random, size = self.random, (self.N, self.C, self.H, self.W)
+        return _normal(random, size), _normal(random, size)
+
+
+BLUR = [
+    BlurCase("one-everything-N1", 1, 1, 1, 1, 3, 1.0),
+    BlurCase("size-3-N3", 3, 2, 7, 5, 3, 0.8),
+    BlurCase("size-5-N2", 2, 3, 9, 8, 5, 1.0),
+    BlurCase("size-7-N2", 2, 3, 8, 11, 7, 1.5),
+    BlurCase("size-9-N2", 2, 3, 13, 12, 9, 2.0),
+    BlurCase("larger-than-the-image-N3", 3, 2, 3, 2, 9, 3.0),
+    BlurCase("one-row-N2", 2, 3, 1, 9, 5, 1.0),
+    BlurCase("nearly-a-mean-N2", 2, 2, 6, 7, 3, 50.0),
+    BlurCase("nearly-nothing-N2", 2, 2, 6, 7, 5, 0.1),
+    BlurCase("segments-N2", 2, 1, 43, 3, 5, 1.0),
+    BlurCase("batch-65-N65", 65, 2, 5, 4, 5, 1.0),
+    BlurCase("wide-N65", 65, 1, 3, 100, 7, 1.0),
+]
+
+
+@dataclass(frozen=True)
+class NailbedCase(Case):
+    N: int
+    C: int
+    H: int
+    W: int
+    stride: int
+
+    def inputs(self):
+        """x, dy."""
+        random, (H, W) = self.random, (-(-side // self.stride) for side in (self.H, self.W))
+        return _normal(random, (self.N, self.C, self.H, self.W)), _normal(random, (self.N, self.C, H, W))
+
+
+NAILBED = [
+    NailbedCase("one-everything-N1", 1, 1, 1, 1, 1),
+    NailbedCase("every-pixel-N3", 3, 2, 5, 4, 1),
+    NailbedCase("even-N2", 2, 3, 8, 6, 2),
+    NailbedCase("odd-N2", 2, 3, 7, 9, 2),
+    NailbedCase("stride-3-N3", 3, 2, 10, 11, 3),
+    NailbedCase("stride-4-N2", 2, 3, 16, 14, 4),
+    NailbedCase("one-pixel-N2", 2, 3, 5, 4, 7),
+    NailbedCase("stride-beyond-one-side-N2", 2, 3, 3, 12, 5),
+    NailbedCase("batch-65-N65", 65, 2, 5, 4, 2),
+]
+
+
+@dataclass(frozen=True)
 class SoftmaxCase(Case):
     N: int
     K: int

@@ -82,7 +82,11 @@ def valid_shape(draw: Any, kind: str) -> Any:
         return shapes.PoolShape.of(N, a, c + 3, d + 3, draw(st.integers(1, 3)), draw(st.integers(1, 3)), lanes=L)
     if kind == "LrnShape":
         return shapes.LrnShape(N, a, b, c, 1, L, d, 1e-4, 0.75, 2.0)
+    if kind == "SpatialNormShape":
+        return shapes.SpatialNormShape(N, a, b, c, L, min(d, max(b, c)), 1e-4, 0.75, 2.0)
     return {
+        "BlurShape": lambda: shapes.BlurShape(N, a, b, c, L, 3 + d % 4 * 2, 1.0),
+        "NailbedShape": lambda: shapes.NailbedShape.of(N, a, b, c, d, lanes=L),
         "LinearShape": lambda: shapes.LinearShape(N, a, b, L),
         "DropoutShape": lambda: shapes.DropoutShape(N, a, L, b, a + b + c, 0.5, 1, d),
         "SoftmaxShape": lambda: shapes.SoftmaxShape(N, min(N, a), b, L),
@@ -115,7 +119,9 @@ def values_of(shape: Any) -> int:
 
 def must_be_refused(shape: Any) -> bool:
     f = vars(shape)
-    extents = [value for name, value in f.items() if name not in ("alpha", "beta", "k", "p", "scale", "seed", "layer")]
+    extents = [
+        value for name, value in f.items() if name not in ("alpha", "beta", "k", "p", "scale", "seed", "layer", "std")
+    ]
     return any(type(value) is not int or not 0 <= value <= LARGEST for value in extents)
 
 
@@ -246,16 +252,23 @@ def valid_functional(draw: Any) -> tuple[str, dict[str, Any]]:
     elif name.startswith("add_position_bias"):
         arguments = {"dy": ones(N, K, P, Q)} if "backward" in name else {"x": ones(N, K, P, Q)}
         extra = {} if "backward" in name else {"bias": ones(K, P, Q)}
-    elif name.startswith("max_pool2d"):
+    elif name.startswith(("max_pool2d", "avg_pool2d")):
         arguments = {"x": ones(N, C, H, W), "size": R, **window}
         extra = {"dy": ones(N, C, P, Q)} if "backward" in name else {}
+    elif name.startswith("blur2d"):
+        arguments = {"dy" if "backward" in name else "x": ones(N, C, H, W)}
+        extra = {"size": 5, "std": 1.0}
+    elif name.startswith("nailbed2d"):
+        arguments = {"x": ones(N, C, H, W), "stride": stride}
+        extra = {"dy": ones(N, C, -(-H // stride), -(-W // stride))} if "backward" in name else {}
     elif name.startswith("linear"):
         arguments = {"x": ones(N, C), "weight": ones(K, C)}
         extra = {"dy": ones(N, K)} if "backward" in name else {"bias": None, "relu": False}
     else:
         parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
         arrays = [p.name for p in parameters if str(p.annotation) == "Given"]
-        shape = (N, C, H, W) if name.startswith("local") else (N, K)
+        normalises = "_norm" in name
+        shape = (N, C, H, W) if normalises else (N, K)
         arguments = {array: ones(*shape) for array in arrays}
         extra = {
             "dropout": {"p": 0.5, "seed": 1, "step": 2, "layer": 0},
@@ -264,8 +277,9 @@ def valid_functional(draw: Any) -> tuple[str, dict[str, Any]]:
             "activation": {"kind": "linear", "a": 1.5, "b": 0.5},
             "activation_backward": {"kind": "softrelu", "a": None, "b": None},
         }.get(name, {})
-        if name.startswith("local"):
-            extra = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
+        if normalises:
+            size = 5 if name.startswith("local_response") else draw(st.integers(1, max(H, W)))
+            extra = {"size": size, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
     arguments = {**arguments, **extra, "device": draw(st.sampled_from(["cpu", "emu"]))}
     if name != "sgd":
         arguments["precision"] = draw(st.sampled_from(PRECISIONS))

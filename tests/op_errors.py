@@ -25,15 +25,18 @@ from convnet.devices.host import HostDevice
 from convnet.devices.protocol import Array, Device
 from convnet.kernels.precision import activation_dtype
 from convnet.kernels.shapes import (
+    BlurShape,
     ConvShape,
     DropoutShape,
     IngestShape,
     LinearShape,
     LocalShape,
     LrnShape,
+    NailbedShape,
     PackShape,
     PoolShape,
     SoftmaxShape,
+    SpatialNormShape,
 )
 from convnet.ops import ops
 from convnet.ops.declare import DECLARED, Extent, Scratch, Tensor
@@ -47,6 +50,9 @@ LOCAL = LocalShape.of(16, 3, 8, 9, 5, 3, 3, stride=2, lanes=8)
 LINEAR = LinearShape(16, 5, 7, 8)
 POOL = PoolShape.of(16, 3, 8, 9, 3, 2, lanes=8)
 LRN = LrnShape(16, 3, 8, 9, 1, 8, 5, 1e-4, 0.75, 2.0)
+SPATIAL = SpatialNormShape(16, 3, 8, 9, 8, 5, 1e-4, 0.75, 2.0)
+BLUR = BlurShape(16, 3, 8, 9, 8, 5, 1.0)
+NAILBED = NailbedShape.of(16, 3, 8, 9, 2, lanes=8)
 DROPOUT = DropoutShape(16, 7, 8, 2, 9, 0.5, 1, 0)  # of LINEAR's output
 SOFTMAX = SoftmaxShape(16, 12, 7, 8)
 INGEST = IngestShape(16, 12, 11, 13, 8, 8, (1.0, 1.0, 1.0), fold=2)
@@ -54,6 +60,7 @@ PACK = PackShape(16, 12, 3, 5, 4, 8, 2, 1, 60, 20, 4, 1)
 
 SHAPES = {ConvShape: CONV, LinearShape: LINEAR, PoolShape: POOL, LrnShape: LRN, DropoutShape: DROPOUT}
 SHAPES |= {LocalShape: LOCAL, SoftmaxShape: SOFTMAX, IngestShape: INGEST, PackShape: PACK}
+SHAPES |= {SpatialNormShape: SPATIAL, BlurShape: BLUR, NailbedShape: NAILBED}
 
 
 def kernels(launched: list[tuple[Any, ...]]) -> SimpleNamespace:
@@ -62,7 +69,7 @@ def kernels(launched: list[tuple[Any, ...]]) -> SimpleNamespace:
     def kernel(name: str) -> Any:
         return lambda *arguments: launched.append((name, *arguments))
 
-    sizes = ("conv_backward_filter_workspace", "linear_workspace")
+    sizes = ("conv_backward_filter_workspace", "linear_workspace", "rnorm_workspace", "cnorm_workspace")
     table = {name: kernel(name) for name in DECLARED}
     return SimpleNamespace(**table, **dict.fromkeys(sizes, lambda shape, precision: WORKSPACE))
 

@@ -194,6 +194,89 @@ def pool_backward(dy, argmax, H, W, size, stride, top, left):
     return dx
 
 
+def pool_window(p, q, size, stride, top, left, H, W):
+    """The rows and columns of an image of H x W that window (p, q) has."""
+    h, w = p * stride - top, q * stride - left
+    return slice(max(h, 0), min(h + size, H)), slice(max(w, 0), min(w + size, W))
+
+
+def avg_pool_forward(x, size, stride, top, left, P, Q, whole=False):
+    """Means over windows clipped to the image; ``whole``: divided by the pixels of a window that is not clipped."""
+    y = np.zeros((*x.shape[:2], P, Q))
+    for p, q in np.ndindex(P, Q):
+        rows, columns = pool_window(p, q, size, stride, top, left, *x.shape[2:])
+        values = x[:, :, rows, columns].astype(np.float64)
+        y[:, :, p, q] = values.sum(axis=(2, 3)) / (size**2 if whole else values[0, 0].size)
+    return y
+
+
+def avg_pool_backward(dy, H, W, size, stride, top, left, whole=False):
+    dx = np.zeros((*dy.shape[:2], H, W))
+    for p, q in np.ndindex(dy.shape[2:]):
+        rows, columns = pool_window(p, q, size, stride, top, left, H, W)
+        share = dx[:, :, rows, columns]
+        share += dy[:, :, p, q, None, None].astype(np.float64) / (size**2 if whole else share[0, 0].size)
+    return dx
+
+
+def square(h, w, size, H, W):
+    """The rows and columns of the window of pixel (h, w) in normalisation over a map."""
+    top, left = h - size // 2, w - size // 2
+    return slice(max(top, 0), min(top + size, H)), slice(max(left, 0), min(left + size, W))
+
+
+def square_sums(values, size):
+    sums = np.zeros(values.shape)
+    for h, w in np.ndindex(values.shape[2:]):
+        rows, columns = square(h, w, size, *values.shape[2:])
+        sums[:, :, h, w] = values[:, :, rows, columns].astype(np.float64).sum(axis=(2, 3))
+    return sums
+
+
+def square_means(x, size):
+    return square_sums(x, size) / square_sums(np.ones((1, 1, *x.shape[2:])), size)
+
+
+def spatial_forward(x, u, size, alpha, beta, k):
+    """What is divided, and of what the squares are summed, apart: both are x in rnorm."""
+    return x * (k + alpha * square_sums(u.astype(np.float64) ** 2, size)) ** -beta
+
+
+def spatial_backward(dy, x, u, size, alpha, beta, k):
+    """dx where du/dx is 1, and the sum of the absolute values of its terms."""
+    u = u.astype(np.float64)
+    d = k + alpha * square_sums(u**2, size)
+    dx, terms = dy * d**-beta, dy * x.astype(np.float64) * d ** (-beta - 1)
+    magnitude = np.abs(dx)
+    for h, w in np.ndindex(x.shape[2:]):
+        window = (slice(None), slice(None), *square(h, w, size, *x.shape[2:]))
+        share = 2 * alpha * beta * u[window] * terms[:, :, h, w, None, None]
+        dx[window] -= share
+        magnitude[window] += np.abs(share)
+    return dx, magnitude
+
+
+def blur_taps(size, std):
+    """By their distance from the middle, for both axes at once."""
+    at = np.arange(size) - size // 2
+    taps = np.exp(-(at[:, None] ** 2 + at**2) / (2 * float(np.float32(std)) ** 2))
+    return taps / taps.sum()
+
+
+def blur(x, size, std):
+    N, C, H, W = x.shape
+    framed = np.zeros((N, C, H + size - 1, W + size - 1))
+    framed[:, :, size // 2 : size // 2 + H, size // 2 : size // 2 + W] = x
+    taps = blur_taps(size, std)
+    return sum(taps[r, s] * framed[:, :, r : r + H, s : s + W] for r, s in np.ndindex(size, size))
+
+
+def nailbed_pixels(side, stride):
+    """The rows, or columns, that are taken."""
+    count = (side + stride - 1) // stride
+    return [(side - stride * (count - 1)) // 2 + i * stride for i in range(count)]
+
+
 def lrn_window(channel: int, C: int, size: int, groups: int = 1) -> range:
     """The channels that are summed for ``channel``."""
     per_group = C // groups

@@ -31,15 +31,18 @@ from ..devices.protocol import Array, Device, Stream, padded
 from ..kernels.control import control_words
 from ..kernels.precision import BF16, activation_dtype
 from ..kernels.shapes import (
+    BlurShape,
     ConvShape,
     DropoutShape,
     IngestShape,
     LinearShape,
     LocalShape,
     LrnShape,
+    NailbedShape,
     PackShape,
     PoolShape,
     SoftmaxShape,
+    SpatialNormShape,
 )
 from ..ops import ops
 from ..ops.declare import DECLARED, Scratch, Tensor
@@ -207,6 +210,18 @@ def _lrn(v: Sizes, lanes: int) -> Shapes:
     return {"shape": LrnShape(**v, groups=1, lanes=lanes, alpha=1e-4, beta=0.75, k=2.0)}
 
 
+def _spatial_norm(v: Sizes, lanes: int) -> Shapes:
+    return {"shape": SpatialNormShape(**v, lanes=lanes, alpha=1e-4, beta=0.75, k=1.0)}
+
+
+def _blur(v: Sizes, lanes: int) -> Shapes:
+    return {"shape": BlurShape(**v, lanes=lanes, std=1.0)}
+
+
+def _nailbed(v: Sizes, lanes: int) -> Shapes:
+    return {"shape": NailbedShape.of(**v, lanes=lanes)}
+
+
 def _lrn_pool(v: Sizes, lanes: int) -> Shapes:
     images = {name: v[name] for name in "NCHW"}
     lrn = LrnShape(**images, groups=1, lanes=lanes, size=5, alpha=1e-4, beta=0.75, k=2.0)
@@ -243,6 +258,9 @@ _KINDS: dict[tuple[Any, ...], tuple[Sizes, Callable[[Sizes, int], Shapes]]] = {
     (PoolShape,): (_POOL, _pool),
     (LrnShape,): ({"N": 64, "C": 16, "H": 2, "W": 2, "size": 5}, _lrn),
     (LrnShape, PoolShape): ({**_POOL, "C": 16}, _lrn_pool),
+    (SpatialNormShape,): ({"N": 64, "C": 4, "H": 9, "W": 9, "size": 3}, _spatial_norm),
+    (BlurShape,): ({"N": 64, "C": 3, "H": 9, "W": 9, "size": 5}, _blur),
+    (NailbedShape,): ({"N": 64, "C": 3, "H": 8, "W": 8, "stride": 4}, _nailbed),
     (DropoutShape,): ({"N": 64, "features": 32}, _dropout),
     (SoftmaxShape,): ({"N": 64, "K": 10}, _softmax),
     (IngestShape,): ({"N": 64, "H": 12, "W": 12, "crop": 8, "fold": 1}, _ingest),

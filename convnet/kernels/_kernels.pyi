@@ -13,13 +13,19 @@ What is no op is here.
 
 from typing import Any
 
-from .shapes import ConvShape, LinearShape, LocalShape
+from .shapes import ConvShape, LinearShape, LocalShape, SpatialNormShape
 
 def conv_backward_filter_workspace(shape: ConvShape, precision: str) -> int:
     """Bytes of the workspace that ``conv_backward_filter`` needs."""
 
 def linear_workspace(shape: LinearShape, precision: str) -> int:
     """The same for the three passes of a fully-connected layer."""
+
+def rnorm_workspace(shape: SpatialNormShape, precision: str) -> int:
+    """The same for ``rnorm_backward``."""
+
+def cnorm_workspace(shape: SpatialNormShape, precision: str) -> int:
+    """The same for ``cnorm_forward`` and ``cnorm_backward``."""
 
 def conv_variant(op: str, shape: ConvShape, precision: str) -> str:
     """The name of the kernel that "conv_forward", "conv_backward_data" or "conv_backward_filter" takes."""

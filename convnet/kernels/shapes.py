@@ -256,6 +256,73 @@ class LrnShape:
 
 
 @dataclass(frozen=True)
+class SpatialNormShape:
+    """Of a normalisation over ``size`` x ``size`` pixels of one map."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    lanes: int
+    size: int
+    alpha: float
+    beta: float
+    k: float
+
+    @property
+    def x(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.C, self.H, self.W, self.lanes)
+
+
+@dataclass(frozen=True)
+class BlurShape:
+    N: int
+    C: int
+    H: int
+    W: int
+    lanes: int
+    size: int
+    std: float
+
+    @property
+    def x(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.C, self.H, self.W, self.lanes)
+
+
+@dataclass(frozen=True)
+class NailbedShape:
+    N: int
+    C: int
+    H: int
+    W: int
+    P: int
+    Q: int
+    stride: int
+    top: int
+    left: int
+    lanes: int
+
+    @staticmethod
+    def of(N: int, C: int, H: int, W: int, stride: int, *, lanes: int) -> NailbedShape:
+        """Derives P, Q and the first pixel: as many as fit, ``stride`` apart, in the middle of the image."""
+        if min(N, C, H, W, stride, lanes) < 1:
+            raise ValueError(
+                f"nailbed2d: sizes and stride must be positive, got N={N} C={C} H={H} W={W} stride={stride}"
+            )
+        P, Q = -(-H // stride), -(-W // stride)
+        top, left = ((side - stride * (count - 1)) // 2 for side, count in ((H, P), (W, Q)))
+        return NailbedShape(N, C, H, W, P, Q, stride, top, left, lanes)
+
+    @property
+    def x(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.C, self.H, self.W, self.lanes)
+
+    @property
+    def y(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.C, self.P, self.Q, self.lanes)
+
+
+@dataclass(frozen=True)
 class DropoutShape:
     N: int
     features: int

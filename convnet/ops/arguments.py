@@ -17,7 +17,17 @@ from ..devices.foreign import CudaMemory, Given, seen
 from ..devices.protocol import Device
 from ..kernels.activations import ACTIVATIONS
 from ..kernels.precision import activation_dtype
-from ..kernels.shapes import ConvShape, LinearShape, LocalShape, LrnShape, Padding, PoolShape
+from ..kernels.shapes import (
+    BlurShape,
+    ConvShape,
+    LinearShape,
+    LocalShape,
+    LrnShape,
+    NailbedShape,
+    Padding,
+    PoolShape,
+    SpatialNormShape,
+)
 
 Values = np.ndarray[Any, Any]
 Shape = TypeVar("Shape")
@@ -215,15 +225,43 @@ def pool(op: str, x: Given, size: int, stride: int, padding: Padding, ceil_mode:
     return _geometry(op, PoolShape.of, *x.shape, size, stride, **options)
 
 
-def lrn(op: str, x: Given, size: int, alpha: float, beta: float, k: float) -> LrnShape:
-    floats(op, "x", x, "NCHW")
+def _norm(op: str, alpha: float, beta: float, k: float) -> tuple[float, float, float]:
+    """The constants of a normalisation, checked."""
     if not (alpha >= 0 and k > 0 and np.isfinite([alpha, beta, k]).all()):
         raise ValueError(
             f"{op}: needs finite alpha >= 0, k > 0 and beta, got alpha={alpha} beta={beta} k={k}; "
             "the denominator would not be positive"
         )
+    return float(alpha), float(beta), float(k)
+
+
+def lrn(op: str, x: Given, size: int, alpha: float, beta: float, k: float) -> LrnShape:
+    floats(op, "x", x, "NCHW")
     N, C, H, W = x.shape
-    return LrnShape(N, C, H, W, 1, N, integer(op, "size", size, 1, 16), float(alpha), float(beta), float(k))
+    constants = _norm(op, alpha, beta, k)
+    return LrnShape(N, C, H, W, 1, N, integer(op, "size", size, 1, 16), *constants)
+
+
+def spatial_norm(op: str, x: Given, size: int, alpha: float, beta: float, k: float) -> SpatialNormShape:
+    floats(op, "x", x, "NCHW")
+    N, C, H, W = x.shape
+    constants = _norm(op, alpha, beta, k)
+    return SpatialNormShape(N, C, H, W, N, integer(op, "size", size, 1, max(H, W)), *constants)
+
+
+def blur(op: str, name: str, x: Given, size: int, std: float) -> BlurShape:
+    floats(op, name, x, "NCHW")
+    number(op, "std", std)
+    if integer(op, "size", size, 3, 9) % 2 == 0 or not np.float32(std) > 0:
+        raise ValueError(f"{op}: size must be 3, 5, 7 or 9 pixels and std positive, got size={size} std={std}")
+    N, C, H, W = x.shape
+    return BlurShape(N, C, H, W, N, operator.index(size), float(std))
+
+
+def nailbed(op: str, x: Given, stride: int) -> NailbedShape:
+    floats(op, "x", x, "NCHW")
+    N, C, H, W = x.shape
+    return NailbedShape.of(N, C, H, W, integer(op, "stride", stride, 1, _LARGE), lanes=N)
 
 
 def linear(op: str, x: Given, weight: Given) -> LinearShape:

@@ -20,15 +20,18 @@ from ..kernels.activations import ACTIVATIONS
 from ..kernels.control import WORDS
 from ..kernels.precision import BF16, copy_columns
 from ..kernels.shapes import (
+    BlurShape,
     ConvShape,
     DropoutShape,
     IngestShape,
     LinearShape,
     LocalShape,
     LrnShape,
+    NailbedShape,
     PackShape,
     PoolShape,
     SoftmaxShape,
+    SpatialNormShape,
 )
 from .declare import DECLARED, Scratch, op, reads, writes
 
@@ -94,6 +97,8 @@ Control = Annotated[Array, reads(_control, U32)]
 OutControl = Annotated[Array, writes(_control, U32)]
 ConvScratch = Annotated[Array, Scratch("conv_backward_filter_workspace")]
 LinearScratch = Annotated[Array, Scratch("linear_workspace")]
+RnormScratch = Annotated[Array, Scratch("rnorm_workspace")]
+CnormScratch = Annotated[Array, Scratch("cnorm_workspace")]
 
 
 # ---- products ----
@@ -251,6 +256,60 @@ def lrn_pool_backward(
     dx: Annotated[Array, writes("lrn.x")], relu: bool = False,
 ) -> None:  # fmt: skip
     """dx from dp, the positions of the maxima and x; behind a ReLU, 0 where its output x is not positive."""
+
+
+# ---- windows of one map ----
+
+
+@op("avg_pool2d")
+def avg_pool_forward(stream: Stream, shape: PoolShape, precision: str, x: InX, y: OutY) -> None:
+    """y = the mean of x over every window, clipped to the image."""
+
+
+@op("avg_pool2d_backward")
+def avg_pool_backward(stream: Stream, shape: PoolShape, precision: str, dy: InY, mask: InX | None, dx: OutX) -> None:
+    """dx from dy; with ``mask``, the layer's input x behind a ReLU, 0 where it is not positive."""
+
+
+@op("spatial_response_norm")
+def rnorm_forward(stream: Stream, shape: SpatialNormShape, precision: str, x: InX, y: OutX) -> None:
+    """y = x (k + alpha sum x^2)^-beta, sums over pixels of a map."""
+
+
+@op("spatial_response_norm_backward")
+def rnorm_backward(
+    stream: Stream, shape: SpatialNormShape, precision: str, dy: InX, x: InX, dx: OutX, workspace: RnormScratch | None
+) -> None:
+    """dx from dy and x."""
+
+
+@op("local_contrast_norm")
+def cnorm_forward(
+    stream: Stream, shape: SpatialNormShape, precision: str, x: InX, y: OutX, workspace: CnormScratch | None
+) -> None:
+    """y = x (k + alpha sum u^2)^-beta, u = x less its mean, sums and means over pixels of a map."""
+
+
+@op("local_contrast_norm_backward")
+def cnorm_backward(
+    stream: Stream, shape: SpatialNormShape, precision: str, dy: InX, x: InX, dx: OutX, workspace: CnormScratch | None
+) -> None:
+    """dx from dy and x as in the 2012 program, the means taken as constants."""
+
+
+@op("blur2d")
+def blur(stream: Stream, shape: BlurShape, precision: str, x: InX, y: OutX) -> None:
+    """y = x blurred; dx from dy is the same."""
+
+
+@op("nailbed2d")
+def nailbed_forward(stream: Stream, shape: NailbedShape, precision: str, x: InX, y: OutY) -> None:
+    """y = some pixels of x."""
+
+
+@op("nailbed2d_backward")
+def nailbed_backward(stream: Stream, shape: NailbedShape, precision: str, dy: InY, dx: OutX) -> None:
+    """dx = dy where these pixels are, and 0 elsewhere."""
 
 
 # ---- every value alone ----

@@ -171,6 +171,36 @@ LrnShape to_shape(const Place& place, py::handle object) {
 }
 
 template <>
+SpatialNormShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  const SpatialNormShape s{f.extent("N"),   f.extent("C"),     f.extent("H"),
+                           f.extent("W"),   f.extent("lanes"), f.extent("size"),
+                           f.real("alpha"), f.real("beta"),    f.real("k")};
+  f.tensor({s.N, s.C, s.H, s.W});
+  return s;
+}
+
+template <>
+BlurShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  const BlurShape s{f.extent("N"),     f.extent("C"),    f.extent("H"), f.extent("W"),
+                    f.extent("lanes"), f.extent("size"), f.real("std")};
+  f.tensor({s.N, s.C, s.H, s.W});
+  return s;
+}
+
+template <>
+NailbedShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  const NailbedShape s{f.extent("N"),    f.extent("C"),    f.extent("H"),      f.extent("W"),
+                       f.extent("P"),    f.extent("Q"),    f.extent("stride"), f.extent("top"),
+                       f.extent("left"), f.extent("lanes")};
+  f.tensor({s.N, s.C, s.H, s.W});
+  f.tensor({s.N, s.C, s.P, s.Q});
+  return s;
+}
+
+template <>
 DropoutShape to_shape(const Place& place, py::handle object) {
   const Fields f(place, object);
   const DropoutShape s{f.extent("N"),

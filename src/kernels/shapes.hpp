@@ -49,7 +49,8 @@ struct LinearShape {
 struct PoolShape {
   int64_t N, C, H, W;
   int64_t P, Q;
-  int64_t size, stride, pad_top, pad_left;  // windows are clipped to the image
+  int64_t size, stride, pad_top,
+      pad_left;  // windows, of maxima or of averages, are clipped to the image
   int64_t lanes;
 };
 
@@ -59,6 +60,29 @@ struct LrnShape {
   int64_t lanes;
   int64_t size;
   float alpha, beta, k;  // y = x * (k + alpha * sum)^-beta; alpha is not divided by size
+};
+
+struct SpatialNormShape {
+  int64_t N, C, H, W;
+  int64_t lanes;
+  int64_t
+      size;  // the window of pixel p of a map: rows and columns [p - size/2, p - size/2 + size), clipped
+  float alpha, beta,
+      k;  // y = x * (k + alpha * sum)^-beta; alpha is not divided by the pixels of a window
+};
+
+struct BlurShape {
+  int64_t N, C, H, W;
+  int64_t lanes;
+  int64_t size;  // taps along each axis: 3, 5, 7 or 9
+  float std;     // of the gaussian, in pixels
+};
+
+struct NailbedShape {
+  int64_t N, C, H, W;
+  int64_t P, Q;
+  int64_t stride, top, left;  // y(p, q) is pixel (top + p * stride, left + q * stride)
+  int64_t lanes;
 };
 
 struct DropoutShape {

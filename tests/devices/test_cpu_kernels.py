@@ -22,7 +22,17 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import convnet
 from convnet.devices.blas import NAMES, use_blas
 from convnet.devices.opening import open_device
-from convnet.kernels.shapes import ConvShape, IngestShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
+from convnet.kernels.shapes import (
+    BlurShape,
+    ConvShape,
+    IngestShape,
+    LinearShape,
+    LrnShape,
+    NailbedShape,
+    PoolShape,
+    SoftmaxShape,
+    SpatialNormShape,
+)
 
 CONV = ConvShape.of(12, 6, 13, 11, 8, 3, 5, stride=2, padding=(1, 2, 3, 0), groups=2, ceil_mode=True, lanes=12)
 DENSE = ConvShape.of(12, 6, 13, 11, 8, 3, 3, padding=1, groups=2, lanes=12)
@@ -40,6 +50,9 @@ TILES = (
 )
 POOL = PoolShape.of(12, 6, 13, 11, 3, 2, ceil_mode=True, lanes=12)
 LRN = LrnShape(12, 6, 13, 11, 2, 12, 5, 1e-2, 0.75, 2.0)
+SPATIAL = SpatialNormShape(12, 6, 13, 11, 12, 5, 1e-2, 0.75, 2.0)
+BLUR = BlurShape(12, 6, 13, 11, 12, 5, 1.0)
+NAILBED = NailbedShape.of(12, 6, 13, 11, 2, lanes=12)
 # vectors along the rows
 FEW = ConvShape.of(3, 6, 13, 11, 14, 3, 5, padding=(1, 2, 3, 0), groups=2, ceil_mode=True, lanes=3)
 ONE = ConvShape.of(2, 5, 20, 23, 7, 7, 5, stride=3, padding=(0, 1, 2, 0), ceil_mode=True, lanes=1)
@@ -93,6 +106,19 @@ def convolve(shape: ConvShape) -> list[np.ndarray]:
     return [y, dx, dweight, dbias]
 
 
+def windows(x, dy) -> list[np.ndarray]:
+    """Normalisation over pixels, blur and nailbed of x, and their gradients, outputs starting as NaN."""
+    results = [poisoned(SPATIAL.x) for _ in range(6)] + [poisoned(NAILBED.y)]
+    run("rnorm_forward", SPATIAL, "fp32", x, results[0], 0)
+    run("rnorm_backward", SPATIAL, "fp32", dy, x, results[1], None, 0)
+    run("cnorm_forward", SPATIAL, "fp32", x, results[2], None, 0)
+    run("cnorm_backward", SPATIAL, "fp32", dy, x, results[3], None, 0)
+    run("blur", BLUR, "fp32", x, results[4], 0)
+    run("nailbed_forward", NAILBED, "fp32", x, results[6], 0)
+    run("nailbed_backward", NAILBED, "fp32", results[6], results[5], 0)
+    return results
+
+
 def run_all(shapes=(CONV, DENSE, *DIRECT, *TILES, FEW, ONE)) -> list[np.ndarray]:
     """Results of the passes that cut their work into tasks, outputs starting as NaN."""
     results = [values for shape in shapes for values in convolve(shape)]
@@ -101,6 +127,10 @@ def run_all(shapes=(CONV, DENSE, *DIRECT, *TILES, FEW, ONE)) -> list[np.ndarray]
     run("max_pool_forward", POOL, "fp32", x, y, argmax, 0)
     run("max_pool_backward", POOL, "fp32", dy, argmax, None, dx, 0)
     results += [y, argmax, dx]
+    y, dx = poisoned(POOL.y), poisoned(POOL.x)
+    run("avg_pool_forward", POOL, "fp32", x, y, 0)
+    run("avg_pool_backward", POOL, "fp32", dy, x, dx, 0)
+    results += [y, dx, *windows(x, integers(LRN.x))]
     y, dx = poisoned(LRN.x), poisoned(LRN.x)
     run("lrn_forward", LRN, "fp32", x, y, 0)
     run("lrn_backward", LRN, "fp32", integers(LRN.x), x, dx, 0)
@@ -164,7 +194,10 @@ def test_every_level_of_instructions_gives_the_same_bits():
         run("lrn_pool_backward", LRN, POOL, "fp32", dp, argmax, x[0], slope, True, 0)
         weight[...], velocity[...] = x[0], x[1]
         run("sgd", weight.size, weight, velocity, x[2], None, 1, control, 0.5, 0.7, 0.8, 0)
-        return [*results, p, argmax]
+        means, shares = np.full(POOL.y, np.nan, np.float32), np.full(POOL.x, np.nan, np.float32)
+        run("avg_pool_forward", POOL, "fp32", x[0], means, 0)
+        run("avg_pool_backward", POOL, "fp32", dp, x[0], shares, 0)
+        return [*results, p, argmax, means, shares, *windows(x[0], x[1])]
 
     KERNELS.set_level(0)
     lowest = all_loops()
@@ -355,6 +388,18 @@ def test_images_are_not_folded_on_the_cpu():
         ("max_pool_backward", replace(POOL, P=99), "every window must hold a pixel"),
         ("lrn_forward", replace(LRN, size=17), "size must be 1 to 16"),
         ("lrn_backward", replace(LRN, groups=4), "groups must divide the channels"),
+        ("avg_pool_forward", replace(POOL, size=0), "the window must be 1 to 15 pixels wide"),
+        ("avg_pool_backward", replace(POOL, P=99), "every window must hold a pixel"),
+        ("rnorm_forward", replace(SPATIAL, size=14), "size must be 1 to the larger side"),
+        ("rnorm_backward", replace(SPATIAL, size=0), "size must be 1 to the larger side"),
+        ("cnorm_forward", replace(SPATIAL, C=0), "every size must be at least 1"),
+        ("cnorm_backward", replace(SPATIAL, lanes=5), "lanes must be at least 1"),
+        ("cnorm_workspace", replace(SPATIAL, size=14), "size must be 1 to the larger side"),
+        ("blur", replace(BLUR, size=4), "size must be 3, 5, 7 or 9"),
+        ("blur", replace(BLUR, std=float("nan")), "std must be a positive number"),
+        ("blur", replace(BLUR, H=0), "every size must be at least 1"),
+        ("nailbed_forward", replace(NAILBED, top=1), "every pixel must lie in the image"),
+        ("nailbed_backward", replace(NAILBED, Q=7), "every pixel must lie in the image"),
         ("linear_forward", replace(LINEARS[0], C=0), "every size must be at least 1"),
         ("softmax_cross_entropy", SoftmaxShape(8, 9, 10, 8), "valid must be 1 to N"),
     ],

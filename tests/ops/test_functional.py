@@ -23,6 +23,11 @@ LW = ones(4, 3, 6, 4, 3, 3)
 conv, back = functional.conv2d, functional.conv2d_backward
 local, unlocal = functional.local2d, functional.local2d_backward
 pool, unpool = functional.max_pool2d, functional.max_pool2d_backward
+average, unaverage = functional.avg_pool2d, functional.avg_pool2d_backward
+rnorm, unrnorm = functional.spatial_response_norm, functional.spatial_response_norm_backward
+cnorm, uncnorm = functional.local_contrast_norm, functional.local_contrast_norm_backward
+blur, nailbed = functional.blur2d, functional.nailbed2d
+NORM = (3, 0.1, 0.75, 1.0)  # size, alpha, beta, k
 lrn, unlrn = functional.local_response_norm, functional.local_response_norm_backward
 linear, softmax, sgd = functional.linear, functional.softmax_cross_entropy, functional.sgd
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
@@ -81,6 +86,31 @@ REFUSED = {
     "pool padding": (lambda: pool(X, 2, 1, padding=2), "padding must be smaller than the window"),
     "pool empty window": (lambda: pool(X, 1, 4, ceil_mode=True), "outside the 6x5 image"),
     "pool dy": (lambda: unpool(X, X, 2, 1), r"max_pool2d_backward: dy must have shape \(2, 4, 5, 4\)"),
+    "average size": (lambda: average(X, 16, 1), "avg_pool2d: size must lie between 1 and 15"),
+    "average window": (lambda: average(X, 6, 1), "avg_pool2d: a window of 6"),
+    "average padding": (lambda: average(X, 2, 1, padding=2), "avg_pool2d: padding must be smaller than the window"),
+    "average empty window": (lambda: average(X, 1, 4, ceil_mode=True), "avg_pool2d: the last window would lie outside"),
+    "average dy": (lambda: unaverage(X, X, 2, 1), r"avg_pool2d_backward: dy must have shape \(2, 4, 5, 4\)"),
+    "rnorm size": (lambda: rnorm(X, 7, *NORM[1:]), "spatial_response_norm: size must lie between 1 and 6, got 7"),
+    "rnorm no size": (lambda: rnorm(X, 0, *NORM[1:]), "size must lie between 1 and 6, got 0"),
+    "rnorm k": (lambda: rnorm(X, 3, 0.1, 0.75, 0.0), "spatial_response_norm: needs finite alpha >= 0, k > 0"),
+    "rnorm alpha": (lambda: rnorm(X, 3, -0.1, 0.75, 1.0), "alpha >= 0"),
+    "rnorm rank": (lambda: rnorm(X[0], *NORM), r"x must have shape \(N, C, H, W\)"),
+    "rnorm dy": (lambda: unrnorm(X[:, :3], X, *NORM), "spatial_response_norm_backward: dy must have shape"),
+    "cnorm size": (lambda: cnorm(X, 7, *NORM[1:]), "local_contrast_norm: size must lie between 1 and 6, got 7"),
+    "cnorm beta": (lambda: cnorm(X, 3, 0.1, float("inf"), 1.0), "local_contrast_norm: needs finite"),
+    "cnorm dy": (lambda: uncnorm(X[:, :3], X, *NORM), "local_contrast_norm_backward: dy must have shape"),
+    "blur size": (lambda: blur(X, 4, 1.0), "blur2d: size must be 3, 5, 7 or 9 pixels and std positive, got size=4"),
+    "blur large": (lambda: blur(X, 11, 1.0), "blur2d: size must lie between 3 and 9, got 11"),
+    "blur std": (lambda: blur(X, 5, 0.0), "std positive, got size=5 std=0.0"),
+    "blur std of nothing": (lambda: blur(X, 5, 1e-60), "std positive"),
+    "blur no number": (lambda: blur(X, 5, "wide"), "blur2d: std must be a finite number, got 'wide'"),
+    "blur dy": (lambda: functional.blur2d_backward(X[0], 5, 1.0), "blur2d_backward: dy must have shape"),
+    "nailbed stride": (lambda: nailbed(X, 0), "nailbed2d: stride must lie between 1"),
+    "nailbed dy": (
+        lambda: functional.nailbed2d_backward(X, X, 2),
+        r"nailbed2d_backward: dy must have shape \(2, 4, 3, 3",
+    ),
     "lrn size": (lambda: lrn(X, 0), "size must lie between 1 and 16"),
     "lrn k": (lambda: lrn(X, k=0.0), "k > 0"),
     "lrn alpha": (lambda: lrn(X, alpha=-1e-4), "alpha >= 0"),
@@ -208,6 +238,34 @@ def test_any_legal_pooling(case):
     place = {key: case.geometry[key] for key in ("size", "stride", "top", "left")}
     expected = reference.pool_backward(dy, argmax, case.H, case.W, **place)
     np.testing.assert_array_equal(unpool(dy, x, case.size, case.stride, **case.options), expected)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(pool_cases())
+def test_any_legal_average(case):
+    """Sums of small integers are exact: a mean is rounded once, shares of dy and their sums a few times."""
+    x, dy = case.inputs(integers=True)
+    x = np.rint(4 * x)
+    y = average(x, case.size, case.stride, **case.options)
+    np.testing.assert_allclose(y, reference.avg_pool_forward(x, **case.geometry), rtol=reference.UNIT, atol=0)
+    place = {key: case.geometry[key] for key in ("size", "stride", "top", "left")}
+    expected = reference.avg_pool_backward(dy, case.H, case.W, **place)
+    dx = unaverage(dy, x, case.size, case.stride, **case.options)
+    np.testing.assert_allclose(dx, expected, rtol=0, atol=2**-24 * 30 * 3 * 25)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(small, small, st.integers(1, 11), st.integers(1, 11), st.integers(1, 11), st.sampled_from(["rnorm", "cnorm"]))
+def test_any_square_normalisation(N, C, H, W, size, kind):
+    assume(size <= max(H, W))
+    case = cases.SpatialCase("drawn", N, C, H, W, size, alpha=0.3 / size**2)
+    x, dy = case.inputs()
+    u = x if kind == "rnorm" else x - reference.square_means(x, size)
+    forward, backward = (rnorm, unrnorm) if kind == "rnorm" else (cnorm, uncnorm)
+    expected = reference.spatial_forward(x, u, **case.constants)
+    np.testing.assert_allclose(forward(x, **case.constants), expected, rtol=1e-5, atol=1e-6)
+    expected = reference.spatial_backward(dy, x, u, **case.constants)[0]
+    np.testing.assert_allclose(backward(dy, x, **case.constants), expected, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -14,14 +14,17 @@ from conftest import Machine
 
 from convnet.kernels import _emu as emu
 from convnet.kernels.shapes import (
+    BlurShape,
     ConvShape,
     DropoutShape,
     IngestShape,
     LinearShape,
     LocalShape,
     LrnShape,
+    NailbedShape,
     PoolShape,
     SoftmaxShape,
+    SpatialNormShape,
 )
 from convnet.ops import ops
 
@@ -31,6 +34,9 @@ LOCAL = LocalShape.of(16, 6, 8, 9, 10, 3, 4, lanes=8, groups=2)
 LINEAR = LinearShape(16, 5, 7, 8)
 POOL = PoolShape.of(16, 3, 8, 9, 3, 2, lanes=8)
 LRN = LrnShape(16, 6, 8, 9, 2, 8, 5, 1e-4, 0.75, 2.0)
+SPATIAL = SpatialNormShape(16, 6, 8, 9, 8, 5, 1e-4, 0.75, 2.0)
+BLUR = BlurShape(16, 6, 8, 9, 8, 5, 1.0)
+NAILBED = NailbedShape.of(16, 6, 8, 9, 2, lanes=8)  # the last row and column that are taken: 6 and 8
 DROPOUT = DropoutShape(16, 4, 8, 2, 6, 0.5, 1, 0)
 SOFTMAX = SoftmaxShape(16, 16, 7, 8)
 INGEST = IngestShape(16, 16, 12, 13, 12, 8, (1.0, 1.0, 1.0), fold=2)
@@ -63,6 +69,38 @@ def pool(shape):
 
 def lrn(shape):
     emu.lrn_forward(shape, "fp32", *NOTHING[:2], 0)
+
+
+def avg_pool(shape):
+    emu.avg_pool_forward(shape, "fp32", *NOTHING[:2], 0)
+
+
+def unpool(shape):
+    emu.avg_pool_backward(shape, "fp32", *NOTHING[:3], 0)
+
+
+def rnorm(shape):
+    emu.rnorm_forward(shape, "fp32", *NOTHING[:2], 0)
+
+
+def rnorm_workspace(shape):
+    emu.rnorm_workspace(shape, "fp32")
+
+
+def cnorm(shape):
+    emu.cnorm_backward(shape, "fp32", *NOTHING[:4], 0)
+
+
+def blur(shape):
+    emu.blur(shape, "fp32", *NOTHING[:2], 0)
+
+
+def nailbed(shape):
+    emu.nailbed_forward(shape, "fp32", *NOTHING[:2], 0)
+
+
+def unnailbed(shape):
+    emu.nailbed_backward(shape, "fp32", *NOTHING[:2], 0)
 
 
 def dropout(shape):
@@ -126,12 +164,37 @@ REFUSED = [
     (linear, LINEAR, {"C": 2**28}, "C and K must be below"),
     (linear, LINEAR, {"K": 2**28 - 7}, "C and K must be below"),
     (linear, LINEAR, {"N": 2**30}, "N below 2\\^30"),
-    *((pool, POOL, change, "the window must be 1 to 15") for change in ({"size": 0}, {"size": 16}, {"stride": 0})),
-    (pool, POOL, {"stride": 65536, "P": 1, "Q": 1}, "the window must be 1 to 15"),
-    *((pool, POOL, {field: 3}, "padding must be smaller") for field in ("pad_top", "pad_left")),
-    *((pool, POOL, change, WINDOW) for change in ({"P": 0}, {"Q": 0}, {"P": 5}, {"Q": 6})),
-    *((pool, POOL, change, WINDOW) for change in ({"P": 6, "pad_top": 2}, {"Q": 7, "pad_left": 2})),
-    *((pool, POOL, change, LANES) for change in ({"N": 12}, {"N": 0}, {"lanes": 4}, {"N": 24, "lanes": 12})),
+    *(
+        (call, POOL, change, message)
+        for call in (pool, avg_pool, unpool)
+        for change, message in [
+            *((change, "the window must be 1 to 15") for change in ({"size": 0}, {"size": 16}, {"stride": 0})),
+            ({"stride": 65536, "P": 1, "Q": 1}, "the window must be 1 to 15"),
+            *(({field: 3}, "padding must be smaller") for field in ("pad_top", "pad_left")),
+            *((change, WINDOW) for change in ({"P": 0}, {"Q": 0}, {"P": 5}, {"Q": 6})),
+            *((change, WINDOW) for change in ({"P": 6, "pad_top": 2}, {"Q": 7, "pad_left": 2})),
+            *((change, LANES) for change in ({"N": 12}, {"N": 0}, {"lanes": 4}, {"N": 24, "lanes": 12})),
+        ]
+    ),
+    *(
+        (call, SPATIAL, change, message)
+        for call in (rnorm, rnorm_workspace, cnorm)
+        for change, message in [
+            *(({"size": size}, "size must be 1 to the larger side of the image") for size in (0, 10)),
+            *(({field: 0}, "sizes must be positive") for field in "CHW"),
+            *((change, LANES) for change in ({"N": 12}, {"N": 0}, {"lanes": 4}, {"N": 24, "lanes": 12})),
+        ]
+    ),
+    *((blur, BLUR, {"size": size}, "size must be 3, 5, 7 or 9") for size in (1, 2, 4, 8, 10, 11)),
+    *((blur, BLUR, {"std": std}, "std must be a positive number") for std in (0.0, -1.0, float("nan"), float("inf"))),
+    *((blur, BLUR, {field: 0}, "sizes must be positive") for field in "CHW"),
+    *((blur, BLUR, change, LANES) for change in ({"N": 12}, {"lanes": 4})),
+    *(
+        (call, NAILBED, change, "every pixel must lie in the image")
+        for call in (nailbed, unnailbed)
+        for change in ({"P": 0}, {"Q": 0}, {"P": 5}, {"Q": 6}, {"top": 2}, {"left": 1}, {"stride": 0}, {"stride": 3})
+    ),
+    *((nailbed, NAILBED, change, LANES) for change in ({"N": 12}, {"lanes": 4})),
     *((lrn, LRN, {"size": size}, "size must be 1 to 16") for size in (0, 17)),
     *((lrn, LRN, change, GROUPS) for change in ({"groups": 0}, {"C": 0}, {"C": 5})),
     *((lrn, LRN, {field: 0}, "sizes must be positive") for field in "HW"),
@@ -168,6 +231,7 @@ def test_the_first_that_is_refused(call, shape, change, message):
 
 MOST = 15 * 1247 * 14351  # 2^28 - 1
 TAKEN = [
+    (rnorm_workspace, SPATIAL, {"size": 9}),
     (conv, CONV, TINY),
     (conv, CONV, {"C": 2 * 15, "H": 1247, "W": 14351}),
     (conv, CONV, {"K": 2 * 15, "P": 1247, "Q": 14351}),

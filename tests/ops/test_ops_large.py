@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convnet.kernels.shapes import ConvShape, LrnShape, PoolShape
+from convnet.kernels.shapes import ConvShape, LrnShape, NailbedShape, PoolShape, SpatialNormShape
 from convnet.ops import ops
 
 LANES, C = 64, 32
@@ -60,4 +60,20 @@ def test_pooling_normalisation_and_relu(big):
         np.testing.assert_allclose(pixel.download(), expected, rtol=1e-6)
     ops.relu_forward(machine.stream, "fp32", images, y)
     for pixel, expected in zip(last(y, C), np.maximum(x, 0), strict=True):
+        np.testing.assert_array_equal(pixel.download(), expected)
+
+
+def test_windows_of_one_map(big):
+    machine, H, W, last = big
+    x = np.random.default_rng(1).uniform(-9, 9, (C, LANES)).astype(np.float32)
+    pool, norm = PoolShape.of(LANES, C, H, W, 1, 1, lanes=LANES), (LANES, C, H, W, LANES)
+    images, y = filled(machine, pool.x, last, x), machine.device.empty(pool.y)
+    ops.avg_pool_forward(machine.stream, pool, "fp32", images, y)
+    for pixel, expected in zip(last(y, C), x, strict=True):
+        np.testing.assert_array_equal(pixel.download(), expected)
+    ops.rnorm_forward(machine.stream, SpatialNormShape(*norm, 1, 0.0, 1.0, 2.0), "fp32", images, y)
+    for pixel, expected in zip(last(y, C), x / 2, strict=True):
+        np.testing.assert_allclose(pixel.download(), expected, rtol=1e-6)
+    ops.nailbed_forward(machine.stream, NailbedShape.of(LANES, C, H, W, 1, lanes=LANES), "fp32", images, y)
+    for pixel, expected in zip(last(y, C), x, strict=True):
         np.testing.assert_array_equal(pixel.download(), expected)

@@ -106,6 +106,43 @@ def test_lrn_windows_by_hand():
     assert [list(reference.lrn_window(c, 4, 3, 2)) for c in range(4)] == [[0, 1], [0, 1], [2, 3], [2, 3]]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_square_normalisation_gradients(size):
+    """That of cnorm is the gradient where the means are constants."""
+    case = cases.SpatialCase("fd", 2, 2, 4, 6, size, alpha=0.2)
+    x, dy = (values.astype(np.float64) for values in case.inputs())
+    for means in (0.0, reference.square_means(x, size)):
+        dx, magnitude = reference.spatial_backward(dy, x, x - means, **case.constants)
+        check(dx, lambda x: reference.spatial_forward(x, x - means, **case.constants), x, dy)  # noqa: B023
+        assert (magnitude >= np.abs(dx) - 1e-12).all()
+
+
+def test_square_windows_by_hand():
+    x = np.arange(1.0, 13).reshape(1, 1, 3, 4)
+    np.testing.assert_array_equal(
+        reference.square_sums(x, 3)[0, 0], [[14, 24, 30, 22], [33, 54, 63, 45], [30, 48, 54, 38]]
+    )
+    np.testing.assert_array_equal(reference.square_sums(x, 2)[0, 0], [[1, 3, 5, 7], [6, 14, 18, 22], [14, 30, 34, 38]])
+    assert reference.square_means(x, 3)[0, 0, 0, 0] == 14 / 4
+
+
+@pytest.mark.parametrize("case", [case for case in cases.POOL if case.N <= 3 and case.H < 10], ids=lambda case: case.id)
+def test_average_gradient(case):
+    x, dy = (values.astype(np.float64) for values in case.inputs())
+    place = {key: case.geometry[key] for key in ("size", "stride", "top", "left")}
+    dx = reference.avg_pool_backward(dy, case.H, case.W, **place)
+    check(dx, lambda x: reference.avg_pool_forward(x, **case.geometry), x, dy)
+
+
+def test_blur_by_hand():
+    taps = reference.blur_taps(3, 1.0)
+    np.testing.assert_allclose(taps[1] / taps[1, 1], [np.exp(-0.5), 1, np.exp(-0.5)])
+    x = np.zeros((1, 1, 3, 4))
+    x[0, 0, 0, 1] = 1
+    np.testing.assert_allclose(reference.blur(x, 3, 1.0)[0, 0], [[*taps[1], 0], [*taps[2], 0], [0, 0, 0, 0]])
+    assert [reference.nailbed_pixels(side, 4) for side in (3, 4, 5, 8, 11)] == [[1], [2], [0, 4], [2, 6], [1, 5, 9]]
+
+
 @pytest.mark.parametrize("case", [case for case in cases.POOL if case.N <= 3 and case.H < 13], ids=lambda case: case.id)
 def test_pool_gradient(case):
     """Away from ties: every value differs from every other by more than the step."""

@@ -1,5 +1,6 @@
 // What shapes must be, so that no loop runs outside of the tensors that they describe. Python has checked more (shapes.py).
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 
@@ -72,6 +73,33 @@ inline void check(const char* op, Precision precision, const LrnShape& lrn, cons
           op, ": both shapes must have the same N, C, H, W and lanes, got ", lrn.N, "x", lrn.C, "x",
           lrn.H, "x", lrn.W, " in ", lrn.lanes, " lanes and ", pool.N, "x", pool.C, "x", pool.H,
           "x", pool.W, " in ", pool.lanes, " lanes");
+}
+
+inline void check(const char* op, Precision precision, const SpatialNormShape& s) {
+  fp32_only(precision);
+  check_sizes(op, s.N, s.lanes, {s.C, s.H, s.W});
+  require(s.size >= 1 && s.size <= (s.H > s.W ? s.H : s.W), op,
+          ": size must be 1 to the larger side of the image, got size=", s.size, " H=", s.H,
+          " W=", s.W);
+}
+
+inline void check(const char* op, Precision precision, const BlurShape& s) {
+  fp32_only(precision);
+  check_sizes(op, s.N, s.lanes, {s.C, s.H, s.W});
+  require(s.size >= 3 && s.size <= 9 && s.size % 2 == 1, op,
+          ": size must be 3, 5, 7 or 9 pixels, got size=", s.size);
+  require(s.std > 0.0f && std::isfinite(s.std), op,
+          ": std must be a positive number of pixels, got std=", s.std);
+}
+
+inline void check(const char* op, Precision precision, const NailbedShape& s) {
+  fp32_only(precision);
+  check_sizes(op, s.N, s.lanes, {s.C, s.H, s.W});
+  require(s.stride >= 1 && s.P >= 1 && s.Q >= 1 && s.top + (s.P - 1) * s.stride < s.H &&
+              s.left + (s.Q - 1) * s.stride < s.W,
+          op, ": every pixel must lie in the image, got ", s.P, "x", s.Q, " of a ", s.H, "x", s.W,
+          " image from (", s.top, ", ", s.left, ") on with stride=", s.stride,
+          "; use the numbers of NailbedShape.of");
 }
 
 inline void check(const char* op, Precision precision, const DropoutShape& s) {

@@ -40,14 +40,14 @@ CONVNET_INLINE inline void divisors(
 }
 
 // d^beta; that of 3/4 takes only square roots.
-CONVNET_INLINE inline void powers(const LrnShape& shape, int64_t n, const float* d, float* power) {
-  if (shape.beta == 0.75f) {
+CONVNET_INLINE inline void powers(float beta, int64_t n, const float* d, float* power) {
+  if (beta == 0.75f) {
     for (int64_t i = 0; i < n; ++i) {
       const float root = std::sqrt(d[i]);
       power[i] = root * std::sqrt(root);
     }
   } else {
-    for (int64_t i = 0; i < n; ++i) power[i] = std::pow(d[i], shape.beta);
+    for (int64_t i = 0; i < n; ++i) power[i] = std::pow(d[i], beta);
   }
 }
 
@@ -63,7 +63,7 @@ CONVNET_INLINE inline void normalise(const LrnShape& shape,
   float* const power = memory + n;
   const float* const own = x + c * at.step;
   divisors(shape, at, x, c, n, d);
-  powers(shape, n, d, power);
+  powers(shape.beta, n, d, power);
   for (int64_t i = 0; i < n; ++i) y[i] = own[i] / power[i];
 }
 
@@ -98,7 +98,7 @@ CONVNET_INLINE inline void lrn_gradient(const LrnShape& shape,
       float* const term = terms + f % size * n;
       const float* const own = x + f * at.step;
       divisors(shape, at, x, f, n, d);
-      powers(shape, n, d, power);
+      powers(shape.beta, n, d, power);
       slope(f, straight);
       for (int64_t i = 0; i < n; ++i) {
         const float scaled = straight[i] / power[i];

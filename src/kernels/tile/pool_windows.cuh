@@ -8,6 +8,12 @@ __device__ __forceinline__ int clamp(int value, int low, int high) {
   return value < low ? low : value > high ? high : value;
 }
 
+// How many of the pixels first, first + 1, ... first + size - 1 an axis of `extent` has.
+__device__ __forceinline__ int clipped(int first, int size, int extent) {
+  const int end = first + size < extent ? first + size : extent;
+  return end - (first > 0 ? first : 0);
+}
+
 // The windows along one axis that hold a pixel: first to last, none where last < first.
 struct Covering {
   int first, last;
