@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..kernels.shapes import ConvShape, DropoutShape, LinearShape, LrnShape, PoolShape
+from ..kernels.shapes import (
+    BlurShape,
+    ConvShape,
+    DropoutShape,
+    LinearShape,
+    LocalShape,
+    LrnShape,
+    NailbedShape,
+    PoolShape,
+    SpatialNormShape,
+)
 from . import spec
 from .layers import Fusion, LayerOnDevice, Side
-from .maps import ConcatLayer, DropoutLayer, LrnLayer, LrnPoolLayer, PoolLayer, ScaleLayer, SumLayer
-from .products import ConvLayer, LinearLayer, Paces
+from .maps import (
+    ActivationLayer,
+    AvgPoolLayer,
+    BlurLayer,
+    ConcatLayer,
+    DropoutLayer,
+    LrnLayer,
+    LrnPoolLayer,
+    NailbedLayer,
+    PoolLayer,
+    ScaleLayer,
+    SpatialNormLayer,
+    SumLayer,
+)
+from .products import ConvLayer, LinearLayer, LocalLayer, Paces
 
 
 @dataclass(frozen=True)
@@ -67,6 +90,16 @@ def conv_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> ConvShape
         ceil_mode=layer.ceil_mode,
         lanes=lanes,
     )
+
+
+def local_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> LocalShape:
+    """What one of ``share`` sides computes of a local layer."""
+    layer = placed.layer
+    assert isinstance(layer, spec.Local)
+    part = share if placed.groups > 1 else 1
+    C, K, size = (len(layer.connections) or placed.C) // part, placed.K // share, layer.size
+    options = {"stride": layer.stride, "padding": layer.padding, "groups": placed.groups // part, "lanes": lanes}
+    return LocalShape.of(N, C, placed.H, placed.W, K, size, size, **options)
 
 
 def linear_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> LinearShape:
@@ -140,7 +173,7 @@ def build(
     if isinstance(layer, spec.Conv):
         folds = first.index == 0 and input_fold(network, side.precision) > 1
         shapes = tuple(conv_shape(term, share, N, lanes) for term in first.terms)
-        return ConvLayer(*at, shapes, _paces(first), layer.activation, folds)
+        return ConvLayer(*at, shapes, _paces(first), layer.activation, folds, layer.tied)
     if isinstance(layer, spec.Linear):
         drop = dropout_shape(last, side, N, lanes, seed) if isinstance(last.layer, spec.Dropout) else None
         linear = tuple(linear_shape(term, share, N, lanes) for term in first.terms)
@@ -164,6 +197,20 @@ def build(
     if isinstance(layer, spec.Sum):
         coefficients = layer.coefficients or (1.0,) * len(first.inputs)
         return SumLayer(*at, _like(first, share, N, lanes), coefficients)
+    if isinstance(layer, spec.Local):
+        return LocalLayer(*at, local_shape(first, share, N, lanes), _paces(first), layer.activation)
+    if isinstance(layer, spec.AvgPool):
+        return AvgPoolLayer(*at, pool_shape(first, share, N, lanes))
+    C, H, W = first.C // share, first.H, first.W
+    if isinstance(layer, (spec.SpatialNorm, spec.ContrastNorm)):
+        norm = SpatialNormShape(N, C, H, W, lanes, layer.size, layer.alpha, layer.beta, layer.k)
+        return SpatialNormLayer(*at, norm, isinstance(layer, spec.ContrastNorm))
+    if isinstance(layer, spec.Activation):
+        return ActivationLayer(*at, _like(first, share, N, lanes), layer.kind, layer.a, layer.b)
+    if isinstance(layer, spec.Blur):
+        return BlurLayer(*at, BlurShape(N, C, H, W, lanes, layer.size, layer.std))
+    if isinstance(layer, spec.Nailbed):
+        return NailbedLayer(*at, NailbedShape.of(N, C, H, W, layer.stride, lanes=lanes))
     raise ValueError(f"layer {layer.name}: {type(layer).__name__} is not built")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..devices.protocol import Array
-from ..kernels.shapes import DropoutShape, LrnShape, PoolShape
+from ..kernels.activations import ACTIVATIONS
+from ..kernels.shapes import BlurShape, DropoutShape, LrnShape, NailbedShape, PoolShape, SpatialNormShape
 from ..ops import ops
 from .exchange import image_blocks
 from .layers import LayerOnDevice
@@ -82,6 +83,123 @@ class LrnPoolLayer(LayerOnDevice):
         problem, dx = (self.stream, self.lrn, self.pool, self.precision), self.inputs[0].dx
         ops.lrn_pool_backward(*problem, dy, self.argmax, self.x, dx, relu=self.fusion.masks[0])
         return [dx]
+
+
+@dataclass
+class AvgPoolLayer(LayerOnDevice):
+    """Average pooling."""
+
+    shape: PoolShape
+
+    def __post_init__(self) -> None:
+        self._want_output(self.shape.y)
+        self._reads(self.shape.x)
+
+    def forward(self, train: bool) -> None:
+        ops.avg_pool_forward(self.stream, self.shape, self.precision, self.x, self.y)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        (read,) = self.inputs
+        ops.avg_pool_backward(self.stream, self.shape, self.precision, dy, read.mask, read.dx)
+        return [read.dx]
+
+
+@dataclass
+class SpatialNormLayer(LayerOnDevice):
+    """Response normalisation within a map; with ``contrast``, of deviations from means."""
+
+    shape: SpatialNormShape
+    contrast: bool
+
+    def __post_init__(self) -> None:
+        self._want_output(self.shape.x)
+        self._reads(self.shape.x)
+        kernels = self.side.device.kernels
+        workspace = kernels.cnorm_workspace if self.contrast else kernels.rnorm_workspace
+        self.side.needs_workspace(workspace(self.shape, self.precision))
+
+    def forward(self, train: bool) -> None:
+        operands = self.stream, self.shape, self.precision, self.x, self.y
+        if self.contrast:
+            ops.cnorm_forward(*operands, self.side.workspace)
+        else:
+            ops.rnorm_forward(*operands)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        backward = ops.cnorm_backward if self.contrast else ops.rnorm_backward
+        dx = self.inputs[0].dx
+        backward(self.stream, self.shape, self.precision, dy, self.x, dx, self.side.workspace)
+        return [dx]
+
+
+@dataclass
+class ActivationLayer(LayerOnDevice):
+    """What is done to every value alone."""
+
+    like: tuple[int, ...]
+    kind: str
+    a: float
+    b: float
+
+    def __post_init__(self) -> None:
+        self.saves = ACTIVATIONS[self.kind].reads
+        self._want_output(self.like, read_backward=self.saves == "y")
+        self._reads(self.like)
+
+    def forward(self, train: bool) -> None:
+        ops.activation_forward(self.stream, self.precision, self.kind, self.a, self.b, self.x, self.y)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        saved = {"x": self.x, "y": self.y, "": None}[self.saves]
+        dx = self.inputs[0].dx
+        ops.activation_backward(self.stream, self.precision, self.kind, self.a, self.b, dy, saved, dx)
+        return [dx]
+
+
+@dataclass
+class BlurLayer(LayerOnDevice):
+    """A Gaussian over every map; its taps are symmetric, so that backward is the same."""
+
+    shape: BlurShape
+
+    def __post_init__(self) -> None:
+        self._want_output(self.shape.x)
+        self._reads(self.shape.x)
+
+    def forward(self, train: bool) -> None:
+        ops.blur(self.stream, self.shape, self.precision, self.x, self.y)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        ops.blur(self.stream, self.shape, self.precision, dy, self.inputs[0].dx)
+        return [self.inputs[0].dx]
+
+
+@dataclass
+class NailbedLayer(LayerOnDevice):
+    """Some pixels of every map."""
+
+    shape: NailbedShape
+
+    def __post_init__(self) -> None:
+        self._want_output(self.shape.y)
+        self._reads(self.shape.x)
+
+    def forward(self, train: bool) -> None:
+        ops.nailbed_forward(self.stream, self.shape, self.precision, self.x, self.y)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        ops.nailbed_backward(self.stream, self.shape, self.precision, dy, self.inputs[0].dx)
+        return [self.inputs[0].dx]
 
 
 @dataclass

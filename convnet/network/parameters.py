@@ -27,7 +27,7 @@ def _shares(wiring: Wiring) -> dict[str, list[tuple[Side, Parameter]]]:
 def collect(wiring: Wiring, what: str) -> dict[str, Values]:
     """Copies of ``what`` ("value", "velocity" or "gradient") of all parameters, by name."""
     return {
-        name: np.concatenate([to_user(getattr(parameter, what).download()) for _, parameter in shares])
+        name: np.concatenate([to_user(getattr(p, what).download()) for _, p in shares], axis=_axis(shares[0][1]))
         for name, shares in _shares(wiring).items()
     }
 
@@ -48,7 +48,13 @@ def distribute(wiring: Wiring, what: str, values: Mapping[str, Values]) -> None:
 
 def _cut(name: str, value: Values, shares: Sequence[tuple[Side, Parameter]]) -> list[Values]:
     shape = user_shape(shares[0][1].value.shape)
-    whole = (shape[0] * len(shares), *shape[1:])
+    axis = _axis(shares[0][1])
+    whole = (*shape[:axis], shape[axis] * len(shares), *shape[axis + 1 :])
     if value.shape != whole or value.dtype != np.float32:
         raise ValueError(f"{name} must be float32 of shape {whole}, got {value.dtype} of shape {value.shape}")
-    return np.split(value, len(shares))
+    return np.split(value, len(shares), axis)
+
+
+def _axis(parameter: Parameter) -> int:
+    """Which axis, as users see it, has the filters or features: behind P and Q in weights of a local layer."""
+    return 2 if len(parameter.value.shape) == 7 else 0

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..devices.protocol import Array
 from ..kernels.precision import BF16
-from ..kernels.shapes import ConvShape, DropoutShape, LinearShape
+from ..kernels.shapes import ConvShape, DropoutShape, LinearShape, LocalShape
 from ..ops import ops
 from .layers import LayerOnDevice
 from .spec import Pace
@@ -38,6 +38,7 @@ class ConvLayer(LayerOnDevice):
     paces: Paces
     activation: str | None
     folds: bool
+    tied: bool
 
     def __post_init__(self) -> None:
         self.products = [shape.folded if self.folds else shape for shape in self.shapes]
@@ -47,7 +48,8 @@ class ConvLayer(LayerOnDevice):
             self._parameter(name, shape.weight, pace)
             for name, shape, pace in zip(self.paces.names, self.shapes, self.paces.weights, strict=True)
         ]
-        self.bias = self._parameter("bias", (self.shapes[0].K,), self.paces.bias)
+        bias = (self.shapes[0].K,) if self.tied else self.shapes[0].position_bias
+        self.bias = self._parameter("bias", bias, self.paces.bias)
         self.filters = [w.value for w in self.weights]  # what products read
         self.dfilters = [w.gradient for w in self.weights]  # and write
         empty, kernels = self.side.device.empty, self.side.device.kernels
@@ -63,10 +65,14 @@ class ConvLayer(LayerOnDevice):
     def forward(self, train: bool) -> None:
         last = len(self.products) - 1
         for i, (read, product, filters) in enumerate(zip(self.inputs, self.products, self.filters, strict=True)):
-            bias = self.bias.value if i == 0 else None
-            relu = self.activation == "relu" and i == last
+            bias = self.bias.value if i == 0 and self.tied else None
+            relu = self.activation == "relu" and i == last and self.tied
             operands = read.x, filters, bias
             ops.conv_forward(self.stream, product, self.precision, *operands, self.y, relu, i > 0)
+        if not self.tied:
+            ops.add_position_bias(self.stream, self.shapes[0], self.precision, self.y, self.bias.value, self.y)
+            if self.activation == "relu":
+                ops.relu_forward(self.stream, self.precision, self.y, self.y)
         activate(self)
 
     def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
@@ -82,8 +88,10 @@ class ConvLayer(LayerOnDevice):
     def backward_weights(self, dy: Array, rates: Mapping[str, float] | None) -> None:
         if self.frozen:
             return
+        if not self.tied:
+            ops.add_position_bias_backward(self.stream, self.shapes[0], self.precision, dy, self.bias.gradient)
         for i, read in enumerate(self.inputs):
-            dbias = self.bias.gradient if i == 0 else None
+            dbias = self.bias.gradient if i == 0 and self.tied else None
             operands = dy, read.x, self.dfilters[i], dbias, self.side.workspace
             ops.conv_backward_filter(self.stream, self.products[i], self.precision, *operands)
             if self.folds:
@@ -167,13 +175,49 @@ class LinearLayer(LayerOnDevice):
             ops.linear_backward_filter_update(*problem, *updated, *pace, workspace)
 
 
-def activate(layer: ConvLayer | LinearLayer) -> None:
+@dataclass
+class LocalLayer(LayerOnDevice):
+    """Convolution with weights and biases of its own for every pixel."""
+
+    shape: LocalShape
+    paces: Paces
+    activation: str | None
+
+    def __post_init__(self) -> None:
+        self._want_output(self.shape.y, read_backward=self.activation == "tanh" or not self.fusion.masked)
+        self._reads(self.shape.x)
+        self.weight = self._parameter("weight", self.shape.weight, self.paces.weights[0])
+        self.bias = self._parameter("bias", self.shape.position_bias, self.paces.bias)
+        if self.precision == "bf16":
+            self.weight.copy = self.side.device.empty(self.shape.weight_copy, BF16)
+        self.filters = self.weight.copy or self.weight.value  # what products read
+
+    def forward(self, train: bool) -> None:
+        operands = self.x, self.filters, self.bias.value
+        ops.local_forward(self.stream, self.shape, self.precision, *operands, self.y, self.activation == "relu")
+        activate(self)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        activate_backward(self, dy)
+        if not wanted[0]:
+            return [None]
+        (read,) = self.inputs
+        ops.local_backward_data(self.stream, self.shape, self.precision, dy, self.filters, read.dx, read.mask)
+        return [read.dx]
+
+    def backward_weights(self, dy: Array, rates: Mapping[str, float] | None) -> None:
+        if not self.frozen:
+            gradients = self.weight.gradient, self.bias.gradient
+            ops.local_backward_filter(self.stream, self.shape, self.precision, dy, self.x, *gradients)
+
+
+def activate(layer: ConvLayer | LinearLayer | LocalLayer) -> None:
     """What of the activation is not part of the product, in place."""
     if layer.activation == "tanh":
         ops.activation_forward(layer.stream, layer.precision, "tanh", 1.0, 1.0, layer.y, layer.y)
 
 
-def activate_backward(layer: ConvLayer | LinearLayer, dy: Array) -> None:
+def activate_backward(layer: ConvLayer | LinearLayer | LocalLayer, dy: Array) -> None:
     """Makes ``dy`` the gradient with respect to what the activation was applied to, unless it is that already."""
     if layer.activation == "tanh":
         ops.activation_backward(layer.stream, layer.precision, "tanh", 1.0, 1.0, dy, layer.y, dy)

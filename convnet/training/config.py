@@ -102,7 +102,7 @@ class Config:
     crop: int = _option(None, "network", "side of the input images", int, "--crop", low=1, fixed=True)
     width: float = _option(1.0, "network", "factor on the numbers of maps", float, "--width", above=0, fixed=True)
     activation: str = _option(
-        "relu", "network", "behind all but the last layer", str, "--activation", choices=ACTIVATIONS, fixed=True
+        None, "network", "behind all but the last layer", str, "--activation", choices=ACTIVATIONS, fixed=True
     )
     dropout: float | None = _option(
         None, "network", "probability of dropping, 0 for none", float, "--dropout", low=0, below=1, fixed=True
