@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from .nodes import (
 
 LARGEST = 10**6  # of what is counted
 LARGEST_REAL = 1e30  # float32 can take it
+MOST_INPUTS = 100  # of a layer
 YES, NO = ("1", "yes", "true", "on"), ("0", "no", "false", "off")
 # How many numbers stand in brackets behind the name.
 NEURONS = {
@@ -48,7 +50,9 @@ SCHEDULES = ("linear", "exp", "dexp", "jdexp")
 STEPPED = ("dexp", "jdexp")
 COSTS = ("logreg", "sum2", "crossent", "crossent2", "rflickr", "gsum2", "tica", "msm", "bce", "dce")
 # Types of those programs, and of their forks, that no published file has.
-OTHERS = ("resize", "rscale", "rgb2yuv", "rgb2lab", "crop", "sum", "sfc", "cmpool", "union", "fcdropo", "fcdropc", "fcdropcf")  # fmt: skip # noqa: E501
+OTHERS = (
+    "resize", "rscale", "rgb2yuv", "rgb2lab", "crop", "sum", "sfc", "cmpool", "union", "fcdropo", "fcdropc", "fcdropcf",
+)  # fmt: skip
 # What the programs can do to weights, or links, and we cannot.
 CONSTRAINTS = {
     "wball": "a limit of every filter's norm",
@@ -58,7 +62,7 @@ CONSTRAINTS = {
 SUPER = {"superEps": "rates divided by the gradient's spread", "superMom": "averages of that spread"}
 LINKS = {"quantF": "activations rounded between devices", "quantB": "gradients rounded between devices"}
 # Keys of programs older than the one that the files are read by, and what ignoring them comes to.
-LOST = {"sched": "the rates stay constant; the older program that knew it is lost, schedW is what came after it"}
+LOST = {"sched": "rates stay constant; the program that knew this key is lost, schedW and schedB came after it"}
 NAME = re.compile(r"[!-+\--~]{1,100}")  # printable, without spaces and commas
 
 
@@ -90,9 +94,9 @@ class _Keys:
         value = self.need(key) if default is None else self.get(key)
         return default if value is None and default is not None else self._whole(key, value, low)
 
-    def real(self, key: str, default: float | None = None) -> float:
+    def real(self, key: str, default: float | None = None, low: float = -LARGEST_REAL) -> float:
         value = self.need(key) if default is None else self.get(key)
-        return default if value is None and default is not None else self._real(key, value)
+        return default if value is None and default is not None else self._real(key, value, low)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
         value = self.need(key) if default is None else self.get(key)
@@ -107,10 +111,10 @@ class _Keys:
         found = self.listed(key, needed=default is None)
         return (default or 0,) * self.inputs if found is None else tuple(self._whole(key, v, low) for v in found)
 
-    def reals(self, key: str, default: float | None = None) -> tuple[float, ...]:
+    def reals(self, key: str, default: float | None = None, low: float = -LARGEST_REAL) -> tuple[float, ...]:
         """One for each input."""
         found = self.listed(key, needed=default is None)
-        return (default or 0.0,) * self.inputs if found is None else tuple(self._real(key, v) for v in found)
+        return (default or 0.0,) * self.inputs if found is None else tuple(self._real(key, v, low) for v in found)
 
     def flags(self, key: str) -> tuple[bool, ...]:
         """One for each input; false where nothing is said, or anything but true and 1."""
@@ -135,11 +139,12 @@ class _Keys:
             return int(value.text)
         raise self.wrong(key, value, f"must be a whole number from {low} to {LARGEST:,}")
 
-    def _real(self, key: str, value: Value | None) -> float:
+    def _real(self, key: str, value: Value | None, low: float = -LARGEST_REAL) -> float:
         assert value is not None
-        if (number := real(value.text)) is not None:
-            return number
-        raise self.wrong(key, value, "must be a number")
+        number = real(value.text)
+        if number is None or number < low:
+            raise self.wrong(key, value, "must be a number" + (f" from {low:g} on" if low > -LARGEST_REAL else ""))
+        return number
 
 
 def split(value: Value) -> list[Value]:
@@ -197,91 +202,110 @@ def read(layer_def: str | Path, layer_params: str | Path | None = None) -> Defin
     """
     layers = read_ini(layer_def)
     params = None if layer_params is None else read_ini(layer_params)
-    dialect = _dialect(layers)
-    notes = _Notes()
-    nodes: list[Node] = []
-    made: dict[str, Node] = {}
-    outputs: dict[str, str] = {}  # by a section's name, the node that its users read
-    unread: dict[str, int] = {}  # sections without a user so far, with their lines
-    read_keys: list[_Keys] = []
     for section in layers.sections.values():
         if not NAME.fullmatch(section.name):
             raise error(section.file, section.line, f"{shown(section.name)} is no name of a layer")
-        type_, names = _type(section), _inputs(section)
-        build = _BUILDERS.get(type_) or (_unknown if type_ in OTHERS else None)
-        if type_.removeprefix("cost.") in COSTS and type_.startswith("cost."):
-            build = _cost
+    network = _Network(layers, params, _dialect(layers))
+    for section in layers.sections.values():
+        network.add(section)
+    for name, line in network.unread.items():
+        raise error(layers.file, line, f"[{name}] is read by no layer and is no cost")
+    if not network.nodes:
+        raise DefinitionError(f"{layers.file}: has no layer")
+    return Definition(
+        layers.file,
+        None if params is None else params.file,
+        network.dialect,
+        tuple(network.nodes.values()),
+        tuple(network.told()),
+        () if params is None else params.comments,
+    )
+
+
+class _Network:
+    """What has been read so far."""
+
+    def __init__(self, layers: Ini, params: Ini | None, dialect: str) -> None:
+        self.layers, self.params, self.dialect = layers, params, dialect
+        self.nodes: dict[str, Node] = {}
+        self.outputs: dict[str, str] = {}  # by a section's name, the node that its users read
+        self.unread: dict[str, int] = {}  # sections without a user so far, with their lines
+        self.keys: list[_Keys] = []
+        self.notes = _Notes()
+
+    def add(self, section: Section) -> None:
+        type_, names = _type(section), self._inputs(section)
+        keys = _Keys(section, type_, len(names), self.dialect == "C2")
+        build = _cost if type_.startswith("cost.") and type_[5:] in COSTS else _BUILDERS.get(type_)
         if build is None:
             known = ", ".join([*_BUILDERS, *(f"cost.{kind}" for kind in COSTS)])
-            raise error(section.file, section.line, f"[{section.name}] type={shown(type_)} is no type; known: {known}")
-        if section.name in made:
-            raise error(section.file, section.line, f"[{section.name}] has the name of another layer's neuron")
+            raise keys.refuse(f"type={shown(type_)} is no type; known: {known}")
         if (type_ == "data") != (not names):
             rule = "reads nothing, and has inputs" if names else "has no inputs, which every layer but data needs"
-            raise error(section.file, section.line, f"[{section.name}] ({type_}) {rule}")
-        for name in names:
-            if name not in outputs:
-                where = "below it" if name in layers.sections else "nowhere"
-                raise error(section.file, section.line, f"[{section.name}] reads {shown(name)}, defined {where}")
-            if isinstance(made.get(name), Cost):
-                raise error(section.file, section.line, f"[{section.name}] reads {shown(name)}, a cost")
-            unread.pop(name, None)
-        keys = _Keys(section, type_, len(names), dialect == "C2")
+            raise keys.refuse(f"({type_}) {rule}")
         keys.asked |= {"type", "inputs"}
         gpu = keys.get("gpu")
         common = {
             "name": section.name,
             "line": section.line,
-            "inputs": tuple(outputs[name] for name in names),
+            "inputs": tuple(self.outputs[name] for name in names),
             "gpu": () if gpu is None else tuple(keys._whole("gpu", entry, -1) for entry in split(gpu)),
         }
-        rates = _params_of(type_, params, keys, dialect)
-        layer = _Layer(keys, rates, dialect, common, notes)
+        params = _params_of(type_, self.params, keys, self.dialect)
+        layer = _Layer(keys, params, self.dialect, common, self.notes)
         node = build(layer)
-        if rates is not None:
-            for key, what in LINKS.items():
-                if (value := rates.get(key)) is not None and value.text != "default":
-                    layer.unbuilt(key, what, value)
-        _check_inputs(node, made, keys)
-        read_keys += [keys] if rates is None else [keys, rates]
-        if isinstance(node, Neuron) and node.kind == "ident":
-            outputs[section.name] = node.inputs[0]
-            unread[section.name] = section.line
-            continue
-        nodes.append(node)
-        made[section.name] = node
-        outputs[section.name] = section.name
+        _check_inputs(node, self.nodes, keys)
+        for key, what in LINKS.items() if params else ():
+            if params and (value := params.get(key)) is not None and value.text != "default":
+                layer.unbuilt(key, what, value)
+        self.keys += [keys, params] if params else [keys]
         if not isinstance(node, Cost):
-            unread[section.name] = section.line
-            neuron = None if isinstance(node, (Data, Neuron)) else keys.get("neuron")
-            if neuron is not None and (detached := _neuron(neuron, keys)).kind != "ident":
-                name = f"{section.name}_neuron"
-                if name in layers.sections:
-                    raise error(neuron.file, neuron.line, f"[{section.name}] has a neuron, and {name} is another layer")
-                nodes.append(Neuron(**vars(detached) | {"name": name, "inputs": (section.name,), "line": neuron.line}))
-                made[name] = nodes[-1]
-                outputs[section.name] = name
-    for name, line in unread.items():
-        raise error(layers.file, line, f"[{name}] is read by no layer and is no cost")
-    if not nodes:
-        raise DefinitionError(f"{layers.file}: has no layer")
-    for keys in read_keys:
-        for key, value in keys.section.values.items():
-            if key not in keys.asked:
-                text = f"{shown(key)} is ignored: {LOST.get(key, 'such layers have no such key')}"
-                notes.add(value.file, value.line, keys.section.name, text)
-    if params is not None:
-        for name, section in params.sections.items():
-            if name not in layers.sections:
-                notes.add(params.file, section.line, shown(name)[1:-1], "no layer is called so; ignored")
-    return Definition(
-        layers.file,
-        None if params is None else params.file,
-        dialect,
-        tuple(nodes),
-        tuple(notes.sentences()),
-        () if params is None else params.comments,
-    )
+            self.unread[section.name] = section.line
+        if isinstance(node, Neuron) and node.kind == "ident":
+            self.outputs[section.name] = node.inputs[0]
+            return
+        self.nodes[section.name] = node
+        self.outputs[section.name] = section.name
+        if not isinstance(node, (Data, Neuron, Cost)) and (value := keys.get("neuron")) is not None:
+            self._detach(_neuron(value, keys), value, keys)
+
+    def _inputs(self, section: Section) -> list[str]:
+        value = section.get("inputs")
+        names = [] if value is None else [entry.text for entry in split(value)]
+        for name in names[: MOST_INPUTS + 1]:
+            if name not in self.outputs or isinstance(self.nodes.get(name), Cost):
+                where = (
+                    "a cost" if name in self.nodes else "not above it" if name in self.layers.sections else "nowhere"
+                )
+                raise error(section.file, section.line, f"[{section.name}] reads {shown(name)}, which is {where}")
+            self.unread.pop(name, None)
+        if len(names) > MOST_INPUTS:
+            raise error(
+                section.file, section.line, f"[{section.name}] has {len(names):,} inputs, more than {MOST_INPUTS}"
+            )
+        return names
+
+    def _detach(self, neuron: Neuron, value: Value, keys: _Keys) -> None:
+        """A node behind the layer ``neuron.name``, which all its users read."""
+        if neuron.kind == "ident":
+            return
+        name = f"{neuron.name}_neuron"
+        if name in self.layers.sections:
+            raise keys.wrong("neuron", value, f"it would be called {name}, as another layer is")
+        self.nodes[name] = replace(neuron, name=name, line=value.line, inputs=(neuron.name,))
+        self.outputs[neuron.name] = name
+
+    def told(self) -> Iterator[str]:
+        """The notes, with those about what no layer has asked for."""
+        for keys in self.keys:
+            for key, value in keys.section.values.items():
+                if key not in keys.asked:
+                    text = f"{shown(key)} is ignored: {LOST.get(key, 'such layers have no such key')}"
+                    self.notes.add(value.file, value.line, keys.section.name, text)
+        for name, section in self.params.sections.items() if self.params else ():
+            if name not in self.layers.sections:
+                self.notes.add(section.file, section.line, shown(name)[1:-1], "no layer is called so; ignored")
+        return self.notes.sentences()
 
 
 def _dialect(layers: Ini) -> str:
@@ -297,11 +321,6 @@ def _type(section: Section) -> str:
     if value is None:
         raise error(section.file, section.line, f"[{section.name}] has no type, which every layer needs")
     return value.text
-
-
-def _inputs(section: Section) -> list[str]:
-    value = section.get("inputs")
-    return [] if value is None else [entry.text for entry in split(value)]
 
 
 def _params_of(type_: str, params: Ini | None, keys: _Keys, dialect: str) -> _Keys | None:
@@ -337,7 +356,9 @@ def _check_inputs(node: Node, made: dict[str, Node], keys: _Keys) -> None:
         if source is None:
             continue
         if not isinstance(owner, Weighted) or source.index >= len(owner.inputs):
-            raise keys.refuse(f"weightSource: there is no {source.layer}[{source.index}] with weights above it")
+            raise keys.refuse(
+                f"weightSource: no {shown(source.layer)} with weights for an input {source.index} is above it"
+            )
 
 
 # ---- a function for each type ----
@@ -384,13 +405,14 @@ def _checkpoint(keys: _Keys, key: str, known: str) -> str | None:
     if value is None:
         return None
     found = re.fullmatch(rf"{re.escape(known)}\(\s*([^(),\s]+)\s*\)", value.text)
-    if found is None:
+    if found is None or not NAME.fullmatch(found[1]):
         raise keys.wrong(key, value, f"names a Python function, which is not run; {known}(LAYER) alone is understood")
     return found[1]
 
 
 def _rates(layer: _Layer, params: _Keys) -> dict[str, Any]:
-    momentum, decay = params.reals("momW"), params.reals("wc", None if layer.dialect == "V1" else 0.0)
+    momentum = params.reals("momW", low=0.0)
+    decay = params.reals("wc", None if layer.dialect == "V1" else 0.0, low=0.0)
     sched_w, sched_b = _schedule_of(params, "schedW"), _schedule_of(params, "schedB")
     weights = [_eps(params, "epsW", value) for value in params.listed("epsW", needed=True) or []]
     eps, falling = _eps(params, "epsB", params.need("epsB"))
@@ -408,18 +430,18 @@ def _rates(layer: _Layer, params: _Keys) -> dict[str, Any]:
         "weights": tuple(
             Rate(rate, mom, wc, own or sched_w) for (rate, own), mom, wc in zip(weights, momentum, decay, strict=True)
         ),
-        "bias": Rate(eps, params.real("momB"), 0.0, falling or sched_b),
+        "bias": Rate(eps, params.real("momB", low=0.0), 0.0, falling or sched_b),
     }
 
 
 def _eps(params: _Keys, key: str, value: Value) -> tuple[float, Schedule | None]:
     """A rate: a number, or cuda-convnet2's NAME[base=..;tgtFactor=..;numSteps=..]."""
     if "[" not in value.text:
-        return params._real(key, value), None
+        return params._real(key, value, 0.0), None
     kind, entries = _bracket(params, key, value, ";")
     named = _named(params, key, value, entries, ("base", "tgtfactor", "numsteps"))
-    if "base" not in named:
-        raise params.wrong(key, value, "has no base")
+    if named.get("base", -1.0) < 0:
+        raise params.wrong(key, value, "needs a base that is not negative")
     return named["base"], _schedule(params, key, value, kind, named.get("tgtfactor"), 0.0, named.get("numsteps"))
 
 
@@ -433,9 +455,9 @@ def _schedule_of(params: _Keys, key: str) -> Schedule | None:
         named = _named(params, key, value, entries, ("tgtfactor", "noisestdev", "numsteps"))
         target, noise, steps = (named.get(name) for name in ("tgtfactor", "noisestdev", "numsteps"))
     else:
-        numbers = [params._real(key, Value(entry, value.file, value.line)) for entry in entries]
-        if len(numbers) > 3:
-            raise params.wrong(key, value, "has more than three numbers: target factor, noise, steps")
+        numbers = [number for number in map(real, entries) if number is not None]
+        if len(numbers) < len(entries) or len(numbers) > 3:
+            raise params.wrong(key, value, "needs one to three numbers: target factor, noise, steps")
         target, *rest = numbers
         steps = rest.pop() if rest and kind in STEPPED else None
         noise = rest.pop() if rest else None
@@ -567,9 +589,9 @@ def _norm(layer: _Layer) -> Node:
         layer.limit(f"{channels} channels, not a multiple of 16")
     scale = power = minimum = None
     if old and (params is None or params.get("scale") is None):
-        scale, power, minimum = keys.real("scale"), keys.real("pow"), 1.0
+        scale, power, minimum = keys.real("scale", low=0.0), keys.real("pow"), 1.0
     elif params is not None:
-        scale, power, minimum = params.real("scale"), params.real("pow"), 1.0
+        scale, power, minimum = params.real("scale", low=0.0), params.real("pow"), 1.0
         if layer.dialect == "C2" or (layer.dialect == "A" and kind == "cmrnorm"):
             minimum = params.real("minDiv", 1.0)
     if minimum is not None and minimum <= 0:
@@ -597,7 +619,7 @@ def _neuron(value: Value, keys: _Keys) -> Neuron:
 
 
 def _neuron_layer(layer: _Layer) -> Node:
-    return Neuron(**vars(_neuron(layer.keys.need("neuron"), layer.keys)) | layer.common)
+    return replace(_neuron(layer.keys.need("neuron"), layer.keys), **layer.common)
 
 
 def _dropout(layer: _Layer) -> Node:
@@ -663,5 +685,5 @@ _BUILDERS: dict[str, Callable[[_Layer], Node]] = {
     "data": _data, "conv": _conv, "local": _local, "fc": _fc, "treefc": _treefc, "pool": _pool,
     "rnorm": _norm, "cnorm": _norm, "cmrnorm": _norm, "neuron": _neuron_layer, "hs": _dropout, "dropout": _dropout,
     "dropout2": _dropout, "softmax": _softmax, "eltsum": _eltsum, "eltmax": _eltmax, "concat": _concat,
-    "pass": _concat, "blur": _blur, "nailbed": _nailbed, "href": _href,
+    "pass": _concat, "blur": _blur, "nailbed": _nailbed, "href": _href, **dict.fromkeys(OTHERS, _unknown),
 }  # fmt: skip

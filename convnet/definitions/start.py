@@ -19,7 +19,7 @@ STEP = 10.0  # every step by hand was at least so large
 LARGE, SMALL = 0.01, 0.001  # the rates at the start, of large pictures and small ones
 TUNED = 0.001  # of weights that were taken from another network
 
-_NUMBER = r"(\d*\.?\d+)"
+_NUMBER = r"(\d{1,3}(?:\.\d{0,12})?|\.\d{1,12})(?!\d)"
 _EPSW = r"\bep\w{0,2}w"  # as it is typed in haste, too
 _FROM = re.compile(rf"{_EPSW}\s+(?:\w+\s+)?(?:to|ot)\s+{_NUMBER}\s+from\s+{_NUMBER}")
 _INIT = re.compile(rf"\binit\s+{_EPSW}\s+(.*)")
@@ -55,7 +55,8 @@ def final_state(definition: Definition) -> FinalState | None:
         now = [rate.eps for rate in node.weights or ()]
         if not any(now):
             frozen.append(node.name)
-        lowered += sum(eps * STEP <= start * 1.0001 for eps, start in zip(now, own, strict=True))
+        else:  # what is written as .1 of .01 need not be a tenth to the last bit
+            lowered += sum(eps * STEP <= start * 1.0001 for eps, start in zip(now, own, strict=True))
     stands = lowered > 0 if told else 2 * lowered > len(rates)
     if not frozen and not stands:
         return None
