@@ -6,21 +6,22 @@
 
 Its rooms, from the top; each imports only those below it:
 
-    cli         a module per command
-    classifier  a network as scikit-learn's classifiers are
-    explore     a page that shows runs and what their networks see; beside classifier, neither sees the other
-    analysis    what one does with trained networks, and asks of the machine
-    training    the loop and its folder
-    interop     networks out, and in what others have trained
-    network     networks as data, and on devices
-    prepare     stores made; beside network, neither sees the other
-    torch       layers for users of PyTorch, imported on demand; beside both
-    functional  every op, arrays in, NumPy out
-    ops         checked calls of kernels
-    devices     where kernels run
-    data        pictures in; beside devices, neither sees the other
-    output      what people see and keep
-    kernels     the Python twins of src/kernels/*.hpp, and the compiled modules
+    cli          a module per command
+    classifier   a network as scikit-learn's classifiers are
+    explore      a page that shows runs and what their networks see; beside classifier, neither sees the other
+    analysis     what one does with trained networks, and asks of the machine
+    training     the loop and its folder
+    interop      networks out, and in what others have trained
+    network      networks as data, and on devices
+    prepare      stores made; beside network, neither sees the other
+    torch        layers for users of PyTorch, imported on demand; beside both
+    functional   every op, arrays in, NumPy out
+    ops          checked calls of kernels
+    devices      where kernels run
+    data         pictures in; beside devices, neither sees the other
+    definitions  networks as the files of 2012 describe them; beside both
+    output       what people see and keep
+    kernels      the Python twins of src/kernels/*.hpp, and the compiled modules
 """
 
 from __future__ import annotations
