@@ -238,7 +238,8 @@ def pool_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> PoolShape
     """What one of ``share`` sides computes of a pooling layer."""
     layer = placed.layer
     assert isinstance(layer, (spec.Pool, spec.AvgPool))
-    padding = layer.padding if isinstance(layer, spec.AvgPool) else 0
+    front = layer.padding if isinstance(layer, spec.AvgPool) else 0
+    padding = (front, 0, front, 0)
     C, size, stride = placed.C // share, layer.size, layer.stride
     return PoolShape.of(N, C, placed.H, placed.W, size, stride, padding=padding, ceil_mode=layer.ceil_mode, lanes=lanes)
 

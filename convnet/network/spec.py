@@ -167,7 +167,9 @@ class Pool:
 
 @dataclass(frozen=True)
 class AvgPool:
-    """Average pooling: the mean of those pixels of a window that exist."""
+    """Average pooling: the mean of those pixels of a window that exist; ``padding`` says how far in front of the image
+    the first window begins.
+    """
 
     name: str
     size: int = 3
@@ -478,7 +480,7 @@ def _place(towers: int, layer: Layer, index: int, inputs: tuple[int, ...], reads
         side = output_size(first.H, layer.size, layer.stride, 0, 0, layer.ceil_mode)
         return replace(at, P=side, Q=side), split
     if isinstance(layer, AvgPool):
-        side = output_size(first.H, layer.size, layer.stride, layer.padding, layer.padding, layer.ceil_mode)
+        side = output_size(first.H, layer.size, layer.stride, layer.padding, 0, layer.ceil_mode)
         return replace(at, P=side, Q=side), split
     if isinstance(layer, Nailbed):
         side = -(-first.H // layer.stride)
