@@ -27,6 +27,7 @@ from convnet.kernels.precision import activation_dtype
 from convnet.kernels.shapes import (
     ConvShape,
     DropoutShape,
+    GatherShape,
     IngestShape,
     LinearShape,
     LrnShape,
@@ -49,9 +50,10 @@ DROPOUT = DropoutShape(16, 7, 8, 2, 9, 0.5, 1, 0)  # of LINEAR's output
 SOFTMAX = SoftmaxShape(16, 12, 7, 8)
 INGEST = IngestShape(16, 12, 11, 13, 8, 8, (1.0, 1.0, 1.0), fold=2)
 PACK = PackShape(16, 12, 3, 5, 4, 8, 2, 1, 60, 20, 4, 1)
+GATHER = GatherShape(16, 4, 5, 3, 6, 8)
 
 SHAPES = {ConvShape: CONV, LinearShape: LINEAR, PoolShape: POOL, LrnShape: LRN, DropoutShape: DROPOUT}
-SHAPES |= {SoftmaxShape: SOFTMAX, IngestShape: INGEST, PackShape: PACK}
+SHAPES |= {SoftmaxShape: SOFTMAX, IngestShape: INGEST, PackShape: PACK, GatherShape: GATHER}
 
 
 def kernels(launched: list[tuple[Any, ...]]) -> SimpleNamespace:
