@@ -15,17 +15,19 @@ converted but the order of bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from .devices.protocol import Array
 from .kernels.activations import ACTIVATIONS
 from .kernels.control import control_words
-from .kernels.shapes import ConvShape, DropoutShape, Padding, SoftmaxShape
+from .kernels.shapes import ConvShape, DropoutShape, GatherShape, Padding, SoftmaxShape
 from .ops import arguments, ops
 from .ops.arguments import floats, integer, taken
 from .ops.call import Call
-from .ops.layout import unpack_local_weight, unpack_weight
+from .ops.layout import places_of_channels, unpack_local_weight, unpack_weight
 
 Values = np.ndarray[Any, Any]
 Given = Any  # an array of any library
@@ -618,6 +620,112 @@ def activation_backward(
     return call.get(dx)
 
 
+def weighted_sum(
+    xs: Sequence[Given], coefficients: Sequence[float], *, device: str = "cpu", precision: str = "fp32"
+) -> Values:
+    """The sum of arrays of one shape, each times its coefficient, added from the first on: the 2012 program's eltsum.
+
+    In bfloat16 every partial sum is rounded.
+    """
+    op = "weighted_sum"
+    arrays = arguments.alike(op, device, xs)
+    arguments.coefficients(op, coefficients, len(arrays))
+    call = Call(op, device, precision)
+    first, *rest = (call.put_rounded(x) for x in arrays)
+    y = call.empty(first.shape)
+    ops.scale(call.stream, precision, first, coefficients[0], y)
+    for x, coefficient in zip(rest, coefficients[1:], strict=True):
+        ops.weighted_add(call.stream, precision, y, 1.0, x, coefficient, y)
+    return call.get(y)
+
+
+def weighted_sum_backward(
+    dy: Given, coefficients: Sequence[float], *, device: str = "cpu", precision: str = "fp32"
+) -> tuple[Values, ...]:
+    """The gradients of ``weighted_sum`` for ``dy``: dy times each coefficient."""
+    op = "weighted_sum_backward"
+    (dy,) = taken(op, device, dy=dy)
+    floats(op, "dy", dy)
+    arguments.coefficients(op, coefficients, len(coefficients) if isinstance(coefficients, (list, tuple)) else 1)
+    call = Call(op, device, precision)
+    slope, results = call.put_rounded(dy), [call.empty(dy.shape) for _ in coefficients]
+    for coefficient, dx in zip(coefficients, results, strict=True):
+        ops.scale(call.stream, precision, slope, coefficient, dx)
+    return tuple(call.get(dx) for dx in results)
+
+
+def elementwise_max(xs: Sequence[Given], *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """The largest of arrays of one shape, value by value, NaN where one is: the 2012 program's eltmax."""
+    call, _, y = _maximum("elementwise_max", xs, device, precision)
+    return call.get(y)
+
+
+def elementwise_max_backward(
+    dy: Given, xs: Sequence[Given], *, device: str = "cpu", precision: str = "fp32"
+) -> tuple[Values, ...]:
+    """The gradients of ``elementwise_max`` for ``dy``: arrays that are equal to the maximum get it, others 0."""
+    op = "elementwise_max_backward"
+    (dy,) = taken(op, device, dy=dy)
+    call, arrays, y = _maximum(op, xs, device, precision)
+    floats(op, "dy", dy, y.shape)
+    slope, results = call.put_rounded(dy), [call.empty(y.shape) for _ in arrays]
+    for x, dx in zip(arrays, results, strict=True):
+        ops.maximum_backward(call.stream, precision, slope, x, y, dx)
+    return tuple(call.get(dx) for dx in results)
+
+
+def _maximum(op: str, xs: Sequence[Given], device: str, precision: str) -> tuple[Call, list[Array], Array]:
+    """The call, its arrays, and the largest of them."""
+    arrays = arguments.alike(op, device, xs)
+    call = Call(op, device, precision)
+    put = [call.put_rounded(x) for x in arrays]
+    y = call.empty(put[0].shape)
+    ops.maximum(call.stream, precision, put[0], put[0], y)
+    for x in put[1:]:
+        ops.maximum(call.stream, precision, y, x, y)
+    return call, put, y
+
+
+def gather_channels(x: Given, table: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """Channels picked by ``table`` (K,): y[:, i] = x[:, table[i]], (N, C, H, W) -> (N, K, H, W).
+
+    Its whole numbers from 0 to C - 1 may stand there several times or never. This is what the groups of a convolution
+    with random sparse connections read.
+    """
+    op = "gather_channels"
+    (x,) = taken(op, device, x=x)
+    floats(op, "x", x, "NCHW")
+    table = arguments.channels(op, table, x.shape[1])
+    call = Call(op, device, precision, x.shape[0])
+    N, C, H, W = x.shape
+    shape = call.padded(GatherShape(N, C, H, W, len(table), 1))
+    y = call.empty(shape.y)
+    ops.gather_channels(call.stream, shape, precision, call.put_images(x), call.put(table), y)
+    return call.images(y)
+
+
+def gather_channels_backward(
+    dy: Given, table: Given, channels: int, *, device: str = "cpu", precision: str = "fp32"
+) -> Values:
+    """dx (N, ``channels``, H, W) of ``gather_channels`` for ``dy`` (N, K, H, W): the sum over all places of a channel,
+    in ascending order, 0 where there is none.
+    """
+    op = "gather_channels_backward"
+    (dy,) = taken(op, device, dy=dy)
+    floats(op, "dy", dy, "NKHW")
+    channels = integer(op, "channels", channels, 1, 2**31 - 1)
+    table = arguments.channels(op, table, channels)
+    N, K, H, W = dy.shape
+    if len(table) != K:
+        raise ValueError(f"{op}: dy must have a channel for each entry of table, got {K} and {len(table)}")
+    call = Call(op, device, precision, N)
+    shape = call.padded(GatherShape(N, channels, H, W, K, 1))
+    starts, places = map(call.put, places_of_channels(table, channels))
+    dx = call.empty(shape.x)
+    ops.gather_channels_backward(call.stream, shape, precision, call.put_images(dy), starts, places, dx)
+    return call.images(dx)
+
+
 def dropout(
     x: Given, p: float, *, seed: int, step: int, layer: int, device: str = "cpu", precision: str = "fp32"
 ) -> tuple[Values, Values]:
@@ -670,6 +778,44 @@ def softmax_cross_entropy(
     tensors = (call.put_images(logits), call.put(classes), losses, ranks, probs, dlogits, control)
     ops.softmax_cross_entropy(call.stream, shape, precision, *tensors)
     return losses.look()[:N], call.images(dlogits), call.images(probs)
+
+
+def sum_of_squares(
+    x: Given, *, coefficient: float = 1.0, device: str = "cpu", precision: str = "fp32"
+) -> tuple[Values, Values]:
+    """(losses, dx) for ``x``, (N, F) or (N, C, H, W): losses (N,) are the sums of each image's squares, dx the gradient
+    of ``coefficient`` times their mean, 2 coefficient x / N."""
+    op = "sum_of_squares"
+    (x,) = taken(op, device, x=x)
+    floats(op, "x", x, "NCHW" if getattr(x, "ndim", 0) == 4 else "NF")
+    arguments.number(op, "coefficient", coefficient)
+    call = Call(op, device, precision, x.shape[0])
+    shape = SoftmaxShape(call.N, call.n, x.size // call.n, call.lanes)
+    losses, dx, control = call.device.empty((call.N,)), call.empty(shape.x), call.own(control_words())
+    rows = call.put_images(x).view(shape.x)
+    ops.sum_of_squares(call.stream, shape, precision, coefficient, rows, losses, dx, control)
+    return losses.look()[: call.n], call.images(dx).reshape(x.shape)
+
+
+def logistic_cross_entropy(
+    x: Given, targets: Given, *, coefficient: float = 1.0, device: str = "cpu", precision: str = "fp32"
+) -> tuple[Values, Values]:
+    """(losses, dx) for ``x`` (N, K), of which y = 1 / (1 + e^-x) are the outputs, and ``targets`` t (N, K) from 0 to 1.
+
+    losses (N,) = -sum of t log y + (1 - t) log(1 - y), each logarithm at least -50, as in the 2012 program; dx is the
+    gradient of ``coefficient`` times their mean, coefficient (y - t) / N.
+    """
+    op = "logistic_cross_entropy"
+    x, targets = taken(op, device, x=x, targets=targets)
+    floats(op, "x", x, "NK")
+    floats(op, "targets", targets, x.shape)
+    arguments.number(op, "coefficient", coefficient)
+    call = Call(op, device, precision, x.shape[0])
+    shape = SoftmaxShape(call.N, call.n, x.shape[1], call.lanes)
+    losses, dx, control = call.device.empty((call.N,)), call.empty(shape.x), call.own(control_words())
+    tensors = call.put_images(x), call.put_images(targets), losses, dx, control
+    ops.logistic_cross_entropy(call.stream, shape, precision, coefficient, *tensors)
+    return losses.look()[: call.n], call.images(dx)
 
 
 def sgd(

@@ -91,6 +91,7 @@ def valid_shape(draw: Any, kind: str) -> Any:
         "DropoutShape": lambda: shapes.DropoutShape(N, a, L, b, a + b + c, 0.5, 1, d),
         "SoftmaxShape": lambda: shapes.SoftmaxShape(N, min(N, a), b, L),
         "IngestShape": lambda: shapes.IngestShape(N, min(N, a), b + c, b + d, b, L, (1.0, 1.0, 1.0)),
+        "GatherShape": lambda: shapes.GatherShape(N, a, b, c, d, L),
         "PackShape": lambda: shapes.PackShape(N, min(N, a), b, c, d, L, 1, a % 4, b * c * d, c * d, d, 1),
     }[kind]()
 
@@ -224,7 +225,9 @@ def call_raw(call: tuple[str, dict[str, Any]]) -> None:
 # ---- convnet.functional ----
 
 FUNCTIONS = {
-    name: f for name, f in vars(functional).items() if inspect.isfunction(f) and f.__module__ == functional.__name__
+    name: f
+    for name, f in vars(functional).items()
+    if inspect.isfunction(f) and f.__module__ == functional.__name__ and name[0] != "_"
 }
 
 
@@ -268,12 +271,18 @@ def valid_functional(draw: Any) -> tuple[str, dict[str, Any]]:
         parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
         arrays = [p.name for p in parameters if str(p.annotation) == "Given"]
         normalises = "_norm" in name
-        shape = (N, C, H, W) if normalises else (N, K)
+        shape = (N, C, H, W) if normalises or name.startswith("gather") else (N, K)
         arguments = {array: ones(*shape) for array in arrays}
         extra = {
             "dropout": {"p": 0.5, "seed": 1, "step": 2, "layer": 0},
             "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0},
             "softmax_cross_entropy": {"labels": np.zeros(N, np.int64)},
+            "weighted_sum": {"xs": [ones(N, K)] * a, "coefficients": [0.5] * a},
+            "weighted_sum_backward": {"coefficients": [0.5] * a},
+            "elementwise_max": {"xs": [ones(N, K)] * a},
+            "elementwise_max_backward": {"xs": [ones(N, K)] * a},
+            "gather_channels": {"table": np.arange(K) % C},
+            "gather_channels_backward": {"table": np.arange(C) % b, "channels": b},
             "activation": {"kind": "linear", "a": 1.5, "b": 0.5},
             "activation_backward": {"kind": "softrelu", "a": None, "b": None},
         }.get(name, {})

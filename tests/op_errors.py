@@ -28,6 +28,7 @@ from convnet.kernels.shapes import (
     BlurShape,
     ConvShape,
     DropoutShape,
+    GatherShape,
     IngestShape,
     LinearShape,
     LocalShape,
@@ -57,10 +58,11 @@ DROPOUT = DropoutShape(16, 7, 8, 2, 9, 0.5, 1, 0)  # of LINEAR's output
 SOFTMAX = SoftmaxShape(16, 12, 7, 8)
 INGEST = IngestShape(16, 12, 11, 13, 8, 8, (1.0, 1.0, 1.0), fold=2)
 PACK = PackShape(16, 12, 3, 5, 4, 8, 2, 1, 60, 20, 4, 1)
+GATHER = GatherShape(16, 4, 5, 3, 6, 8)
 
 SHAPES = {ConvShape: CONV, LinearShape: LINEAR, PoolShape: POOL, LrnShape: LRN, DropoutShape: DROPOUT}
 SHAPES |= {LocalShape: LOCAL, SoftmaxShape: SOFTMAX, IngestShape: INGEST, PackShape: PACK}
-SHAPES |= {SpatialNormShape: SPATIAL, BlurShape: BLUR, NailbedShape: NAILBED}
+SHAPES |= {SpatialNormShape: SPATIAL, BlurShape: BLUR, NailbedShape: NAILBED, GatherShape: GATHER}
 
 
 def kernels(launched: list[tuple[Any, ...]]) -> SimpleNamespace:

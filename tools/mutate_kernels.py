@@ -93,7 +93,9 @@ UPDATES = tests("ops_weights", "ops_update", "ops_elementwise", *CHECKS)
 TESTS: dict[str, tuple[Stage, ...]] = {
     "relu.cu": (tests("ops_elementwise", *CHECKS),),
     "activation.cu": (tests("ops_activation", "ops_elementwise", *CHECKS),),
-    "pointwise.cu": (tests("ops_elementwise", *CHECKS),),
+    "pointwise.cu": (tests("ops_elementwise", "ops_join", *CHECKS),),
+    "gather_channels.cu": (tests("ops_gather_channels", *CHECKS),),
+    "costs.cu": (tests("ops_costs", *CHECKS),),
     "sgd.cu": (UPDATES,),
     "cast.cu": (tests("ops_weights", *CHECKS),),
     "fold.cu": (tests("ops_weights", "ops_elementwise", *CHECKS),),
@@ -124,6 +126,7 @@ TESTS: dict[str, tuple[Stage, ...]] = {
     "tile/pool_windows.cuh": (tests("limits", "ops_pool", "ops_avgpool", "ops_lrn_pool"),),
     "tile/square_windows.cuh": (tests("limits", "ops_blur", "ops_spatial_norm"),),
     "tile/quads.cuh": (OF_CAST, MAPS),
+    "tile/lane_columns.cuh": (tests("ops_costs", "ops_softmax"),),
     "tile/update.cuh": (OF_GEMM, UPDATES),
     "tile/weight_copy.cuh": (OF_CAST, UPDATES),
     "tile/sums.cuh": FILTER_PRODUCTS,

@@ -34,6 +34,7 @@ from ..kernels.shapes import (
     BlurShape,
     ConvShape,
     DropoutShape,
+    GatherShape,
     IngestShape,
     LinearShape,
     LocalShape,
@@ -247,6 +248,10 @@ def _pack(v: Sizes, lanes: int) -> Shapes:
     return {"shape": PackShape(**v, **steps, valid=v["N"], lanes=lanes)}
 
 
+def _gather(v: Sizes, lanes: int) -> Shapes:
+    return {"shape": GatherShape(**v, lanes=lanes)}
+
+
 # By the shapes that an op takes: sizes with their defaults, in the order in which they may be given without a name.
 _CONV = {"N": 64, "C": 16, "H": 6, "W": 6, "K": 32, "R": 3, "S": 3, "stride": 1, "padding": 1, "groups": 1}
 _POOL = {"N": 64, "C": 4, "H": 9, "W": 9, "size": 3, "stride": 2, "padding": 0}
@@ -264,6 +269,7 @@ _KINDS: dict[tuple[Any, ...], tuple[Sizes, Callable[[Sizes, int], Shapes]]] = {
     (DropoutShape,): ({"N": 64, "features": 32}, _dropout),
     (SoftmaxShape,): ({"N": 64, "K": 10}, _softmax),
     (IngestShape,): ({"N": 64, "H": 12, "W": 12, "crop": 8, "fold": 1}, _ingest),
+    (GatherShape,): ({"N": 64, "C": 4, "H": 8, "W": 8, "K": 8}, _gather),
     (PackShape,): ({"N": 64, "C": 3, "H": 8, "W": 8, "fold": 1}, _pack),
 }
 # Of the convolution whose weights are folded.

@@ -418,3 +418,28 @@ class PackShape:
     def y(self) -> tuple[int, ...]:
         s = self.fold
         return (self.N // self.lanes, self.C * s * s, -(-self.H // s), -(-self.W // s), self.lanes)
+
+
+@dataclass(frozen=True)
+class GatherShape:
+    """K channels picked from C."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    lanes: int
+
+    @property
+    def x(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.C, self.H, self.W, self.lanes)
+
+    @property
+    def y(self) -> tuple[int, ...]:
+        return (self.N // self.lanes, self.K, self.H, self.W, self.lanes)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Of where each channel's places begin, and where the last one's end."""
+        return (self.C + 1,)

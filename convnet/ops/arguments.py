@@ -94,6 +94,26 @@ def number(op: str, name: str, value: float) -> None:
         raise ValueError(f"{op}: {name} must be a finite number, got {value!r}")
 
 
+def alike(op: str, device: str, xs: Sequence[Given]) -> list[Given]:
+    """Checks that there are arrays, of one shape."""
+    if not isinstance(xs, (list, tuple)) or not xs:
+        raise ValueError(
+            f"{op}: xs must be a list of one array or more, got {'[]' if isinstance(xs, list) else type(xs).__name__}"
+        )
+    arrays = [taken(op, device, **{f"xs[{i}]": x})[0] for i, x in enumerate(xs)]
+    for i, x in enumerate(arrays):
+        floats(op, f"xs[{i}]", x, getattr(arrays[0], "shape", None))
+    return arrays
+
+
+def coefficients(op: str, values: Sequence[float], count: int) -> None:
+    """Checks that there is one for each of ``count`` arrays."""
+    if not isinstance(values, (list, tuple)) or len(values) != count:
+        raise ValueError(f"{op}: coefficients must be a list of {count}, one for each array, got {values!r}")
+    for i, value in enumerate(values):
+        number(op, f"coefficients[{i}]", value)
+
+
 def activation(op: str, kind: str, a: float | None, b: float | None) -> tuple[float, float]:
     """Checks the name of an activation and its parameters; both, 0 in place of what it has not."""
     if not isinstance(kind, str) or kind not in ACTIVATIONS:
@@ -140,6 +160,17 @@ def constants(op: str, values: Sequence[float], rates: Mapping[str, float], para
         if name not in parameters:
             raise ValueError(f'{op}: rates: no parameter is called "{name}"; there are {", ".join(parameters)}')
         number(op, f"rates[{name!r}]", value)
+
+
+def channels(op: str, table: Any, count: int) -> Values:
+    """A table of channels, checked: int32; a list will do."""
+    (found,) = taken(op, None, table=table)
+    values: Values = np.asarray(found)
+    if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "iu":
+        raise ValueError(f"{op}: table must be whole numbers of shape (K,), got {values.dtype} of shape {values.shape}")
+    if values.min() < 0 or values.max() >= count:
+        raise ValueError(f"{op}: table must lie in 0..{count - 1}, the channels, got {values.min()}..{values.max()}")
+    return values.astype(np.int32)
 
 
 def integer(op: str, name: str, value: int, low: int, high: int) -> int:

@@ -37,6 +37,14 @@ def unpack_activations(a: Values, n: int) -> Values:
     return to_float32(np.ascontiguousarray(images.reshape(-1, *images.shape[2:])[:n]))
 
 
+def places_of_channels(table: Values, channels: int) -> tuple[Values, Values]:
+    """Where each channel stands in ``table``, as ``gather_channels_backward`` reads it: (starts (channels + 1,), places
+    like ``table``), int32. Those of channel c are places[starts[c] : starts[c + 1]], in ascending order."""
+    places = np.argsort(table, kind="stable").astype(np.int32)
+    starts = np.searchsorted(table[places], np.arange(channels + 1)).astype(np.int32)
+    return starts, places
+
+
 def pack_weight(w: Values, groups: int) -> Values:
     """(K, C/groups, R, S) -> (groups, C/groups, R, S, K/groups)."""
     K, C, R, S = w.shape

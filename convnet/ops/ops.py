@@ -23,6 +23,7 @@ from ..kernels.shapes import (
     BlurShape,
     ConvShape,
     DropoutShape,
+    GatherShape,
     IngestShape,
     LinearShape,
     LocalShape,
@@ -355,6 +356,40 @@ def scale(stream: Stream, precision: str, x: In, factor: float, y: Out) -> None:
     """y = x * factor."""
 
 
+@op("weighted_add")
+def weighted_add(stream: Stream, precision: str, a: In, alpha: float, b: In, beta: float, y: Out) -> None:
+    """y = alpha a + beta b."""
+
+
+@op("maximum")
+def maximum(stream: Stream, precision: str, a: In, b: In, y: Out) -> None:
+    """y = the larger of a and b."""
+
+
+@op("maximum_backward")
+def maximum_backward(
+    stream: Stream, precision: str, dy: In, x: In, y: In, dx: Annotated[Array, writes("y.size")]
+) -> None:  # fmt: skip
+    """dx = dy where x is y, the maximum of x and others: all that are equal to it get dy."""
+
+
+@op("gather_channels")
+def gather_channels(
+    stream: Stream, shape: GatherShape, precision: str,
+    x: InX, table: Annotated[Array, reads("K", I32, places=True)], y: OutY,
+) -> None:  # fmt: skip
+    """y[:, i] = x[:, table[i]]. That the table's channels exist is checked where it is made."""
+
+
+@op("gather_channels_backward")
+def gather_channels_backward(
+    stream: Stream, shape: GatherShape, precision: str,
+    dy: InY, starts: Annotated[Array, reads("starts", I32, places=True)],
+    places: Annotated[Array, reads("K", I32, places=True)], dx: OutX,
+) -> None:  # fmt: skip
+    """dx[:, c] = the sum of dy[:, i] over the places i of c, in order: see ``layout.places_of_channels``."""
+
+
 @op("dropout")
 def dropout_forward(
     stream: Stream, shape: DropoutShape, precision: str,
@@ -384,6 +419,24 @@ def softmax_cross_entropy(
 ) -> None:  # fmt: skip
     """Losses, ranks of the true classes, probabilities, and the gradient of the mean loss. A loss that is not finite
     sets ``stopped`` in ``control``."""
+
+
+@op("sum_of_squares")
+def sum_of_squares(
+    stream: Stream, shape: SoftmaxShape, precision: str, coefficient: float,
+    x: InX, losses: Annotated[Array, writes("per_image", F32)], dx: OutX | None, control: OutControl,
+) -> None:  # fmt: skip
+    """Losses, the sums of x^2, and the gradient of ``coefficient`` times their mean. A loss that is not finite sets
+    ``stopped`` in ``control``."""
+
+
+@op("logistic_cross_entropy")
+def logistic_cross_entropy(
+    stream: Stream, shape: SoftmaxShape, precision: str, coefficient: float,
+    x: InX, targets: InX, losses: Annotated[Array, writes("per_image", F32)], dx: OutX | None, control: OutControl,
+) -> None:  # fmt: skip
+    """Losses of the logistic outputs of x beside ``targets``, and the gradient of ``coefficient`` times their mean. A
+    loss that is not finite sets ``stopped`` in ``control``."""
 
 
 @op("ingest")

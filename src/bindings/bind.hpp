@@ -93,6 +93,7 @@ template <> inline constexpr const char* kKind<DropoutShape> = "DropoutShape";
 template <> inline constexpr const char* kKind<SoftmaxShape> = "SoftmaxShape";
 template <> inline constexpr const char* kKind<IngestShape> = "IngestShape";
 template <> inline constexpr const char* kKind<PackShape> = "PackShape";
+template <> inline constexpr const char* kKind<GatherShape> = "GatherShape";
 template <> inline constexpr const char* kKind<std::int64_t> = "int";
 template <> inline constexpr const char* kKind<std::uint64_t> = "int";
 template <> inline constexpr const char* kKind<int> = "int";

@@ -251,4 +251,14 @@ PackShape to_shape(const Place& place, py::handle object) {
   return s;
 }
 
+template <>
+GatherShape to_shape(const Place& place, py::handle object) {
+  const Fields f(place, object);
+  const GatherShape s{f.extent("N"), f.extent("C"), f.extent("H"),
+                      f.extent("W"), f.extent("K"), f.extent("lanes")};
+  f.tensor({s.N, s.C, s.H, s.W});
+  f.tensor({s.N, s.K, s.H, s.W});
+  return s;
+}
+
 }  // namespace convnet::bindings

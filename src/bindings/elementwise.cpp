@@ -1,6 +1,7 @@
-// What works on every value alone: activations, sums and factors, dropout.
+// What works on every value alone: activations, sums, maxima and factors, dropout; channels picked by a table.
 #include "../kernels/activation.hpp"
 #include "../kernels/dropout.hpp"
+#include "../kernels/gather_channels.hpp"
 #include "../kernels/pointwise.hpp"
 #include "../kernels/relu.hpp"
 
@@ -41,6 +42,14 @@ void register_elementwise(py::module_& m) {
        {"count", "precision", "kind", "a", "b", "dy", optional("saved"), "dx", "stream"});
   bind(m, "add", &add, {"count", "precision", "a", "b", "y", "stream"});
   bind(m, "scale", &scale, {"count", "precision", "x", "factor", "y", "stream"});
+  bind(m, "weighted_add", &weighted_add,
+       {"count", "precision", "a", "alpha", "b", "beta", "y", "stream"});
+  bind(m, "maximum", &maximum, {"count", "precision", "a", "b", "y", "stream"});
+  bind(m, "maximum_backward", &maximum_backward,
+       {"count", "precision", "dy", "x", "y", "dx", "stream"});
+  bind(m, "gather_channels", &gather_channels, {"shape", "precision", "x", "table", "y", "stream"});
+  bind(m, "gather_channels_backward", &gather_channels_backward,
+       {"shape", "precision", "dy", "starts", "places", "dx", "stream"});
   bind(m, "dropout_forward", &dropout_forward,
        {"shape", "precision", "x", "y", "mask", "control", "stream"});
   bind(m, "dropout_backward", &dropout_backward,

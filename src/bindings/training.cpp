@@ -1,5 +1,6 @@
-// The two ends of a training step and its last: ingest, loss, update, and the bfloat16 copy of a weight.
+// The two ends of a training step and its last: ingest, losses, update, and the bfloat16 copy of a weight.
 #include "../kernels/cast.hpp"
+#include "../kernels/costs.hpp"
 #include "../kernels/fold.hpp"
 #include "../kernels/ingest.hpp"
 #include "../kernels/ingest_planar.hpp"
@@ -56,6 +57,11 @@ void register_training(py::module_& m) {
   bind(m, "softmax_cross_entropy", &softmax_cross_entropy,
        {"shape", "precision", "logits", "labels", "losses", "ranks", optional("probs"),
         optional("dlogits"), "control", "stream"});
+  bind(m, "sum_of_squares", &sum_of_squares,
+       {"shape", "precision", "coefficient", "x", "losses", optional("dx"), "control", "stream"});
+  bind(m, "logistic_cross_entropy", &logistic_cross_entropy,
+       {"shape", "precision", "coefficient", "x", "targets", "losses", optional("dx"), "control",
+        "stream"});
   bind(m, "sgd", &sgd,
        {"count", "weight", "velocity", "gradient", optional("copy"), "columns", "control", "rate",
         "decay", "momentum", "stream"});

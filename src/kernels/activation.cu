@@ -12,11 +12,21 @@
 //            per value (tanh, softrelu), which is beside the bytes: bound by memory.
 #include "activation.hpp"
 
+#include <cmath>
+
 #include "arch/arch.cuh"
 #include "tile/quads.cuh"
 
 namespace convnet {
 namespace {
+
+void check(const char* op, Activation kind, float a, float b) {
+  require(std::isfinite(a) && std::isfinite(b), op, ": a and b must be finite, got a=", a,
+          " b=", b);
+  require(kind != Activation::tanh || a != 0.0f, op, ": tanh needs an a that is not 0, got a=", a,
+          "; leave out a layer that is 0 everywhere");
+  require(kind != Activation::brelu || a > 0.0f, op, ": brelu needs an a above 0, got a=", a);
+}
 
 __device__ __forceinline__ float logistic(float x) {
   const float e = expf(-fabsf(x));
@@ -95,7 +105,7 @@ void activation_forward(int64_t count,
                         const void* x,
                         void* y,
                         Stream stream) {
-  check_activation("activation_forward", kind, a, b);
+  check("activation_forward", kind, a, b);
   const Dim3 grid = map_grid("activation_forward", count);
   if (count == 0) return;
   with_element(precision, [&](auto element) {
@@ -114,7 +124,7 @@ void activation_backward(int64_t count,
                          const void* saved,
                          void* dx,
                          Stream stream) {
-  check_activation("activation_backward", kind, a, b);
+  check("activation_backward", kind, a, b);
   const Dim3 grid = map_grid("activation_backward", count);
   if (count == 0) return;
   with_element(precision, [&](auto element) {

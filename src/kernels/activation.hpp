@@ -1,8 +1,5 @@
 // The activations of the 2012 program ("neurons") on `count` contiguous values by precision; y may be x, dx may be dy.
 #pragma once
-#include <cmath>
-
-#include "check.hpp"
 #include "shapes.hpp"
 
 namespace convnet {
@@ -47,13 +44,5 @@ void activation_backward(int64_t count,
                          const void* saved,
                          void* dx,
                          Stream stream);
-
-inline void check_activation(const char* op, Activation kind, float a, float b) {
-  require(std::isfinite(a) && std::isfinite(b), op, ": a and b must be finite, got a=", a,
-          " b=", b);
-  require(kind != Activation::tanh || a != 0.0f, op, ": tanh needs an a that is not 0, got a=", a,
-          "; leave out a layer that is 0 everywhere");
-  require(kind != Activation::brelu || a > 0.0f, op, ": brelu needs an a above 0, got a=", a);
-}
 
 }  // namespace convnet

@@ -118,4 +118,9 @@ struct PackShape {
   int64_t steps[4];  // from one n, c, h and w to the next
 };
 
+// K channels picked from C.
+struct GatherShape {
+  int64_t N, C, H, W, K, lanes;
+};
+
 }  // namespace convnet

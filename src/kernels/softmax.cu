@@ -7,12 +7,10 @@
 //            finite stops the updates of this step: every thread that finds one writes the same 1.
 // Tensors    logits, dlogits [N/L][K][L] by precision, probs float32 alike; labels, ranks int32
 //            [N]; losses float32 [N]; control: one Control. Computed in float32, dlogits rounded once.
-// Work       one block of 512 threads per 8 neighbouring lanes: 64 threads share the K classes of a
-//            lane, so that a warp reads four runs of 8 lanes, and even a small batch occupies
-//            several multiprocessors. Three passes over the classes (maximum; sum and rank;
-//            outputs), of which all but the first read the cache.
+// Work       64 threads per image (tile/lane_columns.cuh). Three passes over the classes (maximum;
+//            sum and rank; outputs), of which all but the first read the cache.
 // Shared     2048 bytes: one value, a float or an int, of 64 threads x 8 lanes.
-// Barriers   those of reduce(), below.
+// Barriers   those of reduce() (tile/lane_columns.cuh).
 // Needs      lanes a multiple of 8, 1 <= valid <= N.
 // Cost       4 bytes per logit read, 4 for each of probs and dlogits written (in bf16 2, 4 and 2);
 //            two exponentials per logit: bound by the launch.
@@ -21,40 +19,11 @@
 #include <cmath>
 
 #include "arch/arch.cuh"
+#include "tile/lane_columns.cuh"
 #include "tile/quads.cuh"
 
 namespace convnet {
 namespace {
-
-constexpr int kLanes = 8;      // 32 bytes of float32, the unit of memory traffic
-constexpr int kSegments = 64;  // threads per lane
-constexpr int kThreads = kLanes * kSegments;
-
-template <class T>
-struct Columns {
-  T value[kSegments][kLanes];
-};
-
-// Combines the values of one lane's threads pairwise, in an order that depends on kSegments alone.
-// Returns it to all of them.
-template <class T, class Combine>
-__device__ __forceinline__ T reduce(T mine, Combine combine) {
-  Columns<T>& columns = shared_storage<Columns<T>>();
-  const int lane = static_cast<int>(threadIdx.x) % kLanes,
-            segment = static_cast<int>(threadIdx.x) / kLanes;
-  columns.value[segment][lane] = mine;
-#pragma unroll
-  for (int half = kSegments / 2; half > 0; half /= 2) {
-    __syncthreads();  // the values of the upper half are there
-    if (segment < half)
-      columns.value[segment][lane] =
-          combine(columns.value[segment][lane], columns.value[segment + half][lane]);
-  }
-  __syncthreads();  // the result is there
-  const T result = columns.value[0][lane];
-  __syncthreads();  // everybody has read it: the next reduction may overwrite it
-  return result;
-}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -67,11 +36,7 @@ __global__ void __launch_bounds__(kThreads)
                                  T* __restrict__ dlogits,
                                  Control* __restrict__ control) {
   begin_kernel();
-  const int segment = static_cast<int>(threadIdx.x) / kLanes;
-  const int64_t n = int64_t{blockIdx.x} * kLanes + threadIdx.x % kLanes;
-  const int64_t block = blockIdx.x / static_cast<unsigned>(shape.lanes / kLanes);
-  const int64_t first =
-      block * shape.K * shape.lanes + (n - block * shape.lanes);  // class 0 of image n
+  const auto [segment, n, first] = lane_position(shape.K, shape.lanes);
   const bool exists = n < shape.valid;
   const int32_t label = exists ? labels[n] : 0;
   const bool known = label >= 0 && label < shape.K;

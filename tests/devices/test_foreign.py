@@ -147,12 +147,21 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "tanh_backward": (F.tanh_backward, (X[::-1], X), {}),
     "activation": (F.activation, (X, "logistic"), {}),
     "activation_backward": (F.activation_backward, (X[::-1], X, "tanh"), {"a": 1.5, "b": 0.5}),
+    "weighted_sum": (F.weighted_sum, ([X, X[::-1]], [0.5, -2.0]), {}),
+    "weighted_sum_backward": (F.weighted_sum_backward, (X, [0.5, -2.0]), {}),
+    "elementwise_max": (F.elementwise_max, ([X, X[::-1]],), {}),
+    "elementwise_max_backward": (F.elementwise_max_backward, (X, [X, X[::-1]]), {}),
+    "gather_channels": (F.gather_channels, (X, np.arange(7) % X.shape[1]), {}),
+    "gather_channels_backward": (F.gather_channels_backward, (X, np.arange(X.shape[1]) % 2), {"channels": 3}),
+    "sum_of_squares": (F.sum_of_squares, (X,), {"coefficient": 0.5}),
+    "logistic_cross_entropy": (F.logistic_cross_entropy, (ROWS, ROWS[::-1]), {}),
     "dropout": (F.dropout, (X, 0.5), DROP),
     "softmax_cross_entropy": (F.softmax_cross_entropy, (ROWS, np.arange(5)), {}),
     "sgd": (F.sgd, (X, X + 1, X - 1), SGD),
 }
-# uploads of what no array is: labels, and the control block
-UPLOADS = {"dropout": 1, "softmax_cross_entropy": 2, "sgd": 1}
+# uploads of what no array is: labels, tables, and the control block
+UPLOADS = {"dropout": 1, "softmax_cross_entropy": 2, "sgd": 1, "sum_of_squares": 1, "logistic_cross_entropy": 1}
+UPLOADS |= {"gather_channels": 1, "gather_channels_backward": 2}
 
 
 def results(found: Any) -> list[np.ndarray[Any, Any]]:
@@ -169,6 +178,8 @@ def test_every_function_reads_gpus(fake: Machine, name: str, precision: str, how
     expected = results(function(*arguments, **options))
 
     def given(values: Any) -> Any:
+        if isinstance(values, list):
+            return [given(value) for value in values]
         if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
             return values
         steps = tuple(stride // 2 for stride in np.empty(values.shape, np.float32).strides)

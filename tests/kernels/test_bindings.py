@@ -108,7 +108,7 @@ def test_gpu_module_needs_no_driver():
         ((SHAPE, "fp32", 0, 16, None, 16, True, False, 0), ValueError, "x is required, got a null address"),
         ((SHAPE, "fp32", 16, None, None, 16, True, False, 0), ValueError, "conv_forward: weight is required"),
         (
-            (SHAPE, "fp32", 16, 16, 20, 16, True, 0),
+            (SHAPE, "fp32", 16, 16, 20, 16, True, False, 0),
             ValueError,
             "conv_forward: bias must be aligned to 16 bytes, got address 20",
         ),

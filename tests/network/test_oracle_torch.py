@@ -92,6 +92,81 @@ def test_max_pool(case, within):
     bound("max-pool dx", dx, gradients(y, dy, *leaves)[0], limit, within)
 
 
+ACTIVATIONS = {
+    "relu": ((), F.relu),
+    "tanh": ((1.7159, 0.6667), lambda x: 1.7159 * torch.tanh(0.6667 * x)),
+    "logistic": ((), torch.sigmoid),
+    "linear": ((-1.5, 0.3), lambda x: -1.5 * x + 0.3),
+    "softrelu": ((), lambda x: F.softplus(x, threshold=4)),
+    "brelu": ((0.75,), lambda x: F.hardtanh(x, 0.0, 0.75)),
+    "abs": ((), torch.abs),
+    "square": ((), torch.square),
+    "sqrt": ((), torch.sqrt),
+}
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activation(kind, within):
+    parameters, theirs = ACTIVATIONS[kind]
+    random = np.random.default_rng(len(kind))
+    x = (3 * random.standard_normal((33, 31))).astype(np.float32)
+    x, dy = np.abs(x) if kind == "sqrt" else x, random.standard_normal(x.shape, dtype=np.float32)
+    given = leaf(x)
+    y = theirs(given)
+    expected = y.detach().numpy()
+    limit = 6 * reference.UNIT * (np.abs(expected) + 1)
+    bound(kind, functional.activation(x, kind, *parameters), expected, limit, within)
+    expected = gradients(y, dy, given)[0]
+    limit = 16 * reference.UNIT * (np.abs(expected) + np.abs(dy))
+    bound(f"{kind} dx", functional.activation_backward(dy, x, kind, *parameters), expected, limit, within)
+
+
+def test_gather_channels(within):
+    random, table = np.random.default_rng(0), [3, 0, 3, 1, 3]
+    x, dy = (random.standard_normal((5, C, 4, 3), dtype=np.float32) for C in (4, 5))
+    given = leaf(x)
+    y = given[:, table]
+    bound("gather channels", functional.gather_channels(x, table), y.detach().numpy(), 0.0, within)
+    limit = 4 * reference.UNIT * gradients(given[:, table], abs(dy), given)[0]
+    dx = functional.gather_channels_backward(dy, table, 4)
+    bound("gather channels dx", dx, gradients(y, dy, given)[0], limit, within)
+
+
+def test_joins(within):
+    random, coefficients = np.random.default_rng(0), [0.5, -2.0, 0.75]
+    *xs, dy = (random.standard_normal((5, 40), dtype=np.float32) for _ in range(4))
+    leaves = [leaf(x) for x in xs]
+    total = sum(c * x for c, x in zip(coefficients, leaves, strict=True))
+    largest = torch.stack(leaves).amax(0)  # without ties, of which each input would get a share
+    limit = 8 * reference.UNIT * sum(abs(c * x) for c, x in zip(coefficients, xs, strict=True))
+    bound("weighted sum", functional.weighted_sum(xs, coefficients), total.detach().numpy(), limit, within)
+    bound("maximum", functional.elementwise_max(xs), largest.detach().numpy(), 0.0, within)
+    found = functional.weighted_sum_backward(dy, coefficients)
+    for actual, expected in zip(found, gradients(total, dy, *leaves), strict=True):
+        bound("weighted sum dx", actual, expected, reference.UNIT * abs(expected), within)
+    found = functional.elementwise_max_backward(dy, xs)
+    for actual, expected in zip(found, gradients(largest, dy, *leaves), strict=True):
+        bound("maximum dx", actual, expected, 0.0, within)
+
+
+def test_costs(within):
+    random = np.random.default_rng(0)
+    x, targets = 4 * random.standard_normal((9, 30), dtype=np.float32), random.random((9, 30), dtype=np.float32)
+    given, wanted = leaf(x), torch.tensor(targets, dtype=torch.float64)
+    costs = {
+        "sum of squares": (functional.sum_of_squares(x, coefficient=0.3), (given**2).sum(1)),
+        "logistic cross-entropy": (
+            functional.logistic_cross_entropy(x, targets, coefficient=0.3),
+            F.binary_cross_entropy_with_logits(given, wanted, reduction="none").sum(1),
+        ),
+    }
+    for name, ((losses, dx), expected) in costs.items():
+        within_limit = reference.sum_limit(expected.detach().numpy(), 34)
+        bound(name, losses, expected.detach().numpy(), within_limit, within)
+        slope = gradients(0.3 * expected.mean(), 1.0, given)[0]
+        bound(f"{name} dx", dx, slope, 8 * reference.UNIT * (np.abs(slope) + 0.3 / 9), within)
+
+
 @pytest.mark.parametrize("case", cases.LRN, ids=lambda case: case.id)
 def test_lrn(case, within):
     """PyTorch divides alpha by the size of the window; the paper does not. Even windows lie alike."""

@@ -129,6 +129,11 @@ inline void check(const char* op, Precision precision, const IngestShape& s) {
           "; use device \"emu\" or \"cuda\"");
 }
 
+inline void check(const char* op, Precision precision, const GatherShape& s) {
+  fp32_only(precision);
+  check_sizes(op, s.N, s.lanes, {s.C, s.H, s.W, s.K});
+}
+
 inline void check_count(const char* op, Precision precision, int64_t count) {
   fp32_only(precision);
   require(count >= 0, op, ": count must be at least 0, got ", count);

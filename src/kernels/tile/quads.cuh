@@ -83,6 +83,21 @@ __device__ __forceinline__ void map(int64_t count, const T* a, const T* b, T* y,
   }
 }
 
+// y[i] = f(a[i], b[i], c[i])
+template <class T, class Function>
+__device__ __forceinline__ void map(
+    int64_t count, const T* a, const T* b, const T* c, T* y, Function f) {
+  int64_t i = map_index();
+  if (i + 4 <= count) {
+    const float4 u = load4(a + i);
+    const float4 v = load4(b + i);
+    const float4 w = load4(c + i);
+    store4(y + i, float4{f(u.x, v.x, w.x), f(u.y, v.y, w.y), f(u.z, v.z, w.z), f(u.w, v.w, w.w)});
+  } else {
+    for (; i < count; ++i) store1(y + i, f(load1(a + i), load1(b + i), load1(c + i)));
+  }
+}
+
 struct LaneGrid {
   int pixels;   // of a plane
   int units;    // threads per pixel
