@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import cudnn, floors, timing
-from benchmarks.problems import Problem, problems
+from benchmarks.problems import WINDOWS, Problem, problems
 from convnet.devices.opening import open_device
 from convnet.devices.protocol import Device, Stream
 from convnet.kernels.precision import PRECISIONS
@@ -65,7 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="alexnet", help="network (default: alexnet)")
     parser.add_argument("-b", "--batch-size", type=int, default=32, help="images (default: 32)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the kernels (default: fp32)")
-    parser.add_argument("--layer", nargs="+", metavar="NAME", help='only these layers, also "softmax" and "sgd"')
+    parser.add_argument(
+        "--layer",
+        nargs="+",
+        metavar="NAME",
+        help='only these layers, or "avg-pool", "rnorm", "cnorm", "blur", "nailbed", "softmax", "sgd"',
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="time to spend on each pass (default: 1)")
     parser.add_argument(
         "--no-cpu", action="store_true", help="leave out the comparison with the kernels of the device cpu"
@@ -75,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     spec = network(options.model)
-    known = [layer.name for layer in spec.layers] + ["softmax", "sgd"]
+    known = [*(layer.name for layer in spec.layers), *WINDOWS, "softmax", "sgd"]
     for name in options.layer or []:
         if name not in known:
             parser.error(f'no layer is called "{name}"; there are {", ".join(known)}')

@@ -18,7 +18,16 @@ import numpy as np
 from convnet.devices.protocol import Array, Device, Stream, padded
 from convnet.kernels.control import control_words
 from convnet.kernels.precision import BF16, copy_columns
-from convnet.kernels.shapes import ConvShape, LinearShape, LrnShape, PoolShape, SoftmaxShape
+from convnet.kernels.shapes import (
+    BlurShape,
+    ConvShape,
+    LinearShape,
+    LrnShape,
+    NailbedShape,
+    PoolShape,
+    SoftmaxShape,
+    SpatialNormShape,
+)
 from convnet.network.assemble import Group, build, input_fold, pool_shape
 from convnet.network.layers import Fusion, LayerOnDevice, Side
 from convnet.network.maps import DropoutLayer, LrnLayer, PoolLayer
@@ -93,6 +102,7 @@ def problems(
     device: Device, spec: NetworkSpec, batch_size: int, precision: str, seed: int, layers: list[str] | None = None
 ) -> Iterator[Problem]:
     """All problems in the order of the network, one at a time: a layer's memory is free again behind its last pass.
+    Then those of no network: ``WINDOWS``, softmax and sgd.
 
     The random numbers of a layer depend on ``seed`` and the layer alone, so that devices of one layout get the same.
     """
@@ -118,6 +128,9 @@ def problems(
         behind = all_placed[placed.index + 1 : placed.index + 2]
         if isinstance(layer, LrnLayer) and behind and isinstance(behind[0].layer, Pool):
             yield from _lrn_pool(bench, layer, pool_shape(behind[0], 1, N, lanes))
+    for name, make in WINDOWS.items():
+        if not layers or name in layers:
+            yield from make(Bench(device, precision, seed), name, N, lanes)
     bench = Bench(device, precision, seed)
     if not layers or "softmax" in layers:
         yield _softmax(bench, SoftmaxShape(N, batch_size, spec.classes, lanes))
@@ -493,6 +506,158 @@ def _dropout(bench: Bench, layer: DropoutLayer) -> Iterator[Problem]:
         bench.stream, layer.name, "forward", layer.x.size, 2 * layer.x.nbytes + layer.kept.nbytes,
         lambda: layer.forward(True), check,
     )  # fmt: skip
+
+
+# ---- windows of one map, on the maps of the CIFAR networks: 32 of 16 x 16, and pictures of 3 x 32 x 32 ----
+
+
+def _compared(
+    bench: Bench, what: str, result: Array, expected: Callable[[], tuple[Values, Values]]
+) -> Callable[[], None]:
+    """Compares ``result`` with a value and a limit for its error in float32, in float64."""
+
+    def check() -> None:
+        found, (value, limit) = to_float32(result.download()), expected()
+        _finite(what, found)
+        _within(what, found, value, limit + _output_limit(np.abs(value) + limit, bench.precision))
+
+    return check
+
+
+def _float64(array: Array) -> Values:
+    return to_float32(array.download()).astype(np.float64)
+
+
+def _avg_pool(bench: Bench, name: str, N: int, lanes: int) -> Iterator[Problem]:
+    shape = PoolShape.of(N, 32, 16, 16, 3, 2, ceil_mode=True, lanes=lanes)
+    x, dy = bench.normal(shape.x), bench.normal(shape.y)
+    y, dx = bench.activation(shape.y), bench.activation(shape.x)
+    windows = [(slice(2 * p, 2 * p + 3), slice(2 * q, 2 * q + 3)) for p in range(shape.P) for q in range(shape.Q)]
+
+    def means() -> tuple[Values, Values]:
+        values = _float64(x)
+        parts = [values[:, :, rows, columns] for rows, columns in windows]
+        mean, size = (np.stack([part.mean((2, 3)) for part in some], 2) for some in (parts, map(np.abs, parts)))
+        return mean.reshape(shape.y), _sum_limit(size, 10).reshape(shape.y)
+
+    def shares() -> tuple[Values, Values]:
+        slopes = _float64(dy).reshape(*shape.y[:2], -1, lanes)
+        gradient, size = np.zeros(shape.x), np.zeros(shape.x)
+        for number, (rows, columns) in enumerate(windows):
+            part = gradient[:, :, rows, columns]
+            share = slopes[:, :, number, None, None] / (part.shape[2] * part.shape[3])
+            part += share
+            size[:, :, rows, columns] += np.abs(share)
+        return gradient, _sum_limit(size, 6)
+
+    problem, nbytes = (bench.stream, shape, bench.precision), x.nbytes + y.nbytes
+    yield Problem(bench.stream, name, "forward", 9.0 * y.size, nbytes,
+                  lambda: ops.avg_pool_forward(*problem, x, y),
+                  _compared(bench, f"{name} forward", y, means))  # fmt: skip
+    yield Problem(bench.stream, name, "backward", 9.0 * y.size, nbytes,
+                  lambda: ops.avg_pool_backward(*problem, dy, None, dx),
+                  _compared(bench, f"{name} backward", dx, shares))  # fmt: skip
+
+
+def _map_sums(values: Values, size: int, before: int) -> Values:
+    """Of ``size`` rows and columns from ``before`` before each pixel, inside the map."""
+    for axis in (2, 3):
+        values = np.moveaxis(values, axis, 0)
+        total = np.zeros_like(values)
+        for shift in range(-before, size - before):
+            low, high = max(0, -shift), min(len(values), len(values) - shift)
+            if high > low:
+                total[low:high] += values[low + shift : high + shift]
+        values = np.moveaxis(total, 0, axis)
+    return values
+
+
+def _spatial_norm(bench: Bench, name: str, N: int, lanes: int) -> Iterator[Problem]:
+    """ "rnorm" and "cnorm"."""
+    shape = SpatialNormShape(N, 32, 16, 16, lanes, 3, 0.02, 0.75, 1.0)
+    size, before, after = shape.size, shape.size // 2, shape.size - 1 - shape.size // 2
+    x, dy = bench.normal(shape.x, 4.0), bench.normal(shape.x)
+    y, dx = bench.activation(shape.x), bench.activation(shape.x)
+    nbytes = getattr(bench.device.kernels, f"{name}_workspace")(shape, bench.precision)
+    workspace = bench.device.empty((nbytes,), np.uint8) if nbytes else None
+    centred = name == "cnorm"
+
+    def divided() -> tuple[Values, Values, Values]:
+        """x, u and d."""
+        values = _float64(x)
+        pixels = _map_sums(np.ones((1, 1, *shape.x[2:4], 1)), size, before)
+        u = values - _map_sums(values, size, before) / pixels if centred else values
+        return values, u, shape.k + shape.alpha * _map_sums(u * u, size, before)
+
+    def normalised() -> tuple[Values, Values]:
+        values, _, d = divided()
+        expected = values * d**-shape.beta
+        return expected, 64 * UNIT * np.abs(expected)
+
+    def gradient() -> tuple[Values, Values]:
+        values, u, d = divided()
+        slopes, factor = _float64(dy), 2 * shape.alpha * shape.beta
+        direct, terms = slopes * d**-shape.beta, slopes * values * d ** (-shape.beta - 1)
+        magnitude = np.abs(direct) + factor * (np.abs(u) + 1) * _map_sums(np.abs(terms), size, after)
+        return direct - factor * u * _map_sums(terms, size, after), 64 * UNIT * magnitude
+
+    problem = bench.stream, shape, bench.precision
+    forward, backward = getattr(ops, f"{name}_forward"), getattr(ops, f"{name}_backward")
+    scratch = (workspace,) if centred else ()
+    yield Problem(bench.stream, name, "forward", 2.0 * size**2 * y.size, 2 * y.nbytes,
+                  lambda: forward(*problem, x, y, *scratch),
+                  _compared(bench, f"{name} forward", y, normalised))  # fmt: skip
+    yield Problem(bench.stream, name, "backward", 4.0 * size**2 * y.size, 3 * y.nbytes,
+                  lambda: backward(*problem, dy, x, dx, workspace),
+                  _compared(bench, f"{name} backward", dx, gradient))  # fmt: skip
+
+
+def _blur(bench: Bench, name: str, N: int, lanes: int) -> Iterator[Problem]:
+    shape = BlurShape(N, 3, 32, 32, lanes, 9, 2.0)
+    x, y = bench.normal(shape.x), bench.activation(shape.x)
+    taps = np.exp(-((np.arange(9) - 4) ** 2) / 8)
+    taps /= taps.sum()
+
+    def blurred() -> tuple[Values, Values]:
+        framed = np.pad(_float64(x), ((0, 0), (0, 0), (4, 4), (4, 4), (0, 0)))
+        sums, sizes = (
+            sum(taps[r] * taps[s] * values[:, :, r : r + 32, s : s + 32] for r in range(9) for s in range(9))
+            for values in (framed, np.abs(framed))
+        )
+        return sums, 2 * _sum_limit(sizes, 9)
+
+    yield Problem(bench.stream, name, "forward", 36.0 * y.size, 2 * y.nbytes,
+                  lambda: ops.blur(bench.stream, shape, bench.precision, x, y),
+                  _compared(bench, f"{name} forward", y, blurred))  # fmt: skip
+
+
+def _nailbed(bench: Bench, name: str, N: int, lanes: int) -> Iterator[Problem]:
+    shape = NailbedShape.of(N, 3, 32, 32, 4, lanes=lanes)
+    x, dy = bench.normal(shape.x), bench.normal(shape.y)
+    y, dx = bench.activation(shape.y), bench.activation(shape.x)
+
+    def check_forward() -> None:
+        _within(f"{name} forward", to_float32(y.download()), to_float32(x.download())[:, :, 2::4, 2::4], 0.0)
+
+    def check_backward() -> None:
+        expected = np.zeros(shape.x, np.float32)
+        expected[:, :, 2::4, 2::4] = to_float32(dy.download())
+        _within(f"{name} backward", to_float32(dx.download()), expected, 0.0)
+
+    problem = bench.stream, shape, bench.precision
+    yield Problem(bench.stream, name, "forward", 0.0, 2 * y.nbytes,
+                  lambda: ops.nailbed_forward(*problem, x, y), check_forward)  # fmt: skip
+    yield Problem(bench.stream, name, "backward", 0.0, dx.nbytes + dy.nbytes,
+                  lambda: ops.nailbed_backward(*problem, dy, dx), check_backward)  # fmt: skip
+
+
+WINDOWS: dict[str, Callable[[Bench, str, int, int], Iterator[Problem]]] = {
+    "avg-pool": _avg_pool,
+    "rnorm": _spatial_norm,
+    "cnorm": _spatial_norm,
+    "blur": _blur,
+    "nailbed": _nailbed,
+}
 
 
 def _softmax(bench: Bench, shape: SoftmaxShape) -> Problem:

@@ -369,6 +369,7 @@ POOL = [
     PoolCase("padding-left-N3", 3, 2, 9, 8, 3, 2, padding=(0, 0, 2, 0), ceil_mode=True, ties=True),
     PoolCase("largest-window-N2", 2, 9, 17, 16, 15, 1),
     PoolCase("window-as-large-as-image-N4", 4, 3, 6, 6, 6, 1),
+    PoolCase("batch-41-N41", 41, 2, 5, 6, 3, 2),
     PoolCase("batch-65-N65", 65, 3, 5, 5, 3, 2),
     PoolCase("batch-130-N130", 130, 2, 5, 4, 2, 1, ties=True),
     *(replace(case, C=case.C // 8) for case in _from_network(Pool, "alexnet", "shrunk", 2, _pool)),
@@ -548,6 +549,8 @@ SPATIAL = [
     SpatialCase("segments-N2", 2, 2, 43, 3),
     SpatialCase("segments-size-5-N2", 2, 1, 33, 4, size=5),
     SpatialCase("segments-size-4-N2", 2, 1, 35, 4, size=4),
+    SpatialCase("batch-12-N12", 12, 2, 4, 5),
+    SpatialCase("batch-41-N41", 41, 2, 5, 3, size=4),
     SpatialCase("batch-65-N65", 65, 3, 5, 4),
     SpatialCase("batch-130-N130", 130, 2, 4, 5, size=5),
     # wider than the strips of "cpu"
@@ -581,6 +584,7 @@ BLUR = [
     BlurCase("nearly-a-mean-N2", 2, 2, 6, 7, 3, 50.0),
     BlurCase("nearly-nothing-N2", 2, 2, 6, 7, 5, 0.1),
     BlurCase("segments-N2", 2, 1, 43, 3, 5, 1.0),
+    BlurCase("batch-41-N41", 41, 2, 5, 3, 3, 1.0),
     BlurCase("batch-65-N65", 65, 2, 5, 4, 5, 1.0),
     BlurCase("wide-N65", 65, 1, 3, 100, 7, 1.0),
 ]
@@ -609,6 +613,7 @@ NAILBED = [
     NailbedCase("stride-4-N2", 2, 3, 16, 14, 4),
     NailbedCase("one-pixel-N2", 2, 3, 5, 4, 7),
     NailbedCase("stride-beyond-one-side-N2", 2, 3, 3, 12, 5),
+    NailbedCase("batch-41-N41", 41, 2, 5, 3, 2),
     NailbedCase("batch-65-N65", 65, 2, 5, 4, 2),
 ]
 

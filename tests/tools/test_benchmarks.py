@@ -44,7 +44,10 @@ KERNELS = {
     "conv_forward": "conv2", "conv_backward_data": "conv2", "conv_backward_filter": "conv1", "linear_forward": "fc7",
     "linear_backward_data": "fc7", "linear_backward_filter": "fc7", "linear_backward_filter_update": "fc8",
     "max_pool_forward": "pool1", "max_pool_backward": "pool1", "lrn_forward": "norm1", "lrn_backward": "norm1",
-    "relu_backward": "conv3", "dropout_forward": "drop6", "softmax_cross_entropy": "softmax", "sgd": "sgd",
+    "avg_pool_forward": "avg-pool", "avg_pool_backward": "avg-pool", "rnorm_forward": "rnorm",
+    "rnorm_backward": "rnorm", "cnorm_forward": "cnorm", "cnorm_backward": "cnorm", "blur": "blur",
+    "nailbed_forward": "nailbed", "nailbed_backward": "nailbed", "relu_backward": "conv3", "dropout_forward": "drop6",
+    "softmax_cross_entropy": "softmax", "sgd": "sgd",
 }  # fmt: skip
 
 
@@ -63,6 +66,7 @@ def test_every_pass_of_every_layer_has_a_row(tmp_path, capsys):
         if isinstance(layer, (spec.Conv, spec.Linear)):
             assert (layer.name, "backward filter") in rows
             assert ((layer.name, "backward data") in rows) == (layer.name != "conv1")
+    assert {(name, "forward") for name in problems.WINDOWS} <= rows
     assert {("softmax", "loss"), ("sgd", "update"), ("pool1", "backward"), ("norm2", "backward")} <= rows
     assert all(row["seconds"] > 0 and row["gbytes"] > 0 for row in written["rows"])
     assert {"device", "commit", "versions", "processor", "blas", "peak_flops", "seed"} <= set(written)
@@ -181,7 +185,7 @@ def test_bfloat16_reads_half_the_bytes():
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_passes_are_checked_in_every_precision(precision, monkeypatch):
     device = emulator()
-    layers = ["conv1", "conv4", "norm1", "pool1", "drop6", "fc8", "softmax", "sgd"]
+    layers = ["conv1", "conv4", "norm1", "pool1", "drop6", "fc8", *problems.WINDOWS, "softmax", "sgd"]
     for problem in problems.problems(device, networks.network("alexnet-tiny"), 3, precision, 0, layers):
         problem.run()
         device.synchronize()
@@ -431,7 +435,8 @@ def test_operands_of_kernels():
 def kernel_seconds(name):
     """On a GPU's clock: of 2 microseconds or up to 600, for every kernel another, and those of copies."""
     copies = {"copy": 130e-6, "upload": 0.0, "fetch": 0.0}
-    return copies[name] if name in copies else 2e-6 * 1.23 ** sorted(timeline.SIGNATURES).index(name)
+    kernels = sorted(timeline.SIGNATURES)
+    return copies[name] if name in copies else 2e-6 * 300 ** (kernels.index(name) / len(kernels))
 
 
 def gpu_with_clocks(monkeypatch, kernels):
