@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--layer",
         nargs="+",
         metavar="NAME",
-        help='only these layers, or "avg-pool", "rnorm", "cnorm", "blur", "nailbed", "softmax", "sgd"',
+        help='only these layers, or "avg-pool", "rnorm", "cnorm", "blur", "nailbed", "local", "softmax", "sgd"',
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="time to spend on each pass (default: 1)")
     parser.add_argument(
@@ -81,9 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     spec = network(options.model)
     known = [*(layer.name for layer in spec.layers), *WINDOWS, "softmax", "sgd"]
+    named = [*known, "local"]  # which no layer of the network is
     for name in options.layer or []:
-        if name not in known:
-            parser.error(f'no layer is called "{name}"; there are {", ".join(known)}')
+        if name not in named:
+            parser.error(f'no layer is called "{name}"; there are {", ".join(named)}')
     device = open_device(options.device)
     device.check_precision(options.precision)
     run = Run(device, spec, options)
@@ -136,7 +137,7 @@ class Run:
             print(f"peaks of {self.device.name}: {copied / 1e9:.1f} GB/s, {multiplied / 1e9:.1f} GFLOP/s")
 
     def measure_layer(self, name: str) -> None:
-        """Adds a row for every problem of a layer, "softmax" or "sgd"."""
+        """Adds a row for every problem of a layer, "softmax", "sgd" or "local"."""
         wanted = (self.spec, self.batch_size, self.precision, self.seed, [name])
         with self._going_on(name):  # what fails between two problems, such as memory for the next, ends the layer
             others = problems(self.cpu.device, *wanted) if self.cpu else None

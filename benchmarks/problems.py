@@ -22,6 +22,7 @@ from convnet.kernels.shapes import (
     BlurShape,
     ConvShape,
     LinearShape,
+    LocalShape,
     LrnShape,
     NailbedShape,
     PoolShape,
@@ -136,6 +137,8 @@ def problems(
         yield _softmax(bench, SoftmaxShape(N, batch_size, spec.classes, lanes))
     if not layers or "sgd" in layers:
         yield _sgd(bench, parameter_count(spec))
+    if layers and "local" in layers:  # the first one of a net of 2012 for CIFAR-10
+        yield from _local(bench, LocalShape.of(N, 64, 6, 6, 32, 3, 3, padding=1, lanes=lanes))
 
 
 def _passes(bench: Bench, layer: LayerOnDevice) -> Iterator[Problem]:
@@ -277,6 +280,59 @@ def _conv(bench: Bench, layer: ConvLayer) -> Iterator[Problem]:
         whole,
     )  # fmt: skip
     yield _relu_backward(bench, layer.name, shape.y)
+
+
+def _local(bench: Bench, shape: LocalShape) -> Iterator[Problem]:
+    g = shape.groups
+    c, k = shape.C // g, shape.K // g
+    images, gradient, bias = bench.normal(shape.x), bench.normal(shape.y), bench.device.empty(shape.position_bias)
+    filters = bench.normal(shape.weight_copy if bench.precision == "bf16" else shape.weight, 1 / math.sqrt(c))
+    x, dy, w, b = bench.operand(images), bench.operand(gradient), bench.operand(filters), bench.refill(bias).download()
+    problem = bench.stream, shape, bench.precision
+    flops, outer, weights = 2.0 * shape.macs, images.nbytes + gradient.nbytes, math.prod(shape.weight)
+
+    def pixel(group: int, p: int, q: int, r: int, s: int) -> Any:
+        """Of the channels of a group under a tap, (block, channel, lane); None outside of the image."""
+        h, v = p * shape.stride + r - shape.pad_top, q * shape.stride + s - shape.pad_left
+        inside = 0 <= h < shape.H and 0 <= v < shape.W
+        return x[:, group * c : (group + 1) * c, h, v] if inside else None
+
+    def forward(block: int, f: int, p: int, q: int, lane: int) -> tuple[Values, float]:
+        parts = [np.zeros(1)]
+        for r, s in np.ndindex(shape.R, shape.S):
+            if (channels := pixel(f // k, p, q, r, s)) is not None:
+                parts.append(channels[block, :, lane] * w[p, q, f // k, :, r, s, f % k])
+        return np.concatenate(parts), float(b[f, p, q])
+
+    def backward_data(block: int, channel: int, h: int, v: int, lane: int) -> tuple[Values, float]:
+        group, parts = channel // c, [np.zeros(1)]
+        for p, q in np.ndindex(shape.P, shape.Q):
+            r, s = h + shape.pad_top - p * shape.stride, v + shape.pad_left - q * shape.stride
+            if 0 <= r < shape.R and 0 <= s < shape.S:
+                parts.append(dy[block, group * k : (group + 1) * k, p, q, lane] * w[p, q, group, channel % c, r, s, :k])
+        return np.concatenate(parts), 0.0
+
+    def backward_filter(p: int, q: int, group: int, channel: int, r: int, s: int, f: int) -> tuple[Values, float]:
+        channels = pixel(group, p, q, r, s)
+        return (np.zeros(1) if channels is None else channels[:, channel] * dy[:, group * k + f, p, q]), 0.0
+
+    y, dx = bench.activation(shape.y), bench.activation(shape.x)
+    yield Problem(
+        bench.stream, "local", "forward", flops, outer + weights * images.dtype.itemsize,
+        lambda: ops.local_forward(*problem, images, filters, bias, y),
+        _sampled(bench, "local forward", y, c * shape.R * shape.S, forward),
+    )  # fmt: skip
+    yield Problem(
+        bench.stream, "local", "backward data", flops, outer + weights * images.dtype.itemsize,
+        lambda: ops.local_backward_data(*problem, gradient, filters, dx, None),
+        _sampled(bench, "local backward data", dx, k * shape.R * shape.S, backward_data),
+    )  # fmt: skip
+    dweight, dbias = bench.poisoned(shape.weight), bench.poisoned(shape.position_bias)
+    yield Problem(
+        bench.stream, "local", "backward filter", flops, outer + 4 * weights,
+        lambda: ops.local_backward_filter(*problem, gradient, images, dweight, dbias),
+        _sampled(bench, "local backward filter", dweight, shape.N, backward_filter),
+    )  # fmt: skip
 
 
 def _linear(bench: Bench, layer: LinearLayer) -> Iterator[Problem]:

@@ -27,6 +27,7 @@ from convnet.kernels.shapes import (
     ConvShape,
     IngestShape,
     LinearShape,
+    LocalShape,
     LrnShape,
     NailbedShape,
     PoolShape,
@@ -56,6 +57,10 @@ NAILBED = NailbedShape.of(12, 6, 13, 11, 2, lanes=12)
 # vectors along the rows
 FEW = ConvShape.of(3, 6, 13, 11, 14, 3, 5, padding=(1, 2, 3, 0), groups=2, ceil_mode=True, lanes=3)
 ONE = ConvShape.of(2, 5, 20, 23, 7, 7, 5, stride=3, padding=(0, 1, 2, 0), ceil_mode=True, lanes=1)
+LOCALS = (
+    LocalShape.of(24, 6, 7, 5, 10, 3, 4, stride=2, padding=(1, 2, 3, 0), groups=2, lanes=12),
+    LocalShape.of(21, 5, 4, 6, 13, 3, 3, padding=1, lanes=21),
+)
 LINEARS = [
     LinearShape(*extents)
     for extents in ((12, 1100, 530, 12), (64, 130, 256, 32), (64, 133, 300, 64), (40, 70, 131, 40), (3, 77, 90, 1))
@@ -139,6 +144,17 @@ def run_all(shapes=(CONV, DENSE, *DIRECT, *TILES, FEW, ONE)) -> list[np.ndarray]
     run("lrn_pool_forward", LRN, POOL, "fp32", x, p, argmax, 0)
     run("lrn_pool_backward", LRN, POOL, "fp32", integers(POOL.y), argmax, x, dx, True, 0)
     results += [p, argmax, dx]
+    for local in LOCALS:
+        x, weight, bias, dy = (integers(s) for s in (local.x, local.weight, local.position_bias, local.y))
+        y, dx, dweight, dbias, z, db = (
+            poisoned(s) for s in (local.y, local.x, local.weight, local.position_bias, local.y, local.position_bias)
+        )
+        run("local_forward", local, "fp32", x, weight, bias, y, True, 0)
+        run("local_backward_data", local, "fp32", dy, weight, dx, x, 0)
+        run("local_backward_filter", local, "fp32", dy, x, dweight, dbias, 0)
+        run("add_position_bias", local, "fp32", dy, bias, z, 0)
+        run("add_position_bias_backward", local, "fp32", z, db, 0)
+        results += [y, dx, dweight, dbias, z, db]
     for linear in LINEARS:
         x, weight, dy = integers(linear.x), integers(linear.weight), integers(linear.y)
         y, dx, dweight = poisoned(linear.y), poisoned(linear.x), poisoned(linear.weight)

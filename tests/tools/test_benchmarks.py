@@ -48,6 +48,7 @@ KERNELS = {
     "rnorm_backward": "rnorm", "cnorm_forward": "cnorm", "cnorm_backward": "cnorm", "blur": "blur",
     "nailbed_forward": "nailbed", "nailbed_backward": "nailbed", "relu_backward": "conv3", "dropout_forward": "drop6",
     "softmax_cross_entropy": "softmax", "sgd": "sgd",
+    "local_forward": "local", "local_backward_data": "local", "local_backward_filter": "local",
 }  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def test_bfloat16_reads_half_the_bytes():
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_passes_are_checked_in_every_precision(precision, monkeypatch):
     device = emulator()
-    layers = ["conv1", "conv4", "norm1", "pool1", "drop6", "fc8", *problems.WINDOWS, "softmax", "sgd"]
+    layers = ["conv1", "conv4", "norm1", "pool1", "drop6", "fc8", *problems.WINDOWS, "local", "softmax", "sgd"]
     for problem in problems.problems(device, networks.network("alexnet-tiny"), 3, precision, 0, layers):
         problem.run()
         device.synchronize()
@@ -198,10 +199,10 @@ def test_passes_are_checked_in_every_precision(precision, monkeypatch):
         "operand",
         lambda *a: (operand(*a).astype(np.float32).view(np.uint32) & coarse).view(np.float32).astype(np.float64),
     )
-    for problem in problems.problems(device, networks.network("alexnet-tiny"), 3, precision, 0, ["fc8"]):
+    for problem in problems.problems(device, networks.network("alexnet-tiny"), 3, precision, 0, ["fc8", "local"]):
         problem.run()
         device.synchronize()
-        if problem.shape is not None:
+        if problem.shape is not None or problem.layer == "local":
             with pytest.raises(problems.WrongResult):
                 problem.check()
 
