@@ -25,13 +25,14 @@ from .maps import (
     DropoutLayer,
     LrnLayer,
     LrnPoolLayer,
+    MaxLayer,
     NailbedLayer,
     PoolLayer,
     ScaleLayer,
     SpatialNormLayer,
     SumLayer,
 )
-from .products import ConvLayer, LinearLayer, LocalLayer, Paces
+from .products import ConvLayer, LinearLayer, LocalLayer, Paces, Table
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Group:
     def masks(self) -> bool:
         """Whether it can apply the derivative of a ReLU in front of it."""
         layer = self.first.layer
+        if any(isinstance(t.layer, (spec.Conv, spec.Local)) and t.layer.connections for t in self.first.terms):
+            return False  # its gradients are those of picked maps
         return isinstance(layer, (*spec.Weighted, spec.Pool, spec.AvgPool)) or len(self.layers) > 1
 
 
@@ -66,7 +69,13 @@ def input_fold(network: spec.NetworkSpec, precision: str) -> int:
     first, *others = spec.placed_layers(network)
     alone = len(first.terms) == 1 and all(-1 not in placed.inputs for placed in others)
     layer = first.layer
-    if precision == "bf16" and alone and isinstance(layer, spec.Conv) and not layer.padding and layer.tied:
+    if (
+        precision == "bf16"
+        and alone
+        and isinstance(layer, spec.Conv)
+        and layer.tied
+        and not (layer.padding or layer.connections)
+    ):
         return layer.stride if not network.crop % layer.stride else 1
     return 1
 
@@ -173,7 +182,8 @@ def build(
     if isinstance(layer, spec.Conv):
         folds = first.index == 0 and input_fold(network, side.precision) > 1
         shapes = tuple(conv_shape(term, share, N, lanes) for term in first.terms)
-        return ConvLayer(*at, shapes, _paces(first), layer.activation, folds, layer.tied)
+        tables = tuple(_table(term) for term in first.terms)
+        return ConvLayer(*at, shapes, tables, _paces(first), layer.activation, folds, layer.tied)
     if isinstance(layer, spec.Linear):
         drop = dropout_shape(last, side, N, lanes, seed) if isinstance(last.layer, spec.Dropout) else None
         linear = tuple(linear_shape(term, share, N, lanes) for term in first.terms)
@@ -198,7 +208,7 @@ def build(
         coefficients = layer.coefficients or (1.0,) * len(first.inputs)
         return SumLayer(*at, _like(first, share, N, lanes), coefficients)
     if isinstance(layer, spec.Local):
-        return LocalLayer(*at, local_shape(first, share, N, lanes), _paces(first), layer.activation)
+        return LocalLayer(*at, local_shape(first, share, N, lanes), _table(first), _paces(first), layer.activation)
     if isinstance(layer, spec.AvgPool):
         return AvgPoolLayer(*at, pool_shape(first, share, N, lanes))
     C, H, W = first.C // share, first.H, first.W
@@ -211,7 +221,15 @@ def build(
         return BlurLayer(*at, BlurShape(N, C, H, W, lanes, layer.size, layer.std))
     if isinstance(layer, spec.Nailbed):
         return NailbedLayer(*at, NailbedShape.of(N, C, H, W, layer.stride, lanes=lanes))
+    if isinstance(layer, spec.Max):
+        return MaxLayer(*at, _like(first, share, N, lanes), len(first.inputs))
     raise ValueError(f"layer {layer.name}: {type(layer).__name__} is not built")
+
+
+def _table(placed: spec.Placed) -> Table:
+    layer = placed.layer
+    assert isinstance(layer, (spec.Conv, spec.Local))
+    return placed.C, layer.connections
 
 
 def _paces(placed: spec.Placed) -> Paces:

@@ -306,24 +306,45 @@ class SumLayer(LayerOnDevice):
     def __post_init__(self) -> None:
         self._want_output(self.like)
         self._reads(*[self.like] * len(self.coefficients))
-        now = self.fusion.index
-        self.scaled: Array
-        self.side.plan.want(self, "scaled", self.like, self.side.dtype, now, now)
 
     def forward(self, train: bool) -> None:
         on, y = (self.stream, self.precision), self.y
         for i, (read, c) in enumerate(zip(self.inputs, self.coefficients, strict=True)):
-            scaled = read.x
-            if i == 0 or c != 1.0:
-                scaled = self.scaled if i else y
-                ops.scale(*on, read.x, c, scaled)
             if i:
-                ops.add(*on, y, scaled, y)
+                ops.weighted_add(*on, y, 1.0, read.x, c, y)
+            else:
+                ops.scale(*on, read.x, c, y)
 
     def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
         found: list[Array | None] = []
         for read, c, needed in zip(self.inputs, self.coefficients, wanted, strict=True):
             if needed:
                 ops.scale(self.stream, self.precision, dy, c, read.dx)
+            found.append(read.dx if needed else None)
+        return found
+
+
+@dataclass
+class MaxLayer(LayerOnDevice):
+    """The largest value of its inputs; all that are as large get the gradient."""
+
+    like: tuple[int, ...]
+    count: int
+
+    def __post_init__(self) -> None:
+        self._want_output(self.like, read_backward=True)
+        self._reads(*[self.like] * self.count)
+
+    def forward(self, train: bool) -> None:
+        first, *others = self.inputs
+        ops.scale(self.stream, self.precision, first.x, 1.0, self.y)
+        for read in others:
+            ops.maximum(self.stream, self.precision, self.y, read.x, self.y)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        found: list[Array | None] = []
+        for read, needed in zip(self.inputs, wanted, strict=True):
+            if needed:
+                ops.maximum_backward(self.stream, self.precision, dy, read.x, self.y, read.dx)
             found.append(read.dx if needed else None)
         return found

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from ..devices.protocol import Array
 from ..kernels.precision import BF16
-from ..kernels.shapes import ConvShape, DropoutShape, LinearShape, LocalShape
+from ..kernels.shapes import ConvShape, DropoutShape, GatherShape, LinearShape, LocalShape
 from ..ops import ops
+from ..ops.layout import places_of_channels
 from .layers import LayerOnDevice
 from .spec import Pace
 
@@ -26,6 +29,49 @@ class Paces:
         return ["weight"] if len(self.weights) == 1 else [f"weight{i}" for i in range(len(self.weights))]
 
 
+Table = tuple[int, tuple[int, ...]]  # how many maps an input has, and which of them are read; none: all of them
+
+
+class Connections:
+    """The maps that a layer reads of those that its input has, by a table; of another input that is its own."""
+
+    picked: Array
+    dpicked: Array
+
+    def __init__(self, layer: LayerOnDevice, shape: GatherShape, table: tuple[int, ...]):
+        self.layer, self.shape = layer, shape
+        side, fusion = layer.side, layer.fusion
+        picked = np.asarray(table, np.int32)
+        self.table, self.starts, self.places = (
+            self._there(values) for values in (picked, *places_of_channels(picked, shape.C))
+        )
+        side.plan.want(self, "picked", shape.y, side.dtype, fusion.index, fusion.backward)
+        side.plan.want(self, "dpicked", shape.y, side.dtype, fusion.backward, fusion.backward)
+
+    def _there(self, values: np.ndarray[Any, Any]) -> Array:
+        array = self.layer.side.device.empty(values.shape, np.int32)
+        self.layer.stream.upload(array, values)
+        return array
+
+    def pick(self, x: Array) -> Array:
+        """The maps of ``x`` in the order of the table."""
+        ops.gather_channels(self.layer.stream, self.shape, self.layer.precision, x, self.table, self.picked)
+        return self.picked
+
+    def put_back(self, dx: Array) -> None:
+        """Makes ``dx`` what ``dpicked`` is for the input."""
+        operands = self.dpicked, self.starts, self.places, dx
+        ops.gather_channels_backward(self.layer.stream, self.shape, self.layer.precision, *operands)
+
+
+def connections(layer: LayerOnDevice, product: ConvShape, table: Table) -> Connections | None:
+    """What picks the maps that ``product`` reads, where it does not read all of them."""
+    C, picked = table
+    if not picked:
+        return None
+    return Connections(layer, GatherShape(product.N, C, product.H, product.W, product.C, product.lanes), picked)
+
+
 @dataclass
 class ConvLayer(LayerOnDevice):
     """Convolution with bias and activation; of several inputs the products are added up, in their order.
@@ -35,6 +81,7 @@ class ConvLayer(LayerOnDevice):
     """
 
     shapes: tuple[ConvShape, ...]
+    tables: tuple[Table, ...]
     paces: Paces
     activation: str | None
     folds: bool
@@ -43,7 +90,8 @@ class ConvLayer(LayerOnDevice):
     def __post_init__(self) -> None:
         self.products = [shape.folded if self.folds else shape for shape in self.shapes]
         self._want_output(self.shapes[0].y, read_backward=self.activation == "tanh" or not self.fusion.masked)
-        self._reads(*(product.x for product in self.products))
+        self.picks = [connections(self, *pair) for pair in zip(self.products, self.tables, strict=True)]
+        self._reads(*(p.shape.x if p else s.x for p, s in zip(self.picks, self.products, strict=True)))
         self.weights = [
             self._parameter(name, shape.weight, pace)
             for name, shape, pace in zip(self.paces.names, self.shapes, self.paces.weights, strict=True)
@@ -67,7 +115,8 @@ class ConvLayer(LayerOnDevice):
         for i, (read, product, filters) in enumerate(zip(self.inputs, self.products, self.filters, strict=True)):
             bias = self.bias.value if i == 0 and self.tied else None
             relu = self.activation == "relu" and i == last and self.tied
-            operands = read.x, filters, bias
+            pick = self.picks[i]
+            operands = pick.pick(read.x) if pick else read.x, filters, bias
             ops.conv_forward(self.stream, product, self.precision, *operands, self.y, relu, i > 0)
         if not self.tied:
             ops.add_position_bias(self.stream, self.shapes[0], self.precision, self.y, self.bias.value, self.y)
@@ -80,8 +129,13 @@ class ConvLayer(LayerOnDevice):
         found: list[Array | None] = [None] * len(wanted)
         for i, read in enumerate(self.inputs):
             if wanted[i]:
-                operands = dy, self.filters[i], read.dx, read.mask
+                pick = self.picks[i]
+                operands = (
+                    (dy, self.filters[i], pick.dpicked, None) if pick else (dy, self.filters[i], read.dx, read.mask)
+                )
                 ops.conv_backward_data(self.stream, self.products[i], self.precision, *operands)
+                if pick:
+                    pick.put_back(read.dx)
                 found[i] = read.dx
         return found
 
@@ -92,7 +146,8 @@ class ConvLayer(LayerOnDevice):
             ops.add_position_bias_backward(self.stream, self.shapes[0], self.precision, dy, self.bias.gradient)
         for i, read in enumerate(self.inputs):
             dbias = self.bias.gradient if i == 0 and self.tied else None
-            operands = dy, read.x, self.dfilters[i], dbias, self.side.workspace
+            pick = self.picks[i]
+            operands = dy, pick.picked if pick else read.x, self.dfilters[i], dbias, self.side.workspace
             ops.conv_backward_filter(self.stream, self.products[i], self.precision, *operands)
             if self.folds:
                 ops.unfold_gradient(self.stream, self.shapes[i], self.dfilters[i], self.weights[i].gradient)
@@ -180,12 +235,14 @@ class LocalLayer(LayerOnDevice):
     """Convolution with weights and biases of its own for every pixel."""
 
     shape: LocalShape
+    table: Table
     paces: Paces
     activation: str | None
 
     def __post_init__(self) -> None:
         self._want_output(self.shape.y, read_backward=self.activation == "tanh" or not self.fusion.masked)
-        self._reads(self.shape.x)
+        self.pick = connections(self, self.shape, self.table)
+        self._reads(self.pick.shape.x if self.pick else self.shape.x)
         self.weight = self._parameter("weight", self.shape.weight, self.paces.weights[0])
         self.bias = self._parameter("bias", self.shape.position_bias, self.paces.bias)
         if self.precision == "bf16":
@@ -193,7 +250,8 @@ class LocalLayer(LayerOnDevice):
         self.filters = self.weight.copy or self.weight.value  # what products read
 
     def forward(self, train: bool) -> None:
-        operands = self.x, self.filters, self.bias.value
+        x = self.pick.pick(self.x) if self.pick else self.x
+        operands = x, self.filters, self.bias.value
         ops.local_forward(self.stream, self.shape, self.precision, *operands, self.y, self.activation == "relu")
         activate(self)
 
@@ -202,13 +260,17 @@ class LocalLayer(LayerOnDevice):
         if not wanted[0]:
             return [None]
         (read,) = self.inputs
-        ops.local_backward_data(self.stream, self.shape, self.precision, dy, self.filters, read.dx, read.mask)
+        dx, mask = (self.pick.dpicked, None) if self.pick else (read.dx, read.mask)
+        ops.local_backward_data(self.stream, self.shape, self.precision, dy, self.filters, dx, mask)
+        if self.pick:
+            self.pick.put_back(read.dx)
         return [read.dx]
 
     def backward_weights(self, dy: Array, rates: Mapping[str, float] | None) -> None:
         if not self.frozen:
             gradients = self.weight.gradient, self.bias.gradient
-            ops.local_backward_filter(self.stream, self.shape, self.precision, dy, self.x, *gradients)
+            x = self.pick.picked if self.pick else self.x
+            ops.local_backward_filter(self.stream, self.shape, self.precision, dy, x, *gradients)
 
 
 def activate(layer: ConvLayer | LinearLayer | LocalLayer) -> None:

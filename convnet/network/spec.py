@@ -340,6 +340,7 @@ class NetworkSpec:
         across them, or where its layers are no chain.
         """
         across = any(isinstance(layer, Lrn) and layer.across for layer in self.layers)
+        across = across or any(isinstance(layer, (Conv, Local)) and layer.connections for layer in self.layers)
         return 1 if across or not self.is_chain else self.towers
 
     @property
