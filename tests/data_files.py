@@ -61,6 +61,9 @@ def _text(text: bytes) -> bytes:
 
 
 def _number(value: int) -> bytes:
+    if not -(2**31) <= value < 2**31:
+        raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+        return b"\x8a" + bytes([len(raw)]) + raw
     return b"K" + bytes([value]) if 0 <= value < 256 else b"J" + struct.pack("<i", value)
 
 

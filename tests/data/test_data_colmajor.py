@@ -201,7 +201,7 @@ def test_strings_and_arrays_of_python_2_are_read_as_python_3_would():
 def test_ranges_choose_batches(tmp_path, train, test, numbers):
     pictures = write_colmajor(tmp_path / "x")
     if numbers is None:
-        with pytest.raises(DataError, match="--train-range 1-4: no data batch of .* is left to validate with"):
+        with pytest.raises(DataError, match=r"--train-range 1-4: no data batch of .* is left to validate with"):
             open_dataset(tmp_path / "x", size=8, seed=0, ranges=(train, test))
         return
     data = open_dataset(tmp_path / "x", size=8, seed=0, ranges=(train, test))
