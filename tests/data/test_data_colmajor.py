@@ -99,6 +99,17 @@ def test_the_mean_image_that_came_with_them_is_cut_to_its_centre(tmp_path):
     assert scaled.mean is None  # of other pictures
 
 
+def test_where_none_came_it_is_of_all_images_that_are_as_large_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("convnet.data.statistics.LIMIT", 10)
+    path = write_cifar(tmp_path / "a", "bin")
+    every = np.concatenate([cifar_images(20, k)[0] for k in range(5)]).mean(axis=0).transpose(2, 0, 1)
+    found = statistics(open_dataset(path, size=32, seed=0), 24).mean
+    np.testing.assert_allclose(found, every[:, 4:28, 4:28], rtol=1e-6)
+    scaled = open_dataset(path, size=40, seed=0)
+    some = np.stack([scaled.train.image(k) for k in range(0, 100, 10)]).mean(axis=0).transpose(2, 0, 1)
+    np.testing.assert_allclose(statistics(scaled, 40).mean, some, rtol=1e-6)
+
+
 @pytest.mark.parametrize("removed", [1, 3])
 def test_a_missing_batch_is_named_with_the_remedy(tmp_path, removed):
     write_colmajor(tmp_path / "x")
