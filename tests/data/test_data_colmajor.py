@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import tarfile
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_the_mean_image_that_came_with_them_is_cut_to_its_centre(tmp_path):
 
 
 def test_where_none_came_it_is_of_all_images_that_are_as_large_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("convnet.data.statistics.LIMIT", 10)
+    monkeypatch.setattr(sys.modules["convnet.data.statistics"], "LIMIT", 10)
     path = write_cifar(tmp_path / "a", "bin")
     every = np.concatenate([cifar_images(20, k)[0] for k in range(5)]).mean(axis=0).transpose(2, 0, 1)
     found = statistics(open_dataset(path, size=32, seed=0), 24).mean
