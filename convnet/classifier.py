@@ -190,7 +190,7 @@ class Classifier:
             files = list(image_files([os.fspath(X)], (), lambda name, reason: unusable.append(f"{name}: {reason}")))
             if unusable:
                 raise ValueError(unusable[0])
-            return ImageFiles(files, trained.spec.image_size, trained.depth)
+            return ImageFiles(files, trained.image_size, trained.depth)
         values = _numbers(X)
         flat = self._kept.get("flat", False)
         if (values.ndim == 2) != flat:
@@ -211,7 +211,7 @@ class Classifier:
             )
         pixels = _pictures(values, levels)
         nothing = np.zeros(len(pixels), np.int32)
-        return PixelSplit(Part(nothing, [f"X {k}" for k in range(len(pixels))], pixels), size=trained.spec.image_size)
+        return PixelSplit(Part(nothing, [f"X {k}" for k in range(len(pixels))], pixels), size=trained.image_size)
 
     # ---- keeping
 

@@ -61,6 +61,9 @@ def _text(text: bytes) -> bytes:
 
 
 def _number(value: int) -> bytes:
+    if not -(2**31) <= value < 2**31:
+        raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+        return b"\x8a" + bytes([len(raw)]) + raw
     return b"K" + bytes([value]) if 0 <= value < 256 else b"J" + struct.pack("<i", value)
 
 
@@ -82,6 +85,92 @@ def python2_meta() -> bytes:
     names = b"](" + b"".join(_text(name.encode()) for name in CIFAR_CLASSES) + b"e"
     entries = _text(b"num_cases_per_batch") + _number(10000) + _text(b"label_names") + names
     return b"\x80\x02}(" + entries + _text(b"num_vis") + _number(3072) + b"u."
+
+
+class Instance:
+    """An instance of an old-style class of Python 2, with its attributes."""
+
+    def __init__(self, module: str, name: str, state: object) -> None:
+        self.module, self.name, self.state = module, name, state
+
+
+def python2_pickle(value: object) -> bytes:
+    """``value`` as Python 2's cPickle wrote it in protocol 2; ``str`` and ``bytes`` are its byte strings. What occurs
+    twice is fetched from the memo, as references to layers are."""
+    memo: dict[int, bytes] = {}
+
+    def kept(of: object) -> bytes:
+        memo[id(of)] = struct.pack("<i", len(memo))
+        return b"r" + memo[id(of)]
+
+    def written(of: object) -> bytes:
+        if id(of) in memo and isinstance(of, (dict, list, np.ndarray, Instance)):
+            return b"j" + memo[id(of)]
+        if of is None or isinstance(of, bool):
+            return {None: b"N", True: b"\x88", False: b"\x89"}[of]
+        if isinstance(of, int):
+            return _number(of)
+        if isinstance(of, float):
+            return b"G" + struct.pack(">d", of)
+        if isinstance(of, (str, bytes)):
+            return _text(of.encode("latin1") if isinstance(of, str) else of)
+        if isinstance(of, tuple):
+            return b"(" + b"".join(map(written, of)) + b"t"
+        if isinstance(of, list):
+            return b"]" + kept(of) + b"(" + b"".join(map(written, of)) + b"e"
+        if isinstance(of, dict):
+            start = b"}" + kept(of)
+            return start + b"(" + b"".join(written(key) + written(entry) for key, entry in of.items()) + b"u"
+        if isinstance(of, Instance):
+            start = b"(c" + f"{of.module}\n{of.name}\n".encode() + b"o" + kept(of)
+            return start + written(of.state) + b"b"
+        if isinstance(of, np.generic):
+            return b"cnumpy.core.multiarray\nscalar\n" + dtype(of.dtype) + _text(of.tobytes()) + b"\x86R"
+        assert isinstance(of, np.ndarray), type(of)
+        start = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + _number(0) + b"\x85" + _text(b"b")
+        start += b"\x87R" + kept(of)
+        fortran = of.flags.f_contiguous and not of.flags.c_contiguous
+        data = of.tobytes("F" if fortran else "C")
+        state = _number(1) + written(of.shape) + dtype(of.dtype) + (b"\x88" if fortran else b"\x89") + _text(data)
+        return start + b"(" + state + b"tb"
+
+    def dtype(of: np.dtype) -> bytes:
+        order, code = of.str[0], of.str[1:]
+        start = b"cnumpy\ndtype\n" + _text(code.encode()) + _number(0) + _number(1) + b"\x87R"
+        return start + b"(" + _number(3) + _text(order.encode()) + b"NNN" + _number(-1) + _number(-1) + b"K\0tb"
+
+    return b"\x80\x02" + written(value) + b"."
+
+
+def colmajor_batch(images: np.ndarray, labels: object) -> bytes:
+    """A batch as cuda-convnet had them: images (n, S, S, 3), or (n, S, S), in columns."""
+    planes = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images
+    data = np.ascontiguousarray(planes.reshape(len(images), -1).T)
+    return python2_pickle(
+        {"batch_label": "batch", "labels": labels, "data": data, "filenames": ["x.png"] * len(images)}
+    )
+
+
+def colmajor_meta(mean: np.ndarray, names: list[str], **more: object) -> bytes:
+    """``mean`` (S, S, 3), or (S, S)."""
+    column = (mean.transpose(2, 0, 1) if mean.ndim == 3 else mean).reshape(-1, 1).astype(np.float32)
+    meta = {"data_mean": np.ascontiguousarray(column), "label_names": names, "num_vis": column.size, **more}
+    return python2_pickle({"num_cases_per_batch": 10000, **meta})
+
+
+def write_colmajor(
+    folder: Path, sizes: tuple[int, ...] = (5, 6, 7, 4), *, side: int = 8, classes: int = 3, grey: bool = False
+) -> list[np.ndarray]:
+    """A folder of such batches, numbered from 1, of random pictures; those of each batch. Labels are 0, 1, 2, 0, ..."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(side)
+    pictures = [rng.integers(0, 256, (n, side, side, *[3] * (not grey)), dtype=np.uint8) for n in sizes]
+    for number, images in enumerate(pictures, 1):
+        labels = [k % classes for k in range(len(images))]
+        (folder / f"data_batch_{number}").write_bytes(colmajor_batch(images, labels))
+    mean = np.concatenate(pictures[:-1] or pictures).mean(axis=0)
+    (folder / "batches.meta").write_bytes(colmajor_meta(mean, [f"class {k}" for k in range(classes)]))
+    return pictures
 
 
 def cifar_files(kind: str, count: int = 20) -> dict[str, bytes]:

@@ -51,7 +51,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 import safetensors.numpy  # noqa: E402
-from data_files import cifar_files, python2_batch, python2_meta, write_cifar  # noqa: E402
+from checkpoint_2012 import written  # noqa: E402
+from data_files import cifar_files, python2_batch, python2_meta, write_cifar, write_colmajor  # noqa: E402
 from PIL import Image, features  # noqa: E402
 
 from convnet.data import cifar, idx, jpeg, npz, webdataset  # noqa: E402
@@ -60,10 +61,12 @@ from convnet.data.images import depth_of, fitted  # noqa: E402
 from convnet.data.jpeg import BadImage  # noqa: E402
 from convnet.data.labels import keys, read_labels  # noqa: E402
 from convnet.data.pickles import read_plain  # noqa: E402
-from convnet.data.source import divided  # noqa: E402
+from convnet.data.source import divided, ranged  # noqa: E402
+from convnet.data.splits import as_dataset  # noqa: E402
+from convnet.data.statistics import statistics  # noqa: E402
 from convnet.data.store import FORMAT, HASHED, INDEX, VERSION, open_store, shard_name  # noqa: E402
 from convnet.devices.protocol import DeviceError  # noqa: E402
-from convnet.interop import onnx_in  # noqa: E402
+from convnet.interop import checkpoints_2012, onnx_in  # noqa: E402
 from convnet.interop.arrays import safetensors_file  # noqa: E402
 from convnet.interop.onnx_out import onnx_file  # noqa: E402
 from convnet.interop.weights import WeightsError, read_weights  # noqa: E402
@@ -86,7 +89,7 @@ SHARES = {
     "checkpoint": 20, "checkpoint-state": 10, "cifar-binary": 10, "cifar-python": 8,
     "run-state": 1, "pickle": 20, "store": 6, "store-arrays": 6, "config": 20,
     "batches": 10, "idx": 10, "npz": 10, "shard": 10,
-    "pictures": 8, "table": 10, "weights": 20, "onnx": 10,
+    "pictures": 8, "table": 10, "weights": 20, "onnx": 10, "checkpoint-2012": 20, "colmajor": 20,
 }  # fmt: skip
 Files = dict[str, bytes]
 Random = random.Random
@@ -573,6 +576,80 @@ def pickle_files() -> Files:
     return {"batch": python2_batch(images, labels), "meta": python2_meta()}
 
 
+def colmajor_files() -> Files:
+    with tempfile.TemporaryDirectory() as folder:
+        write_colmajor(Path(folder, "x"), (2, 3, 2), side=4)
+        return {path.name: path.read_bytes() for path in Path(folder, "x").iterdir()}
+
+
+def run_colmajor(folder: Path) -> None:
+    """As it is and by ranges, to the mean image."""
+    found = cifar.read(folder)
+    for ranges in ((None, None), ("1-2", "3"), (None, "2")):
+        with contextlib.suppress(DataError):
+            source = divided(ranged(found, "x", *ranges), "x", seed=0)
+            dataset = as_dataset(source, size=4, depth=16)
+            statistics(dataset, 2)
+
+
+@functools.cache
+def checkpoint_2012_files() -> Files:
+    raw, packed = written(), io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo("data"), raw)
+    return {"12.3": raw, "named": written(named=False), "zipped": packed.getvalue()}
+
+
+def mutate_data(random: Random, raw: bytes) -> bytes:
+    """An archive with a right sum whose pickle is not as it was."""
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        program = archive.read("data")
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo("data"), mutate(random, program, words_2012()))
+    return file.getvalue()
+
+
+def mutate_number(random: Random, raw: bytes) -> bytes:
+    """One number of a layer's geometry, or a name of its: the structure of the pickle stays."""
+    data = bytearray(raw)
+    places = [match.start() for match in re.finditer(rb"K[^\0](?=[Uq(]|r|e|t|K|\x85)", raw)]
+    for _ in range(random.choice((1, 1, 2, 4))):
+        at = random.choice(places)
+        data[at + 1] = random.choice((0, 1, 2, 3, 4, 5, 8, 9, 25, 255))
+    return bytes(data)
+
+
+@functools.cache
+def words_2012() -> tuple[bytes, ...]:
+    names = ("options\nOption", "options\nOptionsParser", "copy_reg\n_reconstructor", "__builtin__\nobject")
+    names += ("numpy.core.multiarray\nscalar", "numpy\ndtype", "os\nsystem")
+    keys = (
+        "weights",
+        "weightsInc",
+        "biases",
+        "filters",
+        "filterSize",
+        "modulesX",
+        "layers",
+        "inputLayers",
+        "conv",
+        "fc",
+    )
+    words = [opcode.code.encode("latin1") for opcode in pickletools.opcodes]
+    words += [f"c{name}\n".encode() for name in names]
+    words += [b"U" + bytes([len(key)]) + key.encode() for key in keys]
+    return (*words, *(b"j" + struct.pack("<i", k) for k in range(20)))
+
+
+def run_checkpoint_2012(folder: Path) -> None:
+    """What is not as it was."""
+    for name, raw in checkpoint_2012_files().items():
+        if (folder / name).read_bytes() != raw:
+            checkpoints_2012.recognises(folder / name)
+            checkpoints_2012.read_checkpoint(folder / name).arrays()
+
+
 def run_pickle(folder: Path) -> None:
     for name in ("batch", "meta"):
         read_plain((folder / name).read_bytes(), name)
@@ -844,6 +921,14 @@ def targets() -> dict[str, Target]:
         "store": Target(store_files(), run_store, (DataError,), index, seal),
         "store-arrays": Target(store_files(), run_store, (DataError,), npy, seal),
         "weights": Target(weight_files(), run_weights, (WeightsError, CheckpointError), weights, words=opcodes),
+        "checkpoint-2012": Target(
+            checkpoint_2012_files(),
+            run_checkpoint_2012,
+            (WeightsError,),
+            {"12.3": mutate_number, "named": mutate_number, "zipped": mutate_data},
+            words=words_2012(),
+        ),
+        "colmajor": Target(colmajor_files(), run_colmajor, (DataError,), {}, words=opcodes),
         "table": Target(table_files(), run_table, (DataError,), {"labels": mutate_line}),
         "pictures": Target(picture_files(), run_pictures, (BadImage,), {}, mend_png),
         "batches": Target(batch_files(), run_reader(cifar, "."), (DataError,), {}, words=opcodes),

@@ -111,7 +111,7 @@ def _use(export: Export) -> str:
 
 def _onnx(export: Export) -> tuple[str, str]:
     spec = export.trained.spec
-    size, crop = spec.image_size, spec.crop
+    size, crop = export.trained.image_size, spec.crop
     start, end = (size - crop) // 2, (size - crop) // 2 + crop
     output = f"red green blue; one output, `logits` float32 (n, {spec.classes}); any n."
     session = f"session = onnxruntime.InferenceSession({export.path.name!r})"

@@ -71,7 +71,7 @@ def probabilities(
 ) -> Values:
     """The network's probabilities for every image, float32 (n, classes), in test mode.
 
-    Those of all views (1 or 10, see ``data.view_windows``) are averaged, not their logits (Krizhevsky, Sutskever and
+    Those of all views (1, 9 or 10, see ``data.view_windows``) are averaged, not their logits (Krizhevsky, Sutskever and
     Hinton 2012, section 4.1). ``workers`` threads decode; ``progress`` is told images done and images in all. Raises
     ``ValueError`` for other views, and what the split raises.
     """

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
 from ..data import DataError, normalisation
+from ..interop import checkpoints_2012
 from ..interop.arrays import npz_file, safetensors_file
 from ..interop.onnx_out import TOLERANCE, Input, check_onnx, onnx_file
 from ..interop.torch_names import torch_weights
@@ -51,6 +53,9 @@ def export(run: str, output: str, options: Options, console: Console) -> None:
     which case there is no file.
     """
     path = _checked(output, options)
+    if checkpoints_2012.recognises(Path(run)):
+        _of_2012(Path(run), path, options, console)
+        return
     trained = load_trained(run, console.warn, options.model, options.classes)
     spec, weights = trained.spec, trained.weights
     mean, factors = normalisation(trained.statistics, trained.config.normalisation)
@@ -76,6 +81,22 @@ def export(run: str, output: str, options: Options, console: Console) -> None:
     write_atomically(card, text.encode())
     left = "" if card.name == "README.md" else "; the README.md there is not about this file, and stays"
     console.say(f"written: {card}{left}")
+
+
+def _of_2012(checkpoint: Path, path: Path, options: Options, console: Console) -> None:
+    """Its weights alone, by its layers' names: what it is a network of, its definition file says."""
+    if path.suffix != ".safetensors" or options != Options():
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of the 2012 program: its weights go into a .safetensors file, under the "
+            "names of its layers, and no option says more"
+        )
+    found = checkpoints_2012.read_checkpoint(checkpoint)
+    arrays = found.arrays()
+    write_atomically(path, safetensors.numpy.save(arrays))
+    numbers = sum(values.size for values in arrays.values())
+    layers = ", ".join(found.layers)
+    console.say(f"of epoch {found.epoch}, data batch {found.batchnum}: {numbers:,} weights and biases of {layers:.400}")
+    console.say(f"written: {path}")
 
 
 def _checked(output: str, options: Options) -> Path:

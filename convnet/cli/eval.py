@@ -38,12 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group.add_argument("--data", metavar="DATA", help="other images, of the same classes (default: the first run's)")
     group.add_argument("--split", choices=SPLITS, default="val", help="which images of DATA (default: val)")
     group.add_argument(
+        "--test-range", metavar="A-B", help="which numbered data batches are for --split val (default: the run's)"
+    )
+    group.add_argument(
         "--views",
         type=int,
-        choices=(1, 10),
+        choices=(1, 9, 10),
         default=1,
-        help="the centre of each image, or four corners and centre, also mirrored, their probabilities averaged "
-        "(default: 1)",
+        help="the centre of each image; nine places, not mirrored; or ten, four corners and centre, also mirrored: "
+        "their probabilities averaged (default: 1)",
     )
     group = parser.add_argument_group("ensemble")
     group.add_argument("--weights", metavar="W,W,...", help="one per run; divided by their sum (default: all equal)")
@@ -95,7 +98,7 @@ def _run(chosen: argparse.Namespace, console: Console) -> int:
     if saved and table and saved.with_suffix(".csv").resolve() == table.resolve():
         raise ValueError(f"--confusion {table}: --save-predictions writes a file of this name; choose another")
     trained = [load_trained(run, console.warn, chosen.model, chosen.classes) for run in chosen.runs]
-    datasets = _open_data(trained, chosen.data, chosen.split, console)
+    datasets = _open_data(trained, chosen.data, chosen.split, chosen.test_range, console)
     for line in (f"data: {datasets[0].name}", *datasets[0].notes, *left_out_lines(datasets[0].left_out)):
         console.say(line)
     splits, classes = [_split(dataset, chosen.split) for dataset in datasets], trained[0].classes
@@ -272,16 +275,19 @@ def _weights(chosen: argparse.Namespace) -> list[float] | None:
     return [weight / sum(weights) for weight in weights]
 
 
-def _open_data(trained: Sequence[Trained], data: str | None, split: str, console: Console) -> list[DataSet]:
+def _open_data(
+    trained: Sequence[Trained], data: str | None, split: str, test_range: str | None, console: Console
+) -> list[DataSet]:
     """The same images for every run, at the size of its network. Raises ``DataError`` where they are not the same."""
     from ..data import DataError
 
     first = trained[0]
     for other in trained[1:]:
-        if other.fingerprint != first.fingerprint and other.config.data == first.config.data != "shapes" and not data:
+        apart = (other.fingerprint, other.config.ranges) != (first.fingerprint, first.config.ranges)
+        if apart and other.config.data == first.config.data != "shapes" and not data:
             console.warn(
-                f"{other.path} was trained on other pictures of the data than {first.path} (seed, --val-split, or the "
-                "data has changed): it may know some of those that are evaluated here"
+                f"{other.path} was trained on other pictures of the data than {first.path} (seed, --val-split, ranges "
+                "of batches, or the data has changed): it may know some of those that are evaluated here"
             )
         if other.classes != first.classes:
             differ = sorted(set(other.classes) ^ set(first.classes))[:3] or "another order"
@@ -290,10 +296,10 @@ def _open_data(trained: Sequence[Trained], data: str | None, split: str, console
             )
     opened: dict[int, DataSet] = {}
     for run in trained:
-        if run.spec.image_size not in opened:
+        if run.image_size not in opened:
             with console.waiting(f"looking through {data or first.config.data}"):
-                opened[run.spec.image_size] = first.open_dataset(data, run.spec.image_size)
-    datasets = [opened[run.spec.image_size] for run in trained]
+                opened[run.image_size] = first.open_dataset(data, run.image_size, test_range)
+    datasets = [opened[run.image_size] for run in trained]
     one = _split(datasets[0], split)
     for run, dataset in zip(trained, datasets, strict=True):
         labels = _split(dataset, split).labels

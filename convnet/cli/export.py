@@ -13,7 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "convnet-export",
         "A trained network for other programs: ONNX, or its weights as plain arrays, with a model card beside them.\n"
         "RUN is a run folder (its best checkpoint), a checkpoint file, or a file of weights of torchvision's or\n"
-        "Caffe's AlexNet (.pth, .safetensors, .npz, .onnx).",
+        "Caffe's AlexNet (.pth, .safetensors, .npz, .onnx); or a checkpoint of the 2012 program or cuda-convnet, or a\n"
+        "folder of these, whose weights become a .safetensors file by the names of its layers.",
         "convnet-export runs/first -o first.onnx --check",
     )
     parser.add_argument("run", metavar="RUN", help="run folder, checkpoint, or file of weights")

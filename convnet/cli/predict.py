@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group.add_argument(
         "--views",
         type=int,
-        choices=(1, 10),
+        choices=(1, 9, 10),
         default=1,
-        help="the centre of each image, or four corners and centre, also mirrored, their probabilities averaged "
-        "(default: 1)",
+        help="the centre of each image; nine places, not mirrored; or ten, four corners and centre, also mirrored: "
+        "their probabilities averaged (default: 1)",
     )
     group = parser.add_argument_group("activations, instead of labels")
     group.add_argument("--features", metavar="LAYER", help="of this layer, behind its ReLU, of each image's centre")
@@ -125,7 +125,7 @@ class Prediction:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be text
         split: Split = ImageFiles(
-            list(image_files(chosen.images, sys.stdin or (), self._skip)), trained.spec.image_size, trained.depth
+            list(image_files(chosen.images, sys.stdin or (), self._skip)), trained.image_size, trained.depth
         )
         known: Split | None = None
         if chosen.data or (chosen.neighbours and not chosen.among):  # of whatever classes: they are only shown
@@ -154,9 +154,7 @@ class Prediction:
         if not self.chosen.data:
             return trained.open_dataset()
         config = trained.config
-        return open_dataset(
-            self.chosen.data, size=trained.spec.image_size, seed=config.seed, val_split=config.val_split
-        )
+        return open_dataset(self.chosen.data, size=trained.image_size, seed=config.seed, val_split=config.val_split)
 
     # ---- what is found: for each usable file its name and lines
 

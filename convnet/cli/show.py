@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, emu[:i] or cuda:i (default: auto)")
     group.add_argument("-b", "--batch-size", type=int, default=128, metavar="N", help="images at once (default: 128)")
     group.add_argument(
-        "--views", type=int, choices=(1, 10), default=1, metavar="{1,10}",
-        help="the centre, or ten views averaged; not for neighbours (default: 1)",
+        "--views", type=int, choices=(1, 9, 10), default=1, metavar="{1,9,10}",
+        help="the centre, or nine or ten views averaged; not for neighbours (default: 1)",
     )  # fmt: skip
     group.add_argument("--seed", type=int, default=0, metavar="N", help="chooses the images (default: 0)")
     group.add_argument("--only-errors", action="store_true", help="predictions: only images that are mistaken")

@@ -28,7 +28,8 @@ def _parser() -> Parser:
         if option.kind is list:
             continue
         if option.kind is bool:
-            group.add_argument(*option.flags, dest=name, action="store_false", default=None, help=option.help)
+            action = "store_false" if getattr(Config(), name) else "store_true"
+            group.add_argument(*option.flags, dest=name, action=action, default=None, help=option.help)
             continue
         value, own = getattr(defaults, name), getattr(Config(), name) is not None
         default = option.unset if value is None else value if own else f"the network's; {Config.model}: {value}"

@@ -20,7 +20,7 @@ from .jpeg import BadImage, decode_rgb
 from .loader import Batch, Loader
 from .recognise import find, open_source
 from .shapes import open_shapes
-from .source import Found, Part, contents, divided, grey_bits
+from .source import Found, Part, contents, divided, grey_bits, own_side, ranged
 from .splits import Subset, as_dataset, as_split
 from .statistics import normalisation, sampled_statistics, statistics
 from .store import open_store
@@ -52,48 +52,80 @@ __all__ = [
 ]
 
 
-def open_dataset(path: str | Path, *, size: int, seed: int, val_split: float = VAL_SPLIT) -> DataSet:
-    """The data set at ``path``, its images as uint8 (size, size, 3).
+Ranges = tuple[str | None, str | None]  # which data batches are for training and for validation, as "1-4" and "5"
+
+
+def open_dataset(
+    path: str | Path, *, size: int | None, seed: int, val_split: float = VAL_SPLIT, ranges: Ranges = (None, None)
+) -> DataSet:
+    """The data set at ``path``, its images as uint8 (size, size, 3); ``size`` None leaves them as they are, which data
+    must have one size for.
 
     ``path`` is ``"shapes"`` (a folder of that name is ``"./shapes"``), a folder made by ``convnet-prepare``, or what
     ``recognise.find`` knows. ``seed`` decides which images are drawn, and which share ``val_split`` is held out
-    where the data has no validation images. Raises ``DataError`` naming the path and what would be accepted, as
-    ``NotThere`` where nothing is there; problems of layout are found here, not in mid-epoch.
+    where the data has no validation images. ``ranges`` choose among numbered data batches (``source.ranged``). Raises
+    ``DataError`` naming the path and what would be accepted, as ``NotThere`` where nothing is there; problems of layout
+    are found here, not in mid-epoch.
     """
-    if size < 1:
+    if size is not None and size < 1:
         raise ValueError(f"open_dataset: size must be at least 1, got {size}")
     if path == "shapes":
-        return open_shapes(size=size, seed=seed)
+        _no_batches("drawn shapes", ranges)
+        return open_shapes(size=_sized(size, "shapes are drawn in any size"), seed=seed)
     root = Path(path)
     if (store := _store(root, size)) is not None:
+        _no_batches(f"{str(path)!r} is a prepared store, and that", ranges)
         return store
-    source = open_source(root, seed=seed, val_split=val_split)
+    source = open_source(root, seed=seed, val_split=val_split, ranges=ranges)
     bits = grey_bits(source.train)
+    if size is None:
+        size = _sized(own_side(source.train), f"{str(path)!r} has pictures of any size")
     dataset = as_dataset(source, size=size, depth=bits or 16)
     return replace(dataset, notes=(*dataset.notes, *depth_lines(bits)))
 
 
-def open_found(found: Found, *, size: int, seed: int, val_split: float = VAL_SPLIT) -> DataSet:
+def _sized(size: int | None, why: str) -> int:
+    if size is None:
+        raise DataError(f"{why}; say with --size, or with --crop, how large they are to be")
+    return size
+
+
+def _no_batches(what: str, ranges: Ranges) -> None:
+    if ranges != (None, None):
+        raise DataError(f"{what} has no numbered data batches; leave out --train-range and --test-range")
+
+
+def open_found(found: Found, *, size: int | None, seed: int, val_split: float = VAL_SPLIT) -> DataSet:
     """The same of pixels that somebody has in memory."""
-    return as_dataset(divided(found, found.kind, seed=seed, val_split=val_split), size=size, depth=16)
+    source = divided(found, found.kind, seed=seed, val_split=val_split)
+    return as_dataset(source, size=_sized(size or own_side(source.train), "pictures are not square"), depth=16)
 
 
 def open_labelled(
-    path: str | Path, classes: Sequence[str], *, size: int, seed: int, held_out: HeldOut | None, depth: int
+    path: str | Path,
+    classes: Sequence[str],
+    *,
+    size: int,
+    seed: int,
+    held_out: HeldOut | None,
+    depth: int,
+    ranges: Ranges = (None, None),
 ) -> DataSet:
     """Labelled images to try a network on that knows ``classes``, as a data set with these classes.
 
     ``held_out`` is what the data it was trained on tells: the same pictures are cut as they were then. Else all images
     are for validation where nothing says what they are for, and those of a test set where there are no others. Images
-    of classes that the network does not know are left out, and named. ``depth`` is that of the network's 16-bit images.
-    Raises ``DataError``, also where no class is known.
+    of classes that the network does not know are left out, and named. ``depth`` is that of the network's 16-bit images,
+    ``ranges`` as in ``open_dataset``. Raises ``DataError``, also where no class is known.
     """
     root = Path(path)
     if path == "shapes":
+        _no_batches("drawn shapes", ranges)
         return _with_classes(open_shapes(size=size, seed=seed), classes)
     if (store := _store(root, size)) is not None:
+        _no_batches(f"{str(path)!r} is a prepared store, and that", ranges)
         return _with_classes(store, classes)
-    found = find(root)
+    found = ranged(find(root), str(root), *ranges)
     parts = found.parts
     cut = held_out if held_out is not None and held_out.of == contents(found) else None
     if "train" in parts or cut:
@@ -111,7 +143,7 @@ def open_labelled(
     return _with_classes(dataset, classes)
 
 
-def _store(root: Path, size: int) -> DataSet | None:
+def _store(root: Path, size: int | None) -> DataSet | None:
     try:
         complete, begun = (root / "store.json").exists(), (root / "unfinished.json").exists()
         rest = (root / "train-names.txt").exists() and (root / "train.npy").exists()

@@ -5,6 +5,9 @@ https://www.cs.toronto.edu/~kriz/cifar.html. Own batches are folders of files ``
 (or ``train_data_batch_1``, ... and ``val_data``, as the small versions of ImageNet have them), with square pictures of
 any size and any number of classes.
 
+"py-colmajor" is what cuda-convnet (2011) trained on: files ``data_batch_1``, ... whose 'data' is (C S S, cases), a
+column for each picture, and a ``batches.meta`` with the mean image as 'data_mean', by which such a folder is known.
+
 Nothing is unpacked to disk: an archive is walked member by member, and only regular files whose full name is one of
 the published ones are read, up to a size limit. The Python version goes through ``convnet.data.pickles``.
 """
@@ -24,12 +27,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..output.files import open_regular
-from .dataset import I32, U8, DataError
+from .dataset import F32, I32, U8, DataError
 from .pickles import read_plain
 from .published import check_room, numbered
-from .source import Found, Part
+from .source import Found, Part, spans
 from .tarred import Window, is_tar
 
 MAX_BYTES = 256 * 2**20  # of a file in an archive; the largest published one has 155 MB
@@ -39,6 +43,7 @@ SIDE = 32  # pixels of a published picture
 OWN = "CIFAR batches"
 LABELS = ("labels", "fine_labels")
 NAMES = ("label_names", "fine_label_names")
+TESTS = "num_test_batches"  # of convnet-prepare's: how many of the last data batches are for validation
 HEAD = 4096  # bytes of an archive that are looked at to recognise it
 
 
@@ -72,6 +77,9 @@ def _published() -> tuple[Version, ...]:
 
 
 PUBLISHED = _published()
+# In an archive; as a folder it is one of own batches, of which there may be any number.
+COLMAJOR = Version(OWN, False, "cifar-10-py-colmajor", {f"data_batch_{k}": "all" for k in range(1, 7)}, "batches.meta")
+ARCHIVED = (*PUBLISHED, COLMAJOR)
 OWN_BATCH = re.compile(r"(?:train_)?data_batch(?:_(\d{1,6}))?(\.bin)?")
 OWN_VALID = ("test_batch", "val_batch", "val_data")
 
@@ -82,7 +90,7 @@ def recognises(path: Path, names: Sequence[str]) -> bool:
             return _folder(path) is not None
         with open_regular(path) as file:
             head = _inflated(file).read(HEAD)
-        return is_tar(head) and any(version.folder.encode() in head for version in PUBLISHED)
+        return is_tar(head) and any(version.folder.encode() in head for version in ARCHIVED)
     except (OSError, EOFError, zlib.error, ValueError):
         return False
 
@@ -158,7 +166,7 @@ def _inflated(file: BinaryIO) -> Any:
 
 
 def _read_archive(path: Path) -> Found:
-    known = {f"{version.folder}/{name}": version for version in PUBLISHED for name in version.all_files()}
+    known = {f"{version.folder}/{name}": version for version in ARCHIVED for name in version.all_files()}
     files: dict[str, bytes] = {}
     try:
         with open_regular(path) as file:
@@ -199,45 +207,101 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> by
 
 def _found(where: str, form: str, version: Version, load: Callable[[str], bytes], strict: bool) -> Found:
     """``strict``: it is called by a published name, and must be as published."""
-    read_names = _binary_names if version.binary else _python_names
-    names = read_names(load(version.names), f"{where!r}, file {version.names!r}") if version.names else []
-    if version.classes and len(names) != version.classes:
+    meta = Meta([], None, 0)
+    if version.names:
+        read_meta = _binary_meta if version.binary else _python_meta
+        meta = read_meta(load(version.names), f"{where!r}, file {version.names!r}")
+    columns = meta.mean is not None
+    if version.classes and len(meta.names) != version.classes:
         if strict:
             raise DataError(f"{where!r}, file {version.names!r}: expected the names of {version.classes} classes")
         version = replace(version, title=OWN, classes=0)
+    numbers = _numbers(version)
+    if columns:
+        version = replace(version, files=_colmajor_parts(numbers, meta.tests))
     digest = hashlib.sha256()
     batches: dict[str, list[tuple[U8, I32]]] = {}
-    side = 0
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    shape: tuple[int, ...] = ()
     for name, part in version.files.items():
         place = f"{where!r}, file {name!r}"
         raw = load(name)
-        images, labels = _binary_batch(raw, place, version.coarse) if version.binary else _python_batch(raw, place)
-        side = side or images.shape[1]
-        if images.shape[1] != side:
-            raise DataError(f"{place}: pictures {images.shape[1]} pixels wide, and {side} in the files before")
+        if version.binary:
+            images, labels = _binary_batch(raw, place, version.coarse)
+        else:
+            images, labels = _python_batch(raw, place, columns)
+        shape = shape or images.shape[1:]
+        if images.shape[1] != shape[0]:
+            raise DataError(f"{place}: pictures {images.shape[1]} pixels wide, and {shape[0]} in the files before")
+        if images.shape[1:] != shape:
+            raise DataError(
+                f"{place}: pictures {_colours(images.shape[1:])}, and {_colours(shape)} in the files before"
+            )
         if version.classes and (strange := labels[(labels < 0) | (labels >= version.classes)]).size:
             raise DataError(
                 f"{place}: labels must be 0 to {version.classes - 1}, found {strange[0]}; for own classes write all "
                 f"names into {version.names!r}, or remove it"
             )
         batches.setdefault(part, []).append((images, labels))
+        sizes.setdefault(part, []).append((numbers[name], len(labels)))
         digest.update(f"{name.removesuffix('.bin')} {len(labels)} ".encode() + labels.tobytes())
         digest.update(images.data)  # unlike a folder of photographs, the pixels are at hand
-    if version.classes and side != SIDE:
+    if version.classes and shape[0] != SIDE:
         version = replace(version, title=OWN, classes=0)
     joined = {part: [np.concatenate(arrays) for arrays in zip(*of, strict=True)] for part, of in batches.items()}
-    classes, numbers, notes = numbered({p: labels for p, (_, labels) in joined.items()}, dict(enumerate(names)), where)
+    classes, labelled, notes = numbered(
+        {p: labels for p, (_, labels) in joined.items()}, dict(enumerate(meta.names)), where
+    )
     digest.update("\0".join(classes).encode())
     if version.classes == 100:
         notes.append("the 100 fine labels are the classes; the coarse ones are not used")
     called = {"val": "test"}
     parts = {
-        part: Part(labels, [f"{version.title} {called.get(part, 'train')} {k}" for k in range(len(labels))], images)
-        for part, labels in numbers.items()
+        part: Part(
+            labels,
+            [f"{version.title} {called.get(part, 'train')} {k}" for k in range(len(labels))],
+            images,
+            tuple(sizes[part]),
+        )
+        for part, labels in labelled.items()
         for images in joined[part][:1]
     }
-    kind = f"{version.title}{f' {form}' if version.classes else ''}, {'binary' if version.binary else 'Python'} version"
-    return Found(kind, classes, parts, notes, known=digest.hexdigest())
+    written = "py-colmajor" if columns else "binary" if version.binary else "Python"
+    kind = f"{version.title}{f' {form}' if version.classes else ''}, {written} version"
+    mean = _mean_image(meta.mean, shape, f"{where!r}, file {version.names!r}") if meta.mean is not None else None
+    missing = _missing(set(numbers.values()), where) if columns else ""
+    return Found(kind, classes, parts, notes, known=digest.hexdigest(), mean=mean, missing=missing)
+
+
+def _colours(shape: Sequence[int]) -> str:
+    return "in colour" if len(shape) == 3 else "in grey"
+
+
+def _numbers(version: Version) -> dict[str, int]:
+    """The number of each file of pictures: that in its name, else the next one that is free, as of CIFAR-10's
+    ``test_batch``, which is 6."""
+    found = {name: int(match[1]) for name in version.files if (match := re.search(r"_(\d{1,6})(?:\.bin)?$", name))}
+    for name in version.files:
+        found.setdefault(name, max(found.values(), default=0) + 1)
+    return found
+
+
+def _colmajor_parts(numbers: dict[str, int], tests: int) -> dict[str, str]:
+    """Validation pictures are the last ``tests`` batches, one where that is 0 and there are several."""
+    ordered = sorted(numbers, key=numbers.__getitem__)
+    held = min(tests or 1, len(ordered) - 1)
+    parts = ["train"] * (len(ordered) - held) + ["val"] * held if held else ["all"]
+    return dict(zip(ordered, parts, strict=True))
+
+
+def _missing(numbers: set[int], where: str) -> str:
+    if not (gaps := set(range(1, max(numbers))) - numbers):
+        return ""
+    absent = spans(gaps)
+    return (
+        f"{where!r} has the data batches {spans(numbers)}, and {absent} {'are' if len(gaps) > 1 else 'is'} missing; "
+        "add what is missing, or say with --train-range and --test-range which to use"
+    )
 
 
 def _interleave(planes: U8, side: int) -> U8:
@@ -253,24 +317,28 @@ def _binary_batch(raw: bytes, where: str, coarse: int) -> tuple[U8, I32]:
     return _interleave(records[:, coarse + 1 :], SIDE), records[:, coarse].astype(np.int32)
 
 
-def _python_batch(raw: bytes, where: str) -> tuple[U8, I32]:
+def _python_batch(raw: bytes, where: str, columns: bool) -> tuple[U8, I32]:
+    """Pictures (n, S, S, 3), or (n, S, S) of grey ones in ``columns``, and their labels."""
     batch = read_plain(raw, where)
-    data = batch.get("data") if isinstance(batch, dict) else None
-    side = math.isqrt(data.shape[1] // 3) if isinstance(data, np.ndarray) and data.ndim == 2 else 0
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or not side or data.shape[1] != 3 * side**2:
-        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else "none"
-        raise DataError(
-            f"{where}: 'data' must be a uint8 array of rows of 3 S S bytes (3072 for 32 x 32), found {found}"
-        )
-    if not len(data):
+    data: NDArray[Any] | None = batch.get("data") if isinstance(batch, dict) else None
+    data = data if isinstance(data, np.ndarray) else np.empty((0, 0))
+    count, pixels = (data.shape[::-1] if columns else data.shape) if data.ndim == 2 else (0, 0)
+    colours = 1 if columns and math.isqrt(pixels) ** 2 == pixels else 3
+    side = math.isqrt(pixels // colours)
+    if data.dtype != np.uint8 or not side or pixels != colours * side**2:
+        found = f"{data.dtype} {data.shape}" if data.size else "none"
+        wanted = "columns of 3 S S or S S bytes" if columns else "rows of 3 S S bytes"
+        raise DataError(f"{where}: 'data' must be a uint8 array of {wanted} (3072 for 32 x 32), found {found}")
+    if not count:
         raise DataError(f"{where}: 'data' has no picture")
     key = next((key for key in LABELS if key in batch), LABELS[0])
     labels = _integers(batch.get(key))
     if labels is None:
         raise DataError(f"{where}: {key!r} must be a list or an array of numbers from 0 on")
-    if len(labels) != len(data):
-        raise DataError(f"{where}: {len(labels)} labels for {len(data)} rows of 'data'")
-    return _interleave(data, side), labels
+    if len(labels) != count:
+        raise DataError(f"{where}: {len(labels)} labels for {count} {'columns' if columns else 'rows'} of 'data'")
+    rows: U8 = np.ascontiguousarray(data.T if columns else data)
+    return rows.reshape(count, side, side) if colours == 1 else _interleave(rows, side), labels
 
 
 def _integers(labels: object) -> I32 | None:
@@ -286,14 +354,42 @@ def _integers(labels: object) -> I32 | None:
     return labels.astype(np.int32)
 
 
-def _binary_names(raw: bytes, where: str) -> list[str]:
-    return [line.strip() for line in raw.decode("utf-8", "replace").splitlines() if line.strip()]
+@dataclass(frozen=True)
+class Meta:
+    """What is said beside the batches: the names of the classes; the mean image of those in columns, float32 (n,); and
+    how many batches at the end are for validation, 0 where that is not said."""
+
+    names: list[str]
+    mean: F32 | None
+    tests: int
 
 
-def _python_names(raw: bytes, where: str) -> list[str]:
+def _binary_meta(raw: bytes, where: str) -> Meta:
+    return Meta([line.strip() for line in raw.decode("utf-8", "replace").splitlines() if line.strip()], None, 0)
+
+
+def _python_meta(raw: bytes, where: str) -> Meta:
     meta = read_plain(raw, where)
-    names = next((meta[key] for key in NAMES if key in meta), None) if isinstance(meta, dict) else None
-    if not isinstance(names, (list, tuple)):
-        return []
+    meta = meta if isinstance(meta, dict) else {}
+    names = next((meta[key] for key in NAMES if key in meta), None)
+    names = names if isinstance(names, (list, tuple)) else []
     texts = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
-    return texts if all(isinstance(text, str) for text in texts) else []
+    mean, tests = meta.get("data_mean"), meta.get(TESTS, 0)
+    if mean is not None and not (
+        isinstance(mean, np.ndarray) and mean.dtype.kind == "f" and mean.size and np.abs(mean).max() <= 255
+    ):
+        raise DataError(f"{where}: 'data_mean' must be an array of numbers from 0 to 255, a mean image")
+    if type(tests) is not int or not 0 <= tests < 10**6:
+        raise DataError(f"{where}: {TESTS!r} must be a number of batches")
+    return Meta(
+        texts if all(isinstance(text, str) for text in texts) else [],
+        None if mean is None else mean.astype(np.float32).ravel(),
+        tests,
+    )
+
+
+def _mean_image(mean: F32, shape: Sequence[int], where: str) -> F32:
+    """(3, side, side); the mean of grey pictures three times."""
+    if mean.size != math.prod(shape):
+        raise DataError(f"{where}: 'data_mean' has {mean.size:,} numbers, and a picture {math.prod(shape):,}")
+    return np.ascontiguousarray(np.broadcast_to(mean.reshape(-1, *shape[:2]), (3, *shape[:2])))

@@ -131,7 +131,9 @@ class DataSet:
     ``statistics`` are those of the whole training images where they come with the data. ``notes`` are further lines
     for the user. ``depth`` is the number of bits that the grey values of its 16-bit pictures take. ``decodes`` tells
     whether images come from files of any size, so that ``convnet-prepare`` makes them quicker to read. ``held_out`` is
-    None where the data came with validation images.
+    None where the data came with validation images. ``batches``: how many training images there are in each of the
+    data batches that they came in, one after another. ``mean``: the mean image that came with them, (3, size, size).
+    ``as_they_are``: they lie in memory, and have this size there.
     """
 
     name: str
@@ -146,3 +148,6 @@ class DataSet:
     depth: int = 16
     decodes: bool = False
     held_out: HeldOut | None = None
+    batches: tuple[int, ...] = ()
+    mean: F32 | None = None
+    as_they_are: bool = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..kernels import rng
 from .dataset import F32, I32, U8, Split, Statistics
+from .minibatches import Minibatches
 
 AHEAD = 3  # batches decoded or being decoded before the consumer asks for them: this bounds the memory
 CHUNK = 16  # images per task: small enough that all workers share the next batch, large enough to hide the hand-over
@@ -45,10 +46,12 @@ class Batch:
 class Loader:
     """Batches of ``split``, epoch by epoch.
 
-    With ``shuffle`` the order is a permutation of the split made from (seed, epoch); else it is the order as stored.
+    With ``shuffle`` the order is a permutation of the split made from (seed, epoch); else it is the order as stored,
+    and minibatches start anew in each of the data batches that the split comes in, ``batches`` giving their images.
     With ``augment`` every image gets a random crop window and flip, and colour noise along the principal components of
     the training images (Krizhevsky, Sutskever and Hinton 2012, section 4.1: directions @ (deviations * noise * z), z
-    normal, noise 0.1); else the centre window, no flip and no noise. ``shuffle`` is as ``augment`` unless given.
+    normal, noise 0.1); else the centre window, no flip and no noise. ``crop_chunk`` images that follow each other in a
+    data batch share one window and flip, 32 in the 2012 program. ``shuffle`` is as ``augment`` unless given.
 
     ``workers`` threads decode up to ``AHEAD`` batches ahead; 0 decodes in the calling thread, when a batch is asked
     for. Without ``decode`` images have no pixels: they lie elsewhere, and ``indices`` say which they are. An exception
@@ -67,6 +70,8 @@ class Loader:
         statistics: Statistics,
         workers: int,
         shuffle: bool | None = None,
+        batches: Sequence[int] = (),
+        crop_chunk: int = 1,
         decode: bool = True,
     ) -> None:
         if batch_size < 1 or workers < 0:
@@ -77,6 +82,13 @@ class Loader:
             raise ValueError(f"Loader: crop must be 1 to the images' size of {split.size}, got {crop}")
         self._split, self._batch_size, self._crop, self._seed = split, batch_size, crop, seed
         self._augment, self._shuffle = augment, augment if shuffle is None else shuffle
+        self._minibatches = Minibatches(batch_size, tuple(batches) or (len(split),))
+        if crop_chunk < 1 or self._minibatches.images != len(split) or (batches and self._shuffle):
+            raise ValueError(
+                f"Loader: crop_chunk must be at least 1 and batches those of {len(split)} images that are not "
+                f"shuffled, got {crop_chunk} and {self._minibatches.images}"
+            )
+        self._crop_chunk = crop_chunk
         self._side = split.size if decode else 0  # of the images that are decoded
         self._colours = statistics.directions.astype(np.float64) * statistics.deviations
         self._free: list[U8] = []  # memory of batches that nobody reads or writes any more
@@ -117,31 +129,30 @@ class Loader:
         return np.argsort(high << np.uint64(32) | low, kind="stable")
 
     def _batches(self, epoch: int, order: I64, start: int, noise: float) -> Iterator[Batch]:
-        waiting: deque[tuple[int, U8, list[Future[None]]]] = deque()
-        positions = iter(range(start, len(order), self._batch_size))
+        waiting: deque[tuple[int, int, U8, list[Future[None]]]] = deque()
+        spans = self._minibatches.spans(start)
         try:
             while True:
                 # Without workers the one batch is decoded right here, so nothing is gained by more.
-                while len(waiting) < (AHEAD if self._pool else 1) and (position := next(positions, None)) is not None:
-                    indices = order[position : position + self._batch_size]
+                while len(waiting) < (AHEAD if self._pool else 1) and (span := next(spans, None)) is not None:
                     memory = self._free.pop() if self._free else self._memory()
-                    waiting.append((position, memory, self._submit(indices, memory)))
+                    waiting.append((*span, memory, self._submit(order[slice(*span)], memory)))
                 if not waiting:
                     return
-                position, memory, tasks = waiting.popleft()
-                indices = order[position : position + self._batch_size]
+                position, end, memory, tasks = waiting.popleft()
+                indices = order[position:end]
                 began = time.perf_counter()
                 if self._pool is None and self._side:
                     self._decode(indices, memory)
                 for task in reversed(tasks):  # the last one first: the others are then done, and it wakes up once only
                     task.result()
                 waited = time.perf_counter() - began
-                windows, tints = self._augmentation(np.arange(position, position + len(indices)), epoch, noise)
+                windows, tints = self._augmentation(np.arange(position, end), epoch, noise)
                 images, labels = memory[: len(indices)], self._split.labels[indices]
                 yield Batch(images, indices, labels, windows, tints, position, waited)
                 self._free.append(memory)
         finally:  # also when the consumer leaves the loop, or a task failed; workers may still write into what waits
-            for _, _, tasks in waiting:
+            for *_, tasks in waiting:
                 for task in tasks:
                     task.cancel()
 
@@ -167,7 +178,9 @@ class Loader:
         if not self._augment:
             windows[:, :2] = border // 2
             return windows, tints
-        words = rng.philox(positions, epoch, 0, rng.AUGMENT, self._seed).astype(np.uint64)
+        begin = self._minibatches.start(int(positions[0]))  # no minibatch reaches into another data batch
+        first = positions - (positions - begin) % self._crop_chunk
+        words = rng.philox(first, epoch, 0, rng.AUGMENT, self._seed).astype(np.uint64)
         places = np.array([border + 1, border + 1, 2], np.uint64)
         windows[:] = (words[:3].T * places) >> np.uint64(32)
         if noise:

@@ -1,5 +1,5 @@
-"""Reads the pickles of CIFAR's Python version, others like them, and those of PyTorch's state dicts, without running
-anything they name.
+"""Reads the pickles of CIFAR's Python version, others like them, the checkpoints of 2012, and those of PyTorch's state
+dicts, without running anything they name.
 
 A pickle is a program. This reader lets it build lists, tuples, dicts, strings, bytes, numbers, and arrays and scalars
 of NumPy that are plain numbers, or what says where the numbers of PyTorch's tensors lie; every global it names is
@@ -33,6 +33,11 @@ STORAGES = {
 }  # fmt: skip
 _TORCH = {("torch", name): name for name in STORAGES} | {("collections", "OrderedDict"): "OrderedDict"}
 _TORCH |= {("torch._utils", name): name for name in ("_rebuild_tensor_v2", "_rebuild_parameter")}
+# What checkpoints of 2012 name besides arrays: how Python 2 makes objects again, and any class of the program's module
+# of options. All are answered by one token, which forgets.
+_2012 = {("numpy.core.multiarray", name): name for name in ("_reconstruct", "scalar")}
+_2012 |= {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): "dtype"}
+_2012_OPTIONS, _2012_OBJECTS = "options", {("copy_reg", "_reconstructor"), ("__builtin__", "object")}
 _MAX_DIMENSIONS, _MAX_COUNT = 8, 2**48
 _NUMBERS = {kind + size for kind in "iu" for size in "1248"} | {"f4", "f8", "b1"}
 _MAX_MEMO = 1_000_000
@@ -49,6 +54,22 @@ def read_plain(raw: bytes, where: str) -> Any:
     except Exception as error:  # a hostile program can fail in any way; none of them is our user's mistake
         reason = " ".join(str(error).split())
         raise DataError(f"{where}: not a pickle of plain arrays and lists ({reason})") from error
+
+
+def read_2012(raw: bytes, where: str) -> Any:
+    """The object pickled in ``raw``, a checkpoint of the 2012 program: as ``read_plain``, and instances of its classes
+    of options, of which nothing is kept. Byte strings and arrays are as they come, ``Array`` and ``bytes``.
+
+    Raises ``DataError`` for anything else.
+    """
+    try:
+        _check_program(raw)
+        return _Reader(io.BytesIO(raw), _2012).load()
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{where}: not a checkpoint of the 2012 program: a pickle of layers and their arrays ({reason})"
+        ) from error
 
 
 def read_tensors(raw: bytes, where: str) -> Any:
@@ -89,12 +110,12 @@ class _Token:
         if self._name == "dtype" and arguments and (code := _text(arguments[0]).lstrip("<>|=")) in _NUMBERS:
             return _Type(code)
         if self._name == "_reconstruct":
-            return _Array()
+            return Array()
         if self._name == "_frombuffer" and len(arguments) > 3 and not any(arguments[4:]):  # from protocol 5 on
             data, dtype, shape, order = arguments[:4]
-            return _Array().filled(shape, dtype, _text(order) == "F", data)
+            return Array().filled(shape, dtype, _text(order) == "F", data)
         if self._name == "scalar" and len(arguments) == 2:
-            return _Array().filled((), arguments[0], False, arguments[1]).value.item()
+            return Array().filled((), arguments[0], False, arguments[1]).value.item()
         if self._name == "encode" and [type(a) for a in arguments[:1]] == [str] and _text(arguments[-1]) == "latin1":
             return str(arguments[0]).encode("latin1")
         if self._name == "bytes" and not arguments:
@@ -107,6 +128,21 @@ class _Token:
             return arguments[0]
         # Not what they are: lists of the same list, and so on, have a text without an end.
         raise pickle.UnpicklingError(f"{self._name} of {', '.join(type(a).__name__ for a in arguments)}")
+
+
+class _Forgotten:
+    """Stands for a class, and for its instances: what is said of them goes nowhere."""
+
+    __slots__ = ()
+
+    def __call__(self, *_: object) -> _Forgotten:
+        return self
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_FORGOTTEN = _Forgotten()
 
 
 def _text(value: object) -> str:
@@ -131,7 +167,7 @@ class _Type:
         return np.dtype(self._order + self._code)
 
 
-class _Array:
+class Array:
     """An array to be: ``value`` once its state has come and has been found good."""
 
     __slots__ = ("value",)
@@ -140,7 +176,7 @@ class _Array:
         _, shape, dtype, fortran, data = state  # NumPy's own five: version, shape, dtype, order, bytes
         self.filled(shape, dtype, bool(fortran), data)
 
-    def filled(self, shape: Any, dtype: Any, fortran: bool, data: Any) -> _Array:
+    def filled(self, shape: Any, dtype: Any, fortran: bool, data: Any) -> Array:
         if not isinstance(dtype, _Type) or not isinstance(data, (bytes, bytearray)) or not isinstance(shape, tuple):
             raise pickle.UnpicklingError("an array of something else than numbers")
         kind = dtype.dtype()
@@ -199,6 +235,8 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self._known:
             return _Token(self._known[module, name])
+        if self._known is _2012 and (module == _2012_OPTIONS or (module, name) in _2012_OBJECTS):
+            return _FORGOTTEN
         raise pickle.UnpicklingError(f"it names {module:.80}.{name:.80}")
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -216,5 +254,5 @@ def _plain(value: Any) -> Any:
     """Unwraps arrays at the top and one level below; the callers check what lies in the lists they use."""
     if isinstance(value, dict):
         named = {key.decode("latin1") if isinstance(key, bytes) else key: entry for key, entry in value.items()}
-        return {key: entry.value if isinstance(entry, _Array) else entry for key, entry in named.items()}
-    return value.value if isinstance(value, _Array) else value
+        return {key: entry.value if isinstance(entry, Array) else entry for key, entry in named.items()}
+    return value.value if isinstance(value, Array) else value

@@ -13,7 +13,7 @@ from ..output.files import open_regular
 from . import cifar, folder, idx, ilsvrc, labels, npz, parquet, webdataset
 from .dataset import ACCEPTED, VAL_SPLIT, DataError, NotThere
 from .formats import SUFFIXES, looks_like_picture
-from .source import Found, Source, divided
+from .source import Found, Source, divided, ranged
 
 
 class Reader(Protocol):
@@ -52,9 +52,13 @@ KINDS: tuple[tuple[bytes, int, str, str], ...] = (
 )
 
 
-def open_source(path: Path, *, seed: int = 0, val_split: float = VAL_SPLIT) -> Source:
-    """The labelled pictures at ``path``, cut into training and validation (``divided``). Raises ``DataError``."""
-    return divided(find(path), os.fspath(path), seed=seed, val_split=val_split)
+def open_source(
+    path: Path, *, seed: int = 0, val_split: float = VAL_SPLIT, ranges: tuple[str | None, str | None] = (None, None)
+) -> Source:
+    """The labelled pictures at ``path``, cut into training and validation (``divided``), after the numbers of their
+    data batches where ``ranges`` say so (``ranged``). Raises ``DataError``."""
+    where = os.fspath(path)
+    return divided(ranged(find(path), where, *ranges), where, seed=seed, val_split=val_split)
 
 
 def find(path: Path) -> Found:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, overload
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..kernels import rng
 from ..output.files import open_regular
-from .dataset import I32, U8, VAL_SPLIT, DataError, HeldOut, LeftOut
+from .dataset import F32, I32, U8, VAL_SPLIT, DataError, HeldOut, LeftOut
 from .images import MAX_BYTES, depth_of
 from .jpeg import BadImage
 
@@ -88,21 +89,25 @@ class Part:
     labels: I32  # (n,)
     names: Sequence[str]
     images: Images
+    batches: tuple[tuple[int, int], ...] = ()  # the data batches that they came in: number and pictures of each
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: NDArray[np.int64]) -> Part:
-        """Some of them, in the order of ``indices``."""
+        """Some of them; ``indices`` rise."""
         chosen = indices.tolist()
         names = [self.names[k] for k in chosen]
+        ends = np.cumsum([0, *(count for _, count in self.batches)])
+        counts = np.diff(np.searchsorted(indices, ends)).tolist()
+        batches = tuple((number, count) for (number, _), count in zip(self.batches, counts, strict=True) if count)
         if isinstance(self.images, np.ndarray):
-            return Part(self.labels[indices], names, self.images[indices])
+            return Part(self.labels[indices], names, self.images[indices], batches)
         if isinstance(self.images, Files):
             places: Images = Files(self.images.root, names, [self.images.lengths[k] for k in chosen])
         else:
             places = [self.images[k] for k in chosen]
-        return Part(self.labels[indices], names, places)
+        return Part(self.labels[indices], names, places, batches)
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ class Found:
     """What lies at a path. ``parts``: "train", "val" and "test", those that there are; or "all" where nothing is split.
 
     ``kind`` and ``notes`` are told to the user. ``known`` is a digest of the contents where a reader has seen them.
+    ``mean`` is the mean image that came with them, (3, side, side). ``missing`` tells of data batches that are not
+    there, unless somebody says which are to be used.
     """
 
     kind: str
@@ -118,6 +125,8 @@ class Found:
     notes: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     known: str = ""
+    mean: F32 | None = None
+    missing: str = ""
 
     def all(self) -> Part | None:
         """What a share would be held out of."""
@@ -138,6 +147,86 @@ class Source:
     notes: list[str]
     left_out: list[LeftOut]
     held_out: HeldOut | None
+    mean: F32 | None = None
+
+
+def ranged(found: Found, where: str, train: str | None, test: str | None) -> Found:
+    """What was found at ``where`` with other data batches for training and validation: those that the ranges name,
+    "1-4" or "5". Where one is None, training takes the batches that are for it, and validation those that are for it,
+    or all others where none is; what is in neither is the test set.
+
+    Raises ``DataError`` for batches that are not there.
+    """
+    if train is None and test is None:
+        if found.missing:
+            raise DataError(found.missing)
+        return found
+    pieces: list[tuple[int, Part]] = []
+    validating = set()
+    for name, part in found.parts.items():
+        ends = np.cumsum([0, *(count for _, count in part.batches)]).tolist()
+        for (number, _), start, end in zip(part.batches, ends, ends[1:], strict=False):
+            pieces.append((number, part.take(np.arange(start, end))))
+            validating |= {number} if name == "val" else set()
+    pieces.sort(key=lambda piece: piece[0])
+    numbers = [number for number, _ in pieces]
+    if not numbers:
+        named = f"--train-range {train}" if train else f"--test-range {test}"
+        raise DataError(f"{where!r} has no numbered data batches, of which {named} could name some; leave it out")
+    tests = _in_range("--test-range", test, numbers, where) if test else validating
+    trains = _in_range("--train-range", train, numbers, where) if train else set(numbers) - validating - tests
+    tests = tests if test else tests - trains or set(numbers) - trains
+    if twice := trains & tests:
+        raise DataError(
+            f"data batch {min(twice)} of {where!r} is in both --train-range {train} and --test-range {test}: "
+            "validation would know its pictures; let the ranges be apart"
+        )
+    if not tests:
+        raise DataError(f"--train-range {train}: no data batch of {where!r} is left to validate with")
+    rest = set(numbers) - trains - tests
+    chosen = {"train": trains, "val": tests, "test": rest}
+    parts = {name: _joined([part for k, part in pieces if k in of]) for name, of in chosen.items() if of}
+    return replace(found, parts=parts, missing="")
+
+
+def _in_range(option: str, text: str, numbers: Sequence[int], where: str) -> set[int]:
+    first, last = batch_range(option, text)
+    there = set(numbers)
+    if absent := next((k for k in range(first, last + 1) if k not in there), None):
+        raise DataError(f"{option} {text}: {where!r} has no data batch {absent}; there are {spans(there)}")
+    return set(range(first, last + 1))
+
+
+def batch_range(option: str, text: str) -> tuple[int, int]:
+    """The first and the last number of "1-4" or "5". Raises ``ValueError``."""
+    match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise ValueError(f"{option} must be a number of a data batch or two, as 5 or 1-4, got {text!r:.80}")
+    return first, last
+
+
+def spans(numbers: set[int]) -> str:
+    """Whole numbers in words: "1-4, 6"."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and found[-1][1] == number - 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    """One after another: batches of one reader, whose pictures are all pixels or all lie somewhere."""
+    images = [part.images for part in parts]
+    pixels = [each for each in images if isinstance(each, np.ndarray)]
+    return Part(
+        np.concatenate([part.labels for part in parts]),
+        [name for part in parts for name in part.names],
+        np.concatenate(pixels) if pixels else [place for each in images for place in each],
+        tuple(batch for part in parts for batch in part.batches),
+    )
 
 
 def divided(found: Found, where: str, *, seed: int, val_split: float = VAL_SPLIT) -> Source:
@@ -185,7 +274,7 @@ def divided(found: Found, where: str, *, seed: int, val_split: float = VAL_SPLIT
         notes.append(f"{len(empty):,} of {len(classes):,} classes have no picture to train on: {some}")
     name = f"{found.kind}: {len(classes)} classes, {len(train):,} training and {len(valid):,} validation images"
     prints = (hashlib.sha256(known.encode()).hexdigest(), known) if known else _fingerprints(train, valid)
-    return Source(name, classes, train, valid, test, *prints, notes, found.left_out, held_out)
+    return Source(name, classes, train, valid, test, *prints, notes, found.left_out, held_out, found.mean)
 
 
 def contents(found: Found) -> str:
@@ -223,6 +312,13 @@ def hold_out(labels: I32, seed: int, share: float) -> tuple[NDArray[np.int64], N
     starts = np.repeat(np.cumsum(counts) - counts, counts)
     held = order[np.arange(len(labels)) - starts < np.repeat(wanted, counts)]
     return np.setdiff1d(index, held), np.sort(held)
+
+
+def own_side(part: Part) -> int | None:
+    """The side of square pictures that lie in memory; None where they have any sizes."""
+    if not isinstance(part.images, np.ndarray) or part.images.shape[1] != part.images.shape[2]:
+        return None
+    return int(part.images.shape[1])
 
 
 def grey_bits(part: Part) -> int | None:

@@ -15,7 +15,7 @@ from PIL import Image
 from .dataset import I32, U8, DataError, DataSet, Split, placed
 from .images import decode_square, scaled
 from .jpeg import BadImage
-from .source import Files, Part, Source
+from .source import Files, Part, Source, own_side
 
 # More bad pictures than this share are an error, but some are forgiven in the smallest split. So many are warned about.
 BAD_SHARE, BAD_FORGIVEN, BAD_TOLD = 0.05, 10, 5
@@ -140,4 +140,7 @@ def as_dataset(source: Source, *, size: int, depth: int) -> DataSet:
         depth=depth,
         decodes=not isinstance(source.train.images, np.ndarray),
         held_out=source.held_out,
+        batches=tuple(count for _, count in source.train.batches),
+        mean=source.mean if source.mean is not None and source.mean.shape[1] == size else None,
+        as_they_are=own_side(source.train) == size,
     )

@@ -33,12 +33,15 @@ def normalisation(found: Statistics, kind: str) -> tuple[F32, tuple[float, float
 
 
 def statistics(dataset: DataSet, crop: int, workers: int = 1, progress: Progress | None = None) -> Statistics:
-    """Those that come with the data, their mean image cut to its centre; else those of some training images."""
-    known = dataset.statistics
+    """Those that come with the data, their mean image cut to its centre; else those of some training images, of all of
+    them where they lie in memory as they are."""
+    known, mean = dataset.statistics, dataset.mean
     if known is None:
-        return sampled_statistics(dataset.train, crop, workers=workers, progress=progress)
-    before = (known.mean.shape[1] - crop) // 2
-    return replace(known, mean=np.ascontiguousarray(known.mean[:, before : before + crop, before : before + crop]))
+        limit = len(dataset.train) if dataset.as_they_are else LIMIT
+        known = sampled_statistics(dataset.train, crop, limit, workers, progress)
+    mean = known.mean if mean is None else mean
+    before = (mean.shape[1] - crop) // 2
+    return replace(known, mean=np.ascontiguousarray(mean[:, before : before + crop, before : before + crop]))
 
 
 def sampled_statistics(

@@ -104,10 +104,11 @@ class StoreSplit:
         return DataError(f"{path!r}: image {index} of {self._part!r} is damaged ({reason}); prepare it anew")
 
 
-def open_store(root: Path, *, size: int) -> DataSet:
+def open_store(root: Path, *, size: int | None) -> DataSet:
     """The store at ``root``, all of it checked but the images, which are checked as they are read.
 
-    ``statistics`` are the store's where ``size`` is. Raises ``DataError`` naming file and remedy.
+    ``size`` None is the store's; ``statistics`` are the store's where ``size`` is. Raises ``DataError`` naming file and
+    remedy.
     """
     try:
         return _open(root, size)
@@ -115,7 +116,7 @@ def open_store(root: Path, *, size: int) -> DataSet:
         raise DataError(f"{str(root)!r} is not a readable store ({error}); prepare it anew") from error
 
 
-def _open(root: Path, size: int) -> DataSet:
+def _open(root: Path, size: int | None) -> DataSet:
     told = read_json(root / "store.json")
     stored, classes, square = told.get("size"), told.get("classes"), not told.get("keep_aspect")
     if told.get("version") != VERSION:
@@ -124,6 +125,7 @@ def _open(root: Path, size: int) -> DataSet:
         raise DataError(f"{str(root)!r} has format version {told.get('version')!r:.20}, expected {VERSION}; {remedy}")
     if type(stored) is not int or not 1 <= stored <= MAX_SIZE:
         raise ValueError(f"store.json: a size of {stored!r:.20}, expected 1 to {MAX_SIZE}")
+    size = stored if size is None else size
     if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
         raise ValueError("store.json: expected the names of at least two classes")
     depth = told.get("depth", 16)

@@ -242,7 +242,7 @@ class Page:
     async def look_at_sent(self, request: Request) -> Response:
         subject = await self._subject(request)
         raw = await _body(request)
-        size, depth = subject.spec.image_size, subject.trained.depth
+        size, depth = subject.trained.image_size, subject.trained.depth
         pixels = await run_in_threadpool(decode_square, io.BytesIO(raw), size, depth)
         return await self._look(subject, pixels, None)
 

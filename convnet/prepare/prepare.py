@@ -125,12 +125,18 @@ def run(
     return 0
 
 
-def plan(source: Source, seed: int) -> list[Shard]:
-    """All shards: the training images shuffled, the validation images in the source's order."""
-    index = np.arange(len(source.train))
+def shuffled(count: int, seed: int) -> list[int]:
+    """The order in which training images are stored."""
+    index = np.arange(count)
     # the loader draws the orders of its epochs with a third word of 0
     high, low = rng.philox(index, 0, 1, rng.SHUFFLE, seed)[:2].astype(np.uint64)
-    orders = (np.argsort(high << np.uint64(32) | low, kind="stable").tolist(), list(range(len(source.valid))))
+    order: list[int] = np.argsort(high << np.uint64(32) | low, kind="stable").tolist()
+    return order
+
+
+def plan(source: Source, seed: int) -> list[Shard]:
+    """All shards: the training images shuffled, the validation images in the source's order."""
+    orders = shuffled(len(source.train), seed), list(range(len(source.valid)))
     return [
         Shard(name, number, part, order[first : first + SHARD])
         for name, part, order in zip(("train", "val"), (source.train, source.valid), orders, strict=True)

@@ -75,9 +75,67 @@ class Config:
         below=1,
         fixed=True,
     )
+    train_range: str | None = _option(
+        None,
+        "data",
+        "which of the numbered data batches to train on, as 1-4, where the data comes in some (CIFAR); a resumed run "
+        "may change it between epochs",
+        str,
+        "--train-range",
+        unset="those that are for it",
+        metavar="A-B",
+    )
+    test_range: str | None = _option(
+        None,
+        "data",
+        "which of them to validate with, as 5",
+        str,
+        "--test-range",
+        unset="those that are for it, else those not trained on",
+        metavar="A-B",
+    )
+    order: str = _option(
+        "shuffled",
+        "data",
+        "shuffled anew in every epoch, or as the data has it (file): minibatches then start anew in each data batch",
+        str,
+        "--order",
+        choices=("shuffled", "file"),
+        fixed=True,
+    )
+    size: int | None = _option(
+        None,
+        "data",
+        "side to which images are scaled before they are cropped",
+        int,
+        "--size",
+        low=1,
+        fixed=True,
+    )
+    crop_border: int | None = _option(
+        None,
+        "data",
+        "pixels on each side by which images are larger than what is cropped out of them; the images stay as large as "
+        "they are, unless --size or --crop says more",
+        int,
+        "--crop-border",
+        low=0,
+        fixed=True,
+    )
+    crop_chunk: int = _option(
+        1, "data", "images in a row that share one crop and flip, 32 in 2012", int, "--crop-chunk", low=1, fixed=True
+    )
     augment: bool = _option(True, "data", "no random crops, flips and colour noise", bool, "--no-augment", fixed=True)
     noise: float = _option(
         0.1, "data", "colour noise, in standard deviations of the training images' colours", float, "--noise", low=0
+    )
+    noise_scaled: bool = _option(
+        False,
+        "data",
+        "divide what trains by 1 + --noise, as the 2012 program did; test images are not",
+        bool,
+        "--noise-scaled",
+        fixed=True,
     )
     normalisation: str = _option(
         None,
@@ -221,6 +279,18 @@ class Config:
             if (value := getattr(self, name)) is not None or name not in OPEN:
                 _check(name, option, value)
         stages_of(self.stages or [])
+        for flag, said in (("--train-range", self.train_range), ("--test-range", self.test_range)):
+            if said is not None:
+                from ..data.source import batch_range  # which would cost every --help its time
+
+                batch_range(flag, said)
+        if self.crop is not None and self.crop_border is not None and self.size is not None:
+            needed = self.crop + 2 * self.crop_border
+            if self.size != needed:
+                raise ValueError(
+                    f"--size {self.size}, --crop {self.crop} and --crop-border {self.crop_border} do not go together: "
+                    f"{self.crop} + 2 x {self.crop_border} is {needed}; leave one of them out"
+                )
         if self.device != "auto":
             device_list(self.device)
         if self.lr_schedule == "stages" and not self.stages:
@@ -230,6 +300,28 @@ class Config:
         """What of this changes the network: keywords of ``networks.network``."""
         names = ("crop", "width", "activation", "dropout", "towers", "lrn", "overlap", "joins", "init")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def stored_size(self, image_size: int) -> int | None:
+        """The side that images are scaled to before they are cropped, ``image_size`` being the network's own; None
+        where they stay as large as they are."""
+        if self.size is None and self.crop is not None and self.crop_border is not None:
+            return int(self.crop + 2 * self.crop_border)
+        return image_size if self.size is None and self.crop_border is None else self.size
+
+    def with_size(self, size: int, own: bool) -> Config:
+        """This configuration for images of ``size``, which is said where it is not the network's ``own``.
+
+        Raises ``ValueError`` where nothing is left to crop.
+        """
+        crop = self.crop
+        if self.crop_border is not None and (crop := size - 2 * self.crop_border) < 1:
+            raise ValueError(f"--crop-border {self.crop_border} leaves nothing of images of {size} x {size}")
+        return replace(self, crop=crop, size=None if own else size)
+
+    @property
+    def ranges(self) -> tuple[str | None, str | None]:
+        """Which data batches are for training and which for validation."""
+        return self.train_range, self.test_range
 
     def resolved(self, defaults: TrainDefaults, crop: int, images: int = MOST) -> Config:
         """This configuration with the network's values where nothing was said, for so many training images."""
@@ -264,6 +356,7 @@ def _epochs(least: int, steps: int) -> int:
 
 
 OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Config)}
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Config)}
 OPEN = {f.name for f in dataclasses.fields(Config) if f.default is None}  # may be left to the network, or to nobody
 
 
@@ -348,6 +441,6 @@ def changed_fixed(asked: dict[str, Any], saved: Config) -> str | None:
     for name, value in asked.items():
         if OPTIONS[name].fixed and value != getattr(saved, name):
             if OPTIONS[name].kind is bool:
-                return f"{spelled(name)} (it was {'not ' if getattr(saved, name) else ''}given)"
+                return f"{spelled(name)} (it was {'not ' if getattr(saved, name) is DEFAULTS[name] else ''}given)"
             return f"{spelled(name)} {value} (it is {getattr(saved, name)})"
     return None

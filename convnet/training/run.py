@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..data import DataSet, LeftOut, Split, Statistics
+from ..data.minibatches import Minibatches
 from ..network.networks import network
 from ..network.spec import NetworkSpec, parameter_shapes
 from ..output.files import lock, printable, write_atomically
@@ -191,7 +192,8 @@ def saved_options(saved: Checkpoint, asked: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def check_dataset(saved: Checkpoint, dataset: DataSet, batch_size: int) -> None:
+def check_dataset(saved: Checkpoint, dataset: DataSet, config: Config, course: Minibatches) -> None:
+    """Raises ``CheckpointError`` unless the run can go on with this data, its epochs cut like ``course``."""
     if saved.state["classes"] != dataset.classes:
         before, now = saved.state["classes"], dataset.classes
         differ = sorted(set(before) ^ set(now))[:3] or "another order"
@@ -204,11 +206,17 @@ def check_dataset(saved: Checkpoint, dataset: DataSet, batch_size: int) -> None:
             f"{saved.path}: expected the data it was trained on ({saved.state['dataset'].get('name')}), found other "
             f"images ({dataset.name}); give the data of the run, or start a new run"
         )
-    position, images = saved.state["position"], len(dataset.train)
-    if position > images or (position % batch_size and position < images):
+    position = saved.state["position"]
+    before = saved.state["config"].get("train_range"), saved.state["config"].get("test_range")
+    if position and before != config.ranges:
         raise CheckpointError(
-            f"{saved.path}: expected a place between two batches of {batch_size} of the {images} images, found "
-            f"{position}"
+            f"{saved.path}: stands {position} images into an epoch, and --train-range and --test-range change between "
+            "epochs alone; go on without them to the end of it"
+        )
+    if not (course.divides(position) or position == course.images):
+        raise CheckpointError(
+            f"{saved.path}: expected a place between two batches of {course.batch_size} of the {course.images} images, "
+            f"found {position}"
         )
 
 

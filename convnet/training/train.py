@@ -29,7 +29,7 @@ from .run import (
     saved_options,
     saved_statistics,
 )
-from .trainer import Trainer
+from .trainer import Trainer, minibatches
 from .transfer import start, transfer
 
 
@@ -68,18 +68,26 @@ def run(
         config = merged(flags, file, {**source.settings, **inherited})
     spec = network_spec(config.model, **config.network_options())
     check_layers(spec, config)
+    wanted = config.stored_size(spec.image_size)
     kinds = chosen(config.log, "log" in flags, console.warn)
     try:
         with console.waiting(f"looking through {config.data}"):
             if given is None:
-                dataset = open_dataset(config.data, size=spec.image_size, seed=config.seed, val_split=config.val_split)
+                dataset = open_dataset(
+                    config.data, size=wanted, seed=config.seed, val_split=config.val_split, ranges=config.ranges
+                )
             else:
-                dataset = open_found(given, size=spec.image_size, seed=config.seed, val_split=config.val_split)
+                dataset = open_found(given, size=wanted, seed=config.seed, val_split=config.val_split)
     except NotThere as error:
         if saved is None or "data" in {**file, **flags}:
             raise
         moved = f"convnet-train DATA --resume {resume}" + (f" -o {output}" if output else "")
         raise DataError(f"{error.what}; where the data of the run has moved, name it: {moved}") from error
+    size = dataset.train.size
+    config = config.with_size(size, own=config.size is None and config.crop_border is None)
+    spec = network_spec(config.model, **config.network_options())
+    if spec.crop > size:
+        raise ValueError(f"--size {size}: the network takes crops of {spec.crop} x {spec.crop}; say --crop, or more")
     config = config.resolved(spec.defaults, spec.crop, len(dataset.train))
     if "val_split" in flags and (dataset.held_out is None or dataset.held_out.share != config.val_split):
         console.warn(f"--val-split {config.val_split:g} changes nothing: the data has validation images of its own")
@@ -87,7 +95,7 @@ def run(
     for line in lines:
         console.say(line)
     if saved:
-        check_dataset(saved, dataset, config.batch_size)
+        check_dataset(saved, dataset, config, minibatches(config, dataset))
     elif resume:
         console.say(f"there is no checkpoint in {path} yet: this is a new run")
     splits = (dataset.train, dataset.valid)  # themselves, not what keeps their images
@@ -102,7 +110,7 @@ def run(
 
     spec = network_spec(config.model, num_classes=len(dataset.classes), **config.network_options())
     on_device = len(dataset.train) if config.cache == "device" else 0
-    use = Use(spec, config.device, config.precision, spec.image_size, training=True, kept=on_device)
+    use = Use(spec, config.device, config.precision, size, training=True, kept=on_device)
     fits = "a new run with -b {} would fit" if saved else "-b {} would fit"
     most = min(config.batch_size, max(len(dataset.train), len(dataset.valid)))  # more images never come at a time
 

@@ -55,6 +55,11 @@ class Trained:
     def spec(self) -> NetworkSpec:
         return network(self.config.model, num_classes=len(self.classes), **self.config.network_options())
 
+    @property
+    def image_size(self) -> int:
+        """The side of the images that its crops are taken from."""
+        return self.config.size or self.spec.image_size
+
     def settings(self) -> dict[str, Any]:
         """The options that a network which starts from this one takes over unless told otherwise."""
         names = ("model", "normalisation")
@@ -71,7 +76,7 @@ class Trained:
         from ..network.model import Network
 
         precision = precision or self.config.precision
-        use = Use(self.spec, device, precision, self.spec.image_size, fused)
+        use = Use(self.spec, device, precision, self.image_size, fused)
         with (
             use.explained(batch_size),
             Network(self.spec, device, batch_size, precision, seed=self.config.seed, fused=fused) as opened,
@@ -95,24 +100,31 @@ class Trained:
         """The share of the data it was trained on that it was evaluated with."""
         return HeldOut.read(self.data.get("held_out")) if self.data else None
 
-    def open_dataset(self, data: str | None = None, size: int | None = None) -> DataSet:
+    def open_dataset(self, data: str | None = None, size: int | None = None, test_range: str | None = None) -> DataSet:
         """The data the run was trained on, or labelled images at ``data``, of which it knows at least one class; at its
-        network's size, or another. Raises ``DataError``."""
-        size, seed = size or self.spec.image_size, self.config.seed
+        network's size, or another. ``test_range`` names other data batches to validate with. Raises ``DataError``."""
+        size, seed = size or self.image_size, self.config.seed
+        own = data is None or os.path.realpath(data) == os.path.realpath(self.config.data)
+        train, test = self.config.ranges if own else (None, None)
+        ranges = train, test_range or test
         changed = f"the data has changed since {self.path} was trained on it; it may know some of these images"
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for k, name in enumerate(self.classes) if name in self.classes[:k])
             raise DataError(f"two classes of {self.path} are called {twice!r}; labels need names that differ")
         if data is not None:
             cut = self.held_out
-            dataset = open_labelled(data, self.classes, size=size, seed=seed, held_out=cut, depth=self.depth)
-            if cut and dataset.held_out != cut and os.path.realpath(data) == os.path.realpath(self.config.data):
+            dataset = open_labelled(
+                data, self.classes, size=size, seed=seed, held_out=cut, depth=self.depth, ranges=ranges
+            )
+            if cut and dataset.held_out != cut and own:
                 return replace(dataset, notes=(*dataset.notes, changed))
             return dataset
         if self.data is None:
             raise DataError(f"{self.path} holds weights, and says nothing of data; name some with --data")
         try:
-            dataset = open_dataset(self.config.data, size=size, seed=seed, val_split=self.config.val_split)
+            dataset = open_dataset(
+                self.config.data, size=size, seed=seed, val_split=self.config.val_split, ranges=ranges
+            )
         except NotThere as error:
             raise DataError(f"{error.what}; where the data of {self.path} has moved, name it with --data") from error
         if dataset.classes != self.classes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data import DataSet, Loader, Statistics, normalisation
+from ..data.minibatches import Minibatches
 from ..devices.protocol import DeviceError
 from ..output import files
 from ..output.console import Console, percent
@@ -57,6 +58,12 @@ def schedule_of(config: Config, steps: int) -> Schedule:
     return Schedule(config.lr_schedule, config.lr, config.epochs, config.patience, config.warmup, steps, stages)
 
 
+def minibatches(config: Config, dataset: DataSet) -> Minibatches:
+    """How an epoch is cut: in file order into the data batches that the images come in, else it is one."""
+    batches = dataset.batches if config.order == "file" else ()
+    return Minibatches(config.batch_size, batches or (len(dataset.train),))
+
+
 class Trainer:
     """A run between two steps: what ``_state`` lists is all there is to know."""
 
@@ -79,7 +86,8 @@ class Trainer:
         self.momentum, self.weight_decay = config.momentum, config.weight_decay
         self.images = len(dataset.train)
         self.step = self.epoch = self.position = 0  # position: images of this epoch already trained on
-        self.steps = -(-self.images // self.batch_size)  # of an epoch
+        self.minibatches = minibatches(config, dataset)
+        self.steps = self.minibatches.steps  # of an epoch
         self.schedule = schedule_of(config, self.steps)
         self.chance = Chance.of(dataset.valid.labels)
         self.new_layers = new_layers  # those that the network this one started from did not have
@@ -93,7 +101,7 @@ class Trainer:
         self.speed = Speed()
         self.drawn = time.monotonic()
         self.jump: str | None = None  # of the learning rate, in words, where a resumed run is told other options
-        network.set_input(*normalisation(found, config.normalisation))
+        self._set_input(training=False)
         if saved:
             self._restore(saved)
         folder.rewind(self.step, evaluated=self.position < self.images)
@@ -122,7 +130,7 @@ class Trainer:
         before = dataclasses.replace(config, stages=saved.state["config"].get("stages"), **said)
         earlier = schedule_of(before, self.steps)
         earlier.restore(saved.state["schedule"], self.epoch * self.steps)
-        done = self.epoch * self.steps + -(-self.position // self.batch_size)
+        done = self.epoch * self.steps + self.minibatches.step(self.position)
         last, straight = (earlier.rate(*divmod(max(step, 0), self.steps)) for step in (done - 1, done))
         rate = self.schedule.rate(*divmod(done, self.steps))
         if self.epoch >= self.epochs or math.isclose(rate, straight, abs_tol=1e-30):
@@ -155,6 +163,16 @@ class Trainer:
             "colour": self.statistics.colour(),
             "versions": versions(),
         }
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Data batches: those that the images come in, in file order; else an epoch is one."""
+        return len(self.minibatches.sizes)
+
+    @property
+    def batches_done(self) -> int:
+        """Data batches that have been trained on to their end, in all epochs."""
+        return self.epoch * self.batches_per_epoch + self.minibatches.batches(self.position)
 
     # ---- the loop
 
@@ -192,6 +210,7 @@ class Trainer:
         with self._loader(self.dataset.train, self.config.augment) as loader:
             while self.epoch < self.epochs and not self.schedule.finished:
                 self._set_rates()
+                self._set_input(training=True)
                 status = self._epoch(loader, stop)
                 if status is not None:
                     return status
@@ -227,17 +246,28 @@ class Trainer:
             self._finish_step(running)
         return "done" if self.config.steps and self.step >= self.config.steps and self.position < self.images else None
 
+    def _set_input(self, training: bool) -> None:
+        """What images go through on their way in; where the noise is divided by, what is in training."""
+        mean, factors = normalisation(self.statistics, self.config.normalisation)
+        divided = training and self.config.noise_scaled and self.config.augment
+        smaller = 1 + self._noise() if divided else 1.0
+        scale = factors or (self.network.spec.input_scale,) * 3
+        self.network.set_input(mean, [each / smaller for each in scale])
+
     def _loader(self, split: Any, augment: bool) -> Loader:
+        trains = split is self.dataset.train
         return Loader(
             split,
             batch_size=self.batch_size,
             crop=self.network.spec.crop,
             seed=self.config.seed,
             augment=augment,
-            shuffle=split is self.dataset.train,
+            shuffle=trains and self.config.order == "shuffled",
             statistics=self.statistics,
             workers=self.config.workers,
-            decode=not (self.config.cache == "device" and split is self.dataset.train),
+            batches=self.minibatches.sizes if trains and self.config.order == "file" else (),
+            crop_chunk=self.config.crop_chunk,
+            decode=not (self.config.cache == "device" and trains),
         )
 
     def _batches(self, loader: Loader) -> Iterator[Batch]:
@@ -264,7 +294,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> Step:
         """Sets a step going."""
-        rate = self.schedule.rate(self.epoch, batch.position // self.batch_size)
+        rate = self.schedule.rate(self.epoch, self.minibatches.step(batch.position))
         options = batch.labels, batch.windows, batch.noise, rate, self.momentum, self.weight_decay, self.rates
         if self.config.cache == "device":
             result = self.network.train_step_kept(batch.indices, *options)
@@ -323,9 +353,9 @@ class Trainer:
         left = (self.epochs - self.epoch) * self.images - self.position
         if self.config.steps:
             left = min(left, (self.config.steps - self.step) * self.batch_size)
-        batches = -(-self.position // self.batch_size), -(-self.images // self.batch_size)
         self.console.progress(
-            *batches,
+            self.minibatches.step(self.position),
+            self.steps,
             f"epoch {self.epoch + 1}/{self.epochs}",
             f"loss {means['loss']:.3f}",
             f"error {100 * means['top1_error']:.1f} %",
@@ -399,6 +429,7 @@ class Trainer:
     def _evaluate(self, stop: StopRequest) -> Meter | None:
         """Loss and errors over the validation images, one centre crop each; None when asked to stop meanwhile."""
         result, total = Meter(), len(self.dataset.valid)
+        self._set_input(training=False)
         with self._loader(self.dataset.valid, augment=False) as loader:
             for batch in loader.epoch(0):
                 result.add(*losses_and_ranks(self.network.evaluate_batch(batch.images, batch.windows), batch.labels))

@@ -31,7 +31,12 @@ def crops(trained, split, views):
     crop, size = trained.spec.crop, split.size
     far, middle = size - crop, (size - crop) // 2
     assert far > middle > 0
-    places = [(0, 0), (0, far), (middle, middle), (far, 0), (far, far)] if views == 10 else [(middle, middle)]
+    along = (0, middle, far)
+    places = {
+        1: [(middle, middle)],
+        9: [(top, left) for top in along for left in along],
+        10: [(0, 0), (0, far), (middle, middle), (far, 0), (far, far)],
+    }[views]
     seen = []
     for mirrored in (False, True) if views == 10 else (False,):
         for top, left in places:
@@ -45,7 +50,7 @@ def forward(network, images):
     return np.concatenate([network.forward(images[i : i + 5]) for i in range(0, len(images), 5)])
 
 
-@pytest.mark.parametrize("views", [1, 10])
+@pytest.mark.parametrize("views", [1, 9, 10])
 def test_probabilities_are_the_mean_over_explicit_forward_passes(views, trained, network, split):
     explicit = []
     for images in crops(trained, split, views):

@@ -86,5 +86,7 @@ def test_views():
     corners = [[0, 0], [0, 32], [16, 16], [32, 0], [32, 32]]
     expected = [[*place, flip] for flip in (0, 1) for place in corners]
     assert view_windows(256, 224, 10).tolist() == expected
+    nine = [[0, 0], [0, 4], [0, 8], [4, 0], [4, 4], [4, 8], [8, 0], [8, 4], [8, 8]]
+    assert view_windows(32, 24, 9).tolist() == [[*place, 0] for place in nine]
     with pytest.raises(ValueError, match="views must be one of"):
         view_windows(256, 224, 5)
