@@ -84,10 +84,17 @@ def run(
         moved = f"convnet-train DATA --resume {resume}" + (f" -o {output}" if output else "")
         raise DataError(f"{error.what}; where the data of the run has moved, name it: {moved}") from error
     size = dataset.train.size
-    config = config.with_size(size, own=config.size is None and config.crop_border is None)
-    spec = network_spec(config.model, **config.network_options())
-    if spec.crop > size:
-        raise ValueError(f"--size {size}: the network takes crops of {spec.crop} x {spec.crop}; say --crop, or more")
+    try:
+        config = config.with_size(size, own=config.size is None and config.crop_border is None)
+        spec = network_spec(config.model, **config.network_options())
+        if spec.crop > size:
+            raise ValueError(
+                f"--size {size}: the network takes crops of {spec.crop} x {spec.crop}; say --crop, or more"
+            )
+    except ValueError as error:  # what is fixed was checked when the run began
+        if saved is None:
+            raise
+        raise CheckpointError(f"{saved.path}: expected the options of a run, found others: {error}") from error
     config = config.resolved(spec.defaults, spec.crop, len(dataset.train))
     if "val_split" in flags and (dataset.held_out is None or dataset.held_out.share != config.val_split):
         console.warn(f"--val-split {config.val_split:g} changes nothing: the data has validation images of its own")

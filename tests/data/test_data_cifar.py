@@ -139,6 +139,12 @@ def test_memo_numbers_that_would_cost_gigabytes_are_refused_before_anything_runs
         read_plain(b"\x80\x02Nr\xff\xff\xff\x0f.", "here")
 
 
+def test_what_checkpoints_of_2012_may_name_is_refused_elsewhere():
+    for name in ("options\nOption", "copy_reg\n_reconstructor", "__builtin__\nobject"):
+        with pytest.raises(DataError, match=f"it names {name.replace(chr(10), '[.]')}"):
+            read_plain(f"\x80\x02}}U\x04datac{name}\ns.".encode("latin1"), "here")
+
+
 def test_a_pickle_cannot_change_the_reader():
     attack = (
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\nN}X\x05\x00\x00\x00_nameX\x0c\x00\x00\x00_reconstructs\x86b."

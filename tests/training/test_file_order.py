@@ -236,6 +236,14 @@ def test_what_cannot_be_is_said(tmp_path, batches, capsys, data, options, messag
     assert message in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_a_size_that_cannot_be_is_refused(tmp_path, straight, capsys):
+    found = checkpoint.load(straight / "last")
+    state = {**found.state, "config": {**found.state["config"], "crop_border": None, "size": 30}}
+    checkpoint.save(tmp_path / "file.safetensors", found.tensors, state)
+    assert here("--resume", str(tmp_path / "file.safetensors"), "-o", str(tmp_path / "run")) == 4
+    assert "expected the options of a run, found others: --size 30" in capsys.readouterr().err
+
+
 def test_evaluation_takes_other_batches(tmp_path, straight, capsys):
     for options, images in (([], 9), (["--test-range", "5"], 9), (["--split", "train"], 72)):
         assert call(evaluate, str(straight), *options, "-q") == 0
