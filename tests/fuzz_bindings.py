@@ -39,9 +39,17 @@ MOST_VALUES = 2**14  # that a shape of a call may describe
 MOST_MACS = 2**21
 LARGEST = 2**31 - 1  # of an extent; the bindings refuse what is above
 SHARED = 20  # slots that arguments take in their order, and may share
-SLOTS = mmap.mmap(-1, (SHARED + 4) * SLOT)
+# What is read as places in other tensors, and the control block, get memory that nothing else writes to.
+PLACES = {
+    name
+    for declaration in DECLARED.values()
+    for name, parameter in declaration.parameters.items()
+    if any(getattr(mark, "places", False) for mark in parameter.marks)
+}
+KEPT = {name: slot for slot, name in enumerate(sorted({*PLACES, "control"}), SHARED)}
+SLOTS = mmap.mmap(-1, (SHARED + len(KEPT)) * SLOT)
 BASE = np.frombuffer(SLOTS, np.uint8).ctypes.data
-for slot in range(SHARED + 4):
+for slot in range(SHARED + len(KEPT)):
     if ctypes.CDLL(None).mprotect(ctypes.c_void_p(BASE + slot * SLOT + MEMORY), ctypes.c_size_t(SLOT - MEMORY), 0):
         raise OSError("mprotect failed")
 JUNK: list[Any] = [None, -1, -(2**63), 2**64, 2**1000, 1.5, math.nan, "x", "", b"fp32", [], (1, 2), {}, object(), SLOTS]
@@ -58,14 +66,6 @@ TABLE = {
     if function in DECLARED or function.endswith(("_workspace", "_variant"))
 }
 ARRAYS = {"activations", "float32", "int32", "uint8", "uint16", "uint32"}
-# What is read as places in other tensors, and the control block, get memory that nothing else writes to.
-PLACES = {
-    name
-    for declaration in DECLARED.values()
-    for name, parameter in declaration.parameters.items()
-    if any(getattr(mark, "places", False) for mark in parameter.marks)
-}
-KEPT = {name: slot for slot, name in enumerate(sorted({*PLACES, "control"}), SHARED)}
 small = st.integers(1, 9)
 blocks = st.sampled_from([(8, 8), (16, 8), (16, 16), (64, 64)])  # N and lanes
 
