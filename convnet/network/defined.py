@@ -38,6 +38,7 @@ from .spec import (
     Local,
     Lrn,
     Max,
+    Mirror,
     Nailbed,
     NetworkSpec,
     Pace,
@@ -157,7 +158,7 @@ class _Translation:
                 isinstance(node, nodes.Dropout) and node.keep == 1
             ):
                 same[node.name] = node.inputs[0]
-            elif isinstance(node, nodes.EltSum) and self._labels(node.inputs[0]):
+            elif isinstance(node, nodes.EltSum) and any(map(self._labels, node.inputs)):
                 pass  # its cost says what it is for
             elif isinstance(node, nodes.Neuron) and (of := self._activates(node, readers)):
                 self.activations[of] = node.kind
@@ -189,11 +190,14 @@ class _Translation:
         last = self.known[node.inputs[-1]]
         if node.kind == "logreg" and isinstance(last, nodes.Softmax):
             self.costs.append(("softmax", last.inputs[0], coefficient))
-        elif node.kind == "sum2" and isinstance(last, nodes.EltSum) and self._labels(last.inputs[0]):
-            if last.coeffs not in ((1.0, -1.0), (-1.0, 1.0), None) or len(last.inputs) != 2:
+        elif node.kind == "sum2" and isinstance(last, nodes.EltSum) and any(map(self._labels, last.inputs)):
+            others = [name for name in last.inputs if not self._labels(name)]
+            if last.coeffs not in ((1.0, -1.0), (-1.0, 1.0), None) or len(others) != 1:
                 raise _refused(self.definition, last, f"sums labels with the coefficients {last.coeffs}: not built")
-            self.costs.append(("squared-error", last.inputs[1], coefficient))
+            self.costs.append(("squared-error", others[0], coefficient))
         elif node.kind in COSTS and not isinstance(last, nodes.Softmax):
+            if node.kind != "sum2" and not (len(node.inputs) == 2 and self._labels(node.inputs[0])):
+                raise _refused(self.definition, node, f"cost.{node.kind} must read labels and a layer")
             self.costs.append((COSTS[node.kind], last.name, coefficient))
         else:
             of = "of a softmax " if isinstance(last, nodes.Softmax) else ""
@@ -307,6 +311,8 @@ class _Translation:
             return Blur(name, node.size, node.std, inputs)
         if isinstance(node, nodes.Nailbed):
             return Nailbed(name, node.stride, inputs)
+        if isinstance(node, nodes.Href):
+            return Mirror(name, inputs)
         kind = node.type if isinstance(node, nodes.Unknown) else type(node).__name__.lower()
         raise _refused(self.definition, node, f"type={kind} is not built")
 
