@@ -44,6 +44,7 @@ from .spec import (
     Pace,
     Placed,
     Pool,
+    RandPool,
     Scale,
     SpatialNorm,
     Sum,
@@ -371,13 +372,16 @@ class _Translation:
         return tuple(found)
 
     def _pool(self, node: nodes.Pool, name: str, inputs: tuple[str, ...]) -> Layer:
-        if node.kind not in ("max", "avg"):
+        if node.kind not in ("max", "avg", "rand"):
             raise _refused(self.definition, node, f"pool={node.kind} is not built")
         if node.outputs:
             raise _refused(self.definition, node, "outputsX is not built")
-        if node.kind == "max":
+        if node.kind != "avg":
             if node.start:
-                raise _refused(self.definition, node, f"start={node.start} of a maximum is not built")
+                what = "maximum" if node.kind == "max" else "draw"
+                raise _refused(self.definition, node, f"start={node.start} of a {what} is not built")
+            if node.kind == "rand" and not node.do_max:
+                return RandPool(name, node.size, node.stride, inputs)
             return Pool(name, node.size, node.stride, True, inputs)
         if node.start > 0:
             raise _refused(self.definition, node, f"start={node.start} leaves out pixels: not built")
