@@ -25,7 +25,7 @@ def _parser() -> Parser:
     for name, option in OPTIONS.items():
         group = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
         groups[option.group] = group
-        if option.kind is list:
+        if option.kind in (list, dict):
             continue
         if option.kind is bool:
             action = "store_false" if getattr(Config(), name) else "store_true"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .ini import DefinitionError, Ini, Section, Value, error, read_ini, shown
+from .ini import DefinitionError, Ini, Section, Value, error, parse, read_ini, shown
 from .nodes import (
     Blur,
     Concat,
@@ -200,8 +200,18 @@ def read(layer_def: str | Path, layer_params: str | Path | None = None) -> Defin
 
     Raises ``DefinitionError`` for files that cannot be read, have what no layer can be, or lack what one needs.
     """
-    layers = read_ini(layer_def)
-    params = None if layer_params is None else read_ini(layer_params)
+    return _read(read_ini(layer_def), None if layer_params is None else read_ini(layer_params))
+
+
+def of_texts(name: str, layers: str, params: str | None = None) -> Definition:
+    """``read`` of the contents of two files, which messages call NAME.cfg and NAME's parameters.
+
+    Raises ``DefinitionError``.
+    """
+    return _read(parse(layers, f"{name}.cfg"), None if params is None else parse(params, f"{name}'s parameters"))
+
+
+def _read(layers: Ini, params: Ini | None) -> Definition:
     for section in layers.sections.values():
         if not NAME.fullmatch(section.name):
             raise error(section.file, section.line, f"{shown(section.name)} is no name of a layer")

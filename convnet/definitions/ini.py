@@ -111,6 +111,11 @@ def shown(text: str) -> str:
 
 def read_ini(path: str | Path) -> Ini:
     """Raises ``DefinitionError`` for a file that cannot be read, is too large, or has a line that is nothing."""
+    return parse(read_text(path), str(path))
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file of either kind. Raises ``DefinitionError`` where it cannot be read, or is too large."""
     try:
         with open_regular(path) as file:
             raw = file.read(MOST_BYTES + 1)
@@ -121,10 +126,9 @@ def read_ini(path: str | Path) -> Ini:
             f"{path}: has more than {MOST_BYTES:,} bytes, which no definition or parameter file needs"
         )
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    return parse(text, str(path))
+        return raw.decode("latin-1")
 
 
 def parse(text: str, file: str) -> Ini:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from ..definitions import definition as files
 from ..definitions import geometry, nodes, start
-from ..definitions.ini import DefinitionError, error
+from ..definitions.ini import DefinitionError, error, read_text
 from ..definitions.nodes import Definition, Node, Rate
 from .columns import Part, Read, in_columns
 from .spec import (
@@ -94,6 +95,33 @@ def read_definition(
     """
     definition = files.read(Path(layer_def), None if layer_params is None else Path(layer_params))
     return defined(start.from_start(definition) if from_start else definition, crop).spec
+
+
+def definition_of(
+    layer_def: str | os.PathLike[str], layer_params: str | os.PathLike[str] | None = None, from_start: bool = False
+) -> dict[str, Any]:
+    """A pair of files as an option of ``networks.network``, with all that they say: a run keeps it, wherever the files
+    go. Raises ``DefinitionError`` where they cannot be read."""
+    texts = {"layers": read_text(Path(layer_def))}
+    if layer_params is not None:
+        texts["params"] = read_text(Path(layer_params))
+    return {"name": Path(layer_def).stem, **texts, **({"from_start": True} if from_start else {})}
+
+
+def defined_by(definition: Mapping[str, Any], crop: int | None = None) -> Defined:
+    """The network of what ``definition_of`` gave. Raises ``ValueError``, also for anything else."""
+    told = definition_read(definition)
+    return defined(start.from_start(told) if definition.get("from_start") else told, crop)
+
+
+def definition_read(definition: Mapping[str, Any]) -> Definition:
+    """What the files say, their rates as they are. Raises ``ValueError``."""
+    kinds = {"name": str, "layers": str, "params": str, "from_start": bool}
+    if not {"name", "layers"} <= definition.keys() or any(
+        name not in kinds or not isinstance(value, kinds[name]) for name, value in definition.items()
+    ):
+        raise ValueError(f"definition: has name, layers, params and from_start, got {', '.join(map(str, definition))}")
+    return files.of_texts(definition["name"], definition["layers"], definition.get("params"))
 
 
 def defined(definition: Definition, crop: int | None = None) -> Defined:

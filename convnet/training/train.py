@@ -99,6 +99,8 @@ def run(
     if "val_split" in flags and (dataset.held_out is None or dataset.held_out.share != config.val_split):
         console.warn(f"--val-split {config.val_split:g} changes nothing: the data has validation images of its own")
     lines = [f"data: {dataset.name}", *dataset.notes, *left_out_lines(dataset.left_out)]
+    if config.definition is not None and not saved:
+        lines += told_by(config.definition, spec.classes, len(dataset.classes))
     for line in lines:
         console.say(line)
     if saved:
@@ -161,6 +163,24 @@ def run(
                 except OSError as error:  # whatever else ends the run is worth more than this
                     console.warn(f"{folder.path / 'left-out.csv'}: not written: {error.strerror}")
                 console.log = None
+
+
+def told_by(definition: dict[str, Any], outputs: int, classes: int) -> list[str]:
+    """What there is to say of a pair of definition files before a run: what of them is ignored, whether the rates are
+    those at the end of a run, and that the last layer has as many outputs as the data has classes."""
+    from ..definitions.start import final_state
+    from ..network.defined import definition_read
+
+    told = definition_read(definition)
+    lines = list(told.notes)
+    if (state := final_state(told)) is not None:
+        begins = "it begins so (--from-start)" if definition.get("from_start") else "to begin so, say --from-start"
+        lines.append(f"{state.sentence}; {begins}")
+    if outputs != classes:
+        lines.append(
+            f"{definition['name']}.cfg has {outputs} outputs and the data {classes} classes: it gets {classes}"
+        )
+    return lines
 
 
 def looked_at(dataset: DataSet, crop: int, workers: int, console: Console) -> Statistics:
