@@ -293,6 +293,17 @@ def test_other_types(reading, kind, text, fields):
     assert by_name(reading(ONE.format("[x]\n" + text)))["x"] == kind(name="x", line=7, inputs=inputs, **fields)
 
 
+@pytest.mark.parametrize(
+    ("text", "dialect"),
+    [
+        ("type=hs\nkeep=1", "A"), ("type=treefc\ninitW=1", "A"), ("type=pass", "C2"), ("type=dropout", "C2"),
+        ("type=dropout2", "C2"), ("type=softmax", "V1"),
+    ],
+)  # fmt: skip
+def test_dialects_of_networks_without_convolutions(reading, text, dialect):
+    assert reading(ONE.format(f"[x]\ninputs=data\n{text}")).dialect == dialect
+
+
 def test_layers_of_neurons_that_do_nothing_disappear(reading):
     definition = reading(ONE.format("[y]\ntype=neuron\nneuron=ident\ninputs=data\n[x]\ntype=softmax\ninputs=y"))
     assert by_name(definition)["x"].inputs == ("data",)
