@@ -8,7 +8,6 @@ such a layer's output moves in front of the maximum, with which it commutes.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ..definitions import definition as files
 from ..definitions import geometry, nodes, start
-from ..definitions.ini import DefinitionError, error, read_text
+from ..definitions.definition import described
+from ..definitions.ini import DefinitionError, error, parse
 from ..definitions.nodes import Definition, Node, Rate
 from .columns import Part, Read, in_columns
 from .spec import (
@@ -78,36 +77,6 @@ class Defined:
     layers: dict[str, tuple[str, int]]
 
 
-def read_definition(
-    layer_def: str | os.PathLike[str],
-    layer_params: str | os.PathLike[str] | None = None,
-    *,
-    crop: int | None = None,
-    from_start: bool = False,
-) -> NetworkSpec:
-    """The network that a pair of files of cuda-convnet, of the program of 2012, or of cuda-convnet2 describes.
-
-    ``crop`` is the side of the input images, which the files do not say: by default 224 where the first convolution
-    takes strides, else 32. Without ``layer_params`` rates and the constants of norms are usual ones. ``from_start``
-    begins where the comments of a parameter file say that its run began, in place of where it ended. Nothing that the
-    files name is imported or run. Raises ``ValueError``, with file, line and layer, for what no layer can be, and for
-    layers that are not built.
-    """
-    definition = files.read(Path(layer_def), None if layer_params is None else Path(layer_params))
-    return defined(start.from_start(definition) if from_start else definition, crop).spec
-
-
-def definition_of(
-    layer_def: str | os.PathLike[str], layer_params: str | os.PathLike[str] | None = None, from_start: bool = False
-) -> dict[str, Any]:
-    """A pair of files as an option of ``networks.network``, with all that they say: a run keeps it, wherever the files
-    go. Raises ``DefinitionError`` where they cannot be read."""
-    texts = {"layers": read_text(Path(layer_def))}
-    if layer_params is not None:
-        texts["params"] = read_text(Path(layer_params))
-    return {"name": Path(layer_def).stem, **texts, **({"from_start": True} if from_start else {})}
-
-
 def defined_by(definition: Mapping[str, Any], crop: int | None = None) -> Defined:
     """The network of what ``definition_of`` gave. Raises ``ValueError``, also for anything else."""
     told = definition_read(definition)
@@ -121,7 +90,9 @@ def definition_read(definition: Mapping[str, Any]) -> Definition:
         name not in kinds or not isinstance(value, kinds[name]) for name, value in definition.items()
     ):
         raise ValueError(f"definition: has name, layers, params and from_start, got {', '.join(map(str, definition))}")
-    return files.of_texts(definition["name"], definition["layers"], definition.get("params"))
+    name, params = definition["name"], definition.get("params")
+    layers = parse(definition["layers"], f"{name}.cfg")
+    return described(layers, None if params is None else parse(params, f"{name}'s parameters"))
 
 
 def defined(definition: Definition, crop: int | None = None) -> Defined:

@@ -491,8 +491,7 @@ def _with_definition(values: dict[str, Any], asked: dict[str, Any]) -> dict[str,
     for name in OURS:
         if layers is not None and name in asked:
             raise ValueError(f"{spelled(name)} does not go with --layer-def: the network is the file's")
-    from ..definitions.ini import read_text
-    from ..network.defined import definition_of
+    from ..definitions.files import definition_of, read_text
 
     if layers is not None:
         values["definition"] = definition_of(layers, params, begins)
