@@ -76,8 +76,9 @@ from convnet.interop import checkpoints_2012, onnx_in  # noqa: E402
 from convnet.interop.arrays import safetensors_file  # noqa: E402
 from convnet.interop.onnx_out import onnx_file  # noqa: E402
 from convnet.interop.weights import WeightsError, read_weights  # noqa: E402
+from convnet.network.defined import defined  # noqa: E402
 from convnet.network.networks import network  # noqa: E402
-from convnet.network.spec import parameter_shapes  # noqa: E402
+from convnet.network.spec import parameter_count, parameter_shapes  # noqa: E402
 from convnet.output.console import Console  # noqa: E402
 from convnet.training import checkpoint, train  # noqa: E402
 from convnet.training.checkpoint import CheckpointError  # noqa: E402
@@ -945,7 +946,9 @@ def run_definitions(folder: Path) -> None:
         final_state(from_start(definition))
         for side in (24, 32):
             with contextlib.suppress(DefinitionError):
-                assert parameters(definition, sizes(definition, side)) >= 0
+                found = parameters(definition, sizes(definition, side))
+                made = defined(definition, side)
+                assert parameter_count(made.spec) == found
 
 
 def targets() -> dict[str, Target]:
