@@ -232,8 +232,8 @@ def _small_nets(found: list[Row]) -> Iterator[str]:
     if rows:
         where = f"{results['cores']} cores of an {results['processor']}, {max(row['date'] for row in rows)}"
     yield (
-        f"The nets of 2012 for CIFAR-10, and LeNet-5, after {small_nets.EPOCHS} epochs ({where}): top-1 error in %, and "
-        "minutes:"
+        f"The nets of 2012 for CIFAR-10, and LeNet-5, after {small_nets.EPOCHS} epochs ({where}): top-1 error in %, "
+        "and minutes:"
     )
     yield ""
     yield "| network | the drawn shapes, 12,000 | Fashion-MNIST, 12,000 |"
