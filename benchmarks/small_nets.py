@@ -19,7 +19,7 @@ from convnet.training.metrics import MetricsFile
 
 MODELS = [name for name in NETWORKS if name.startswith("cifar-") or name == "lenet5"]
 SETS = ("shapes", "fashion")
-EPOCHS = 3
+EPOCHS = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
