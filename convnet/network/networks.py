@@ -434,7 +434,7 @@ def _without_overlap(spec: NetworkSpec) -> NetworkSpec:
     for index, layer in enumerate(layers):
         if isinstance(layer, Conv):
             before = index
-        elif isinstance(layer, (Pool, AvgPool)):
+        elif isinstance(layer, (Pool, AvgPool)) and layer.size > layer.stride:
             layers[index] = replace(layer, size=layer.stride)
             conv = layers[before]
             if before and isinstance(conv, Conv):
