@@ -14,12 +14,13 @@ from ..definitions.nodes import Concat, Conv, FullyConnected, Local, Node, Weigh
 @dataclass(frozen=True)
 class Read:
     """What a part reads of another one, ``part`` by its place, -1 for the images. ``inputs``: of every node, the places
-    of the inputs that are meant and of the nodes that they read, by column.
+    of the inputs that are meant and the columns of what they read, in the order of those, and its place among all that
+    the node reads.
     """
 
     part: int
     own: bool  # a node reads that of its own column alone
-    inputs: tuple[tuple[tuple[int, int], ...], ...]
+    inputs: tuple[tuple[tuple[int, int, int], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def in_columns(nodes: list[Node], images: str) -> list[Part] | None:
         for part in reads[0]:
             inputs = []
             for k in order:
-                at = [(flat[k][i][0], column[flat[k][i][1]]) for i in reads[k][part]]
-                inputs.append(tuple(sorted(at, key=lambda pair: pair[1])))
+                at = [(flat[k][i][0], column[flat[k][i][1]], i) for i in reads[k][part]]
+                inputs.append(tuple(sorted(at, key=lambda read: read[1])))
             terms.append(Read(part, part in own, tuple(inputs)))
         found.append(Part(tuple(members[k] for k in order), tuple(terms)))
     return found
@@ -118,7 +119,7 @@ def _can_be_one(node: Node, reads: dict[int, list[int]], own: set[int], found: l
     if isinstance(node, Conv) and not isinstance(node, Local):
         simple = all(node.kernels[i].groups == 1 for part in joins for i in reads[part])
         return simple and all(_alike(node, places) for places in reads.values())
-    return not joins
+    return not joins and sum(map(len, reads.values())) == len(node.inputs)
 
 
 def _alike(node: Weighted, places: list[int]) -> bool:

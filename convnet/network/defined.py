@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -53,6 +54,7 @@ from .spec import (
 
 LARGE, SMALL = 224, 32  # sides of images that files are for: the first convolution takes strides on the large ones
 CONNECTIONS = 2012  # decides the connections that are drawn
+NEURONS = ("relu", "tanh", "logistic", "linear", "softrelu", "brelu", "abs", "square", "sqrt")  # that are built
 COSTS = {"sum2": "squares", "crossent2": "cross-entropy", "rflickr": "log-squared-error"}
 
 
@@ -67,8 +69,9 @@ class Slice:
 
 @dataclass(frozen=True)
 class Defined:
-    """``slices``: for every layer with weights of the file, by name, where the matrix of each input lies, in pieces;
-    the last one is the bias. ``layers``: our layer that each of the file's is part of, and its column there.
+    """``slices``: for every layer with weights of the file, by name, where the matrix of each input lies, in pieces, in
+    the order in which they stand in that matrix; the last one is the bias. ``layers``: our layer that each of the
+    file's is part of, and its column there; those that only say what is data, output or cost are none.
     """
 
     definition: Definition
@@ -97,9 +100,35 @@ def definition_read(definition: Mapping[str, Any]) -> Definition:
 
 def defined(definition: Definition, crop: int | None = None) -> Defined:
     """The network and how the file's layers lie in it. Raises ``DefinitionError``."""
+    for sentence in not_built(definition):
+        raise DefinitionError(sentence)
     side = crop or usual_crop(definition)
     geometry.sizes(definition, side)
-    return _Translation(definition, side).result()
+    translation = _Translation(definition, side)
+    return translation.result(translation.costs_of_layers())
+
+
+def as_far_as_built(definition: Definition, crop: int | None = None) -> Defined:
+    """The same without costs, without layers that are not built, and without those that read such. Raises
+    ``DefinitionError`` for what no layer can be.
+    """
+    known = {node.name: node for node in definition.nodes}
+    left: dict[str, Node] = {}
+    for node in definition.nodes:
+        whole = all(name in left for name in node.inputs) and not isinstance(node, nodes.Cost)
+        if whole and _unbuilt(node, known) is None:
+            left[node.name] = node
+    rest = replace(definition, nodes=tuple(left.values()))
+    side = crop or usual_crop(definition)
+    geometry.sizes(rest, side)
+    return _Translation(rest, side).result([])
+
+
+def not_built(definition: Definition) -> list[str]:
+    """One sentence for every layer that is not built here, with its line, and why."""
+    known = {node.name: node for node in definition.nodes}
+    reasons = ((node, _unbuilt(node, known)) for node in definition.nodes)
+    return [str(_refused(definition, node, text)) for node, text in reasons if text is not None]
 
 
 def usual_crop(definition: Definition) -> int:
@@ -114,6 +143,64 @@ def _refused(definition: Definition, node: Node, text: str) -> DefinitionError:
     return error(definition.file, node.line, f"[{node.name}] {text}")
 
 
+def _unbuilt(node: Node, known: dict[str, Node]) -> str | None:
+    """Why the node is not built; None where it is. ``known``: all nodes, by name."""
+    if isinstance(node, nodes.Unknown):
+        return f"type={node.type} is not built"
+    if isinstance(node, nodes.Href):
+        return "type=href is not built"
+    if isinstance(node, nodes.TreeFC):
+        return "type=treefc is not built: its tree of classes comes with the data"
+    if isinstance(node, nodes.Weighted) and any(node.weight_sources):
+        return "shares weights with another layer (weightSource): not built"
+    if isinstance(node, nodes.Conv) and node.modules:
+        return "modulesX is not built"
+    if isinstance(node, nodes.Local) and len(node.inputs) > 1:
+        return "local layers with several inputs are not built"
+    if isinstance(node, nodes.Pool):
+        if node.kind not in ("max", "avg"):
+            return f"pool={node.kind} is not built"
+        if node.outputs:
+            return "outputsX is not built"
+        if node.start and node.kind == "max":
+            return f"start={node.start} of a maximum is not built"
+        if node.start > 0:
+            return f"start={node.start} leaves out pixels: not built"
+    if isinstance(node, nodes.Norm) and node.blocked:
+        return "blocked norms are not built"
+    if isinstance(node, nodes.Neuron) and node.kind not in NEURONS:
+        return f"the neuron {node.kind} is not built"
+    if isinstance(node, nodes.Cost):
+        return _unbuilt_cost(node, known)
+    reads = node.inputs
+    if _compares(node, known):
+        if node.coeffs not in ((1.0, -1.0), (-1.0, 1.0), None) or len(node.inputs) != 2:
+            return f"sums labels with the coefficients {node.coeffs}: not built"
+        reads = node.inputs[1:]
+    for name in reads:
+        other = known[name]
+        if isinstance(other, nodes.Softmax) or _labels(other) or _compares(other, known):
+            return f"reads {name}, which costs alone read here: not built"
+    return None
+
+
+def _unbuilt_cost(node: nodes.Cost, known: dict[str, Node]) -> str | None:
+    last = known[node.inputs[-1]]
+    softmax = isinstance(last, nodes.Softmax)
+    if (node.kind == "logreg" and softmax) or (node.kind in COSTS and not softmax):
+        return None
+    return f"cost.{node.kind} {'of a softmax ' if softmax else ''}is not built"
+
+
+def _labels(node: Node) -> bool:
+    return isinstance(node, nodes.Data) and node.index > 0
+
+
+def _compares(node: Node, known: dict[str, Node]) -> TypeGuard[nodes.EltSum]:
+    """Whether it is the difference to the labels, of which a cost takes the squares."""
+    return isinstance(node, nodes.EltSum) and _labels(known[node.inputs[0]])
+
+
 class _Translation:
     def __init__(self, definition: Definition, side: int):
         self.definition, self.side = definition, side
@@ -123,6 +210,7 @@ class _Translation:
         self.costs: list[tuple[str, str, float]] = []  # kind, what it reads, coefficient
         self.nodes: list[Node] = []
         self.activations: dict[str, str] = {}  # by layer of weights
+        self.inside: dict[str, str] = {}  # the layer of weights that an activation belongs to
         self._simplify()
         parts = in_columns(self.nodes, self.images)
         if parts and any(len({self.activations.get(node.name) for node in part.nodes}) > 1 for part in parts):
@@ -146,7 +234,9 @@ class _Translation:
         readers = Counter(name for node in self.definition.nodes for name in node.inputs)
         for node in self.definition.nodes:
             if isinstance(node, nodes.Data):
-                if node.index == 0:
+                if node.index == 0 and self.images:
+                    same[node.name] = self.images
+                elif node.index == 0:
                     self.images = node.name
             elif isinstance(node, nodes.Cost):
                 self._cost(node)
@@ -156,10 +246,10 @@ class _Translation:
                 isinstance(node, nodes.Dropout) and node.keep == 1
             ):
                 same[node.name] = node.inputs[0]
-            elif isinstance(node, nodes.EltSum) and self._labels(node.inputs[0]):
+            elif _compares(node, self.known):
                 pass  # its cost says what it is for
             elif isinstance(node, nodes.Neuron) and (of := self._activates(node, readers)):
-                self.activations[of] = node.kind
+                self.activations[of], self.inside[node.name] = node.kind, of
                 same[node.name] = node.inputs[0]
             else:
                 self.nodes.append(replace(node, inputs=tuple(read(name) for name in node.inputs)))
@@ -179,30 +269,21 @@ class _Translation:
                 return conv.name
         return None
 
-    def _labels(self, name: str) -> bool:
-        node = self.known[name]
-        return isinstance(node, nodes.Data) and node.index > 0
-
     def _cost(self, node: nodes.Cost) -> None:
         coefficient = 1.0 if node.coeff is None else node.coeff
         last = self.known[node.inputs[-1]]
-        if node.kind == "logreg" and isinstance(last, nodes.Softmax):
+        if isinstance(last, nodes.Softmax):
             self.costs.append(("softmax", last.inputs[0], coefficient))
-        elif node.kind == "sum2" and isinstance(last, nodes.EltSum) and self._labels(last.inputs[0]):
-            if last.coeffs not in ((1.0, -1.0), (-1.0, 1.0), None) or len(last.inputs) != 2:
-                raise _refused(self.definition, last, f"sums labels with the coefficients {last.coeffs}: not built")
+        elif node.kind == "sum2" and _compares(last, self.known):
             self.costs.append(("squared-error", last.inputs[1], coefficient))
-        elif node.kind in COSTS and not isinstance(last, nodes.Softmax):
-            self.costs.append((COSTS[node.kind], last.name, coefficient))
         else:
-            of = "of a softmax " if isinstance(last, nodes.Softmax) else ""
-            raise _refused(self.definition, node, f"cost.{node.kind} {of}is not built")
+            self.costs.append((COSTS[node.kind], last.name, coefficient))
 
     def _apart(self) -> list[Part]:
         """Every node by itself."""
         place = {self.images: -1} | {node.name: i for i, node in enumerate(self.nodes)}
         return [
-            Part((node,), tuple(Read(place[name], False, (((i, 0),),)) for i, name in enumerate(node.inputs)))
+            Part((node,), tuple(Read(place[name], False, (((i, 0, i),),)) for i, name in enumerate(node.inputs)))
             for node in self.nodes
         ]
 
@@ -221,9 +302,8 @@ class _Translation:
 
     # ---- to layers
 
-    def result(self) -> Defined:
-        layers = tuple(self._layer(i, part) for i, part in enumerate(self.parts))
-        name = Path(self.definition.file).stem
+    def costs_of_layers(self) -> list[Cost]:
+        """What the file's costs are of, by our names."""
         place = {node.name: i for i, part in enumerate(self.parts) for node in part.nodes}
         costs = []
         for kind, reads, coefficient in self.costs:
@@ -233,12 +313,17 @@ class _Translation:
             if reads not in place:
                 raise _refused(self.definition, of, "is what a cost reads, and computes nothing")
             costs.append(Cost(kind, self.names[place[reads]], coefficient))
-        if not layers or not costs:
-            raise DefinitionError(f"{self.definition.file}: has no {'cost' if layers else 'layer'}")
-        logits = next((c.input for c in costs if c.kind != "squares"), costs[0].input)
-        if logits != layers[-1].name:  # what the network computes is its last layer
-            layers = self._with_last(layers, logits)
-        alone = costs == [Cost("softmax", layers[-1].name)]
+        if not costs:
+            raise DefinitionError(f"{self.definition.file}: has no {'cost' if place else 'layer'}")
+        return costs
+
+    def result(self, costs: list[Cost]) -> Defined:
+        layers = tuple(self._layer(i, part) for i, part in enumerate(self.parts))
+        name = Path(self.definition.file).stem
+        if costs:  # what the network computes is its last layer
+            logits = next((c.input for c in costs if c.kind != "squares"), costs[0].input)
+            layers = layers if logits == layers[-1].name else self._with_last(layers, logits)
+        alone = bool(costs) and costs == [Cost("softmax", layers[-1].name)]
         large = self.side > 64
         defaults = TrainDefaults(
             batch_size=128,
@@ -262,6 +347,7 @@ class _Translation:
             for i, part in enumerate(self.parts)
             for column, node in enumerate(part.nodes)
         }
+        of_node |= {activation: of_node[of] for activation, of in self.inside.items()}
         return Defined(self.definition, spec, self._slices(spec), of_node)
 
     def _with_last(self, layers: tuple[Layer, ...], name: str) -> tuple[Layer, ...]:
@@ -288,9 +374,6 @@ class _Translation:
         if isinstance(node, nodes.Norm):
             return self._norm(node, name, inputs)
         if isinstance(node, nodes.Neuron):
-            built = ("relu", "tanh", "logistic", "linear", "softrelu", "brelu", "abs", "square", "sqrt")
-            if node.kind not in built:
-                raise _refused(self.definition, node, f"the neuron {node.kind} is not built")
             return Activation(name, node.kind, node.a or 0.0, node.b or 0.0, inputs)
         if isinstance(node, nodes.Dropout):
             if not node.enabled and not node.scaled:
@@ -304,14 +387,10 @@ class _Translation:
             return Concat(name, inputs)
         if isinstance(node, nodes.Blur):
             return Blur(name, node.size, node.std, inputs)
-        if isinstance(node, nodes.Nailbed):
-            return Nailbed(name, node.stride, inputs)
-        kind = node.type if isinstance(node, nodes.Unknown) else type(node).__name__.lower()
-        raise _refused(self.definition, node, f"type={kind} is not built")
+        assert isinstance(node, nodes.Nailbed)
+        return Nailbed(name, node.stride, inputs)
 
     def _weighted(self, part: Part, node: nodes.Weighted, name: str, inputs: tuple[str, ...]) -> Layer:
-        if any(node.weight_sources):
-            raise _refused(self.definition, node, "shares weights with another layer (weightSource): not built")
         width = len(part.nodes)
         first, *others = (read.inputs[0][0][0] for read in part.reads)
         activation = self.activations.get(node.name)
@@ -329,15 +408,10 @@ class _Translation:
                 name, node.outputs * width, activation, width > 1, node.std[first], inputs=inputs[:1], terms=terms,
                 pace=pace, **bias,
             )  # fmt: skip
-        if not isinstance(node, nodes.Conv):
-            raise _refused(self.definition, node, "type=treefc is not built: its tree of classes comes with the data")
-        if node.modules:
-            raise _refused(self.definition, node, "modulesX is not built")
+        assert isinstance(node, nodes.Conv)
         kernel, joins = node.kernels[first], [not read.own for read in part.reads]
         drawn = [self._connections(part, read, node.kernels[read.inputs[0][0][0]]) for read in part.reads]
         if isinstance(node, nodes.Local):
-            if len(inputs) > 1 or len(part.reads) > 1:
-                raise _refused(self.definition, node, "local layers with several inputs are not built")
             return Local(
                 name, node.filters * width, kernel.size, kernel.stride, kernel.padding, kernel.std,
                 activation=activation, inputs=inputs, groups=kernel.groups, connections=drawn[0], pace=pace, **bias,
@@ -364,21 +438,11 @@ class _Translation:
         return tuple(found)
 
     def _pool(self, node: nodes.Pool, name: str, inputs: tuple[str, ...]) -> Layer:
-        if node.kind not in ("max", "avg"):
-            raise _refused(self.definition, node, f"pool={node.kind} is not built")
-        if node.outputs:
-            raise _refused(self.definition, node, "outputsX is not built")
         if node.kind == "max":
-            if node.start:
-                raise _refused(self.definition, node, f"start={node.start} of a maximum is not built")
             return Pool(name, node.size, node.stride, True, inputs)
-        if node.start > 0:
-            raise _refused(self.definition, node, f"start={node.start} leaves out pixels: not built")
         return AvgPool(name, node.size, node.stride, -node.start, True, inputs)
 
     def _norm(self, node: nodes.Norm, name: str, inputs: tuple[str, ...]) -> Layer:
-        if node.blocked:
-            raise _refused(self.definition, node, "blocked norms are not built")
         scale = 1e-4 if node.scale is None else node.scale
         beta, k = 0.75 if node.pow is None else node.pow, 1.0 if node.min_div is None else node.min_div
         if node.kind == "cmrnorm":
@@ -408,15 +472,16 @@ class _Translation:
             K = one.K // width
             for column, node in enumerate(part.nodes):
                 outputs = column * K, (column + 1) * K
-                pieces: list[list[Slice]] = [[] for _ in node.inputs]
+                pieces: list[list[tuple[int, Slice]]] = [[] for _ in node.inputs]
                 for term, weight, read in zip(one.terms, one.weight_names, part.reads, strict=True):
                     whole = math.prod(_input_of(term))
                     own = read.inputs[column]
-                    for i, of in own:
+                    for i, of, at in own:
                         share = whole // len(own)
                         inputs = (0, whole) if read.own or len(own) == 1 else (of * share, (of + 1) * share)
-                        pieces[i].append(Slice(f"{name}.{weight}", outputs, inputs))
-                found[node.name] = [*pieces, [Slice(f"{name}.bias", outputs)]]
+                        pieces[i].append((at, Slice(f"{name}.{weight}", outputs, inputs)))
+                matrices = [[piece for _, piece in sorted(of_input, key=itemgetter(0))] for of_input in pieces]
+                found[node.name] = [*matrices, [Slice(f"{name}.bias", outputs)]]
         return found
 
 
