@@ -131,7 +131,7 @@ def as_text(found: dict[str, Any], width: int) -> str:
         lines.append("")
     for cost in found["costs"]:
         times = "" if cost["coefficient"] == 1 else f"{cost['coefficient']:g} times the "
-        lines.append(f"cost: {times}{COSTS[cost['kind']]} {cost['of']}")
+        lines.append(f"cost: {times}{COSTS.get(cost['kind'], cost['kind'] + ' of')} {cost['of']}")
     if found["others"]:
         lines += _wrapped(f"no layers of their own here: {', '.join(found['others'])}", width, "  ")
     sections = {

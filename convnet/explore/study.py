@@ -79,7 +79,7 @@ class Subject:
 
     def __init__(self, run: Run, trained: Trained, compute: Callable[..., Any]):
         self.run, self.trained, self.stamp = run, trained, run.stamp
-        self.spec = trained.spec
+        self.spec = looks.checked(trained.spec)
         self._compute = compute
         self._stack = ExitStack()
         self._opened: Network | None = None

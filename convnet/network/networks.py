@@ -407,9 +407,12 @@ def _scaled_to_fan_in(spec: NetworkSpec) -> NetworkSpec:
     The first layer has a quarter of that: small beside the steps that they take, its filters learn sooner, and show
     what they learn instead of what was drawn.
     """
-    first = math.sqrt(2 / math.prod(parameter_shapes(spec)["conv1.weight"][1:])) / 4
+    first = spec.first_filters
+    small = math.sqrt(2 / math.prod(parameter_shapes(spec)[first][1:])) / 4 if first else None
     drawn = (
-        replace(layer, std=first if layer.name == "conv1" else None, bias=0.0) if isinstance(layer, Weighted) else layer
+        replace(layer, std=small if f"{layer.name}.weight" == first else None, bias=0.0)
+        if isinstance(layer, Weighted)
+        else layer
         for layer in spec.layers
     )
     return replace(spec, layers=tuple(drawn))

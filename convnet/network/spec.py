@@ -362,6 +362,16 @@ class NetworkSpec:
     def classes(self) -> int:
         return placed_layers(self)[-1].K
 
+    @property
+    def first_filters(self) -> str | None:
+        """The weights of the first convolution that reads the images, by name, (K, 3, R, S): filters that can be looked
+        at. None where there is none."""
+        for placed in placed_layers(self):
+            for name, term in zip(placed.weight_names, placed.terms, strict=False):
+                if term.inputs == (-1,) and isinstance(term.layer, Conv) and _weight_shape(term)[1] == 3:
+                    return f"{placed.layer.name}.{name}"
+        return None
+
 
 @dataclass(frozen=True)
 class Placed:

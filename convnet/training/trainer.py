@@ -417,8 +417,9 @@ class Trainer:
         self.loggers.record(record)
 
     def _log_filters(self) -> None:
-        if self.loggers:
-            self.loggers.filters(self.network.weights()["conv1.weight"], self.network.spec.towers, self.step)
+        name = self.network.spec.first_filters
+        if self.loggers and name:
+            self.loggers.filters(name, self.network.weights()[name], self.network.spec.towers, self.step)
 
     # ---- between epochs
 
@@ -504,8 +505,10 @@ class Trainer:
 
             name = self.folder.path.name
             figures.save_curves(self.folder.path / "curves.png", {name: self.folder.metrics.records()}, name)
-            filters = self.network.weights()["conv1.weight"]
-            figures.save_filters(self.folder.path / "filters.png", filters, self.network.spec.towers)
+            spec = self.network.spec
+            if first := spec.first_filters:
+                filters = self.network.weights()[first]
+                figures.save_filters(self.folder.path / "filters.png", filters, spec.towers, first.partition(".")[0])
         except OSError as error:
             told = error.strerror or " ".join(str(error).split())
             self.console.warn(f"{error.filename or self.folder.path}: figure not written: {told}")

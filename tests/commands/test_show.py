@@ -115,7 +115,7 @@ def test_the_picture_holds_the_filters(tmp_path):
     weights /= 1.1 * np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
     weights[95, 0, 10, 10] = weights[80, 0, 10, 0] = 1  # so that the sheet's corners are not white
     weights[80, 1, 10, 0] = weights[95, 1, 10, 10] = -1
-    figures.save_filters(tmp_path / "f.png", weights, 2)
+    figures.save_filters(tmp_path / "f.png", weights, 2, "conv1")
     sheet, _ = figures.filter_sheet(weights, 2)
     shown = pixels(tmp_path / "f.png").astype(int)
     marked = np.argwhere((shown[..., 0] > 250) & (shown[..., 1] < 5))  # the two corners
@@ -132,7 +132,7 @@ def test_filters_are_the_ones_of_the_run(tmp_path, jointly):
     assert show(straight_run(), "filters", "-o", tmp_path / "f.png", *["--jointly"] * jointly) == 0
     trained = load_trained(straight_run(), print)
     weights = trained.weights["conv1.weight"]
-    figures.save_filters(tmp_path / "g.png", weights, trained.spec.towers, jointly=jointly)
+    figures.save_filters(tmp_path / "g.png", weights, trained.spec.towers, "conv1", jointly=jointly)
     assert (tmp_path / "f.png").read_bytes() == (tmp_path / "g.png").read_bytes()
 
 
