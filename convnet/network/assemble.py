@@ -8,6 +8,7 @@ from ..kernels.shapes import (
     BlurShape,
     ConvShape,
     DropoutShape,
+    GatherShape,
     LinearShape,
     LocalShape,
     LrnShape,
@@ -26,6 +27,7 @@ from .maps import (
     LrnLayer,
     LrnPoolLayer,
     MaxLayer,
+    MirrorLayer,
     NailbedLayer,
     PoolLayer,
     ScaleLayer,
@@ -219,6 +221,8 @@ def build(
         return BlurLayer(*at, BlurShape(N, C, H, W, lanes, layer.size, layer.std))
     if isinstance(layer, spec.Nailbed):
         return NailbedLayer(*at, NailbedShape.of(N, C, H, W, layer.stride, lanes=lanes))
+    if isinstance(layer, spec.Mirror):
+        return MirrorLayer(*at, like, GatherShape.mirror(N, C, H, W, lanes))
     if isinstance(layer, spec.Max):
         return MaxLayer(*at, like, len(first.inputs))
     raise ValueError(f"layer {layer.name}: {type(layer).__name__} is not built")

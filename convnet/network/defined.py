@@ -39,6 +39,7 @@ from .spec import (
     Local,
     Lrn,
     Max,
+    Mirror,
     Nailbed,
     NetworkSpec,
     Pace,
@@ -147,8 +148,6 @@ def _unbuilt(node: Node, known: dict[str, Node]) -> str | None:
     """Why the node is not built; None where it is. ``known``: all nodes, by name."""
     if isinstance(node, nodes.Unknown):
         return f"type={node.type} is not built"
-    if isinstance(node, nodes.Href):
-        return "type=href is not built"
     if isinstance(node, nodes.TreeFC):
         return "type=treefc is not built: its tree of classes comes with the data"
     if isinstance(node, nodes.Weighted) and any(node.weight_sources):
@@ -187,9 +186,16 @@ def _unbuilt(node: Node, known: dict[str, Node]) -> str | None:
 def _unbuilt_cost(node: nodes.Cost, known: dict[str, Node]) -> str | None:
     last = known[node.inputs[-1]]
     softmax = isinstance(last, nodes.Softmax)
-    if (node.kind == "logreg" and softmax) or (node.kind in COSTS and not softmax):
-        return None
-    return f"cost.{node.kind} {'of a softmax ' if softmax else ''}is not built"
+    if softmax != (node.kind == "logreg") or not (softmax or node.kind in COSTS):
+        return f"cost.{node.kind} {'of a softmax ' if softmax else ''}is not built"
+    if node.kind != "sum2":
+        labelled = len(node.inputs) == 2 and _labels(known[node.inputs[0]])
+        return None if labelled else f"cost.{node.kind} must read labels and a layer"
+    if _compares(last, known):
+        others = [name for name in last.inputs if not _labels(known[name])]
+        if last.coeffs not in ((1.0, -1.0), (-1.0, 1.0), None) or len(others) != 1:
+            return f"cost.sum2 of labels summed with the coefficients {last.coeffs} is not built"
+    return None
 
 
 def _labels(node: Node) -> bool:
@@ -198,7 +204,7 @@ def _labels(node: Node) -> bool:
 
 def _compares(node: Node, known: dict[str, Node]) -> TypeGuard[nodes.EltSum]:
     """Whether it is the difference to the labels, of which a cost takes the squares."""
-    return isinstance(node, nodes.EltSum) and _labels(known[node.inputs[0]])
+    return isinstance(node, nodes.EltSum) and any(_labels(known[name]) for name in node.inputs)
 
 
 class _Translation:
@@ -275,7 +281,8 @@ class _Translation:
         if isinstance(last, nodes.Softmax):
             self.costs.append(("softmax", last.inputs[0], coefficient))
         elif node.kind == "sum2" and _compares(last, self.known):
-            self.costs.append(("squared-error", last.inputs[1], coefficient))
+            compared = next(name for name in last.inputs if not _labels(self.known[name]))
+            self.costs.append(("squared-error", compared, coefficient))
         else:
             self.costs.append((COSTS[node.kind], last.name, coefficient))
 
@@ -387,6 +394,8 @@ class _Translation:
             return Concat(name, inputs)
         if isinstance(node, nodes.Blur):
             return Blur(name, node.size, node.std, inputs)
+        if isinstance(node, nodes.Href):
+            return Mirror(name, inputs)
         assert isinstance(node, nodes.Nailbed)
         return Nailbed(name, node.stride, inputs)
 

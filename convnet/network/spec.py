@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from ..kernels.costs import COSTS
 from ..kernels.shapes import output_size
 
 ACTIVATIONS = ("relu", "tanh")
+SOFTMAX, SQUARES = "softmax", "squares"  # costs; the other ones are in kernels/costs.py
 IMAGES = "images"  # the input of a network, among the inputs of a layer
 
 
@@ -255,6 +257,14 @@ class Nailbed:
     inputs: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Mirror:
+    """Its maps with their columns in reverse."""
+
+    name: str
+    inputs: tuple[str, ...] = ()
+
+
 Layer = (
     Conv
     | Local
@@ -272,6 +282,7 @@ Layer = (
     | Max
     | Blur
     | Nailbed
+    | Mirror
 )
 Weighted = (Conv, Local, Linear)  # the layers that have weights and a bias
 
@@ -281,17 +292,23 @@ class Cost:
     """What training makes small: ``coefficient`` times the mean over the images of one of
 
     - "softmax": the cross-entropy of the softmax of the output;
-    - "squares": the sum of the squares of an output;
-    - "squared-error", "cross-entropy", "log-squared-error": the sum over the features y of (y - t)^2, of
-      -t log y - (1 - t) log(1 - y), of log(1 + (y - t)^2), with t 1 for the true class and 0 for the others.
+    - "squares": the sum of the squares of the output, of features or maps of any layer;
+    - "squared-error", "log-squared-error", "cross-entropy": the sum over the features y of (y - t)^2, of
+      log(1 + (y - t)^2), of -t log y - (1 - t) log(1 - y), with t 1 for the true class and 0 for the others;
+    - "logistic-cross-entropy": the last one of y = 1 / (1 + e^-x), x being the output.
+
+    All but "squares" read a feature for each class. Logarithms are at least -50, as in the 2012 program, and the
+    gradient of "cross-entropy" is 0 there; but where y is the output of a logistic ``Activation``, what that reads gets
+    y - t, the gradient of logarithms without a limit, which is right where y has been rounded to 0 or 1, too.
     """
 
     kind: str
     input: str
     coefficient: float = 1.0
 
-
-COSTS = ("softmax", "squares", "squared-error", "cross-entropy", "log-squared-error")
+    @property
+    def knows_classes(self) -> bool:
+        return self.kind != SQUARES
 
 
 @dataclass(frozen=True)
@@ -473,8 +490,16 @@ def placed_layers(spec: NetworkSpec) -> tuple[Placed, ...]:
         found.append(placed)
         places[layer.name], maps[index] = index, _Maps(placed.K, placed.P, placed.Q, placed.cut)
     for cost in spec.costs:
-        if cost.input not in places or cost.kind not in COSTS:
-            raise ValueError(f'network "{spec.name}": no such cost: {cost.kind} of {cost.input}')
+        what = f'network "{spec.name}": cost "{cost.kind}" of {cost.input}'
+        if cost.kind not in (SOFTMAX, *COSTS):
+            raise ValueError(f"{what}: there are {', '.join((SOFTMAX, *COSTS))}")
+        if cost.input not in places or cost.input == IMAGES:
+            raise ValueError(f"{what}: no layer is called so")
+        of, classes = found[places[cost.input]], found[-1].K
+        outputs = of.K, of.P, of.Q
+        if cost.knows_classes and outputs != (classes, 1, 1):
+            got = " x ".join(map(str, outputs))
+            raise ValueError(f"{what}: it reads a feature for each of the {classes} classes, got {got}")
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ from runs import call
 import convnet.network.defined
 from convnet import Network
 from convnet.cli.export import main as export
-from convnet.definitions.definition import read
+from convnet.definitions.files import read
 from convnet.interop import WeightsError, read_checkpoint, starts_2012
 from convnet.network.defined import defined
 
