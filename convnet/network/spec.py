@@ -462,6 +462,10 @@ def placed_layers(spec: NetworkSpec) -> tuple[Placed, ...]:
             raise ValueError(f'network "{spec.name}" with crop {spec.crop}, layer {layer.name}: {error}') from None
         found.append(placed)
         places[layer.name], maps[index] = index, _Maps(placed.K, placed.P, placed.Q, placed.cut)
+    read = {place for placed in found for place in placed.inputs} | {places.get(cost.input) for cost in spec.costs}
+    for placed in found[:-1]:
+        if placed.index not in read:
+            raise ValueError(f'network "{spec.name}", layer {placed.layer.name}: neither a layer nor a cost reads it')
     for cost in spec.costs:
         if cost.input not in places or cost.kind not in COSTS:
             raise ValueError(f'network "{spec.name}": no such cost: {cost.kind} of {cost.input}')
