@@ -489,6 +489,10 @@ def placed_layers(spec: NetworkSpec) -> tuple[Placed, ...]:
             raise ValueError(f'network "{spec.name}" with crop {spec.crop}, layer {layer.name}: {error}') from None
         found.append(placed)
         places[layer.name], maps[index] = index, _Maps(placed.K, placed.P, placed.Q, placed.cut)
+    read = {place for placed in found for place in placed.inputs} | {places.get(cost.input) for cost in spec.costs}
+    for placed in found[:-1]:
+        if placed.index not in read:
+            raise ValueError(f'network "{spec.name}", layer {placed.layer.name}: neither a layer nor a cost reads it')
     for cost in spec.costs:
         what = f'network "{spec.name}": cost "{cost.kind}" of {cost.input}'
         if cost.kind not in (SOFTMAX, *COSTS):
