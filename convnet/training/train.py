@@ -79,7 +79,7 @@ def run(
         )
     source = None
     if config.init_from and not saved:
-        source = start(config.init_from, {**file, **flags}.get("model"), console.warn)
+        source = start(config.init_from, {**file, **flags}.get("model"), config, console.warn)
         config = merged(flags, file, {**source.settings, **inherited})
     spec = network_spec(config.model, **config.network_options())
     check_layers(spec, config)
