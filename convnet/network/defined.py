@@ -229,7 +229,7 @@ class _Translation:
         costs = []
         for kind, reads, coefficient in self.costs:
             of = self.known[reads]
-            if isinstance(of, nodes.Concat) and reads not in place:
+            if isinstance(of, nodes.Concat) and reads not in place:  # of all columns in their order
                 place[reads] = place[of.inputs[0]]
             if reads not in place:
                 raise _refused(self.definition, of, "is what a cost reads, and computes nothing")
@@ -239,6 +239,8 @@ class _Translation:
         logits = next((c.input for c in costs if c.kind != "squares"), costs[0].input)
         if logits != layers[-1].name:  # what the network computes is its last layer
             layers = self._with_last(layers, logits)
+        if isinstance(last := layers[-1], Linear):
+            layers = (*layers[:-1], replace(last, split=False))
         alone = costs == [Cost("softmax", layers[-1].name)]
         large = self.side > 64
         defaults = TrainDefaults(
@@ -287,7 +289,7 @@ class _Translation:
         if isinstance(node, nodes.Pool):
             return self._pool(node, name, inputs)
         if isinstance(node, nodes.Norm):
-            return self._norm(node, name, inputs)
+            return self._norm(part, node, name, inputs)
         if isinstance(node, nodes.Neuron):
             built = ("relu", "tanh", "logistic", "linear", "softrelu", "brelu", "abs", "square", "sqrt")
             if node.kind not in built:
@@ -377,13 +379,13 @@ class _Translation:
             raise _refused(self.definition, node, f"start={node.start} leaves out pixels: not built")
         return AvgPool(name, node.size, node.stride, -node.start, True, inputs)
 
-    def _norm(self, node: nodes.Norm, name: str, inputs: tuple[str, ...]) -> Layer:
+    def _norm(self, part: Part, node: nodes.Norm, name: str, inputs: tuple[str, ...]) -> Layer:
         if node.blocked:
             raise _refused(self.definition, node, "blocked norms are not built")
         scale = 1e-4 if node.scale is None else node.scale
         beta, k = 0.75 if node.pow is None else node.pow, 1.0 if node.min_div is None else node.min_div
         if node.kind == "cmrnorm":
-            return Lrn(name, node.size, scale / node.size, beta, k, False, inputs)
+            return Lrn(name, node.size, scale / node.size, beta, k, len(part.nodes) < self.towers, inputs)
         kind = SpatialNorm if node.kind == "rnorm" else ContrastNorm
         return kind(name, node.size, scale / node.size**2, beta, k, inputs)
 
