@@ -359,9 +359,9 @@ class _Translation:
         """For every column the maps that its groups read: runs of all maps, each in an order that is drawn."""
         if not kernel.sparse:
             return ()
-        random = np.random.default_rng([CONNECTIONS, *part.nodes[0].name.encode(), read.inputs[0][0][0]])
         C, found = kernel.channels, []
-        for column in range(len(part.nodes)):
+        for column, node in enumerate(part.nodes):
+            random = np.random.default_rng([CONNECTIONS, *node.name.encode(), read.inputs[column][0][0]])
             for _ in range(kernel.groups * kernel.filter_channels // C):
                 found += [int(c) + (column * C if read.own else 0) for c in random.permutation(C)]
         return tuple(found)

@@ -342,6 +342,8 @@ class NetworkSpec:
     @property
     def undivided(self) -> str:
         """Why its towers must lie on one device, as "normalises across its towers"; empty where they need not."""
+        if self.towers == 1:
+            return ""
         first, *others = placed_layers(self)
         if any(isinstance(layer, Lrn) and layer.across for layer in self.layers):
             return "normalises across its towers"
