@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -290,7 +289,7 @@ class _Translation:
         """Every node by itself."""
         place = {self.images: -1} | {node.name: i for i, node in enumerate(self.nodes)}
         return [
-            Part((node,), tuple(Read(place[name], False, (((i, 0, i),),)) for i, name in enumerate(node.inputs)))
+            Part((node,), tuple(Read(place[name], False, (((i, 0),),)) for i, name in enumerate(node.inputs)))
             for node in self.nodes
         ]
 
@@ -315,7 +314,7 @@ class _Translation:
         costs = []
         for kind, reads, coefficient in self.costs:
             of = self.known[reads]
-            if isinstance(of, nodes.Concat) and reads not in place:
+            if isinstance(of, nodes.Concat) and reads not in place:  # of all columns in their order
                 place[reads] = place[of.inputs[0]]
             if reads not in place:
                 raise _refused(self.definition, of, "is what a cost reads, and computes nothing")
@@ -330,6 +329,8 @@ class _Translation:
         if costs:  # what the network computes is its last layer
             logits = next((c.input for c in costs if c.kind != "squares"), costs[0].input)
             layers = layers if logits == layers[-1].name else self._with_last(layers, logits)
+            if isinstance(last := layers[-1], Linear):
+                layers = (*layers[:-1], replace(last, split=False))
         alone = bool(costs) and costs == [Cost("softmax", layers[-1].name)]
         large = self.side > 64
         defaults = TrainDefaults(
@@ -379,7 +380,7 @@ class _Translation:
         if isinstance(node, nodes.Pool):
             return self._pool(node, name, inputs)
         if isinstance(node, nodes.Norm):
-            return self._norm(node, name, inputs)
+            return self._norm(part, node, name, inputs)
         if isinstance(node, nodes.Neuron):
             return Activation(name, node.kind, node.a or 0.0, node.b or 0.0, inputs)
         if isinstance(node, nodes.Dropout):
@@ -439,9 +440,9 @@ class _Translation:
         """For every column the maps that its groups read: runs of all maps, each in an order that is drawn."""
         if not kernel.sparse:
             return ()
-        random = np.random.default_rng([CONNECTIONS, *part.nodes[0].name.encode(), read.inputs[0][0][0]])
         C, found = kernel.channels, []
-        for column in range(len(part.nodes)):
+        for column, node in enumerate(part.nodes):
+            random = np.random.default_rng([CONNECTIONS, *node.name.encode(), read.inputs[column][0][0]])
             for _ in range(kernel.groups * kernel.filter_channels // C):
                 found += [int(c) + (column * C if read.own else 0) for c in random.permutation(C)]
         return tuple(found)
@@ -451,11 +452,11 @@ class _Translation:
             return Pool(name, node.size, node.stride, True, inputs)
         return AvgPool(name, node.size, node.stride, -node.start, True, inputs)
 
-    def _norm(self, node: nodes.Norm, name: str, inputs: tuple[str, ...]) -> Layer:
+    def _norm(self, part: Part, node: nodes.Norm, name: str, inputs: tuple[str, ...]) -> Layer:
         scale = 1e-4 if node.scale is None else node.scale
         beta, k = 0.75 if node.pow is None else node.pow, 1.0 if node.min_div is None else node.min_div
         if node.kind == "cmrnorm":
-            return Lrn(name, node.size, scale / node.size, beta, k, False, inputs)
+            return Lrn(name, node.size, scale / node.size, beta, k, len(part.nodes) < self.towers, inputs)
         kind = SpatialNorm if node.kind == "rnorm" else ContrastNorm
         return kind(name, node.size, scale / node.size**2, beta, k, inputs)
 
@@ -481,16 +482,15 @@ class _Translation:
             K = one.K // width
             for column, node in enumerate(part.nodes):
                 outputs = column * K, (column + 1) * K
-                pieces: list[list[tuple[int, Slice]]] = [[] for _ in node.inputs]
+                pieces: list[list[Slice]] = [[] for _ in node.inputs]
                 for term, weight, read in zip(one.terms, one.weight_names, part.reads, strict=True):
                     whole = math.prod(_input_of(term))
                     own = read.inputs[column]
-                    for i, of, at in own:
+                    for i, of in own:
                         share = whole // len(own)
                         inputs = (0, whole) if read.own or len(own) == 1 else (of * share, (of + 1) * share)
-                        pieces[i].append((at, Slice(f"{name}.{weight}", outputs, inputs)))
-                matrices = [[piece for _, piece in sorted(of_input, key=itemgetter(0))] for of_input in pieces]
-                found[node.name] = [*matrices, [Slice(f"{name}.bias", outputs)]]
+                        pieces[i].append(Slice(f"{name}.{weight}", outputs, inputs))
+                found[node.name] = [*pieces, [Slice(f"{name}.bias", outputs)]]
         return found
 
 

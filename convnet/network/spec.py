@@ -359,6 +359,8 @@ class NetworkSpec:
     @property
     def undivided(self) -> str:
         """Why its towers must lie on one device, as "normalises across its towers"; empty where they need not."""
+        if self.towers == 1:
+            return ""
         first, *others = placed_layers(self)
         if any(isinstance(layer, Lrn) and layer.across for layer in self.layers):
             return "normalises across its towers"
@@ -366,6 +368,8 @@ class NetworkSpec:
             return "has a layer that reads drawn maps"
         if not self.is_chain:
             return "has layers with several inputs, or several readers"
+        if placed_layers(self)[-1].cut:
+            return "ends in a layer that is cut into towers"
         whole = [] if isinstance(first.layer, Weighted) else [first]
         whole += [placed for placed in others if not placed_layers(self)[placed.index - 1].cut]
         return f"has a layer, {whole[0].layer.name}, whose input is not cut into towers" if whole else ""
