@@ -75,8 +75,8 @@ def _modules(spec: NetworkSpec) -> Iterator[tuple[str, str]]:
     flat = False
     if odd := unlike_others(spec):
         raise ValueError(
-            f"--names torch: {odd} does not read the layer in front of it alone, or not its maps in their order, or has "
-            "a bias for every pixel; take --names convnet"
+            f"--names torch: {odd} does not read the layer in front of it alone, or not its maps in their order, or "
+            "has a bias for every pixel; take --names convnet"
         )
     for placed in placed_layers(spec):
         layer = placed.layer
