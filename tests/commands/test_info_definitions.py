@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 from definition_files import CHAIN, CHAIN_PARAMS, COLUMNS, COLUMNS_PARAMS, TWISTED, write
@@ -12,6 +14,7 @@ from runs import call
 from convnet.analysis.definition import TIMES, as_text, report
 from convnet.cli.info import main
 from convnet.definitions.definition import read
+from convnet.definitions.geometry import parameters, sizes
 from convnet.network.defined import defined
 from convnet.network.spec import parameter_count
 
@@ -212,3 +215,24 @@ def test_mistakes(capsys, mistake):
     error = shown(capsys, *arguments, code=2)
     assert error.count("\n") == 1
     assert re.search(rf"^convnet-info: error: .*{text}", error), error
+
+
+PLACE = os.environ.get("CONVNET_DEFINITIONS")
+PUBLISHED = sorted(Path(PLACE).glob("*/*/layers*.cfg")) if PLACE else []
+
+
+@pytest.mark.skipif(not PUBLISHED, reason="CONVNET_DEFINITIONS names no folder with the published files")
+def test_every_published_file_is_told():
+    """What it has in all is what its own keys say, and what is left out has a sentence with its line."""
+    for path in PUBLISHED:
+        found = report(str(path), None, None, False)
+        assert found["layers"], path
+        parts = [part["name"] for layer in found["layers"] for part in layer["of"]]
+        if found["not_built"]:
+            assert all(re.search(r"\.cfg, line \d+: \[.+\] ", sentence) for sentence in found["not_built"])
+            continue
+        definition = read(path)
+        side = found["crop"]
+        assert found["parameters"] == parameters(definition, sizes(definition, side)), path
+        own = [node.name for node in definition.nodes if not node.name.endswith("_neuron")]
+        assert sorted([*(name for name in parts if not name.startswith("neuron of ")), *found["others"]]) == sorted(own)
