@@ -102,11 +102,18 @@ def test_all_that_is_not_built_is_told_and_the_rest_shown(tmp_path, capsys, kind
         defined(read(path), 8)
 
 
-def test_what_reads_labels_or_a_softmax_is_not_built(tmp_path):
-    more = "\n[again]\ntype=neuron\nneuron=relu\ninputs=probs\n\n[more]\ntype=cost.sum2\ninputs=again\n"
-    path, _ = write(tmp_path, TWISTED + more)
+@pytest.mark.parametrize("what", ["probs", "labels", "apart"])
+def test_what_reads_labels_or_a_softmax_is_not_built(tmp_path, what):
+    """Nor what reads a difference to the labels, which is the squared error's."""
+    apart = "\n[apart]\ntype=eltsum\ninputs=labels,fc6\ncoeffs=1,-1\n\n[error]\ntype=cost.sum2\ninputs=apart\n"
+    more = f"\n[again]\ntype=neuron\nneuron=relu\ninputs={what}\n\n[more]\ntype=cost.sum2\ninputs=again\n"
+    path, _ = write(tmp_path, TWISTED + apart + more)
     (told,) = report(str(path), None, 8, False)["not_built"]
-    assert told.endswith("[again] reads probs, which costs alone read here: not built")
+    assert told.endswith(f"[again] reads {what}, which costs alone read here: not built")
+    path, _ = write(tmp_path, TWISTED + apart)
+    found = report(str(path), None, 8, False)
+    assert not found["not_built"]
+    assert [cost["kind"] for cost in found["costs"]] == ["softmax", "squared-error"]
 
 
 def test_a_definition_of_nothing_that_is_built(tmp_path, capsys):

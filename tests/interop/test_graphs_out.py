@@ -12,6 +12,7 @@ from convnet.definitions.definition import read
 from convnet.interop.arrays import npz_file, safetensors_file
 from convnet.interop.onnx_out import onnx_file
 from convnet.interop.torch_names import torch_code, torch_weights
+from convnet.interop.weights import recognised
 from convnet.network.defined import defined
 from convnet.network.networks import network
 from convnet.network.spec import Conv, parameter_shapes
@@ -20,7 +21,7 @@ from convnet.network.spec import Conv, parameter_shapes
 # further back than the one in front
 ODD = {
     "several": (CHAIN.replace("sum=1\n", ""), 24, "fcb"),
-    "drawn": (TWISTED, 8, "conv3"),
+    "drawn": (TWISTED.replace("sharedBiases=0\n", ""), 8, "conv3"),
     "untied": (OLD.replace("linear[3,2.2]", "relu").replace("type=rnorm", "type=cmrnorm"), 32, "conv1"),
 }
 
@@ -41,6 +42,18 @@ def test_no_file_says_more_than_its_format(tmp_path, kind):
         ValueError, match=f"^{odd}: networks with layers of its kind, .* export to .safetensors or .npz$"
     ):
         onnx_file(spec, weights)
+
+
+def test_weights_of_several_inputs_come_back(tmp_path):
+    spec = defined(read(write(tmp_path, CHAIN.replace("sum=1\n", ""))[0]), 24).spec
+    shapes = parameter_shapes(spec)
+    assert {"fc.weight0", "fc.weight1"} <= shapes.keys()
+    weights = {name: np.full(shape, k, np.float32) for k, (name, shape) in enumerate(shapes.items())}
+    (tmp_path / "x.safetensors").write_bytes(safetensors_file(weights, ["a"]))
+    found = recognised(tmp_path / "x.safetensors").weights
+    assert {name: (values.shape, values.flat[0]) for name, values in found.items()} == {
+        name: (shape, k) for k, (name, shape) in enumerate(shapes.items())
+    }
 
 
 def test_the_first_filters_are_those_of_the_images(tmp_path):
