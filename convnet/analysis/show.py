@@ -21,7 +21,6 @@ from . import evaluate, retrieval
 PREDICTIONS = 8  # images, four to a row
 GUESSES = 5
 QUERIES, NEIGHBOURS = 5, 6
-LAYER = "fc7"
 MAPS = 16  # that a filter which is drawn reads at most
 PAIRS = 30  # that are listed where there are too many classes for a square
 
@@ -137,7 +136,7 @@ def show_predictions(path: Path, trained: Trained, options: Options, console: Co
 
 
 def show_neighbours(path: Path, trained: Trained, options: Options, console: Console) -> None:
-    dataset = trained.open_dataset(options.data)
+    dataset, layer = trained.open_dataset(options.data), trained.spec.features_layer
     rng = np.random.default_rng(options.seed)
     asked = Subset(dataset.valid, rng.permutation(len(dataset.valid))[: options.queries])
     searched = Subset(dataset.train, np.sort(rng.permutation(len(dataset.train))[: options.limit]))
@@ -146,9 +145,9 @@ def show_neighbours(path: Path, trained: Trained, options: Options, console: Con
         console.progress(done, total, "training images")
 
     with trained.open_network(options.device, options.batch_size, fused=False) as network:
-        queries = evaluate.features(network, asked, LAYER)
+        queries = evaluate.features(network, asked, layer)
         found, _ = retrieval.nearest(
-            queries, evaluate.feature_batches(network, searched, LAYER, progress=progress), NEIGHBOURS
+            queries, evaluate.feature_batches(network, searched, layer, progress=progress), NEIGHBOURS
         )
     console.clear()
 
@@ -161,7 +160,7 @@ def show_neighbours(path: Path, trained: Trained, options: Options, console: Con
         classes(asked, range(len(asked))),
         [[searched.image(i) for i in row] for row in found],
         [classes(searched, row) for row in found],
-        LAYER,
+        layer,
     )
 
 

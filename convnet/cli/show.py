@@ -10,7 +10,7 @@ WHATS = {
     "curves": "loss, error and learning rate of one run or several",
     "filters": "the filters of a layer, a block for each tower",
     "predictions": "eight validation images with their five most probable classes",
-    "neighbours": "validation images with the six training images nearest to them in fc7",
+    "neighbours": "validation images with the six training images nearest to them in what the last layer reads, as fc7",
     "confusion": "which class is taken for which",
 }
 

@@ -384,6 +384,15 @@ class NetworkSpec:
         return placed_layers(self)[-1].K
 
     @property
+    def features_layer(self) -> str:
+        """The layer whose activations tell likeness: what the last one reads, in front of dropout; fc7 in the paper."""
+        layers = placed_layers(self)
+        place = layers[-1].inputs[0]
+        while place >= 0 and isinstance(layers[place].layer, Dropout):
+            place = layers[place].inputs[0]
+        return layers[max(place, 0)].layer.name
+
+    @property
     def first_filters(self) -> str | None:
         """The weights of the first convolution that reads the images, by name, (K, 3, R, S): filters that can be looked
         at. None where there is none."""

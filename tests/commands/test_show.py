@@ -110,6 +110,27 @@ def test_filters_lie_in_rows_by_tower(filters, towers, rows):
     np.testing.assert_allclose(joint[:5, :5], (0.5 + 0.5 * weights[0] / np.abs(weights).max()).transpose(1, 2, 0))
 
 
+@pytest.mark.parametrize(("maps", "filters", "columns"), [(1, 6, 8), (2, 6, 8), (4, 6, 4), (12, 3, 1), (16, 3, 1)])
+def test_filters_of_other_numbers_of_maps(maps, filters, columns):
+    """Of one map grey, of two without blue, of more in a row for each filter, an own gap between filters."""
+    weights = np.random.default_rng(maps).normal(size=(filters, maps, 3, 4)).astype(np.float32)
+    sheet, _ = figures.filter_sheet(weights, 1)
+    wide, gap = (4, 1) if maps < 4 else (5 * maps - 1, 3)
+    assert sheet.shape == (-(-filters // columns) * 4 - 1, (wide + gap) * columns - gap, 3)
+    for k in range(filters):
+        expected = 0.5 + 0.5 * weights[k] / np.abs(weights[k]).max()
+        top, left = k // columns * 4, k % columns * (wide + gap)
+        for c in range(maps):
+            at = left if maps < 4 else left + 5 * c
+            seen = sheet[top : top + 3, at : at + 4]
+            np.testing.assert_allclose(seen[..., c if maps == 2 else 0], expected[c], rtol=1e-6)
+            if maps != 2:
+                assert (seen[..., 0] == seen[..., 1]).all()
+            assert (seen[..., 2] == (0.5 if maps == 2 else seen[..., 0])).all()
+            if maps >= 4 and c:
+                assert (sheet[top : top + 3, at - 1] == 1).all()
+
+
 def test_the_picture_holds_the_filters(tmp_path):
     weights = np.random.default_rng(1).normal(size=(96, 3, 11, 11)).astype(np.float32)
     weights /= 1.1 * np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
