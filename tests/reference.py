@@ -401,7 +401,7 @@ def rand_pool_places(x, size, stride, top, left, P, Q, seed, step, layer):
             at = [(i, j) for i in range(max(h, 0), min(h + size, H)) for j in range(max(w, 0), min(w + size, W))]
             values = [x[n, c, i, j] for i, j in at]
             sums = np.cumsum(np.maximum(np.nan_to_num(values, nan=0.0, posinf=np.inf), 0), dtype=np.float32)
-            word = philox_word((n * C * P * Q + (c * P + p) * Q + q, step, layer, 6), seed)
+            word = philox_word((n * C * P * Q + (c * P + p) * Q + q, step, layer, 7), seed)
             wanted = np.float32(((word >> 8) + 1) * 2.0**-24) * sums[-1]
             if np.isnan(values).any() or not np.max(values) > 0:
                 k = int(np.argmax(values))  # the first NaN, or maximum

@@ -79,7 +79,7 @@ class Network:
         opened = open_devices(devices, most=min(2, self.spec.parts))
         if len(opened) > 1 and self.spec.parts < self.spec.towers:
             raise ValueError(
-                f'"{self.spec.name}" normalises across its towers, which must therefore lie on one device; got '
+                f'"{self.spec.name}" {self.spec.undivided}: its towers must lie on one device; got '
                 f"{', '.join(device.name for device in opened)}: name one of them"
             )
         if self.spec.towers % len(opened):

@@ -68,7 +68,7 @@ class Wiring:
     def read(self, inputs: list[Array]) -> None:
         """From now on these are the images, one array per side."""
         for side, read in self.images:
-            read.x = inputs[side]
+            read.x = inputs[side].view(read.shape)
 
     @property
     def streams(self) -> list[Stream]:

@@ -27,7 +27,7 @@ void rand_pool_forward(const PoolShape& shape,
 void rand_pool_mean(
     const PoolShape& shape, Precision precision, const void* x, void* y, Stream stream);
 
-constexpr uint32_t kPooling = 6;  // POOLING in convnet/kernels/rng.py
+constexpr uint32_t kPooling = 7;  // POOLING in convnet/kernels/rng.py
 
 inline void check_draw(const char* op, const PoolShape& shape, const DropoutShape& draw) {
   require(draw.N == shape.N && draw.lanes == shape.lanes &&
