@@ -347,7 +347,7 @@ def test_every_configuration_for_cifar_trains(path, tmp_path):
     assert losses[-1] < losses[0]
     kept = config.read_toml(str(folder / "config.toml"))
     assert (kept["model"], kept["order"], kept["lr_schedule"]) == (f"cifar-{path.stem}", "file", "stages")
-    assert [stage["epoch"] for stage in kept["stages"]][0] == 0
+    assert kept["stages"][0]["epoch"] == 0
     assert dict(paces(network(kept["model"])))["conv1.bias"] == Pace(lr=2.0, decay=0.0)
 
 
