@@ -48,7 +48,11 @@ def in_columns(nodes: list[Node], images: str) -> list[Part] | None:
         if isinstance(members[0], Concat):
             for concat in members:
                 assert isinstance(concat, Concat)
-                if concat.name in read or _is_part(concat, place, column, found):
+                if concat.name in read:
+                    continue
+                if any(place.get(name, -1) < 0 for name in concat.inputs):
+                    return None  # images, or another of these
+                if _is_part(concat, place, column, found):
                     continue
                 if any(len(found[place[name]].nodes) > 1 for name in concat.inputs):
                     return None
@@ -65,8 +69,14 @@ def in_columns(nodes: list[Node], images: str) -> list[Part] | None:
             counts = {len(by_part[part]) for by_part in reads}
             if part >= 0 and len(found[part].nodes) == width and counts != {width}:
                 own.add(part)
-            if counts != {width if part >= 0 and len(found[part].nodes) == width and part not in own else 1}:
+            joins = part >= 0 and len(found[part].nodes) == width and part not in own
+            if counts != {width if joins else 1}:
                 return None
+            if any(
+                len({column[names[i][1]] for i in by_part[part]}) != len(by_part[part])
+                for by_part, names in zip(reads, flat, strict=True)
+            ):
+                return None  # one of its columns twice
         columns = []
         for k, (by_part, names) in enumerate(zip(reads, flat, strict=True)):
             mine = {column[names[by_part[part][0]][1]] for part in own}

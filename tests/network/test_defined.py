@@ -213,6 +213,36 @@ FILES: dict[str, tuple[str, int]] = {
         + end("both"),
         2,
     ),
+    "probabilities of concats": (
+        data()
+        + columns(lambda c: conv(f"conv1{c}", "data", neuron="relu"))
+        + columns(lambda c: fc(f"fc2{c}", "conv1a,conv1b", 4))
+        + fc("fc2c", "conv1a,conv1b", 2)
+        + section("both", "concat", "fc2b,fc2a")
+        + section("all", "concat", "both,fc2c")
+        + end("all"),
+        1,
+    ),
+    "concat read as concat": (
+        data()
+        + columns(lambda c: conv(f"conv1{c}", "data", neuron="relu"))
+        + section("both", "concat", "conv1b,conv1a")
+        + pool("pool0", "data", 3, pool="avg", sizeX=1, stride=1)
+        + section("again", "concat", "both,pool0")
+        + fc("fc2", "again", 10)
+        + fc("fc", "fc2", 10)
+        + end(),
+        2,
+    ),
+    "one column twice": (
+        data()
+        + columns(lambda c: conv(f"conv1{c}", "data", neuron="relu"))
+        + fc("fc2a", "conv1a,conv1b")
+        + fc("fc2b", "conv1b,conv1b")
+        + fc("fc", "fc2a,fc2b", 10)
+        + end(),
+        1,
+    ),
     "columns joined by concat among others": (
         data()
         + conv("conv0", "data", neuron="relu")
@@ -447,7 +477,7 @@ def test_where_a_relu_belongs(tmp_path):
 
 
 def test_dropout_that_is_off_still_scales(tmp_path):
-    """hs of 2012 with enable=false multiplies by keep in training too; dropout2 of cuda-convnet2 does nothing."""
+    """hs of 2012, or dropout2, with enable=false multiplies by keep in training too; dropout divides what it keeps."""
     layers = (
         data()
         + fc("fc1", "data", 8, neuron="relu")
@@ -464,7 +494,7 @@ def test_dropout_that_is_off_still_scales(tmp_path):
     chain = of(tmp_path, CHAIN, CHAIN_PARAMS).spec
     by_name = {layer.name: layer for layer in chain.layers}
     assert by_name["kept"] == Dropout("kept", 1 - 0.8, scaled=True, inputs=by_name["kept"].inputs)
-    assert by_name["halved"] == Dropout("halved", 0.0, scaled=True, inputs=by_name["halved"].inputs)
+    assert by_name["halved"] == Scale("halved", 0.5, inputs=by_name["halved"].inputs)
 
 
 def test_pools_norms_and_biases(tmp_path):
@@ -632,7 +662,7 @@ def falls(losses: list[float]) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CIFAR, *LARGE])
 def test_published_networks_train(name):
-    crop = 24 if "local" in name or "11pct" in name else 32 if name in CIFAR else 67
+    crop = 24 if "local" in name or "11pct" in name else 32 if name in CIFAR else 75
     spec = defined(read(ROOT / name), crop).spec
     assert falls(trained(spec, "cpu"))
 
@@ -652,4 +682,4 @@ def test_published_networks_train_in_the_emulator(name, precision):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_published_columns_are_their_layers(name, monkeypatch):
-    compare_apart(defined(read(ROOT / name), 67), monkeypatch, n=2)
+    compare_apart(defined(read(ROOT / name), 75), monkeypatch, n=2)
