@@ -552,7 +552,6 @@ def test_mirrored_pictures_and_drawn_maps(tmp_path):
         (section("c", "cost.rflickr", "labels,y"), "log-squared-error"),
         (section("d", "eltsum", "labels,y", coeffs="1,-1") + section("c", "cost.sum2", "d"), "squared-error"),
         (section("d", "eltsum", "y,labels", coeffs="1,-1") + section("c", "cost.sum2", "d"), "squared-error"),
-        (section("c", "cost.sum2", "y"), "squares"),
     ],
 )
 def test_costs_of_logistic_outputs(cost, expected, tmp_path):
