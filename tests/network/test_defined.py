@@ -14,7 +14,7 @@ from strong import strong_weights
 
 import convnet
 from convnet.definitions import nodes
-from convnet.definitions.definition import read
+from convnet.definitions.files import read
 from convnet.definitions.geometry import parameters, sizes
 from convnet.definitions.ini import DefinitionError
 from convnet.network import defined as module

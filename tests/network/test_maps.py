@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
-from network_oracle import relative_error, strong_weights
+from network_oracle import relative_error
+from strong import strong_weights
 
 import convnet
 from convnet.network.spec import Conv, Linear, Mirror, NetworkSpec, RandPool, TrainDefaults
