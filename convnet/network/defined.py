@@ -165,6 +165,10 @@ class _Translation:
             else:
                 self.nodes.append(replace(node, inputs=tuple(read(name) for name in node.inputs)))
         self.costs = [(kind, read(name), coefficient) for kind, name, coefficient in self.costs]
+        layers = {self.images, *(node.name for node in self.nodes)}
+        for node in self.nodes:
+            if others := [name for name in node.inputs if name not in layers]:
+                raise _refused(self.definition, node, f"reads {others[0]}, which is for costs alone: not built")
 
     def _activates(self, node: nodes.Neuron, readers: Counter[str]) -> str | None:
         """The layer of weights whose activation this is, if it is one's."""
@@ -226,9 +230,10 @@ class _Translation:
         layers = tuple(self._layer(i, part) for i, part in enumerate(self.parts))
         name = Path(self.definition.file).stem
         place = {node.name: i for i, part in enumerate(self.parts) for node in part.nodes}
+        simple = {node.name: node for node in self.nodes}
         costs = []
         for kind, reads, coefficient in self.costs:
-            of = self.known[reads]
+            of = simple.get(reads, self.known[reads])
             if isinstance(of, nodes.Concat) and reads not in place:  # of all columns in their order
                 place[reads] = place[of.inputs[0]]
             if reads not in place:

@@ -473,6 +473,11 @@ def placed_layers(spec: NetworkSpec) -> tuple[Placed, ...]:
     for cost in spec.costs:
         if cost.input not in places or cost.kind not in COSTS:
             raise ValueError(f'network "{spec.name}": no such cost: {cost.kind} of {cost.input}')
+    if found and (found[-1].P, found[-1].Q) != (1, 1):
+        raise ValueError(
+            f'network "{spec.name}" with crop {spec.crop}, layer {found[-1].layer.name}: the last one computes logits, '
+            f"of one pixel each, not {found[-1].P} x {found[-1].Q}"
+        )
     return tuple(found)
 
 

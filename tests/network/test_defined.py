@@ -193,6 +193,14 @@ FILES: dict[str, tuple[str, int]] = {
         + end("both"),
         2,
     ),
+    "probabilities of a concat of activations": (
+        data()
+        + columns(lambda c: conv(f"conv1{c}", "data", neuron="relu"))
+        + columns(lambda c: fc(f"fc2{c}", "conv1a,conv1b", 5, neuron="relu"))
+        + section("both", "concat", "fc2a,fc2b")
+        + end("both"),
+        2,
+    ),
     "probabilities of a concat in the other order": (
         data()
         + columns(lambda c: conv(f"conv1{c}", "data", neuron="relu"))
@@ -528,6 +536,7 @@ def test_pools_norms_and_biases(tmp_path):
         (pool("pool1", "data", 3, pool="rand"), r"line 9: \[pool1\] pool=rand is not built"),
         (pool("pool1", "data", 3, start=-1), r"line 9: \[pool1\] start=-1 of a maximum is not built"),
         (conv("pool1", "data", neuron="brelu"), "brelu"),
+        (section("pool1", "softmax", "data"), r"line 13: \[fc\] reads pool1, which is for costs alone: not built"),
         (pool("pool1", "data", 3, outputsX=4), r"line 9: \[pool1\] outputsX is not built"),
     ],
 )
