@@ -23,7 +23,8 @@ import numpy as np
 from .devices.protocol import Array
 from .kernels.activations import ACTIVATIONS
 from .kernels.control import control_words
-from .kernels.shapes import ConvShape, DropoutShape, GatherShape, Padding, SoftmaxShape
+from .kernels.costs import COSTS
+from .kernels.shapes import ConvShape, DropoutShape, GatherShape, Padding, PoolShape, SoftmaxShape
 from .ops import arguments, ops
 from .ops.arguments import floats, integer, taken
 from .ops.call import Call
@@ -230,6 +231,93 @@ def max_pool2d_backward(
     ops.max_pool_forward(call.stream, shape, precision, call.put_images(x), y, argmax)
     ops.max_pool_backward(call.stream, shape, precision, call.put_images(dy), argmax, None, dx)
     return call.images(dx)
+
+
+def rand_pool2d(
+    x: Given,
+    size: int,
+    stride: int,
+    *,
+    seed: int,
+    step: int,
+    layer: int,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """Stochastic pooling (Zeiler and Fergus 2013): of each window as in ``max_pool2d`` a value, drawn with a
+    probability proportional to max(x, 0); where none is positive, its maximum.
+
+    The draw depends on the window's place in ``x``, seed (64 bits), step and layer (32 bits each) alone:
+    Philox4x32-10, see ``src/kernels/randpool.hpp``.
+    """
+    op = "rand_pool2d"
+    (x,) = taken(op, device, x=x)
+    shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
+    numbers = arguments.draw(op, seed, step, layer)
+    call = Call(op, device, precision, shape.N)
+    y, _ = _drawn(call, call.padded(shape), x, **numbers)
+    return call.images(y)
+
+
+def rand_pool2d_mean(
+    x: Given,
+    size: int,
+    stride: int,
+    *,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """What ``rand_pool2d`` draws on average, for use at test: the sum of x^2 over that of x, of the positive x."""
+    op = "rand_pool2d_mean"
+    (x,) = taken(op, device, x=x)
+    shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    y = call.empty(shape.y)
+    ops.rand_pool_mean(call.stream, shape, precision, call.put_images(x), y)
+    return call.images(y)
+
+
+def rand_pool2d_backward(
+    dy: Given,
+    x: Given,
+    size: int,
+    stride: int,
+    *,
+    seed: int,
+    step: int,
+    layer: int,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """dx of ``rand_pool2d`` for ``dy`` (N, C, P, Q): each window's gradient goes to the value that was drawn."""
+    op = "rand_pool2d_backward"
+    dy, x = taken(op, device, dy=dy, x=x)
+    shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
+    floats(op, "dy", dy, (shape.N, shape.C, shape.P, shape.Q))
+    numbers = arguments.draw(op, seed, step, layer)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    _, places = _drawn(call, shape, x, **numbers)
+    dx = call.empty(shape.x)
+    ops.max_pool_backward(call.stream, shape, precision, call.put_images(dy), places, None, dx)
+    return call.images(dx)
+
+
+def _drawn(call: Call, shape: PoolShape, x: Given, seed: int, step: int, layer: int) -> tuple[Array, Array]:
+    """Of every window a value, and its position."""
+    features = shape.C * shape.P * shape.Q
+    draw = DropoutShape(call.N, features, call.lanes, 0, features, 0.0, seed, layer)
+    y, places = call.empty(shape.y), call.device.empty(shape.y, np.uint8)
+    control = call.own(control_words(step=step))
+    ops.rand_pool_forward(call.stream, shape, draw, call.precision, call.put_images(x), y, places, control)
+    return y, places
 
 
 def local_response_norm(
@@ -704,6 +792,21 @@ def gather_channels(x: Given, table: Given, *, device: str = "cpu", precision: s
     return call.images(y)
 
 
+def mirror2d(x: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """``x`` (N, C, H, W) with its columns in reverse: the 2012 program's href. Its gradient is mirrored alike."""
+    op = "mirror2d"
+    (x,) = taken(op, device, x=x)
+    floats(op, "x", x, "NCHW")
+    call = Call(op, device, precision, x.shape[0])
+    _, C, H, W = x.shape
+    shape, reverse = GatherShape.mirror(call.N, C, H, W, call.lanes), np.arange(W, dtype=np.int32)[::-1]
+    images = call.put_images(x)
+    y = call.empty(images.shape)
+    rows, mirrored = images.view(shape.x), y.view(shape.y)
+    ops.gather_channels(call.stream, shape, precision, rows, call.put(reverse.copy()), mirrored)
+    return call.images(y)
+
+
 def gather_channels_backward(
     dy: Given, table: Given, channels: int, *, device: str = "cpu", precision: str = "fp32"
 ) -> Values:
@@ -739,8 +842,7 @@ def dropout(
     floats(op, "x", x, "NCHW" if getattr(x, "ndim", 0) == 4 else "NC")
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must lie in [0, 1), got {p}; 0 keeps everything")
-    numbers = {"seed": integer(op, "seed", seed, 0, 2**64 - 1)}
-    numbers |= {name: integer(op, name, n, 0, 2**32 - 1) for name, n in (("step", step), ("layer", layer))}
+    numbers = arguments.draw(op, seed, step, layer)
     call = Call(op, device, precision, x.shape[0])
     features = x.size // x.shape[0]
     control = call.own(control_words(step=numbers.pop("step")))
@@ -760,62 +862,60 @@ def softmax_cross_entropy(
     """
     op = "softmax_cross_entropy"
     (logits,) = taken(op, device, logits=logits)
-    (labels,) = taken(op, None, labels=labels)
     floats(op, "logits", logits, "NK")
     N, K = logits.shape
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.shape != (N,):
-        found = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
-        raise ValueError(f"{op}: labels must be whole numbers of shape ({N},), one for each row of logits, got {found}")
-    if labels.min() < 0 or labels.max() >= K:
-        raise ValueError(f"{op}: labels must lie between 0 and {K - 1}, got {labels.min()} to {labels.max()}")
+    classes = arguments.classes(op, labels, N, K)
     call = Call(op, device, precision, N)
     shape = SoftmaxShape(call.N, N, K, call.lanes)
-    classes = np.zeros(call.N, np.int32)
-    classes[:N] = labels
     losses, ranks = call.device.empty((call.N,)), call.device.empty((call.N,), np.int32)
     probs, dlogits = call.device.empty(shape.x), call.empty(shape.x)
     control = call.own(control_words())
-    tensors = (call.put_images(logits), call.put(classes), losses, ranks, probs, dlogits, control)
+    tensors = (call.put_images(logits), _classes(call, classes), losses, ranks, probs, dlogits, control)
     ops.softmax_cross_entropy(call.stream, shape, precision, *tensors)
     return losses.look()[:N], call.images(dlogits), call.images(probs)
 
 
-def sum_of_squares(
-    x: Given, *, coefficient: float = 1.0, device: str = "cpu", precision: str = "fp32"
+def cost(
+    x: Given,
+    kind: str,
+    labels: Given | None = None,
+    *,
+    coefficient: float = 1.0,
+    device: str = "cpu",
+    precision: str = "fp32",
 ) -> tuple[Values, Values]:
-    """(losses, dx) for ``x``, (N, F) or (N, C, H, W): losses (N,) are the sums of each image's squares, dx the gradient
-    of ``coefficient`` times their mean, 2 coefficient x / N."""
-    op = "sum_of_squares"
+    """(losses, dx) for ``x`` (N, K) and integer ``labels`` (N,) from 0 to K - 1. With t 1 for the feature of an image's
+    label and 0 for the others, losses (N,) are the sums over the features of what ``kind`` says:
+
+    - "squares": x^2, of an x (N, C, H, W) too; it takes no labels;
+    - "squared-error", "log-squared-error": (x - t)^2, log(1 + (x - t)^2);
+    - "cross-entropy": -t log x - (1 - t) log(1 - x), each logarithm at least -50, as in the 2012 program, and with
+      gradient 0 there; x from 0 to 1;
+    - "logistic-cross-entropy": the same of y = 1 / (1 + e^-x), whose gradient is that without the -50, y - t.
+
+    dx is the gradient of ``coefficient`` times the mean of the losses.
+    """
+    op = "cost"
+    if kind not in COSTS:
+        raise ValueError(f'{op}: kind must be one of {", ".join(COSTS)}, got "{kind}"')
     (x,) = taken(op, device, x=x)
-    floats(op, "x", x, "NCHW" if getattr(x, "ndim", 0) == 4 else "NF")
+    images = kind == "squares" and getattr(x, "ndim", 0) == 4
+    floats(op, "x", x, "NCHW" if images else "NK")
     arguments.number(op, "coefficient", coefficient)
+    if kind == "squares" and labels is not None:
+        raise ValueError(f'{op}: "squares" takes no labels')
+    classes = None if kind == "squares" else arguments.classes(op, labels, *x.shape)
     call = Call(op, device, precision, x.shape[0])
     shape = SoftmaxShape(call.N, call.n, x.size // call.n, call.lanes)
     losses, dx, control = call.device.empty((call.N,)), call.empty(shape.x), call.own(control_words())
-    rows = call.put_images(x).view(shape.x)
-    ops.sum_of_squares(call.stream, shape, precision, coefficient, rows, losses, dx, control)
+    given = call.put_images(x).view(shape.x), None if classes is None else _classes(call, classes)
+    ops.cost(call.stream, shape, precision, kind, coefficient, *given, losses, dx, control)
     return losses.look()[: call.n], call.images(dx).reshape(x.shape)
 
 
-def logistic_cross_entropy(
-    x: Given, targets: Given, *, coefficient: float = 1.0, device: str = "cpu", precision: str = "fp32"
-) -> tuple[Values, Values]:
-    """(losses, dx) for ``x`` (N, K), of which y = 1 / (1 + e^-x) are the outputs, and ``targets`` t (N, K) from 0 to 1.
-
-    losses (N,) = -sum of t log y + (1 - t) log(1 - y), each logarithm at least -50, as in the 2012 program; dx is the
-    gradient of ``coefficient`` times their mean, coefficient (y - t) / N.
-    """
-    op = "logistic_cross_entropy"
-    x, targets = taken(op, device, x=x, targets=targets)
-    floats(op, "x", x, "NK")
-    floats(op, "targets", targets, x.shape)
-    arguments.number(op, "coefficient", coefficient)
-    call = Call(op, device, precision, x.shape[0])
-    shape = SoftmaxShape(call.N, call.n, x.shape[1], call.lanes)
-    losses, dx, control = call.device.empty((call.N,)), call.empty(shape.x), call.own(control_words())
-    tensors = call.put_images(x), call.put_images(targets), losses, dx, control
-    ops.logistic_cross_entropy(call.stream, shape, precision, coefficient, *tensors)
-    return losses.look()[: call.n], call.images(dx)
+def _classes(call: Call, labels: Values) -> Array:
+    """Those of images that do not exist are 0."""
+    return call.put(np.pad(labels, (0, call.N - call.n)))
 
 
 def sgd(

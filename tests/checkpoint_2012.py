@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from data_files import Instance, python2_pickle
 
+from convnet.definitions.geometry import sizes, weight_shapes
+from convnet.definitions.nodes import Conv, Definition, Local, Weighted
+
 
 def arrays(seed: int, *shapes: tuple[int, ...], fortran: bool = False) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
@@ -72,3 +75,40 @@ def checkpoint(named: bool = True, **more: Any) -> dict[str, Any]:
 
 def written(**options: Any) -> bytes:
     return python2_pickle(checkpoint(**options))
+
+
+def of_definition(definition: Definition, side: int, seed: int = 0) -> dict[str, Any]:
+    """As their program would have written the network of a definition file for images of ``side`` pixels, with random
+    weights, velocities, and channels where these are drawn."""
+    found = sizes(definition, side)
+    rng = np.random.default_rng(seed)
+    layers = []
+    for node in definition.nodes:
+        if not isinstance(node, Weighted):
+            continue
+        shapes = weight_shapes(node, found)
+        if not isinstance(node, Conv):
+            layers.append(full(node.name, int(rng.integers(1000)), tuple(s[1] for s in shapes), node.outputs))
+            continue
+        kernels = node.kernels
+        K, P = node.filters, found[node.name][1]
+        places = P * P if isinstance(node, Local) else 1
+        matrices = [(places * k.filter_channels * k.size**2, K) for k in kernels]
+        bias = (K if node.tied else K * P * P, 1)
+        drawn = [
+            [int(c) for _ in range(k.groups * k.filter_channels // k.channels) for c in rng.permutation(k.channels)]
+            if k.sparse
+            else None
+            for k in kernels
+        ]
+        layers.append({
+            "name": node.name, "type": "local" if isinstance(node, Local) else "conv", "filters": K,
+            "filterChannels": [k.filter_channels for k in kernels], "filterSize": [k.size for k in kernels],
+            "groups": [k.groups for k in kernels], "channels": [k.channels for k in kernels], "modulesX": P,
+            "sharedBiases": int(node.tied), "randSparse": [int(k.sparse) for k in kernels], "filterConns": drawn,
+            "weights": arrays(int(rng.integers(1000)), *matrices),
+            "weightsInc": arrays(int(rng.integers(1000)), *matrices),
+            "biases": arrays(int(rng.integers(1000)), bias)[0], "biasesInc": arrays(int(rng.integers(1000)), bias)[0],
+        })  # fmt: skip
+    state = {"layers": {layer["name"]: layer for layer in layers}, "epoch": 3, "batchnum": 1}
+    return {"model_state": state, "op": {}}

@@ -27,6 +27,7 @@ from convnet.network.spec import (
     Local,
     Lrn,
     Max,
+    Mirror,
     Nailbed,
     NetworkSpec,
     Pool,
@@ -63,7 +64,7 @@ def run(
         names = [*(layer.inputs or (spec.layers[i - 1].name if i else IMAGES,))]
         names += [term.input for term in getattr(layer, "terms", ())]
         values[layer.name] = oracle.layer(layer, names, [values[name] for name in names])
-    logits = values[spec.layers[-1].name]
+    logits = values[spec.layers[-1].name].flatten(1)
     loss = F.cross_entropy(logits, torch.tensor(labels))
     found = torch.autograd.grad(loss, list(oracle.parameters.values()))
     gradients = {name: g.numpy() for name, g in zip(oracle.parameters, found, strict=True)}
@@ -139,6 +140,8 @@ class _Oracle:
             taps = torch.exp(-(at[:, None] ** 2 + at**2) / (2 * float(np.float32(layer.std)) ** 2))
             taps = (taps / taps.sum()).expand(x.shape[1], 1, -1, -1)
             return F.conv2d(x, taps, padding=layer.size // 2, groups=x.shape[1])
+        if isinstance(layer, Mirror):
+            return x.flip(3)
         assert isinstance(layer, Nailbed)
         count = -(-x.shape[2] // layer.stride)
         first = (x.shape[2] - layer.stride * (count - 1)) // 2
@@ -268,7 +271,7 @@ def rounding(placed, n: int, precision: str = "fp32") -> dict[str, float]:
             few = layer.size**2
         elif isinstance(layer, Activation):
             few = 16  # of a function: four roundings
-        elif isinstance(layer, (Pool, Concat, Nailbed, Dropout)) and not again:
+        elif isinstance(layer, (Pool, Concat, Nailbed, Mirror, Dropout)) and not again:
             continue  # nothing is rounded
         sums[layer.name] = (few, few + again, 0) if precision != "bf16" else (len(p.inputs), 1 + again, 0)
         if precision == "tf32":

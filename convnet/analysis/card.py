@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..interop.onnx_out import Input
 from ..interop.torch_names import torch_code
-from ..network.spec import Placed, parameter_count, placed_layers
+from ..network.spec import Placed, parameter_count, parameter_shapes, placed_layers
 from ..network.words import described
 from ..output.console import percent
 from ..output.files import printable, read_regular
@@ -173,13 +173,16 @@ logits = network((pictures - mean) * scale)""",
 
 def _arrays(export: Export) -> tuple[str, str]:
     npz = export.path.suffix == ".npz"
-    text = "Arrays, float32: `conv1.weight` (K, C/groups, R, S), `fc6.weight` (out, in), biases (K,), and so on."
+    shapes = parameter_shapes(export.trained.spec)
+    first = next(iter(shapes))
+    shown = ", ".join(f"`{name}` {shape}" for name, shape in list(shapes.items())[:2])
+    text = f"Arrays, float32, such as {shown}; convolutions' are (K, C/groups, R, S), linear ones' (out, in)."
     return (
         f"{text} {_pixels(export)}",
         f"""{"import numpy as np" if npz else "from safetensors.numpy import load_file"}
 
 weights = {"np.load" if npz else "load_file"}({export.path.name!r})
-print(weights["conv1.weight"].shape)""",
+print(weights[{first!r}].shape)""",
     )
 
 

@@ -11,10 +11,13 @@ import numpy as np
 import safetensors.numpy
 
 from ..data import DataError, normalisation
-from ..interop import checkpoints_2012
+from ..definitions.files import read
+from ..interop import checkpoints_2012, starts_2012
 from ..interop.arrays import npz_file, safetensors_file
 from ..interop.onnx_out import TOLERANCE, Input, check_onnx, onnx_file
 from ..interop.torch_names import torch_weights
+from ..network.defined import defined
+from ..network.spec import Conv, Local, placed_layers
 from ..output.console import Console
 from ..output.files import write_atomically
 from ..output.results import output_file
@@ -30,7 +33,8 @@ IMAGES = 8  # random ones, and as many pictures, that a file is checked with
 @dataclass(frozen=True)
 class Options:
     """``input`` is what an ONNX file takes, "uint8" or "float32", ``names`` how arrays are called, "convnet" or
-    "torch"; None is the first of each. ``model`` and ``classes`` as in ``load_trained``.
+    "torch"; None is the first of each. ``model`` and ``classes`` as in ``load_trained``. ``layer_def`` is the
+    definition file of a checkpoint of the 2012 program, and ``crop`` the side of its images, None the usual one.
     """
 
     input: str | None = None
@@ -39,6 +43,8 @@ class Options:
     data_licence: str | None = None
     model: str | None = None
     classes: str | None = None
+    layer_def: str | None = None
+    crop: int | None = None
 
 
 class Disagreement(Exception):
@@ -56,6 +62,8 @@ def export(run: str, output: str, options: Options, console: Console) -> None:
     if checkpoints_2012.recognises(Path(run)):
         _of_2012(Path(run), path, options, console)
         return
+    if options.layer_def is not None or options.crop is not None:
+        raise ValueError(f"--layer-def and --crop are for checkpoints of the 2012 program, and {run} is none")
     trained = load_trained(run, console.warn, options.model, options.classes)
     spec, weights = trained.spec, trained.weights
     mean, factors = normalisation(trained.statistics, trained.config.normalisation)
@@ -84,19 +92,34 @@ def export(run: str, output: str, options: Options, console: Console) -> None:
 
 
 def _of_2012(checkpoint: Path, path: Path, options: Options, console: Console) -> None:
-    """Its weights alone, by its layers' names: what it is a network of, its definition file says."""
-    if path.suffix != ".safetensors" or options != Options():
+    """Its weights alone, by its layers' names; or with its definition file by those of the network that it becomes
+    here, and the channels that were drawn beside them, as ``conv2.connections``, with several inputs
+    ``conv2.connections0``, ..."""
+    if path.suffix != ".safetensors" or options != Options(layer_def=options.layer_def, crop=options.crop):
         raise ValueError(
             f"{checkpoint} is a checkpoint of the 2012 program: its weights go into a .safetensors file, under the "
-            "names of its layers, and no option says more"
+            "names of its layers, or of ours with --layer-def FILE, and no other option says more"
         )
+    if options.layer_def is None and options.crop is not None:
+        raise ValueError("--crop needs --layer-def FILE")
     found = checkpoints_2012.read_checkpoint(checkpoint)
-    arrays = found.arrays()
+    arrays = found.arrays() if options.layer_def is None else _by_our_names(found, options.layer_def, options.crop)
     write_atomically(path, safetensors.numpy.save(arrays))
-    numbers = sum(values.size for values in arrays.values())
-    layers = ", ".join(found.layers)
+    numbers = sum(values.size for values in arrays.values() if values.dtype == np.float32)
+    layers = ", ".join(dict.fromkeys(name.partition(".")[0] for name in arrays))
     console.say(f"of epoch {found.epoch}, data batch {found.batchnum}: {numbers:,} weights and biases of {layers:.400}")
     console.say(f"written: {path}")
+
+
+def _by_our_names(found: checkpoints_2012.Checkpoint2012, layer_def: str, crop: int | None) -> dict[str, Values]:
+    network = starts_2012.connected(defined(read(layer_def), crop), found.layers, own=True)
+    arrays = starts_2012.all_weights(network, found.layers)
+    for placed in placed_layers(network.spec):
+        for name, term in zip(placed.weight_names, placed.terms, strict=False):
+            if isinstance(term.layer, (Conv, Local)) and term.layer.connections:
+                called = f"{placed.layer.name}.{name.replace('weight', 'connections')}"
+                arrays[called] = np.array(term.layer.connections, np.int32)
+    return arrays
 
 
 def _checked(output: str, options: Options) -> Path:

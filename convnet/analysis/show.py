@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Subset
+from ..network.spec import placed_layers
 from ..output import figures
 from ..output.console import Console
 from ..training.metrics import MetricsFile
@@ -20,8 +21,10 @@ from . import evaluate, retrieval
 PREDICTIONS = 8  # images, four to a row
 GUESSES = 5
 QUERIES, NEIGHBOURS = 5, 6
-LAYER = "fc7"
+MAPS = 16  # that a filter which is drawn reads at most
 PAIRS = 30  # that are listed where there are too many classes for a square
+
+Values = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Options:
     queries: int = QUERIES
     limit: int | None = None
     jointly: bool = False
+    layer: str | None = None
 
 
 def show(runs: list[str], what: str, output: str, options: Options, console: Console) -> None:
@@ -58,11 +62,35 @@ def show(runs: list[str], what: str, output: str, options: Options, console: Con
         return
     trained = load_trained(runs[0], console.warn)
     if what == "filters":
-        weights = trained.weights["conv1.weight"]
-        figures.save_filters(path, weights, trained.spec.towers, jointly=options.jointly)
+        name, weights = filters(trained, options.layer)
+        figures.save_filters(path, weights, trained.spec.towers, name, jointly=options.jointly)
         return
     draw = {"predictions": show_predictions, "neighbours": show_neighbours, "confusion": show_confusion}[what]
     draw(path, trained, options, console)
+
+
+def filters(trained: Trained, layer: str | None) -> tuple[str, Values]:
+    """The layer's filters (K, C, R, S) for a figure, and its name; by default those that read the images. Of a layer
+    with several inputs those for the first with few maps; where every pixel has filters of its own, the middle one's.
+
+    Raises ``ValueError`` where there are none with ``MAPS`` maps or fewer.
+    """
+    few: dict[str, Values] = {}
+    for placed in placed_layers(trained.spec):
+        for name in placed.weight_names if placed.terms else ():
+            weights = trained.weights[f"{placed.layer.name}.{name}"]
+            weights = weights[placed.P // 2, placed.Q // 2] if weights.ndim == 6 else weights
+            if weights.ndim == 4 and weights.shape[1] <= MAPS:
+                few.setdefault(placed.layer.name, weights)
+    first = trained.spec.first_filters
+    chosen = layer or (first.partition(".")[0] if first else next(iter(few), None))
+    if chosen in few:
+        return chosen, few[chosen]
+    known = ", ".join(few) or "none of this network"
+    if chosen is not None:
+        evaluate.check_layer(trained.spec, chosen)
+    what = f"{chosen} has no filters" if chosen else "there are no filters"
+    raise ValueError(f"{what} of {MAPS} maps or fewer to draw; those with such: {known}")
 
 
 def show_curves(runs: list[str], path: Path) -> None:
@@ -108,7 +136,7 @@ def show_predictions(path: Path, trained: Trained, options: Options, console: Co
 
 
 def show_neighbours(path: Path, trained: Trained, options: Options, console: Console) -> None:
-    dataset = trained.open_dataset(options.data)
+    dataset, layer = trained.open_dataset(options.data), trained.spec.features_layer
     rng = np.random.default_rng(options.seed)
     asked = Subset(dataset.valid, rng.permutation(len(dataset.valid))[: options.queries])
     searched = Subset(dataset.train, np.sort(rng.permutation(len(dataset.train))[: options.limit]))
@@ -117,9 +145,9 @@ def show_neighbours(path: Path, trained: Trained, options: Options, console: Con
         console.progress(done, total, "training images")
 
     with trained.open_network(options.device, options.batch_size, fused=False) as network:
-        queries = evaluate.features(network, asked, LAYER)
+        queries = evaluate.features(network, asked, layer)
         found, _ = retrieval.nearest(
-            queries, evaluate.feature_batches(network, searched, LAYER, progress=progress), NEIGHBOURS
+            queries, evaluate.feature_batches(network, searched, layer, progress=progress), NEIGHBOURS
         )
     console.clear()
 
@@ -132,7 +160,7 @@ def show_neighbours(path: Path, trained: Trained, options: Options, console: Con
         classes(asked, range(len(asked))),
         [[searched.image(i) for i in row] for row in found],
         [classes(searched, row) for row in found],
-        LAYER,
+        layer,
     )
 
 

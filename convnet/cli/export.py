@@ -14,7 +14,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "A trained network for other programs: ONNX, or its weights as plain arrays, with a model card beside them.\n"
         "RUN is a run folder (its best checkpoint), a checkpoint file, or a file of weights of torchvision's or\n"
         "Caffe's AlexNet (.pth, .safetensors, .npz, .onnx); or a checkpoint of the 2012 program or cuda-convnet, or a\n"
-        "folder of these, whose weights become a .safetensors file by the names of its layers.",
+        "folder of these, whose weights become a .safetensors file by the names of its layers, or of ours with\n"
+        "--layer-def.",
         "convnet-export runs/first -o first.onnx --check",
     )
     parser.add_argument("run", metavar="RUN", help="run folder, checkpoint, or file of weights")
@@ -26,6 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="a name in .onnx, .safetensors or .npz. A model card is written to README.md beside it, or to FILE.md "
         "where there is a README.md of somebody else's",
+    )
+    group = parser.add_argument_group("checkpoints of the 2012 program and cuda-convnet")
+    group.add_argument(
+        "--layer-def",
+        metavar="FILE",
+        help="their definition file: the weights are named and laid out as in the network that it becomes here",
+    )
+    group.add_argument(
+        "--crop", type=int, metavar="N", help="for images of N x N pixels (default: 224 or 32, as the layers suggest)"
     )
     group = parser.add_argument_group("ONNX")
     group.add_argument(

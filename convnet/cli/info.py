@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 
 from ..cli import DEVICE, DONE, Parser, guarded, tolerate_encoding
@@ -15,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "convnet-info",
         "Shows devices, driver, compiled kernels and versions, and tests every device with a small convolution.\n"
         "With --kernels it shows which kernel every layer and pass takes instead; with --emulate, what one kernel\n"
-        "does: grid, bank conflicts, bytes used of global memory, barriers, the ring of stages. That needs no GPU.",
+        "does: grid, bank conflicts, bytes used of global memory, barriers, the ring of stages. With --layer-def,\n"
+        "what network a definition file of 2012 is. None of these needs a GPU.",
         "convnet-info --kernels --model alexnet -b 128 --precision bf16",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
@@ -43,7 +45,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "an OP that there is not lists them",
     )
     group.add_argument("--without-barrier", type=int, metavar="N", help="and what it says without the call number N")
+    group = parser.add_argument_group("definition files of cuda-convnet and the program of 2012")
+    group.add_argument(
+        "--layer-def",
+        metavar="FILE",
+        help="the layers that it becomes here: sizes, parameters, multiply-adds, where they lie in the file, and what "
+        "is not built or not what its name says",
+    )
+    group.add_argument("--layer-params", metavar="FILE", help="the parameter file that goes with it")
+    group.add_argument(
+        "--crop", type=int, metavar="N", help="for images of N x N pixels (default: 224 or 32, as the layers suggest)"
+    )
+    group.add_argument(
+        "--from-start", action="store_true", help="with the rates that the run began with, where it was stepped by hand"
+    )
     chosen = parser.parse_args(arguments)
+    if chosen.layer_def is None and (chosen.layer_params or chosen.crop is not None or chosen.from_start):
+        parser.error("--layer-params, --crop and --from-start need --layer-def FILE")
+    if chosen.from_start and chosen.layer_params is None:
+        parser.error("--from-start is about rates, which --layer-params FILE has")
+    if chosen.crop is not None and chosen.crop < 1:
+        parser.error(f"--crop must be at least 1, got {chosen.crop}")
+    if chosen.layer_def and (chosen.kernels or chosen.shape or chosen.emulate):
+        parser.error("--layer-def shows a file, --kernels, --shape and --emulate kernels: not both at once")
     if chosen.without_barrier is not None and not chosen.emulate:
         parser.error("--without-barrier needs --emulate OP")
     if chosen.emulate and (chosen.kernels or chosen.shape):
@@ -66,7 +90,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(glass.as_json(seen), indent=2) if chosen.json else glass_text.as_text(seen), flush=True)
         return DONE
 
+    def definition() -> int:
+        from ..analysis.definition import as_text, report
+
+        found = report(chosen.layer_def, chosen.layer_params, chosen.crop, chosen.from_start)
+        width = shutil.get_terminal_size((120, 24)).columns
+        print(json.dumps(found, indent=2) if chosen.json else as_text(found, width), flush=True)
+        return DONE
+
     def work() -> int:
+        if chosen.layer_def:
+            return definition()
         if chosen.emulate:
             return emulate()
         if chosen.kernels or chosen.shape:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     Found = Iterator[tuple[str, list[tuple[Any, ...]]]]  # a file's name, and its lines
 
-LAYER = "fc7"  # whose activations tell likeness, as in the paper
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     from ..kernels.precision import PRECISIONS
@@ -63,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--neighbours",
         type=int,
         metavar="K",
-        help=f"the K nearest images by Euclidean distance between activations of --features (default: {LAYER})",
+        help="the K nearest images by Euclidean distance between activations of --features (default: fc7, or what else "
+        "the last layer reads)",
     )
     group.add_argument(
         "--among", metavar="FILE.npy", help="search what --features LAYER -o FILE.npy wrote, not a data set"
@@ -119,7 +118,7 @@ class Prediction:
         _check(chosen)
         output = output_file("-o", chosen.output, ".npy") if chosen.output else None
         trained = load_trained(chosen.run, self.console.warn, chosen.model, chosen.classes)
-        layer = chosen.features or LAYER
+        layer = chosen.features or trained.spec.features_layer
         if output or chosen.neighbours:
             check_layer(trained.spec, layer)
         if isinstance(sys.stdin, io.TextIOWrapper):

@@ -8,9 +8,9 @@ from ..cli import DONE, Parser, guarded, tolerate_encoding
 
 WHATS = {
     "curves": "loss, error and learning rate of one run or several",
-    "filters": "the filters of conv1, a block for each tower",
+    "filters": "the filters of a layer, a block for each tower",
     "predictions": "eight validation images with their five most probable classes",
-    "neighbours": "validation images with the six training images nearest to them in fc7",
+    "neighbours": "validation images with the six training images nearest to them in what the last layer reads, as fc7",
     "confusion": "which class is taken for which",
 }
 
@@ -27,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where to: a name in .png or .svg")
     group = parser.add_argument_group("filters")
     group.add_argument("--jointly", action="store_true", help="one scale for all filters (default: each on its own)")
+    group.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="of this layer, whose filters read 16 maps or fewer (default: the one that reads the images)",
+    )
     group = parser.add_argument_group("predictions, neighbours, confusion")
     group.add_argument("--data", metavar="DATA", help="other data with the same classes (default: the run's)")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, emu[:i] or cuda:i (default: auto)")

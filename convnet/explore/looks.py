@@ -67,6 +67,17 @@ class Look:
     drawn: list[Values]
 
 
+def checked(spec: NetworkSpec) -> NetworkSpec:
+    """The network, where it is one that can be shown. Raises ``ValueError``."""
+    first = spec.layers[0].name
+    if not spec.is_chain or spec.first_filters != f"{first}.weight":
+        raise ValueError(
+            f'"{spec.name}" is no chain of layers, one in front of the other, that begins with a convolution of the '
+            "images; this page shows such alone, and convnet-show others"
+        )
+    return spec
+
+
 def answers(network: Network, pictures: Values) -> Values:
     """Probabilities (n, classes) of n pictures; activations are then those of the last ``batch_size`` or fewer."""
     window = view_windows(pictures.shape[1], network.spec.crop, 1)

@@ -33,7 +33,7 @@ Values = np.ndarray[Any, Any]
 BATCH = 16  # images at a time: few make somebody wait less, and are as quick
 OPEN = 2  # networks
 KEPT = 32  # pictures of each
-LAYER, NEAREST = "fc7", 6  # as in the paper
+NEAREST = 6  # as in the paper
 ROWS = 2**28  # bytes of that layer's activations of training pictures that are kept
 PAIRS, EXAMPLES = 8, 6  # of classes that are confused, and pictures of each
 SEED = 0  # of the pictures that are shown, and of those that are searched where there are too many
@@ -79,7 +79,7 @@ class Subject:
 
     def __init__(self, run: Run, trained: Trained, compute: Callable[..., Any]):
         self.run, self.trained, self.stamp = run, trained, run.stamp
-        self.spec = trained.spec
+        self.spec = looks.checked(trained.spec)
         self._compute = compute
         self._stack = ExitStack()
         self._opened: Network | None = None
@@ -162,12 +162,12 @@ class Subject:
         return features.nearest(picture)
 
     def features(self, pictures: Values) -> Values:
-        """Activations of ``LAYER`` (n, entries) of at most ``BATCH`` pictures."""
+        """Activations of the features' layer (n, entries) of at most ``BATCH`` pictures."""
 
         def work() -> Values:
             network = self._network()
             looks.answers(network, pictures)
-            return network.activation(LAYER).reshape(len(pictures), -1)
+            return network.activation(self.spec.features_layer).reshape(len(pictures), -1)
 
         found: Values = self._compute(work)
         return found
@@ -257,7 +257,7 @@ class Features:
                 for k, d in zip(self.order[rows[0]], distances[0], strict=True)
             ]
             state["all"] = len(dataset.train)
-        return {**state, "layer": LAYER, "nearest": found}
+        return {**state, "layer": self.subject.spec.features_layer, "nearest": found}
 
 
 class Study:

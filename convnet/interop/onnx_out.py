@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Placed, Pool, parameter_count, placed_layers
+from ..network.spec import Conv, Dropout, Linear, Local, Lrn, NetworkSpec, Placed, Pool, parameter_count, placed_layers
 from ..output.files import write_atomically
 from ..version import __version__
 
@@ -74,9 +74,9 @@ def onnx_file(
         x = graph.add("Cast", "input.floats", x, to=TensorProto.FLOAT)
         x = graph.add("Sub", "input.centred", x, mean)
         x = graph.add("Mul", "input.images", x, scale)
+    if odd := unlike_others(spec):
+        raise _unwritten(odd)
     for placed in placed_layers(spec):
-        if placed.inputs != (placed.index - 1,) or spec.costs:
-            raise _unwritten(placed.layer.name)
         last = placed.index == len(spec.layers) - 1
         x = _layer(graph, x, placed, spec.towers, weights, "logits" if last else placed.layer.name)
     given = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", spec.classes])
@@ -91,10 +91,21 @@ def onnx_file(
     return content
 
 
+def unlike_others(spec: NetworkSpec) -> str | None:
+    """The first layer that is not what other programs' sequences of layers have: one that does not read the one in
+    front of it alone, reads maps in an order of its own, or has a bias for every pixel."""
+    for placed in placed_layers(spec):
+        layer = placed.layer
+        own_order = isinstance(layer, (Conv, Local)) and layer.connections
+        if placed.inputs != (placed.index - 1,) or own_order or (isinstance(layer, Conv) and not layer.tied):
+            return layer.name
+    return None
+
+
 def _unwritten(layer: str) -> ValueError:
     return ValueError(
-        f"{layer}: networks with layers of its kind, or with layers that do not read the one in front of them, are not "
-        "written as ONNX; export to .safetensors or .npz"
+        f"{layer}: networks with layers of its kind, or with layers that do not read the one in front of them alone, "
+        "are not written as ONNX; export to .safetensors or .npz"
     )
 
 

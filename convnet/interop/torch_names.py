@@ -14,7 +14,7 @@ import numpy as np
 
 from ..network.networks import network
 from ..network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Placed, Pool, parameter_shapes, placed_layers
-from .onnx_out import end_padding
+from .onnx_out import end_padding, unlike_others
 from .weights import TORCHVISION
 
 Values = np.ndarray[Any, Any]
@@ -73,6 +73,11 @@ def _places(spec: NetworkSpec) -> dict[str, str]:
 def _modules(spec: NetworkSpec) -> Iterator[tuple[str, str]]:
     """Each as code, and the name of the layer whose weights it holds, if any."""
     flat = False
+    if odd := unlike_others(spec):
+        raise ValueError(
+            f"--names torch: {odd} does not read the layer in front of it alone, or not its maps in their order, or "
+            "has a bias for every pixel; take --names convnet"
+        )
     for placed in placed_layers(spec):
         layer = placed.layer
         if isinstance(layer, Conv):

@@ -32,6 +32,7 @@ TORCHVISION = {
 }  # fmt: skip
 # conv1_w, conv1_w_0, conv1.weight, or the blobs of a layer by number, conv1_0
 CAFFE = re.compile(r"(conv[1-5]|fc[678])[._](?:(w|weight|0)|(b|bias|1))(?:_0)?")
+OURS = re.compile(r".+\.(weight\d*|bias)", re.DOTALL)
 PREFIXES = ("module.", "_orig_mod.")  # of models that were trained on several devices, or compiled
 
 
@@ -117,7 +118,7 @@ def recognised(path: str | Path) -> Found:
         weights = {
             name: np.ascontiguousarray(_finite(path, name, values))
             for name, values in tensors.items()
-            if name.endswith((".weight", ".bias"))
+            if OURS.fullmatch(name)
         }
         fitting = [name for name in NETWORKS if "fc8.weight" in weights and not _misfit(weights, name)]
         return Found(path, weights, fitting, None, _said(path, texts, read, weights))

@@ -8,18 +8,18 @@ such a layer's output moves in front of the maximum, with which it commutes.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from ..definitions import definition as files
 from ..definitions import geometry, nodes, start
-from ..definitions.ini import DefinitionError, error
+from ..definitions.definition import described
+from ..definitions.ini import DefinitionError, error, parse
 from ..definitions.nodes import Definition, Node, Rate
 from .columns import Part, Read, in_columns
 from .spec import (
@@ -38,11 +38,13 @@ from .spec import (
     Local,
     Lrn,
     Max,
+    Mirror,
     Nailbed,
     NetworkSpec,
     Pace,
     Placed,
     Pool,
+    RandPool,
     Scale,
     SpatialNorm,
     Sum,
@@ -53,6 +55,7 @@ from .spec import (
 
 LARGE, SMALL = 224, 32  # sides of images that files are for: the first convolution takes strides on the large ones
 CONNECTIONS = 2012  # decides the connections that are drawn
+NEURONS = ("relu", "tanh", "logistic", "linear", "softrelu", "brelu", "abs", "square", "sqrt")  # that are built
 COSTS = {"sum2": "squares", "crossent2": "cross-entropy", "rflickr": "log-squared-error"}
 
 
@@ -67,8 +70,9 @@ class Slice:
 
 @dataclass(frozen=True)
 class Defined:
-    """``slices``: for every layer with weights of the file, by name, where the matrix of each input lies, in pieces;
-    the last one is the bias. ``layers``: our layer that each of the file's is part of, and its column there.
+    """``slices``: for every layer with weights of the file, by name, where the matrix of each input lies, in pieces, in
+    the order in which they stand in that matrix; the last one is the bias. ``layers``: our layer that each of the
+    file's is part of, and its column there; those that only say what is data, output or cost are none.
     """
 
     definition: Definition
@@ -77,30 +81,55 @@ class Defined:
     layers: dict[str, tuple[str, int]]
 
 
-def read_definition(
-    layer_def: str | os.PathLike[str],
-    layer_params: str | os.PathLike[str] | None = None,
-    *,
-    crop: int | None = None,
-    from_start: bool = False,
-) -> NetworkSpec:
-    """The network that a pair of files of cuda-convnet, of the program of 2012, or of cuda-convnet2 describes.
+def defined_by(definition: Mapping[str, Any], crop: int | None = None) -> Defined:
+    """The network of what ``definition_of`` gave. Raises ``ValueError``, also for anything else."""
+    told = definition_read(definition)
+    return defined(start.from_start(told) if definition.get("from_start") else told, crop)
 
-    ``crop`` is the side of the input images, which the files do not say: by default 224 where the first convolution
-    takes strides, else 32. Without ``layer_params`` rates and the constants of norms are usual ones. ``from_start``
-    begins where the comments of a parameter file say that its run began, in place of where it ended. Nothing that the
-    files name is imported or run. Raises ``ValueError``, with file, line and layer, for what no layer can be, and for
-    layers that are not built.
-    """
-    definition = files.read(Path(layer_def), None if layer_params is None else Path(layer_params))
-    return defined(start.from_start(definition) if from_start else definition, crop).spec
+
+def definition_read(definition: Mapping[str, Any]) -> Definition:
+    """What the files say, their rates as they are. Raises ``ValueError``."""
+    kinds = {"name": str, "layers": str, "params": str, "from_start": bool}
+    if not {"name", "layers"} <= definition.keys() or any(
+        name not in kinds or not isinstance(value, kinds[name]) for name, value in definition.items()
+    ):
+        raise ValueError(f"definition: has name, layers, params and from_start, got {', '.join(map(str, definition))}")
+    name, params = definition["name"], definition.get("params")
+    layers = parse(definition["layers"], f"{name}.cfg")
+    return described(layers, None if params is None else parse(params, f"{name}'s parameters"))
 
 
 def defined(definition: Definition, crop: int | None = None) -> Defined:
     """The network and how the file's layers lie in it. Raises ``DefinitionError``."""
+    for sentence in not_built(definition):
+        raise DefinitionError(sentence)
     side = crop or usual_crop(definition)
     geometry.sizes(definition, side)
-    return _Translation(definition, side).result()
+    translation = _Translation(definition, side)
+    return translation.result(translation.costs_of_layers())
+
+
+def as_far_as_built(definition: Definition, crop: int | None = None) -> Defined:
+    """The same without costs, without layers that are not built, and without those that read such. Raises
+    ``DefinitionError`` for what no layer can be.
+    """
+    known = {node.name: node for node in definition.nodes}
+    left: dict[str, Node] = {}
+    for node in definition.nodes:
+        whole = all(name in left for name in node.inputs) and not isinstance(node, nodes.Cost)
+        if whole and _unbuilt(node, known) is None:
+            left[node.name] = node
+    rest = replace(definition, nodes=tuple(left.values()))
+    side = crop or usual_crop(definition)
+    geometry.sizes(rest, side)
+    return _Translation(rest, side).result([])
+
+
+def not_built(definition: Definition) -> list[str]:
+    """One sentence for every layer that is not built here, with its line, and why."""
+    known = {node.name: node for node in definition.nodes}
+    reasons = ((node, _unbuilt(node, known)) for node in definition.nodes)
+    return [str(_refused(definition, node, text)) for node, text in reasons if text is not None]
 
 
 def usual_crop(definition: Definition) -> int:
@@ -115,6 +144,69 @@ def _refused(definition: Definition, node: Node, text: str) -> DefinitionError:
     return error(definition.file, node.line, f"[{node.name}] {text}")
 
 
+def _unbuilt(node: Node, known: dict[str, Node]) -> str | None:
+    """Why the node is not built; None where it is. ``known``: all nodes, by name."""
+    if isinstance(node, nodes.Unknown):
+        return f"type={node.type} is not built"
+    if isinstance(node, nodes.TreeFC):
+        return "type=treefc is not built: its tree of classes comes with the data"
+    if isinstance(node, nodes.Weighted) and any(node.weight_sources):
+        return "shares weights with another layer (weightSource): not built"
+    if isinstance(node, nodes.Conv) and node.modules:
+        return "modulesX is not built"
+    if isinstance(node, nodes.Local) and len(node.inputs) > 1:
+        return "local layers with several inputs are not built"
+    if isinstance(node, nodes.Pool):
+        if node.kind not in ("max", "avg", "rand"):
+            return f"pool={node.kind} is not built"
+        if node.outputs:
+            return "outputsX is not built"
+        if node.start and node.kind != "avg":
+            return f"start={node.start} of a {'maximum' if node.kind == 'max' else 'draw'} is not built"
+        if node.start > 0:
+            return f"start={node.start} leaves out pixels: not built"
+    if isinstance(node, nodes.Norm) and node.blocked:
+        return "blocked norms are not built"
+    if isinstance(node, nodes.Neuron) and node.kind not in NEURONS:
+        return f"the neuron {node.kind} is not built"
+    if isinstance(node, nodes.Cost):
+        return _unbuilt_cost(node, known)
+    reads = node.inputs
+    if _compares(node, known):
+        if node.coeffs not in ((1.0, -1.0), (-1.0, 1.0), None) or len(node.inputs) != 2:
+            return f"sums labels with the coefficients {node.coeffs}: not built"
+        reads = tuple(name for name in node.inputs if not _labels(known[name]))
+    for name in reads:
+        other = known[name]
+        if isinstance(other, nodes.Softmax) or _labels(other) or _compares(other, known):
+            return f"reads {name}, which costs alone read here: not built"
+    return None
+
+
+def _unbuilt_cost(node: nodes.Cost, known: dict[str, Node]) -> str | None:
+    last = known[node.inputs[-1]]
+    softmax = isinstance(last, nodes.Softmax)
+    if softmax != (node.kind == "logreg") or not (softmax or node.kind in COSTS):
+        return f"cost.{node.kind} {'of a softmax ' if softmax else ''}is not built"
+    if node.kind != "sum2":
+        labelled = len(node.inputs) == 2 and _labels(known[node.inputs[0]])
+        return None if labelled else f"cost.{node.kind} must read labels and a layer"
+    if _compares(last, known):
+        others = [name for name in last.inputs if not _labels(known[name])]
+        if last.coeffs not in ((1.0, -1.0), (-1.0, 1.0), None) or len(others) != 1:
+            return f"cost.sum2 of labels summed with the coefficients {last.coeffs} is not built"
+    return None
+
+
+def _labels(node: Node) -> bool:
+    return isinstance(node, nodes.Data) and node.index > 0
+
+
+def _compares(node: Node, known: dict[str, Node]) -> TypeGuard[nodes.EltSum]:
+    """Whether it is the difference to the labels, of which a cost takes the squares."""
+    return isinstance(node, nodes.EltSum) and any(_labels(known[name]) for name in node.inputs)
+
+
 class _Translation:
     def __init__(self, definition: Definition, side: int):
         self.definition, self.side = definition, side
@@ -124,6 +216,7 @@ class _Translation:
         self.costs: list[tuple[str, str, float]] = []  # kind, what it reads, coefficient
         self.nodes: list[Node] = []
         self.activations: dict[str, str] = {}  # by layer of weights
+        self.inside: dict[str, str] = {}  # the layer of weights that an activation belongs to
         self._simplify()
         parts = in_columns(self.nodes, self.images)
         if parts and any(len({self.activations.get(node.name) for node in part.nodes}) > 1 for part in parts):
@@ -147,7 +240,9 @@ class _Translation:
         readers = Counter(name for node in self.definition.nodes for name in node.inputs)
         for node in self.definition.nodes:
             if isinstance(node, nodes.Data):
-                if node.index == 0:
+                if node.index == 0 and self.images:
+                    same[node.name] = self.images
+                elif node.index == 0:
                     self.images = node.name
             elif isinstance(node, nodes.Cost):
                 self._cost(node)
@@ -157,18 +252,14 @@ class _Translation:
                 isinstance(node, nodes.Dropout) and node.keep == 1
             ):
                 same[node.name] = node.inputs[0]
-            elif isinstance(node, nodes.EltSum) and self._labels(node.inputs[0]):
+            elif _compares(node, self.known):
                 pass  # its cost says what it is for
             elif isinstance(node, nodes.Neuron) and (of := self._activates(node, readers)):
-                self.activations[of] = node.kind
+                self.activations[of], self.inside[node.name] = node.kind, of
                 same[node.name] = node.inputs[0]
             else:
                 self.nodes.append(replace(node, inputs=tuple(read(name) for name in node.inputs)))
         self.costs = [(kind, read(name), coefficient) for kind, name, coefficient in self.costs]
-        layers = {self.images, *(node.name for node in self.nodes)}
-        for node in self.nodes:
-            if others := [name for name in node.inputs if name not in layers]:
-                raise _refused(self.definition, node, f"reads {others[0]}, which is for costs alone: not built")
 
     def _activates(self, node: nodes.Neuron, readers: Counter[str]) -> str | None:
         """The layer of weights whose activation this is, if it is one's."""
@@ -184,24 +275,16 @@ class _Translation:
                 return conv.name
         return None
 
-    def _labels(self, name: str) -> bool:
-        node = self.known[name]
-        return isinstance(node, nodes.Data) and node.index > 0
-
     def _cost(self, node: nodes.Cost) -> None:
         coefficient = 1.0 if node.coeff is None else node.coeff
         last = self.known[node.inputs[-1]]
-        if node.kind == "logreg" and isinstance(last, nodes.Softmax):
+        if isinstance(last, nodes.Softmax):
             self.costs.append(("softmax", last.inputs[0], coefficient))
-        elif node.kind == "sum2" and isinstance(last, nodes.EltSum) and self._labels(last.inputs[0]):
-            if last.coeffs not in ((1.0, -1.0), (-1.0, 1.0), None) or len(last.inputs) != 2:
-                raise _refused(self.definition, last, f"sums labels with the coefficients {last.coeffs}: not built")
-            self.costs.append(("squared-error", last.inputs[1], coefficient))
-        elif node.kind in COSTS and not isinstance(last, nodes.Softmax):
-            self.costs.append((COSTS[node.kind], last.name, coefficient))
+        elif node.kind == "sum2" and _compares(last, self.known):
+            compared = next(name for name in last.inputs if not _labels(self.known[name]))
+            self.costs.append(("squared-error", compared, coefficient))
         else:
-            of = "of a softmax " if isinstance(last, nodes.Softmax) else ""
-            raise _refused(self.definition, node, f"cost.{node.kind} {of}is not built")
+            self.costs.append((COSTS[node.kind], last.name, coefficient))
 
     def _apart(self) -> list[Part]:
         """Every node by itself."""
@@ -226,9 +309,8 @@ class _Translation:
 
     # ---- to layers
 
-    def result(self) -> Defined:
-        layers = tuple(self._layer(i, part) for i, part in enumerate(self.parts))
-        name = Path(self.definition.file).stem
+    def costs_of_layers(self) -> list[Cost]:
+        """What the file's costs are of, by our names."""
         place = {node.name: i for i, part in enumerate(self.parts) for node in part.nodes}
         simple = {node.name: node for node in self.nodes}
         costs = []
@@ -239,14 +321,19 @@ class _Translation:
             if reads not in place:
                 raise _refused(self.definition, of, "is what a cost reads, and computes nothing")
             costs.append(Cost(kind, self.names[place[reads]], coefficient))
-        if not layers or not costs:
-            raise DefinitionError(f"{self.definition.file}: has no {'cost' if layers else 'layer'}")
-        logits = next((c.input for c in costs if c.kind != "squares"), costs[0].input)
-        if logits != layers[-1].name:  # what the network computes is its last layer
-            layers = self._with_last(layers, logits)
-        if isinstance(last := layers[-1], Linear):
-            layers = (*layers[:-1], replace(last, split=False))
-        alone = costs == [Cost("softmax", layers[-1].name)]
+        if not costs:
+            raise DefinitionError(f"{self.definition.file}: has no {'cost' if place else 'layer'}")
+        return costs
+
+    def result(self, costs: list[Cost]) -> Defined:
+        layers = tuple(self._layer(i, part) for i, part in enumerate(self.parts))
+        name = Path(self.definition.file).stem
+        if costs:  # what the network computes is its last layer
+            logits = next((c.input for c in costs if c.kind != "squares"), costs[0].input)
+            layers = layers if logits == layers[-1].name else self._with_last(layers, logits)
+            if isinstance(last := layers[-1], Linear):
+                layers = (*layers[:-1], replace(last, split=False))
+        alone = bool(costs) and costs == [Cost("softmax", layers[-1].name)]
         large = self.side > 64
         defaults = TrainDefaults(
             batch_size=128,
@@ -270,6 +357,7 @@ class _Translation:
             for i, part in enumerate(self.parts)
             for column, node in enumerate(part.nodes)
         }
+        of_node |= {activation: of_node[of] for activation, of in self.inside.items()}
         return Defined(self.definition, spec, self._slices(spec), of_node)
 
     def _with_last(self, layers: tuple[Layer, ...], name: str) -> tuple[Layer, ...]:
@@ -296,9 +384,6 @@ class _Translation:
         if isinstance(node, nodes.Norm):
             return self._norm(part, node, name, inputs)
         if isinstance(node, nodes.Neuron):
-            built = ("relu", "tanh", "logistic", "linear", "softrelu", "brelu", "abs", "square", "sqrt")
-            if node.kind not in built:
-                raise _refused(self.definition, node, f"the neuron {node.kind} is not built")
             return Activation(name, node.kind, node.a or 0.0, node.b or 0.0, inputs)
         if isinstance(node, nodes.Dropout):
             if not node.enabled and not node.scaled:
@@ -312,14 +397,12 @@ class _Translation:
             return Concat(name, inputs)
         if isinstance(node, nodes.Blur):
             return Blur(name, node.size, node.std, inputs)
-        if isinstance(node, nodes.Nailbed):
-            return Nailbed(name, node.stride, inputs)
-        kind = node.type if isinstance(node, nodes.Unknown) else type(node).__name__.lower()
-        raise _refused(self.definition, node, f"type={kind} is not built")
+        if isinstance(node, nodes.Href):
+            return Mirror(name, inputs)
+        assert isinstance(node, nodes.Nailbed)
+        return Nailbed(name, node.stride, inputs)
 
     def _weighted(self, part: Part, node: nodes.Weighted, name: str, inputs: tuple[str, ...]) -> Layer:
-        if any(node.weight_sources):
-            raise _refused(self.definition, node, "shares weights with another layer (weightSource): not built")
         width = len(part.nodes)
         first, *others = (read.inputs[0][0][0] for read in part.reads)
         activation = self.activations.get(node.name)
@@ -337,15 +420,10 @@ class _Translation:
                 name, node.outputs * width, activation, width > 1, node.std[first], inputs=inputs[:1], terms=terms,
                 pace=pace, **bias,
             )  # fmt: skip
-        if not isinstance(node, nodes.Conv):
-            raise _refused(self.definition, node, "type=treefc is not built: its tree of classes comes with the data")
-        if node.modules:
-            raise _refused(self.definition, node, "modulesX is not built")
+        assert isinstance(node, nodes.Conv)
         kernel, joins = node.kernels[first], [not read.own for read in part.reads]
         drawn = [self._connections(part, read, node.kernels[read.inputs[0][0][0]]) for read in part.reads]
         if isinstance(node, nodes.Local):
-            if len(inputs) > 1 or len(part.reads) > 1:
-                raise _refused(self.definition, node, "local layers with several inputs are not built")
             return Local(
                 name, node.filters * width, kernel.size, kernel.stride, kernel.padding, kernel.std,
                 activation=activation, inputs=inputs, groups=kernel.groups, connections=drawn[0], pace=pace, **bias,
@@ -372,21 +450,13 @@ class _Translation:
         return tuple(found)
 
     def _pool(self, node: nodes.Pool, name: str, inputs: tuple[str, ...]) -> Layer:
-        if node.kind not in ("max", "avg"):
-            raise _refused(self.definition, node, f"pool={node.kind} is not built")
-        if node.outputs:
-            raise _refused(self.definition, node, "outputsX is not built")
-        if node.kind == "max":
-            if node.start:
-                raise _refused(self.definition, node, f"start={node.start} of a maximum is not built")
+        if node.kind == "rand" and not node.do_max:
+            return RandPool(name, node.size, node.stride, inputs)
+        if node.kind != "avg":
             return Pool(name, node.size, node.stride, True, inputs)
-        if node.start > 0:
-            raise _refused(self.definition, node, f"start={node.start} leaves out pixels: not built")
         return AvgPool(name, node.size, node.stride, -node.start, True, inputs)
 
     def _norm(self, part: Part, node: nodes.Norm, name: str, inputs: tuple[str, ...]) -> Layer:
-        if node.blocked:
-            raise _refused(self.definition, node, "blocked norms are not built")
         scale = 1e-4 if node.scale is None else node.scale
         beta, k = 0.75 if node.pow is None else node.pow, 1.0 if node.min_div is None else node.min_div
         if node.kind == "cmrnorm":

@@ -6,9 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..devices.protocol import Array
 from ..kernels.activations import ACTIVATIONS
-from ..kernels.shapes import BlurShape, DropoutShape, LrnShape, NailbedShape, PoolShape, SpatialNormShape
+from ..kernels.shapes import (
+    BlurShape,
+    DropoutShape,
+    GatherShape,
+    LrnShape,
+    NailbedShape,
+    PoolShape,
+    SpatialNormShape,
+)
 from ..ops import ops
 from .exchange import image_blocks
 from .layers import LayerOnDevice
@@ -36,6 +46,35 @@ class PoolLayer(LayerOnDevice):
         mask = self.y if self.fusion.masks[0] else None
         dx = self.inputs[0].dx
         ops.max_pool_backward(self.stream, self.shape, self.precision, dy, self.argmax, mask, dx)
+        return [dx]
+
+
+@dataclass
+class RandPoolLayer(LayerOnDevice):
+    """Stochastic pooling; its gradient is that of max-pooling, with what was drawn in place of the maximum."""
+
+    shape: PoolShape
+    draw: DropoutShape
+
+    def __post_init__(self) -> None:
+        self._want_output(self.shape.y)
+        self._want_bytes("drawn", self.shape.y)
+        self._reads(self.shape.x)
+        self.drawn: Array
+
+    def forward(self, train: bool) -> None:
+        x, y = self.x, self.y
+        if not train:
+            ops.rand_pool_mean(self.stream, self.shape, self.precision, x, y)
+            return
+        shapes = self.shape, self.draw
+        ops.rand_pool_forward(self.stream, *shapes, self.precision, x, y, self.drawn, self.side.control)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        dx = self.inputs[0].dx
+        ops.max_pool_backward(self.stream, self.shape, self.precision, dy, self.drawn, None, dx)
         return [dx]
 
 
@@ -200,6 +239,33 @@ class NailbedLayer(LayerOnDevice):
             return [None]
         ops.nailbed_backward(self.stream, self.shape, self.precision, dy, self.inputs[0].dx)
         return [self.inputs[0].dx]
+
+
+@dataclass
+class MirrorLayer(LayerOnDevice):
+    """Maps with their columns in reverse; backward is the same."""
+
+    like: tuple[int, ...]
+    shape: GatherShape
+
+    def __post_init__(self) -> None:
+        self._want_output(self.like)
+        self._reads(self.like)
+        self.table = self.side.device.empty((self.shape.K,), np.int32)
+        self.stream.upload(self.table, np.arange(self.shape.K, dtype=np.int32)[::-1].copy())
+
+    def forward(self, train: bool) -> None:
+        self._mirror(self.x, self.y)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        self._mirror(dy, self.inputs[0].dx)
+        return [self.inputs[0].dx]
+
+    def _mirror(self, x: Array, y: Array) -> None:
+        rows, mirrored = x.view(self.shape.x), y.view(self.shape.y)
+        ops.gather_channels(self.stream, self.shape, self.precision, rows, self.table, mirrored)
 
 
 @dataclass

@@ -230,8 +230,8 @@ class Network:
         return self._run_forward(len(batch), train)
 
     def backward(self, labels: Any) -> float:
-        """Mean cross-entropy of the last ``forward(train=True)`` against labels (n,) of any integer dtype; computes all
-        gradients.
+        """Mean loss of the last ``forward(train=True)`` with labels (n,) of any integer dtype, the sum of the network's
+        costs; computes all gradients.
 
         Raises ``RuntimeError`` when there was no such forward pass, ``ValueError`` for labels out of range.
         """

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from ..kernels.costs import COSTS
 from ..kernels.shapes import output_size
 
 ACTIVATIONS = ("relu", "tanh")
+SOFTMAX, SQUARES = "softmax", "squares"  # costs; the other ones are in kernels/costs.py
 IMAGES = "images"  # the input of a network, among the inputs of a layer
 
 
@@ -180,6 +182,18 @@ class AvgPool:
 
 
 @dataclass(frozen=True)
+class RandPool:
+    """Stochastic pooling (Zeiler and Fergus 2013): in training a value of each window is drawn with a probability
+    proportional to max(x, 0), at test the output is the mean of what would be drawn. Rounds up as ``Pool`` does.
+    """
+
+    name: str
+    size: int = 3
+    stride: int = 2
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Activation:
     """What is done to every value alone, as a layer of its own; ``a`` and ``b`` as in ``functional.activation``."""
 
@@ -255,6 +269,14 @@ class Nailbed:
     inputs: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Mirror:
+    """Its maps with their columns in reverse."""
+
+    name: str
+    inputs: tuple[str, ...] = ()
+
+
 Layer = (
     Conv
     | Local
@@ -264,6 +286,7 @@ Layer = (
     | ContrastNorm
     | Pool
     | AvgPool
+    | RandPool
     | Activation
     | Dropout
     | Scale
@@ -272,6 +295,7 @@ Layer = (
     | Max
     | Blur
     | Nailbed
+    | Mirror
 )
 Weighted = (Conv, Local, Linear)  # the layers that have weights and a bias
 
@@ -281,17 +305,23 @@ class Cost:
     """What training makes small: ``coefficient`` times the mean over the images of one of
 
     - "softmax": the cross-entropy of the softmax of the output;
-    - "squares": the sum of the squares of an output;
-    - "squared-error", "cross-entropy", "log-squared-error": the sum over the features y of (y - t)^2, of
-      -t log y - (1 - t) log(1 - y), of log(1 + (y - t)^2), with t 1 for the true class and 0 for the others.
+    - "squares": the sum of the squares of the output, of features or maps of any layer;
+    - "squared-error", "log-squared-error", "cross-entropy": the sum over the features y of (y - t)^2, of
+      log(1 + (y - t)^2), of -t log y - (1 - t) log(1 - y), with t 1 for the true class and 0 for the others;
+    - "logistic-cross-entropy": the last one of y = 1 / (1 + e^-x), x being the output.
+
+    All but "squares" read a feature for each class. Logarithms are at least -50, as in the 2012 program, and the
+    gradient of "cross-entropy" is 0 there; but where y is the output of a logistic ``Activation``, what that reads gets
+    y - t, the gradient of logarithms without a limit, which is right where y has been rounded to 0 or 1, too.
     """
 
     kind: str
     input: str
     coefficient: float = 1.0
 
-
-COSTS = ("softmax", "squares", "squared-error", "cross-entropy", "log-squared-error")
+    @property
+    def knows_classes(self) -> bool:
+        return self.kind != SQUARES
 
 
 @dataclass(frozen=True)
@@ -365,6 +395,25 @@ class NetworkSpec:
     @property
     def classes(self) -> int:
         return placed_layers(self)[-1].K
+
+    @property
+    def features_layer(self) -> str:
+        """The layer whose activations tell likeness: what the last one reads, in front of dropout; fc7 in the paper."""
+        layers = placed_layers(self)
+        place = layers[-1].inputs[0]
+        while place >= 0 and isinstance(layers[place].layer, Dropout):
+            place = layers[place].inputs[0]
+        return layers[max(place, 0)].layer.name
+
+    @property
+    def first_filters(self) -> str | None:
+        """The weights of the first convolution that reads the images, by name, (K, 3, R, S): filters that can be looked
+        at. None where there is none."""
+        for placed in placed_layers(self):
+            for name, term in zip(placed.weight_names, placed.terms, strict=False):
+                if term.inputs == (-1,) and isinstance(term.layer, Conv) and _weight_shape(term)[1] == 3:
+                    return f"{placed.layer.name}.{name}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -471,9 +520,17 @@ def placed_layers(spec: NetworkSpec) -> tuple[Placed, ...]:
         if placed.index not in read:
             raise ValueError(f'network "{spec.name}", layer {placed.layer.name}: neither a layer nor a cost reads it')
     for cost in spec.costs:
-        if cost.input not in places or cost.kind not in COSTS:
-            raise ValueError(f'network "{spec.name}": no such cost: {cost.kind} of {cost.input}')
-    if found and (found[-1].P, found[-1].Q) != (1, 1):
+        what = f'network "{spec.name}": cost "{cost.kind}" of {cost.input}'
+        if cost.kind not in (SOFTMAX, *COSTS):
+            raise ValueError(f"{what}: there are {', '.join((SOFTMAX, *COSTS))}")
+        if cost.input not in places or cost.input == IMAGES:
+            raise ValueError(f"{what}: no layer is called so")
+        of, classes = found[places[cost.input]], found[-1].K
+        outputs = of.K, of.P, of.Q
+        if cost.knows_classes and outputs != (classes, 1, 1):
+            got = " x ".join(map(str, outputs))
+            raise ValueError(f"{what}: it reads a feature for each of the {classes} classes, got {got}")
+    if not spec.costs and (found[-1].P, found[-1].Q) != (1, 1):
         raise ValueError(
             f'network "{spec.name}" with crop {spec.crop}, layer {found[-1].layer.name}: the last one computes logits, '
             f"of one pixel each, not {found[-1].P} x {found[-1].Q}"
@@ -505,6 +562,9 @@ def _place(towers: int, layer: Layer, index: int, inputs: tuple[int, ...], reads
         return replace(at, P=side, Q=side)
     if isinstance(layer, AvgPool):
         side = output_size(first.H, layer.size, layer.stride, layer.padding, 0, layer.ceil_mode)
+        return replace(at, P=side, Q=side)
+    if isinstance(layer, RandPool):
+        side = output_size(first.H, layer.size, layer.stride, 0, 0, True)
         return replace(at, P=side, Q=side)
     if isinstance(layer, Nailbed):
         side = -(-first.H // layer.stride)

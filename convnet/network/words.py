@@ -15,9 +15,11 @@ from .spec import (
     Local,
     Lrn,
     Max,
+    Mirror,
     Nailbed,
     Placed,
     Pool,
+    RandPool,
     Scale,
     SpatialNorm,
     Sum,
@@ -65,6 +67,8 @@ def _other(layer: Layer, towers: int) -> str:
         return f"maximum of {_square(layer.size, layer.stride)}"
     if isinstance(layer, AvgPool):
         return f"mean of {_square(layer.size, layer.stride, layer.padding)}"
+    if isinstance(layer, RandPool):
+        return f"a value drawn from {_square(layer.size, layer.stride)}"
     if isinstance(layer, Dropout):
         return f"dropout of {layer.p:g}{', scaled in training' if layer.scaled else ''}"
     if isinstance(layer, Activation):
@@ -75,4 +79,4 @@ def _other(layer: Layer, towers: int) -> str:
         return f"blur of {_square(layer.size)} pixels, standard deviation {layer.std:g}"
     if isinstance(layer, Nailbed):
         return f"every {layer.stride}th pixel"
-    return {Concat: "one behind the other", Sum: "sum", Max: "largest"}[type(layer)]
+    return {Concat: "one behind the other", Sum: "sum", Max: "largest", Mirror: "mirrored"}[type(layer)]

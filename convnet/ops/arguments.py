@@ -151,6 +151,17 @@ def labels(given: Any, n: int, classes: int) -> Values:
     return values
 
 
+def classes(op: str, given: Any, N: int, K: int) -> Values:
+    """Labels of ``N`` images, checked."""
+    (labels,) = taken(op, None, labels=given)
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.shape != (N,):
+        what = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise ValueError(f"{op}: labels must be whole numbers of shape ({N},), one for each image, got {what}")
+    if labels.min() < 0 or labels.max() >= K:
+        raise ValueError(f"{op}: labels must lie between 0 and {K - 1}, got {labels.min()} to {labels.max()}")
+    return labels.astype(np.int32)
+
+
 def constants(op: str, values: Sequence[float], rates: Mapping[str, float], parameters: Sequence[str]) -> None:
     """Checks what an update multiplies by: lr, momentum, weight_decay, and factors on lr by parameter. One that is no
     number would spoil all weights."""
@@ -254,6 +265,12 @@ def pool(op: str, x: Given, size: int, stride: int, padding: Padding, ceil_mode:
     size, stride = integer(op, "size", size, 1, 15), integer(op, "stride", stride, 1, _LARGE)
     options = {"padding": _four(op, padding), "ceil_mode": ceil_mode, "lanes": x.shape[0]}
     return _geometry(op, PoolShape.of, *x.shape, size, stride, **options)
+
+
+def draw(op: str, seed: int, step: int, layer: int) -> dict[str, int]:
+    """What decides a draw, checked."""
+    found = {"seed": integer(op, "seed", seed, 0, 2**64 - 1)}
+    return found | {name: integer(op, name, n, 0, 2**32 - 1) for name, n in (("step", step), ("layer", layer))}
 
 
 def _norm(op: str, alpha: float, beta: float, k: float) -> tuple[float, float, float]:

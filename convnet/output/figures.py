@@ -157,39 +157,57 @@ def _key(name: str, colour: str, line: Any, marker: str = "", width: float = 1.5
 
 
 def filter_sheet(filters: Values, towers: int, *, jointly: bool = False) -> tuple[Values, list[int]]:
-    """The filters (K, 3, R, S) side by side as colours in 0..1, float32 (height, width, 3), white between them.
+    """The filters (K, C, R, S) side by side as colours in 0..1, float32 (height, width, 3), white between them.
 
-    Each tower's are in rows of their own, 16 to a row from 32 filters on, else 8, and half a filter's height lies
-    between towers; returned too are the rows of pixels where a tower begins and, last, where the next would. Zero is
-    mid-grey; the largest weight, of each filter or ``jointly`` of all, is black or full brightness.
+    Those of two or three maps are red, green and blue, one map is grey; of more, the maps of a filter are grey and lie
+    in a row. Each tower's filters are in rows of their own, 16 to a row from 32 filters on, else 8, or as many as make
+    16 maps; half a filter's height lies between towers. Returned too are the rows of pixels where a tower begins and,
+    last, where the next would. Zero is mid-grey; the largest weight, of each filter or ``jointly`` of all, is black or
+    full brightness.
     """
-    K, _, R, S = filters.shape
+    K, C, R, S = filters.shape
     own = K // towers
-    columns = 16 if own >= 32 else 8
-    rows = -(-own // columns)  # of one tower
     highest = np.abs(filters).max(axis=None if jointly else (1, 2, 3), keepdims=True)
-    pixels = (0.5 + 0.5 * filters / np.maximum(highest, 1e-30)).transpose(0, 2, 3, 1)  # (K, R, S, 3)
-    gap = R // 2
+    pixels = _filter_pixels(0.5 + 0.5 * filters / np.maximum(highest, 1e-30))
+    columns = max(16 // C, 1) if C > 3 else 16 if own >= 32 else 8
+    rows = -(-own // columns)  # of one tower
+    width = pixels.shape[2]
+    gap, beside = R // 2, 1 + (S // 2 if C > 3 else 0)
     height = rows * (R + 1) + gap  # of a tower and the gap behind it
-    sheet = np.ones((height * towers - gap - 1, (S + 1) * columns - 1, 3), np.float32)
+    sheet = np.ones((height * towers - gap - 1, (width + beside) * columns - beside, 3), np.float32)
     for k in range(K):
         top = k // own * height + k % own // columns * (R + 1)
-        left = k % own % columns * (S + 1)
-        sheet[top : top + R, left : left + S] = pixels[k]
+        left = k % own % columns * (width + beside)
+        sheet[top : top + R, left : left + width] = pixels[k]
     return sheet, [tower * height for tower in range(towers + 1)]
 
 
+def _filter_pixels(values: Values) -> Values:
+    """Filters (K, C, R, S) as pictures (K, R, width, 3)."""
+    K, C, R, S = values.shape
+    if C > 3:
+        row = np.ones((K, R, C, S + 1), values.dtype)
+        row[..., :S] = values.transpose(0, 2, 1, 3)
+        grey: Values = row.reshape(K, R, C * (S + 1))[..., :-1, None]
+        return np.repeat(grey, 3, axis=3)
+    if C == 1:
+        values = np.repeat(values, 3, axis=1)
+    if C == 2:
+        values = np.concatenate([values, np.full((K, 1, R, S), 0.5, values.dtype)], axis=1)
+    return values.transpose(0, 2, 3, 1)
+
+
 @own_settings(STYLE)
-def save_filters(path: Path, filters: Values, towers: int, *, jointly: bool = False) -> None:
-    """The filters of a layer that reads RGB images, float32 (K, 3, R, S), a block for every tower."""
-    K, _, R, S = filters.shape
+def save_filters(path: Path, filters: Values, towers: int, layer: str, *, jointly: bool = False) -> None:
+    """The filters of a layer that reads few maps, float32 (K, C, R, S), a block for every tower."""
+    K, C, R, S = filters.shape
     sheet, tops = filter_sheet(filters, towers, jointly=jointly)
     figure = Figure(figsize=(8, 8 * sheet.shape[0] / sheet.shape[1] + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(sheet, interpolation="none")
     axes.set_axis_off()
     scale = "one scale for all" if jointly else "each scaled on its own"
-    axes.set_title(f"conv1: {K} filters of {R} x {S} x 3, {scale}", fontsize=11)
+    axes.set_title(f"{layer}: {K} filters of {R} x {S} x {C}, {scale}", fontsize=11)
     for tower in range(towers if towers > 1 else 0):
         middle = (tops[tower] + tops[tower + 1] - R // 2) / 2
         axes.text(-0.25 * S, middle, f"tower {tower + 1}", rotation=90, ha="right", va="center")

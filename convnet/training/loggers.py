@@ -33,7 +33,8 @@ class Logger(Protocol):
         ...
 
     def picture(self, name: str, step: int, pixels: Pixels) -> None:
-        """A picture as uint8 (height, width, 3): the filters of conv1, at the start and after every evaluation."""
+        """A picture as uint8 (height, width, 3): the filters that read the images, at the start and after every
+        evaluation."""
         ...
 
     def close(self) -> None:
@@ -107,15 +108,15 @@ class Loggers:
     def record(self, record: dict[str, Any]) -> None:
         self._tell(lambda logger: logger.record(dict(record)))
 
-    def filters(self, filters: np.ndarray[Any, Any], towers: int, step: int) -> None:
-        """Those of conv1, float32 (K, 3, R, S)."""
+    def filters(self, name: str, filters: np.ndarray[Any, Any], towers: int, step: int) -> None:
+        """Those that read the images, the weights called ``name``, float32 (K, 3, R, S)."""
 
         def show(logger: Logger) -> None:
             from ..output.figures import filter_sheet
 
             sheet, _ = filter_sheet(filters, towers)
             pixels = np.rint(255 * sheet.clip(0, 1)).astype(np.uint8)
-            logger.picture("conv1", step, pixels.repeat(MAGNIFIED, axis=0).repeat(MAGNIFIED, axis=1))
+            logger.picture(name.partition(".")[0], step, pixels.repeat(MAGNIFIED, axis=0).repeat(MAGNIFIED, axis=1))
 
         self._tell(show)
 

@@ -22,7 +22,7 @@ records = [*steps, {"event": "valid", "step": 19, "loss": 1.0, "top1_error": 0.2
 filters = np.random.default_rng(0).normal(size=(32, 3, 5, 5)).astype(np.float32)
 for suffix in (".png", ".svg"):
     figures.save_curves(Path(sys.argv[1]) / ("c" + suffix), {"a_$b$": records}, "a_$b$")
-    figures.save_filters(Path(sys.argv[1]) / ("f" + suffix), filters, 2)
+    figures.save_filters(Path(sys.argv[1]) / ("f" + suffix), filters, 2, "conv1")
     figures.save_confusion(Path(sys.argv[1]) / ("m" + suffix), np.diag([1, 2]), ["caf\\u00e9", "x_y"], [])
 for path in sorted(Path(sys.argv[1]).iterdir()):
     print(path.name, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -179,7 +179,7 @@ assert (os.environ.get("MPLBACKEND"), backend) == ("svg", "svg"), backend
 assert matplotlib.rcParams["lines.linewidth"] == 9, "the user's own"
 matplotlib.rcParams["font.size"] = 23
 before = dict(matplotlib.rcParams)
-figures.save_filters(Path(sys.argv[1]) / "f.png", np.ones((32, 3, 5, 5), np.float32), 2)
+figures.save_filters(Path(sys.argv[1]) / "f.png", np.ones((32, 3, 5, 5), np.float32), 2, "conv1")
 assert dict(matplotlib.rcParams) == before
 assert "matplotlib.pyplot" not in sys.modules
 """

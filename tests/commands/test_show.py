@@ -110,12 +110,33 @@ def test_filters_lie_in_rows_by_tower(filters, towers, rows):
     np.testing.assert_allclose(joint[:5, :5], (0.5 + 0.5 * weights[0] / np.abs(weights).max()).transpose(1, 2, 0))
 
 
+@pytest.mark.parametrize(("maps", "filters", "columns"), [(1, 6, 8), (2, 6, 8), (4, 6, 4), (12, 3, 1), (16, 3, 1)])
+def test_filters_of_other_numbers_of_maps(maps, filters, columns):
+    """Of one map grey, of two without blue, of more in a row for each filter, an own gap between filters."""
+    weights = np.random.default_rng(maps).normal(size=(filters, maps, 3, 4)).astype(np.float32)
+    sheet, _ = figures.filter_sheet(weights, 1)
+    wide, gap = (4, 1) if maps < 4 else (5 * maps - 1, 3)
+    assert sheet.shape == (-(-filters // columns) * 4 - 1, (wide + gap) * columns - gap, 3)
+    for k in range(filters):
+        expected = 0.5 + 0.5 * weights[k] / np.abs(weights[k]).max()
+        top, left = k // columns * 4, k % columns * (wide + gap)
+        for c in range(maps):
+            at = left if maps < 4 else left + 5 * c
+            seen = sheet[top : top + 3, at : at + 4]
+            np.testing.assert_allclose(seen[..., c if maps == 2 else 0], expected[c], rtol=1e-6)
+            if maps != 2:
+                assert (seen[..., 0] == seen[..., 1]).all()
+            assert (seen[..., 2] == (0.5 if maps == 2 else seen[..., 0])).all()
+            if maps >= 4 and c:
+                assert (sheet[top : top + 3, at - 1] == 1).all()
+
+
 def test_the_picture_holds_the_filters(tmp_path):
     weights = np.random.default_rng(1).normal(size=(96, 3, 11, 11)).astype(np.float32)
     weights /= 1.1 * np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
     weights[95, 0, 10, 10] = weights[80, 0, 10, 0] = 1  # so that the sheet's corners are not white
     weights[80, 1, 10, 0] = weights[95, 1, 10, 10] = -1
-    figures.save_filters(tmp_path / "f.png", weights, 2)
+    figures.save_filters(tmp_path / "f.png", weights, 2, "conv1")
     sheet, _ = figures.filter_sheet(weights, 2)
     shown = pixels(tmp_path / "f.png").astype(int)
     marked = np.argwhere((shown[..., 0] > 250) & (shown[..., 1] < 5))  # the two corners
@@ -132,7 +153,7 @@ def test_filters_are_the_ones_of_the_run(tmp_path, jointly):
     assert show(straight_run(), "filters", "-o", tmp_path / "f.png", *["--jointly"] * jointly) == 0
     trained = load_trained(straight_run(), print)
     weights = trained.weights["conv1.weight"]
-    figures.save_filters(tmp_path / "g.png", weights, trained.spec.towers, jointly=jointly)
+    figures.save_filters(tmp_path / "g.png", weights, trained.spec.towers, "conv1", jointly=jointly)
     assert (tmp_path / "f.png").read_bytes() == (tmp_path / "g.png").read_bytes()
 
 

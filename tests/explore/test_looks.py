@@ -10,7 +10,6 @@ import pytest
 import convnet
 import convnet.functional as F
 from convnet.explore import looks
-from convnet.explore.study import LAYER
 from convnet.network.networks import network
 from convnet.network.spec import placed_layers
 
@@ -64,6 +63,9 @@ def test_guesses_and_maps_are_the_networks(net):
         ("alexnet-torchvision", {}),
         ("bvlc_alexnet", {}),
         ("caffenet", {}),
+        ("cifar-11pct", {}),
+        ("cifar-18pct", {}),
+        ("lenet5", {}),
     ],
     ids=str,
 )
@@ -72,7 +74,7 @@ def test_every_network_can_be_looked_at(name, changes):
     options = {"width": 0.125, "num_classes": 3, **changes}
     with convnet.Network(name, "cpu", 2, fused=False, **options) as opened:
         found = looks.look(opened, first_weights(opened), picture(9, opened.spec.image_size))
-        assert opened.activation(LAYER).shape[0] == 2
+        assert opened.activation(opened.spec.features_layer).shape[0] == 2
     assert [layer.name for layer in found.layers] == [layer.name for layer in opened.spec.layers]
     assert all(len(layer.blocks) == opened.spec.towers for layer in found.layers[:-1])
     assert len(found.drawn) == opened.spec.towers

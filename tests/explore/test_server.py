@@ -14,17 +14,20 @@ import struct
 import sys
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pages import LOAD, OWN, Client, copy_run, png
 from PIL import Image
+from runs import here
 
 from convnet.analysis import glass, glass_text
 from convnet.cli import export
 from convnet.data.images import decode_square
 from convnet.explore import server
 from convnet.explore.server import HERE, Page
+from convnet.training.trained import Trained, load_trained
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +243,27 @@ def test_weights_without_data_can_be_looked_at(folder, tmp_path):
         *("blue", "green", "red")
     ]
     assert "says nothing of data" in sentence(client.get(f"{home}/examples"), 422)
+    page.study.close()
+
+
+def test_networks_of_other_kinds(tmp_path, monkeypatch):
+    """What is alike by is what the last layer reads; a graph is refused."""
+    options = ["--model", "lenet5", "--device", "cpu", "--steps", "1", "--width", "0.5", "-b", "16"]
+    assert here("shapes", *options, "-o", str(tmp_path / "lenet")) == 0
+    page = Page(tmp_path, LOAD)
+    client = Client(page)
+    home = f"/runs/{next(iter(page.listing.runs()))}"
+    assert client.get(f"{home}/about").json()["filters"] == {"layer": "conv1", "side": 5}
+    token = client.post(f"{home}/look", content=png()).json()["token"]
+    assert client.get(f"{home}/seen/{token}/neighbours").json()["layer"] == "fc6"
+    page.study.close()
+    spec = load_trained(tmp_path / "lenet", print).spec
+    graph = replace(spec, layers=(*spec.layers[:-1], replace(spec.layers[-1], inputs=("conv1",))))
+    monkeypatch.setattr(Trained, "spec", graph)
+    page = Page(tmp_path, LOAD)
+    client = Client(page)
+    for address in ("about", "look/val/0", "confusion"):
+        assert '"lenet5" is no chain of layers' in sentence(client.get(f"{home}/{address}"), 422)
     page.study.close()
 
 

@@ -175,7 +175,7 @@ def test_wrong_networks_fail(mistake):
             return max(test_model.ratios(network, 5, images, labels, results, expected).values())
 
         assert worst(net) <= 1
-        assert worst(wrong(net)) > 1
+        assert not worst(wrong(net)) <= 1  # nor is it a number where a window has no pixel
 
 
 CONSTANTS = {"lr": 0.002, "momentum": 0.8, "weight_decay": 0.01}
