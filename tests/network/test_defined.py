@@ -565,7 +565,8 @@ def test_mirrored_pictures_and_drawn_maps(tmp_path):
     ],
 )
 def test_costs_of_logistic_outputs(cost, expected, tmp_path):
-    layers = data() + fc("fc", "data", 10) + section("y", "neuron", "fc", neuron="logistic") + cost
+    read = data() if "labels" in cost else section("data", "data", dataIdx=0)
+    layers = read + fc("fc", "data", 10) + section("y", "neuron", "fc", neuron="logistic") + cost
     spec = of(tmp_path, layers, crop=8).spec
     assert spec.costs == (Cost(expected, "y"),)
     with convnet.Network(spec, "cpu", batch_size=2) as net:
