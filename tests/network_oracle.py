@@ -64,7 +64,7 @@ def run(
         names = [*(layer.inputs or (spec.layers[i - 1].name if i else IMAGES,))]
         names += [term.input for term in getattr(layer, "terms", ())]
         values[layer.name] = oracle.layer(layer, names, [values[name] for name in names])
-    logits = values[spec.layers[-1].name]
+    logits = values[spec.layers[-1].name].flatten(1)
     loss = F.cross_entropy(logits, torch.tensor(labels))
     found = torch.autograd.grad(loss, list(oracle.parameters.values()))
     gradients = {name: g.numpy() for name, g in zip(oracle.parameters, found, strict=True)}

@@ -312,9 +312,10 @@ class _Translation:
     def costs_of_layers(self) -> list[Cost]:
         """What the file's costs are of, by our names."""
         place = {node.name: i for i, part in enumerate(self.parts) for node in part.nodes}
+        simple = {node.name: node for node in self.nodes}
         costs = []
         for kind, reads, coefficient in self.costs:
-            of = self.known[reads]
+            of = simple.get(reads, self.known[reads])
             if isinstance(of, nodes.Concat) and reads not in place:  # of all columns in their order
                 place[reads] = place[of.inputs[0]]
             if reads not in place:

@@ -82,7 +82,8 @@ class Wiring:
 
     @property
     def logits(self) -> Array:
-        return self.blocks[-1][0].y
+        y = self.blocks[self.block_of(self.spec.layers[-1].name)][0].y
+        return y.view((y.shape[0], y.size // self.N, self.lanes))
 
     def forward(self, train: bool) -> None:
         """Logits from the images."""

@@ -197,6 +197,14 @@ FILES: dict[str, tuple[str, int]] = {
         + end("both"),
         2,
     ),
+    "probabilities of a concat of activations": (
+        data()
+        + columns(lambda c: conv(f"conv1{c}", "data", neuron="relu"))
+        + columns(lambda c: fc(f"fc2{c}", "conv1a,conv1b", 5, neuron="relu"))
+        + section("both", "concat", "fc2a,fc2b")
+        + end("both"),
+        2,
+    ),
     "probabilities of a concat in the other order": (
         data()
         + columns(lambda c: conv(f"conv1{c}", "data", neuron="relu"))
@@ -556,7 +564,8 @@ def test_mirrored_pictures_and_drawn_maps(tmp_path):
     ],
 )
 def test_costs_of_logistic_outputs(cost, expected, tmp_path):
-    layers = data() + fc("fc", "data", 10) + section("y", "neuron", "fc", neuron="logistic") + cost
+    read = data() if "labels" in cost else section("data", "data", dataIdx=0)
+    layers = read + fc("fc", "data", 10) + section("y", "neuron", "fc", neuron="logistic") + cost
     spec = of(tmp_path, layers, crop=8).spec
     assert spec.costs == (Cost(expected, "y"),)
     with convnet.Network(spec, "cpu", batch_size=2) as net:
@@ -573,6 +582,7 @@ def test_costs_of_logistic_outputs(cost, expected, tmp_path):
         (pool("pool1", "data", 3, pool="rand", start=-1), r"line 9: \[pool1\] start=-1 of a draw is not built"),
         (pool("pool1", "data", 3, start=-1), r"line 9: \[pool1\] start=-1 of a maximum is not built"),
         (conv("pool1", "data", neuron="brelu"), "brelu"),
+        (section("pool1", "softmax", "data"), r"line 13: \[fc\] reads pool1, which costs alone read here: not built"),
         (pool("pool1", "data", 3, outputsX=4), r"line 9: \[pool1\] outputsX is not built"),
     ],
 )

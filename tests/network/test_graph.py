@@ -405,3 +405,5 @@ def test_inputs_that_do_not_fit_are_refused():
     }.items():
         with pytest.raises(ValueError, match=f'network "wrong"( with crop 12)?, layer {message}'):
             convnet.Network(spec("wrong", *layers, out()), "cpu", batch_size=2)
+    with pytest.raises(ValueError, match="layer pool: the last one computes logits, of one pixel each, not 6 x 6"):
+        convnet.Network(spec("wrong", one, small), "cpu", batch_size=2)
