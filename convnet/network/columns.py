@@ -47,7 +47,8 @@ def in_columns(nodes: list[Node], images: str) -> list[Part] | None:
             continue
         flat = [_flat(node, known) for node in members]
         reads = [_by_part(names, place) for names in flat]
-        if any(list(read) != list(reads[0]) for read in reads):
+        twice = any(len({name for _, name in names}) < len(names) for names in flat)
+        if twice or any(list(read) != list(reads[0]) for read in reads):
             return None
         own: set[int] = set()
         for part in reads[0]:
@@ -62,7 +63,9 @@ def in_columns(nodes: list[Node], images: str) -> list[Part] | None:
             if len(mine) > 1 or (mine and len(members) == 1):
                 return None
             columns.append(mine.pop() if mine else k)
-        if sorted(columns) != list(range(len(members))) or not _can_be_one(members[0], reads[0], own, found):
+        if sorted(columns) != list(range(len(members))) or not _can_be_one(
+            members[0], [i for i, _ in flat[0]], reads[0], own, found
+        ):
             return None
         order = sorted(range(len(members)), key=columns.__getitem__)
         for k, node in enumerate(members):
@@ -110,22 +113,22 @@ def _by_part(names: list[tuple[int, str]], place: dict[str, int]) -> dict[int, l
     return found
 
 
-def _can_be_one(node: Node, reads: dict[int, list[int]], own: set[int], found: list[Part]) -> bool:
-    """Whether a layer of towers is the same as such nodes."""
+def _can_be_one(node: Node, inputs: list[int], reads: dict[int, list[int]], own: set[int], found: list[Part]) -> bool:
+    """Whether a layer of towers is the same as such nodes. ``inputs``: of all that ``node`` reads, which of its inputs
+    that is, or is part of."""
+    by_part = {part: {inputs[place] for place in places} for part, places in reads.items()}
     joins = [part for part in reads if part >= 0 and len(found[part].nodes) > 1 and part not in own]
     if isinstance(node, FullyConnected):
-        alike = all(_alike(node, places) for places in reads.values())
-        return not own and alike
+        return not own and all(_alike(node, places) for places in by_part.values())
     if isinstance(node, Conv) and not isinstance(node, Local):
-        simple = all(node.kernels[i].groups == 1 for part in joins for i in reads[part])
-        return simple and all(_alike(node, places) for places in reads.values())
-    return not joins and sum(map(len, reads.values())) == len(node.inputs)
+        whole = [i for part in joins for i in by_part[part]] + [i for i in set(inputs) if inputs.count(i) > 1]
+        simple = all(node.kernels[i].groups == 1 for i in whole)
+        return simple and all(_alike(node, places) for places in by_part.values())
+    return not joins and len(inputs) == len(node.inputs)
 
 
-def _alike(node: Weighted, places: list[int]) -> bool:
+def _alike(node: Weighted, places: set[int]) -> bool:
     """Whether the inputs at ``places`` of a node have the same geometry and rates, so that they are one's slices."""
-    if len(places) > len(node.inputs):  # all of one input, that puts nodes one behind the other
-        return True
     kinds = {
         (
             node.kernels[i] if isinstance(node, Conv) else node.std[i],  # type: ignore[attr-defined]
