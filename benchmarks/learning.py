@@ -136,7 +136,7 @@ def one(name: str, way: str, seed: int, data: str, device: str, temporary: Path)
         records = [r for r in MetricsFile(output / "metrics.jsonl").records() if r["event"] == "valid"]
         found = {"error": records[-1]["top1_error"], "loss": records[-1]["loss"], "epochs": records[-1]["epoch"]}
     else:
-        found = pytorch(data, epochs, seed)
+        found = pytorch(MODEL, data, epochs, seed)
     images = len(open_dataset(data, size=network(MODEL).image_size, seed=seed).valid)
     return {"set": name, "way": way, "seed": seed, **found, "images": images, "date": time.strftime("%Y-%m-%d"),
             "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
@@ -145,17 +145,17 @@ def one(name: str, way: str, seed: int, data: str, device: str, temporary: Path)
 # ---- PyTorch
 
 
-def pytorch(data: str, epochs: int, seed: int) -> dict[str, Any]:
+def pytorch(model: str, data: str, epochs: int, seed: int) -> dict[str, Any]:
     """What a user of PyTorch would write: the network, SGD with momentum, and the default's rates."""
     import torch
 
     from benchmarks.torch_network import TorchNetwork, Variant
 
     torch.manual_seed(seed)
-    spec = network(MODEL)
+    spec = network(model)
     dataset = cached(open_dataset(data, size=spec.image_size, seed=seed))
     config = Config(epochs=epochs).resolved(spec.defaults, spec.crop, len(dataset.train))
-    spec, plain = (network(MODEL, num_classes=len(dataset.classes), dropout=p) for p in (None, 0.0))
+    spec, plain = (network(model, num_classes=len(dataset.classes), dropout=p) for p in (None, 0.0))
     found = sampled_statistics(dataset.train, spec.crop)
     weights = torch_weights(spec)
     first = inputs(spec, next(batches(dataset, False, config, found, seed, 0)), found.mean)

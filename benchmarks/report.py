@@ -18,7 +18,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import floors, learning, quality, timing
+from benchmarks import floors, learning, quality, small_nets, timing
 from convnet.network.networks import network
 from convnet.output.figures import BLUE, ORANGE
 from convnet.training.verdict import standard_error
@@ -129,6 +129,8 @@ def section(found: list[Row]) -> str:
         "",
         *_defaults(found),
         "",
+        *_small_nets(found),
+        "",
         f"![images/s of training steps of {MODEL}](docs/{FIGURE.name})",
     ]
     return "\n".join(lines)
@@ -221,6 +223,29 @@ def _defaults(found: list[Row]) -> Iterator[str]:
         noise = (100 * standard_error(row["error"], row["images"]) for row in default)
         deviation = f"{statistics.mean(noise):.1f}" if default else ""
         yield f"| {kind.what}, {kind.epochs} | {deviation} | {' | '.join(cells)} |"
+
+
+def _small_nets(found: list[Row]) -> Iterator[str]:
+    """The newest ``benchmarks.small_nets``: error and minutes."""
+    results: dict[str, Any] = next((r for r in reversed(found) if r["benchmark"] == "small-nets"), {"rows": []})
+    rows, where = results["rows"], MISSING
+    if rows:
+        where = f"{results['cores']} cores of an {results['processor']}, {max(row['date'] for row in rows)}"
+    yield (
+        f"The nets of 2012 for CIFAR-10, and LeNet-5, after {small_nets.EPOCHS} epochs ({where}): top-1 error in %, "
+        "and minutes:"
+    )
+    yield ""
+    yield "| network | the drawn shapes, 12,000 | Fashion-MNIST, 12,000 |"
+    yield "|---|---|---|"
+    for model in small_nets.MODELS:
+        for way in ("ours", "PyTorch") if model == "lenet5" else ("ours",):
+            own = {row["set"]: row for row in rows if (row["model"], row["way"]) == (model, way)}
+            cells = (
+                f"{100 * own[name]['error']:.1f}, {own[name]['seconds'] / 60:.1f} min" if name in own else MISSING
+                for name in small_nets.SETS
+            )
+            yield f"| {model}{', PyTorch' if way != 'ours' else ''} | {' | '.join(cells)} |"
 
 
 def _errors(found: list[float]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from convnet.network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Pool
+from convnet.network.spec import AvgPool, Conv, Dropout, Linear, Lrn, NetworkSpec, Pool
 
 WARM_STEPS = 3  # before a capture: momentum exists, algorithms are chosen
 
@@ -139,6 +139,9 @@ class TorchNetwork:
                 x = self._lrn(x, layer)
             elif isinstance(layer, Pool):
                 x = F.max_pool2d(x, layer.size, layer.stride, ceil_mode=layer.ceil_mode)
+            elif isinstance(layer, AvgPool):
+                padding, ceil = layer.padding, layer.ceil_mode
+                x = F.avg_pool2d(x, layer.size, layer.stride, padding, ceil, count_include_pad=False)
             elif isinstance(layer, Linear):
                 weight, bias = self.parameters[f"{layer.name}.weight"], self.parameters[f"{layer.name}.bias"]
                 x = F.linear(x.flatten(1), weight, bias)

@@ -36,16 +36,22 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .classifier import Classifier
+    from .interop.definitions import read_definition
 
-__all__ = ["Classifier", "DeviceError", "Network", "__version__", "devices", "functional"]
+__all__ = ["Classifier", "DeviceError", "Network", "__version__", "devices", "functional", "read_definition"]
 
 
 def __getattr__(name: str) -> Any:
-    """``Classifier``, when it is asked for: what it imports would make every other use wait."""
+    """``Classifier`` and ``read_definition``, when they are asked for: what they import would make every other use
+    wait."""
     if name == "Classifier":
         from .classifier import Classifier
 
         return Classifier
+    if name == "read_definition":
+        from .interop.definitions import read_definition
+
+        return read_definition
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from .devices.protocol import Array
 from .kernels.activations import ACTIVATIONS
 from .kernels.control import control_words
+from .kernels.costs import COSTS
 from .kernels.shapes import ConvShape, DropoutShape, GatherShape, Padding, SoftmaxShape
 from .ops import arguments, ops
 from .ops.arguments import floats, integer, taken
@@ -704,6 +705,21 @@ def gather_channels(x: Given, table: Given, *, device: str = "cpu", precision: s
     return call.images(y)
 
 
+def mirror2d(x: Given, *, device: str = "cpu", precision: str = "fp32") -> Values:
+    """``x`` (N, C, H, W) with its columns in reverse: the 2012 program's href. Its gradient is mirrored alike."""
+    op = "mirror2d"
+    (x,) = taken(op, device, x=x)
+    floats(op, "x", x, "NCHW")
+    call = Call(op, device, precision, x.shape[0])
+    _, C, H, W = x.shape
+    shape, reverse = GatherShape.mirror(call.N, C, H, W, call.lanes), np.arange(W, dtype=np.int32)[::-1]
+    images = call.put_images(x)
+    y = call.empty(images.shape)
+    rows, mirrored = images.view(shape.x), y.view(shape.y)
+    ops.gather_channels(call.stream, shape, precision, rows, call.put(reverse.copy()), mirrored)
+    return call.images(y)
+
+
 def gather_channels_backward(
     dy: Given, table: Given, channels: int, *, device: str = "cpu", precision: str = "fp32"
 ) -> Values:
@@ -760,62 +776,60 @@ def softmax_cross_entropy(
     """
     op = "softmax_cross_entropy"
     (logits,) = taken(op, device, logits=logits)
-    (labels,) = taken(op, None, labels=labels)
     floats(op, "logits", logits, "NK")
     N, K = logits.shape
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.shape != (N,):
-        found = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
-        raise ValueError(f"{op}: labels must be whole numbers of shape ({N},), one for each row of logits, got {found}")
-    if labels.min() < 0 or labels.max() >= K:
-        raise ValueError(f"{op}: labels must lie between 0 and {K - 1}, got {labels.min()} to {labels.max()}")
+    classes = arguments.classes(op, labels, N, K)
     call = Call(op, device, precision, N)
     shape = SoftmaxShape(call.N, N, K, call.lanes)
-    classes = np.zeros(call.N, np.int32)
-    classes[:N] = labels
     losses, ranks = call.device.empty((call.N,)), call.device.empty((call.N,), np.int32)
     probs, dlogits = call.device.empty(shape.x), call.empty(shape.x)
     control = call.own(control_words())
-    tensors = (call.put_images(logits), call.put(classes), losses, ranks, probs, dlogits, control)
+    tensors = (call.put_images(logits), _classes(call, classes), losses, ranks, probs, dlogits, control)
     ops.softmax_cross_entropy(call.stream, shape, precision, *tensors)
     return losses.look()[:N], call.images(dlogits), call.images(probs)
 
 
-def sum_of_squares(
-    x: Given, *, coefficient: float = 1.0, device: str = "cpu", precision: str = "fp32"
+def cost(
+    x: Given,
+    kind: str,
+    labels: Given | None = None,
+    *,
+    coefficient: float = 1.0,
+    device: str = "cpu",
+    precision: str = "fp32",
 ) -> tuple[Values, Values]:
-    """(losses, dx) for ``x``, (N, F) or (N, C, H, W): losses (N,) are the sums of each image's squares, dx the gradient
-    of ``coefficient`` times their mean, 2 coefficient x / N."""
-    op = "sum_of_squares"
+    """(losses, dx) for ``x`` (N, K) and integer ``labels`` (N,) from 0 to K - 1. With t 1 for the feature of an image's
+    label and 0 for the others, losses (N,) are the sums over the features of what ``kind`` says:
+
+    - "squares": x^2, of an x (N, C, H, W) too; it takes no labels;
+    - "squared-error", "log-squared-error": (x - t)^2, log(1 + (x - t)^2);
+    - "cross-entropy": -t log x - (1 - t) log(1 - x), each logarithm at least -50, as in the 2012 program, and with
+      gradient 0 there; x from 0 to 1;
+    - "logistic-cross-entropy": the same of y = 1 / (1 + e^-x), whose gradient is that without the -50, y - t.
+
+    dx is the gradient of ``coefficient`` times the mean of the losses.
+    """
+    op = "cost"
+    if kind not in COSTS:
+        raise ValueError(f'{op}: kind must be one of {", ".join(COSTS)}, got "{kind}"')
     (x,) = taken(op, device, x=x)
-    floats(op, "x", x, "NCHW" if getattr(x, "ndim", 0) == 4 else "NF")
+    images = kind == "squares" and getattr(x, "ndim", 0) == 4
+    floats(op, "x", x, "NCHW" if images else "NK")
     arguments.number(op, "coefficient", coefficient)
+    if kind == "squares" and labels is not None:
+        raise ValueError(f'{op}: "squares" takes no labels')
+    classes = None if kind == "squares" else arguments.classes(op, labels, *x.shape)
     call = Call(op, device, precision, x.shape[0])
     shape = SoftmaxShape(call.N, call.n, x.size // call.n, call.lanes)
     losses, dx, control = call.device.empty((call.N,)), call.empty(shape.x), call.own(control_words())
-    rows = call.put_images(x).view(shape.x)
-    ops.sum_of_squares(call.stream, shape, precision, coefficient, rows, losses, dx, control)
+    given = call.put_images(x).view(shape.x), None if classes is None else _classes(call, classes)
+    ops.cost(call.stream, shape, precision, kind, coefficient, *given, losses, dx, control)
     return losses.look()[: call.n], call.images(dx).reshape(x.shape)
 
 
-def logistic_cross_entropy(
-    x: Given, targets: Given, *, coefficient: float = 1.0, device: str = "cpu", precision: str = "fp32"
-) -> tuple[Values, Values]:
-    """(losses, dx) for ``x`` (N, K), of which y = 1 / (1 + e^-x) are the outputs, and ``targets`` t (N, K) from 0 to 1.
-
-    losses (N,) = -sum of t log y + (1 - t) log(1 - y), each logarithm at least -50, as in the 2012 program; dx is the
-    gradient of ``coefficient`` times their mean, coefficient (y - t) / N.
-    """
-    op = "logistic_cross_entropy"
-    x, targets = taken(op, device, x=x, targets=targets)
-    floats(op, "x", x, "NK")
-    floats(op, "targets", targets, x.shape)
-    arguments.number(op, "coefficient", coefficient)
-    call = Call(op, device, precision, x.shape[0])
-    shape = SoftmaxShape(call.N, call.n, x.shape[1], call.lanes)
-    losses, dx, control = call.device.empty((call.N,)), call.empty(shape.x), call.own(control_words())
-    tensors = call.put_images(x), call.put_images(targets), losses, dx, control
-    ops.logistic_cross_entropy(call.stream, shape, precision, coefficient, *tensors)
-    return losses.look()[: call.n], call.images(dx)
+def _classes(call: Call, labels: Values) -> Array:
+    """Those of images that do not exist are 0."""
+    return call.put(np.pad(labels, (0, call.N - call.n)))
 
 
 def sgd(

@@ -32,6 +32,7 @@ from convnet.devices.opening import open_device
 from convnet.devices.protocol import DeviceError
 from convnet.kernels import shapes
 from convnet.kernels.activations import ACTIVATIONS
+from convnet.kernels.costs import COSTS
 from convnet.ops.declare import DECLARED
 
 SLOT, MEMORY = 2**24, 2**20  # bytes from one address to the next, of which so many can be read and written
@@ -144,6 +145,8 @@ def valid(draw: Any, name: str, kind: str, optional: bool, slot: int) -> Any:
         return draw(st.sampled_from(PRECISIONS))
     if kind == "kind":
         return draw(st.sampled_from(sorted(ACTIVATIONS)))
+    if kind == "cost":
+        return draw(st.sampled_from(sorted(COSTS)))
     if name in ("count", "columns"):
         return 64 if name == "count" else 8
     return {"stream": 0, "float": 0.5, "bool": True}.get(kind, "conv_forward")
@@ -271,12 +274,13 @@ def valid_functional(draw: Any) -> tuple[str, dict[str, Any]]:
         parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
         arrays = [p.name for p in parameters if str(p.annotation) == "Given"]
         normalises = "_norm" in name
-        shape = (N, C, H, W) if normalises or name.startswith("gather") else (N, K)
+        shape = (N, C, H, W) if normalises or name.startswith(("gather", "mirror")) else (N, K)
         arguments = {array: ones(*shape) for array in arrays}
         extra = {
             "dropout": {"p": 0.5, "seed": 1, "step": 2, "layer": 0},
             "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0},
             "softmax_cross_entropy": {"labels": np.zeros(N, np.int64)},
+            "cost": {"kind": draw(st.sampled_from(sorted(COSTS))), "labels": np.zeros(N, np.int64)},
             "weighted_sum": {"xs": [ones(N, K)] * a, "coefficients": [0.5] * a},
             "weighted_sum_backward": {"coefficients": [0.5] * a},
             "elementwise_max": {"xs": [ones(N, K)] * a},
@@ -332,6 +336,7 @@ def functional_calls(draw: Any) -> tuple[str, dict[str, Any]]:
 def call_functional(call: tuple[str, dict[str, Any]]) -> None:
     name, arguments = call
     huge = any(isinstance(a, np.ndarray) and a.size > 2**19 for a in arguments.values())
+    huge |= isinstance(arguments.get("channels"), int) and arguments["channels"] > 2**19
     note(name, {k: (a.shape, a.dtype) if isinstance(a, np.ndarray) else a for k, a in arguments.items()})
     try:
         with np.errstate(all="ignore"):

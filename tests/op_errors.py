@@ -95,7 +95,8 @@ def measured(extent: Extent, found: dict[str, Any]) -> tuple[int, ...]:
 def right(op: str, precision: str, device: Device) -> dict[str, Any]:
     """Arguments of ``op`` but the stream, by name, nothing left out; ``sgd_many`` gets those of ``sgd``."""
     parameters = DECLARED["sgd" if op == "sgd_many" else op].parameters
-    values, names = {**SHAPES, bool: True}, {"precision": precision, "kind": "logistic"}
+    values = {**SHAPES, bool: True}
+    names = {"precision": precision, "kind": "logistic", "cost": "squared-error"}
     found: dict[str, Any] = {}
     for name, parameter in parameters.items():
         mark = parameter.marks[0] if parameter.marks else None

@@ -53,6 +53,7 @@ import numpy as np  # noqa: E402
 import safetensors.numpy  # noqa: E402
 from checkpoint_2012 import written  # noqa: E402
 from data_files import cifar_files, python2_batch, python2_meta, write_cifar, write_colmajor  # noqa: E402
+from definition_files import PAIRS  # noqa: E402
 from PIL import Image, features  # noqa: E402
 
 from convnet.data import cifar, idx, jpeg, npz, webdataset  # noqa: E402
@@ -65,13 +66,19 @@ from convnet.data.source import divided, ranged  # noqa: E402
 from convnet.data.splits import as_dataset  # noqa: E402
 from convnet.data.statistics import statistics  # noqa: E402
 from convnet.data.store import FORMAT, HASHED, INDEX, VERSION, open_store, shard_name  # noqa: E402
+from convnet.definitions.columns import columns, misnamed  # noqa: E402
+from convnet.definitions.files import read  # noqa: E402
+from convnet.definitions.geometry import parameters, sizes  # noqa: E402
+from convnet.definitions.ini import DefinitionError  # noqa: E402
+from convnet.definitions.start import final_state, from_start  # noqa: E402
 from convnet.devices.protocol import DeviceError  # noqa: E402
 from convnet.interop import checkpoints_2012, onnx_in  # noqa: E402
 from convnet.interop.arrays import safetensors_file  # noqa: E402
 from convnet.interop.onnx_out import onnx_file  # noqa: E402
 from convnet.interop.weights import WeightsError, read_weights  # noqa: E402
+from convnet.network.defined import defined  # noqa: E402
 from convnet.network.networks import network  # noqa: E402
-from convnet.network.spec import parameter_shapes  # noqa: E402
+from convnet.network.spec import parameter_count, parameter_shapes  # noqa: E402
 from convnet.output.console import Console  # noqa: E402
 from convnet.training import checkpoint, train  # noqa: E402
 from convnet.training.checkpoint import CheckpointError  # noqa: E402
@@ -87,7 +94,7 @@ LARGEST = 2**20  # of a mutated file
 # Of all inputs; the quick readers take more.
 SHARES = {
     "checkpoint": 20, "checkpoint-state": 10, "cifar-binary": 10, "cifar-python": 8,
-    "run-state": 1, "pickle": 20, "store": 6, "store-arrays": 6, "config": 20,
+    "run-state": 1, "pickle": 20, "store": 6, "store-arrays": 6, "config": 20, "definition": 20,
     "batches": 10, "idx": 10, "npz": 10, "shard": 10,
     "pictures": 8, "table": 10, "weights": 20, "onnx": 10, "checkpoint-2012": 20, "colmajor": 20,
 }  # fmt: skip
@@ -898,6 +905,52 @@ def run_config(folder: Path) -> None:
     merged({}, read_toml(str(folder / "config.toml")), {})
 
 
+def definition_files() -> Files:
+    files: Files = {}
+    for name, (layers, params) in PAIRS.items():
+        files |= {f"{name}.cfg": layers.encode(), f"{name}-params.cfg": params.encode()}
+    files["old-params.cfg"] += b"# init epsw 0.02 on conv1-5, 0.001 on fc\n# epoch 2: set epsw to 0.001 from 0.02\n"
+    return files
+
+
+def mutate_section(random: Random, raw: bytes) -> bytes:
+    """Lines with other keys, values and places."""
+    lines = raw.split(b"\n")
+    values = [line.partition(b"=")[2] for line in lines if b"=" in line]
+    names = [line[1:-1] for line in lines if line.startswith(b"[")]
+    for _ in range(random.choice((1, 1, 2, 4))):
+        at, kind = random.randrange(len(lines)), random.randrange(7)
+        key, _, value = lines[at].partition(b"=")
+        if kind < 2:
+            made = random.choice((*WORDS, *values, *names, b"%(inputs)s", b"2,2", b"exp[10]", b"os.system(ls)", b"-1"))
+            lines[at] = key + b"=" + made
+        elif kind == 2:
+            lines[at] = key + b"=" + value + random.choice((b",", b"[", b" ;", b"%")) + random.choice(values)
+        elif kind == 3:
+            lines.insert(at, random.choice(lines))
+        elif kind == 4 and len(lines) > 1:
+            del lines[at]
+        elif kind == 5:
+            lines[at] = random.choice((b" ", b"[DEFAULT]\n", b"rem ", b"weightSource=", b"type=")) + lines[at]
+        else:
+            other = random.randrange(len(lines))
+            lines[at], lines[other] = lines[other], lines[at]
+    return b"\n".join(lines)
+
+
+def run_definitions(folder: Path) -> None:
+    """All pairs: the first that is refused ends it, as no more than one is not as it was."""
+    for name in PAIRS:
+        definition = read(folder / f"{name}.cfg", folder / f"{name}-params.cfg")
+        columns(definition), misnamed(definition)
+        final_state(from_start(definition))
+        for side in (24, 32):
+            with contextlib.suppress(DefinitionError):
+                found = parameters(definition, sizes(definition, side))
+                made = defined(definition, side)
+                assert parameter_count(made.spec) == found
+
+
 def targets() -> dict[str, Target]:
     opcodes = tuple(opcode.code.encode("latin1") for opcode in pickletools.opcodes)
     opcodes += (b"cos\nsystem\n", b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n", b"c_codecs\nencode\n")
@@ -936,6 +989,9 @@ def targets() -> dict[str, Target]:
         "npz": Target(npz_files(), run_reader(npz), (DataError,), {"file": mutate_arrays}),
         "shard": Target(shard_files(), run_reader(webdataset), (DataError,), members, mend_archive),
         "config": Target(config_files(), run_config, (ValueError,), {"config.toml": mutate_line}),
+        "definition": Target(
+            definition_files(), run_definitions, (DefinitionError,), dict.fromkeys(definition_files(), mutate_section)
+        ),
     }
 
 

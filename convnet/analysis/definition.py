@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..definitions import columns, nodes, start
-from ..definitions import definition as files
+from ..definitions import columns, files, nodes, start
 from ..definitions.ini import DefinitionError
 from ..network.defined import Defined, as_far_as_built, defined, not_built
 from ..network.spec import IMAGES, NetworkSpec, Placed, paces, placed_layers

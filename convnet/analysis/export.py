@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from ..data import DataError, normalisation
-from ..definitions import definition
+from ..definitions.files import read
 from ..interop import checkpoints_2012, starts_2012
 from ..interop.arrays import npz_file, safetensors_file
 from ..interop.onnx_out import TOLERANCE, Input, check_onnx, onnx_file
@@ -112,7 +112,7 @@ def _of_2012(checkpoint: Path, path: Path, options: Options, console: Console) -
 
 
 def _by_our_names(found: checkpoints_2012.Checkpoint2012, layer_def: str, crop: int | None) -> dict[str, Values]:
-    network = starts_2012.connected(defined(definition.read(layer_def), crop), found.layers, own=True)
+    network = starts_2012.connected(defined(read(layer_def), crop), found.layers, own=True)
     arrays = starts_2012.all_weights(network, found.layers)
     for placed in placed_layers(network.spec):
         for name, term in zip(placed.weight_names, placed.terms, strict=False):

@@ -365,7 +365,8 @@ def _arguments(problem: Problem, stream: Stream) -> dict[str, Any]:
         if parameter.optional and absent:
             given[name] = None
         elif not parameter.marks:
-            given[name] = {float: 0.5, bool: False, str: "logistic"}[parameter.kind]  # the kind of activation
+            words = {"kind": "logistic", "cost": "squared-error"}
+            given[name] = words.get(name) or {float: 0.5, bool: False}[parameter.kind]
         elif isinstance(mark := parameter.marks[0], Scratch):
             nbytes = getattr(device.kernels, mark.size)(given["shape"], precision)
             given[name] = device.empty((nbytes,), np.uint8) if nbytes else None

@@ -25,7 +25,7 @@ def _parser() -> Parser:
     for name, option in OPTIONS.items():
         group = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
         groups[option.group] = group
-        if option.kind is list:
+        if option.kind in (list, dict):
             continue
         if option.kind is bool:
             action = "store_false" if getattr(Config(), name) else "store_true"
@@ -54,6 +54,11 @@ def _parser() -> Parser:
     group.add_argument(
         "--config", metavar="FILE", help="options from a TOML file, such as a run's config.toml; flags beat it"
     )
+    parser.add_argument(
+        "--check-grads",
+        action="store_true",
+        help="train nothing: compare the gradients of the first images with differences of their cost",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only")
     return parser
 
@@ -62,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen = vars(parser.parse_args(arguments))
     output, resume, config = chosen.pop("output"), chosen.pop("resume"), chosen.pop("config")
-    quiet, verbose = chosen.pop("quiet"), chosen.pop("verbose")
+    quiet, verbose, check = chosen.pop("quiet"), chosen.pop("verbose"), chosen.pop("check_grads")
     flags = {name: value for name, value in chosen.items() if value is not None}
     tolerate_encoding()
 
@@ -71,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ..training.config import read_toml
         from ..training.train import run
 
-        return run(flags, read_toml(config) if config else {}, output, resume, Console(quiet, verbose))
+        options = read_toml(config) if config else {}
+        return run(flags, options, output, resume, Console(quiet, verbose), check_grads=check)
 
     return guarded(parser.prog, verbose, work)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from .ini import DefinitionError, Ini, Section, Value, error, read_ini, shown
+from .ini import DefinitionError, Ini, Section, Value, error, shown
 from .nodes import (
     Blur,
     Concat,
@@ -195,13 +194,11 @@ class _Layer(NamedTuple):
         self.notes.add(value.file, value.line, self.keys.section.name, text)
 
 
-def read(layer_def: str | Path, layer_params: str | Path | None = None) -> Definition:
+def described(layers: Ini, params: Ini | None = None) -> Definition:
     """The network that the two files describe; without the second, rates are None.
 
-    Raises ``DefinitionError`` for files that cannot be read, have what no layer can be, or lack what one needs.
+    Raises ``DefinitionError`` for what no layer can be, and where something is missing that one needs.
     """
-    layers = read_ini(layer_def)
-    params = None if layer_params is None else read_ini(layer_params)
     for section in layers.sections.values():
         if not NAME.fullmatch(section.name):
             raise error(section.file, section.line, f"{shown(section.name)} is no name of a layer")

@@ -15,9 +15,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-from ..output.files import open_regular
 
 MOST_BYTES = 2**20  # of a file; the longest published one has 16,000
 MOST_SECTIONS = 1000  # of a file; the longest published one has 100
@@ -109,26 +106,9 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def read_ini(path: str | Path) -> Ini:
-    """Raises ``DefinitionError`` for a file that cannot be read, is too large, or has a line that is nothing."""
-    try:
-        with open_regular(path) as file:
-            raw = file.read(MOST_BYTES + 1)
-    except OSError as problem:
-        raise DefinitionError(f"cannot read {str(path)!r}: {problem.strerror or problem}") from problem
-    if len(raw) > MOST_BYTES:
-        raise DefinitionError(
-            f"{path}: has more than {MOST_BYTES:,} bytes, which no definition or parameter file needs"
-        )
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    return parse(text, str(path))
-
-
 def parse(text: str, file: str) -> Ini:
-    """``read_ini`` of a text; ``file`` is its name in messages."""
+    """What the text of a file says; ``file`` is its name in messages. Raises ``DefinitionError`` for a line that is
+    nothing."""
     lines: dict[str, int] = {}  # of the headers
     found: dict[str, dict[str, tuple[int, list[str]]]] = {
         DEFAULT: {}

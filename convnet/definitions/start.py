@@ -113,16 +113,12 @@ def _usual(definition: Definition) -> float:
 
 
 def _told(definition: Definition) -> list[tuple[str, float]]:
-    """What the comments say of rates at the start: layers, as they are written there ("" for all), and rates. The
-    first that fits a layer counts. Comments are blocks of lines without a gap, one for every run with the file, this
-    one's first; those behind it are of other runs.
+    """What the comments say of rates at the start: layers, as they are written there ("" for all), and rates.
+
+    The first that fits a layer counts: what is said later is of a later time, or of other runs with the same file.
     """
     found: list[tuple[str, float]] = []
-    before = 0
-    for line, comment in definition.comments:
-        if line > before + 1 and any(target == "" for target, _ in found):
-            break
-        before = line
+    for _, comment in definition.comments:
         text = comment.lower()
         if init := _INIT.search(text):
             found += _clauses(init[1])
@@ -130,7 +126,6 @@ def _told(definition: Definition) -> list[tuple[str, float]]:
             rate = float(step[2])
             targets = re.findall(r"\bconv\d+|\bfc\d+", re.split(r",\s*set\b", text)[0])
             found += [(target, rate) for target in targets] or [("", rate)]
-    # what is said of all is said last: "0.001, 0.0001 on conv1"
     return found
 
 

@@ -422,7 +422,9 @@ class PackShape:
 
 @dataclass(frozen=True)
 class GatherShape:
-    """K channels picked from C."""
+    """K channels picked from C. ``mirror``: the columns of images, the last one first; a row is an image of one pixel
+    then, whose channels are the columns.
+    """
 
     N: int
     C: int
@@ -430,6 +432,10 @@ class GatherShape:
     W: int
     K: int
     lanes: int
+
+    @staticmethod
+    def mirror(N: int, C: int, H: int, W: int, lanes: int) -> GatherShape:
+        return GatherShape(N * C * H, W, 1, 1, W, lanes)
 
     @property
     def x(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from ..kernels.shapes import (
     BlurShape,
     ConvShape,
     DropoutShape,
+    GatherShape,
     LinearShape,
     LocalShape,
     LrnShape,
@@ -26,6 +27,7 @@ from .maps import (
     LrnLayer,
     LrnPoolLayer,
     MaxLayer,
+    MirrorLayer,
     NailbedLayer,
     PoolLayer,
     ScaleLayer,
@@ -179,6 +181,8 @@ def build(
     first, last = group.first, group.layers[-1]
     layer, share = first.layer, side.count
     at = layer.name, side, fusion
+    C, H, W = first.C // share, first.H, first.W
+    like = _like(C, H, W, N, lanes)  # what it reads
     if isinstance(layer, spec.Conv):
         folds = first.index == 0 and input_fold(network, side.precision) > 1
         shapes = tuple(conv_shape(term, share, N, lanes) for term in first.terms)
@@ -196,33 +200,31 @@ def build(
     if isinstance(layer, spec.Pool):
         return PoolLayer(*at, pool_shape(first, share, N, lanes))
     if isinstance(layer, spec.Dropout):
-        return DropoutLayer(
-            *at, dropout_shape(first, side, N, lanes, seed), _like(first, share, N, lanes), layer.scaled
-        )
+        return DropoutLayer(*at, dropout_shape(first, side, N, lanes, seed), like, layer.scaled)
     if isinstance(layer, spec.Scale):
-        return ScaleLayer(*at, _like(first, share, N, lanes), layer.factor)
+        return ScaleLayer(*at, like, layer.factor)
     if isinstance(layer, spec.Concat):
-        reads = [spec.placed_layers(network)[place] for place in first.inputs]
-        return ConcatLayer(*at, tuple(_like(read, share, N, lanes, output=True) for read in reads))
+        return ConcatLayer(*at, tuple(_like(*_maps(network, place), N, lanes) for place in first.inputs))
     if isinstance(layer, spec.Sum):
         coefficients = layer.coefficients or (1.0,) * len(first.inputs)
-        return SumLayer(*at, _like(first, share, N, lanes), coefficients)
+        return SumLayer(*at, like, coefficients)
     if isinstance(layer, spec.Local):
         return LocalLayer(*at, local_shape(first, share, N, lanes), _table(first), _paces(first), layer.activation)
     if isinstance(layer, spec.AvgPool):
         return AvgPoolLayer(*at, pool_shape(first, share, N, lanes))
-    C, H, W = first.C // share, first.H, first.W
     if isinstance(layer, (spec.SpatialNorm, spec.ContrastNorm)):
         norm = SpatialNormShape(N, C, H, W, lanes, layer.size, layer.alpha, layer.beta, layer.k)
         return SpatialNormLayer(*at, norm, isinstance(layer, spec.ContrastNorm))
     if isinstance(layer, spec.Activation):
-        return ActivationLayer(*at, _like(first, share, N, lanes), layer.kind, layer.a, layer.b)
+        return ActivationLayer(*at, like, layer.kind, layer.a, layer.b)
     if isinstance(layer, spec.Blur):
         return BlurLayer(*at, BlurShape(N, C, H, W, lanes, layer.size, layer.std))
     if isinstance(layer, spec.Nailbed):
         return NailbedLayer(*at, NailbedShape.of(N, C, H, W, layer.stride, lanes=lanes))
+    if isinstance(layer, spec.Mirror):
+        return MirrorLayer(*at, like, GatherShape.mirror(N, C, H, W, lanes))
     if isinstance(layer, spec.Max):
-        return MaxLayer(*at, _like(first, share, N, lanes), len(first.inputs))
+        return MaxLayer(*at, like, len(first.inputs))
     raise ValueError(f"layer {layer.name}: {type(layer).__name__} is not built")
 
 
@@ -238,10 +240,17 @@ def _paces(placed: spec.Placed) -> Paces:
     return Paces(tuple(term.layer.pace for term in placed.terms), layer.bias_pace)  # type: ignore[union-attr]
 
 
-def _like(placed: spec.Placed, share: int, N: int, lanes: int, output: bool = False) -> tuple[int, ...]:
-    """The shape of what one of ``share`` sides reads or, with ``output``, writes: maps or features."""
-    C, H, W = (placed.K, placed.P, placed.Q) if output else (placed.C, placed.H, placed.W)
-    return (N // lanes, C // share, H, W, lanes) if H > 1 else (N // lanes, C * H * W // share, lanes)
+def _maps(network: spec.NetworkSpec, place: int) -> tuple[int, int, int]:
+    """The maps that a layer writes, or those of the images: how many, and their sides."""
+    if place < 0:
+        return 3, network.crop, network.crop
+    placed = spec.placed_layers(network)[place]
+    return placed.K, placed.P, placed.Q
+
+
+def _like(C: int, H: int, W: int, N: int, lanes: int) -> tuple[int, ...]:
+    """The shape of so many maps, or features."""
+    return (N // lanes, C, H, W, lanes) if H > 1 else (N // lanes, C, lanes)
 
 
 def lrn_shape(placed: spec.Placed, share: int, N: int, lanes: int, network: spec.NetworkSpec) -> LrnShape:

@@ -8,19 +8,18 @@ such a layer's output moves in front of the maximum, with which it commutes.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from ..definitions import definition as files
 from ..definitions import geometry, nodes, start
-from ..definitions.ini import DefinitionError, error
+from ..definitions.definition import described
+from ..definitions.ini import DefinitionError, error, parse
 from ..definitions.nodes import Definition, Node, Rate
 from .columns import Part, Read, in_columns
 from .spec import (
@@ -39,6 +38,7 @@ from .spec import (
     Local,
     Lrn,
     Max,
+    Mirror,
     Nailbed,
     NetworkSpec,
     Pace,
@@ -81,23 +81,22 @@ class Defined:
     layers: dict[str, tuple[str, int]]
 
 
-def read_definition(
-    layer_def: str | os.PathLike[str],
-    layer_params: str | os.PathLike[str] | None = None,
-    *,
-    crop: int | None = None,
-    from_start: bool = False,
-) -> NetworkSpec:
-    """The network that a pair of files of cuda-convnet, of the program of 2012, or of cuda-convnet2 describes.
+def defined_by(definition: Mapping[str, Any], crop: int | None = None) -> Defined:
+    """The network of what ``definition_of`` gave. Raises ``ValueError``, also for anything else."""
+    told = definition_read(definition)
+    return defined(start.from_start(told) if definition.get("from_start") else told, crop)
 
-    ``crop`` is the side of the input images, which the files do not say: by default 224 where the first convolution
-    takes strides, else 32. Without ``layer_params`` rates and the constants of norms are usual ones. ``from_start``
-    begins where the comments of a parameter file say that its run began, in place of where it ended. Nothing that the
-    files name is imported or run. Raises ``ValueError``, with file, line and layer, for what no layer can be, and for
-    layers that are not built.
-    """
-    definition = files.read(Path(layer_def), None if layer_params is None else Path(layer_params))
-    return defined(start.from_start(definition) if from_start else definition, crop).spec
+
+def definition_read(definition: Mapping[str, Any]) -> Definition:
+    """What the files say, their rates as they are. Raises ``ValueError``."""
+    kinds = {"name": str, "layers": str, "params": str, "from_start": bool}
+    if not {"name", "layers"} <= definition.keys() or any(
+        name not in kinds or not isinstance(value, kinds[name]) for name, value in definition.items()
+    ):
+        raise ValueError(f"definition: has name, layers, params and from_start, got {', '.join(map(str, definition))}")
+    name, params = definition["name"], definition.get("params")
+    layers = parse(definition["layers"], f"{name}.cfg")
+    return described(layers, None if params is None else parse(params, f"{name}'s parameters"))
 
 
 def defined(definition: Definition, crop: int | None = None) -> Defined:
@@ -149,8 +148,6 @@ def _unbuilt(node: Node, known: dict[str, Node]) -> str | None:
     """Why the node is not built; None where it is. ``known``: all nodes, by name."""
     if isinstance(node, nodes.Unknown):
         return f"type={node.type} is not built"
-    if isinstance(node, nodes.Href):
-        return "type=href is not built"
     if isinstance(node, nodes.TreeFC):
         return "type=treefc is not built: its tree of classes comes with the data"
     if isinstance(node, nodes.Weighted) and any(node.weight_sources):
@@ -193,9 +190,16 @@ def _unbuilt(node: Node, known: dict[str, Node]) -> str | None:
 def _unbuilt_cost(node: nodes.Cost, known: dict[str, Node]) -> str | None:
     last = known[node.inputs[-1]]
     softmax = isinstance(last, nodes.Softmax)
-    if (node.kind == "logreg" and softmax) or (node.kind in COSTS and not softmax):
-        return None
-    return f"cost.{node.kind} {'of a softmax ' if softmax else ''}is not built"
+    if softmax != (node.kind == "logreg") or not (softmax or node.kind in COSTS):
+        return f"cost.{node.kind} {'of a softmax ' if softmax else ''}is not built"
+    if node.kind != "sum2":
+        labelled = len(node.inputs) == 2 and _labels(known[node.inputs[0]])
+        return None if labelled else f"cost.{node.kind} must read labels and a layer"
+    if _compares(last, known):
+        others = [name for name in last.inputs if not _labels(known[name])]
+        if last.coeffs not in ((1.0, -1.0), (-1.0, 1.0), None) or len(others) != 1:
+            return f"cost.sum2 of labels summed with the coefficients {last.coeffs} is not built"
+    return None
 
 
 def _labels(node: Node) -> bool:
@@ -204,7 +208,7 @@ def _labels(node: Node) -> bool:
 
 def _compares(node: Node, known: dict[str, Node]) -> TypeGuard[nodes.EltSum]:
     """Whether it is the difference to the labels, of which a cost takes the squares."""
-    return isinstance(node, nodes.EltSum) and _labels(known[node.inputs[0]])
+    return isinstance(node, nodes.EltSum) and any(_labels(known[name]) for name in node.inputs)
 
 
 class _Translation:
@@ -281,7 +285,8 @@ class _Translation:
         if isinstance(last, nodes.Softmax):
             self.costs.append(("softmax", last.inputs[0], coefficient))
         elif node.kind == "sum2" and _compares(last, self.known):
-            self.costs.append(("squared-error", last.inputs[1], coefficient))
+            compared = next(name for name in last.inputs if not _labels(self.known[name]))
+            self.costs.append(("squared-error", compared, coefficient))
         else:
             self.costs.append((COSTS[node.kind], last.name, coefficient))
 
@@ -289,7 +294,7 @@ class _Translation:
         """Every node by itself."""
         place = {self.images: -1} | {node.name: i for i, node in enumerate(self.nodes)}
         return [
-            Part((node,), tuple(Read(place[name], False, (((i, 0, i),),)) for i, name in enumerate(node.inputs)))
+            Part((node,), tuple(Read(place[name], False, (((i, 0),),)) for i, name in enumerate(node.inputs)))
             for node in self.nodes
         ]
 
@@ -314,7 +319,7 @@ class _Translation:
         costs = []
         for kind, reads, coefficient in self.costs:
             of = self.known[reads]
-            if isinstance(of, nodes.Concat) and reads not in place:
+            if isinstance(of, nodes.Concat) and reads not in place:  # of all columns in their order
                 place[reads] = place[of.inputs[0]]
             if reads not in place:
                 raise _refused(self.definition, of, "is what a cost reads, and computes nothing")
@@ -329,6 +334,8 @@ class _Translation:
         if costs:  # what the network computes is its last layer
             logits = next((c.input for c in costs if c.kind != "squares"), costs[0].input)
             layers = layers if logits == layers[-1].name else self._with_last(layers, logits)
+            if isinstance(last := layers[-1], Linear):
+                layers = (*layers[:-1], replace(last, split=False))
         alone = bool(costs) and costs == [Cost("softmax", layers[-1].name)]
         large = self.side > 64
         defaults = TrainDefaults(
@@ -378,7 +385,7 @@ class _Translation:
         if isinstance(node, nodes.Pool):
             return self._pool(node, name, inputs)
         if isinstance(node, nodes.Norm):
-            return self._norm(node, name, inputs)
+            return self._norm(part, node, name, inputs)
         if isinstance(node, nodes.Neuron):
             return Activation(name, node.kind, node.a or 0.0, node.b or 0.0, inputs)
         if isinstance(node, nodes.Dropout):
@@ -393,6 +400,8 @@ class _Translation:
             return Concat(name, inputs)
         if isinstance(node, nodes.Blur):
             return Blur(name, node.size, node.std, inputs)
+        if isinstance(node, nodes.Href):
+            return Mirror(name, inputs)
         assert isinstance(node, nodes.Nailbed)
         return Nailbed(name, node.stride, inputs)
 
@@ -436,9 +445,9 @@ class _Translation:
         """For every column the maps that its groups read: runs of all maps, each in an order that is drawn."""
         if not kernel.sparse:
             return ()
-        random = np.random.default_rng([CONNECTIONS, *part.nodes[0].name.encode(), read.inputs[0][0][0]])
         C, found = kernel.channels, []
-        for column in range(len(part.nodes)):
+        for column, node in enumerate(part.nodes):
+            random = np.random.default_rng([CONNECTIONS, *node.name.encode(), read.inputs[column][0][0]])
             for _ in range(kernel.groups * kernel.filter_channels // C):
                 found += [int(c) + (column * C if read.own else 0) for c in random.permutation(C)]
         return tuple(found)
@@ -448,11 +457,11 @@ class _Translation:
             return Pool(name, node.size, node.stride, True, inputs)
         return AvgPool(name, node.size, node.stride, -node.start, True, inputs)
 
-    def _norm(self, node: nodes.Norm, name: str, inputs: tuple[str, ...]) -> Layer:
+    def _norm(self, part: Part, node: nodes.Norm, name: str, inputs: tuple[str, ...]) -> Layer:
         scale = 1e-4 if node.scale is None else node.scale
         beta, k = 0.75 if node.pow is None else node.pow, 1.0 if node.min_div is None else node.min_div
         if node.kind == "cmrnorm":
-            return Lrn(name, node.size, scale / node.size, beta, k, False, inputs)
+            return Lrn(name, node.size, scale / node.size, beta, k, len(part.nodes) < self.towers, inputs)
         kind = SpatialNorm if node.kind == "rnorm" else ContrastNorm
         return kind(name, node.size, scale / node.size**2, beta, k, inputs)
 
@@ -478,16 +487,15 @@ class _Translation:
             K = one.K // width
             for column, node in enumerate(part.nodes):
                 outputs = column * K, (column + 1) * K
-                pieces: list[list[tuple[int, Slice]]] = [[] for _ in node.inputs]
+                pieces: list[list[Slice]] = [[] for _ in node.inputs]
                 for term, weight, read in zip(one.terms, one.weight_names, part.reads, strict=True):
                     whole = math.prod(_input_of(term))
                     own = read.inputs[column]
-                    for i, of, at in own:
+                    for i, of in own:
                         share = whole // len(own)
                         inputs = (0, whole) if read.own or len(own) == 1 else (of * share, (of + 1) * share)
-                        pieces[i].append((at, Slice(f"{name}.{weight}", outputs, inputs)))
-                matrices = [[piece for _, piece in sorted(of_input, key=itemgetter(0))] for of_input in pieces]
-                found[node.name] = [*matrices, [Slice(f"{name}.bias", outputs)]]
+                        pieces[i].append(Slice(f"{name}.{weight}", outputs, inputs))
+                found[node.name] = [*pieces, [Slice(f"{name}.bias", outputs)]]
         return found
 
 

@@ -6,9 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..devices.protocol import Array
 from ..kernels.activations import ACTIVATIONS
-from ..kernels.shapes import BlurShape, DropoutShape, LrnShape, NailbedShape, PoolShape, SpatialNormShape
+from ..kernels.shapes import (
+    BlurShape,
+    DropoutShape,
+    GatherShape,
+    LrnShape,
+    NailbedShape,
+    PoolShape,
+    SpatialNormShape,
+)
 from ..ops import ops
 from .exchange import image_blocks
 from .layers import LayerOnDevice
@@ -200,6 +210,33 @@ class NailbedLayer(LayerOnDevice):
             return [None]
         ops.nailbed_backward(self.stream, self.shape, self.precision, dy, self.inputs[0].dx)
         return [self.inputs[0].dx]
+
+
+@dataclass
+class MirrorLayer(LayerOnDevice):
+    """Maps with their columns in reverse; backward is the same."""
+
+    like: tuple[int, ...]
+    shape: GatherShape
+
+    def __post_init__(self) -> None:
+        self._want_output(self.like)
+        self._reads(self.like)
+        self.table = self.side.device.empty((self.shape.K,), np.int32)
+        self.stream.upload(self.table, np.arange(self.shape.K, dtype=np.int32)[::-1].copy())
+
+    def forward(self, train: bool) -> None:
+        self._mirror(self.x, self.y)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        self._mirror(dy, self.inputs[0].dx)
+        return [self.inputs[0].dx]
+
+    def _mirror(self, x: Array, y: Array) -> None:
+        rows, mirrored = x.view(self.shape.x), y.view(self.shape.y)
+        ops.gather_channels(self.stream, self.shape, self.precision, rows, self.table, mirrored)
 
 
 @dataclass

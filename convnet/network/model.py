@@ -79,7 +79,7 @@ class Network:
         opened = open_devices(devices, most=min(2, self.spec.parts))
         if len(opened) > 1 and self.spec.parts < self.spec.towers:
             raise ValueError(
-                f'"{self.spec.name}" normalises across its towers, which must therefore lie on one device; got '
+                f'"{self.spec.name}" {self.spec.undivided}: its towers must lie on one device; got '
                 f"{', '.join(device.name for device in opened)}: name one of them"
             )
         if self.spec.towers % len(opened):
@@ -230,8 +230,8 @@ class Network:
         return self._run_forward(len(batch), train)
 
     def backward(self, labels: Any) -> float:
-        """Mean cross-entropy of the last ``forward(train=True)`` against labels (n,) of any integer dtype; computes all
-        gradients.
+        """Mean loss of the last ``forward(train=True)`` with labels (n,) of any integer dtype, the sum of the network's
+        costs; computes all gradients.
 
         Raises ``RuntimeError`` when there was no such forward pass, ``ValueError`` for labels out of range.
         """

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from .spec import (
+    Activation,
     AvgPool,
     Conv,
     Dropout,
@@ -24,6 +25,7 @@ from .spec import (
     NetworkSpec,
     Pace,
     Pool,
+    Scale,
     SpatialNorm,
     TrainDefaults,
     Weighted,
@@ -316,6 +318,7 @@ def network(
     overlap: bool = True,
     joins: bool = True,
     init: str = "paper",
+    definition: Mapping[str, Any] | None = None,
 ) -> NetworkSpec:
     """A network by name, changed where asked.
 
@@ -327,7 +330,12 @@ def network(
     False keeps the towers apart up to the last layer. ``init`` "he" starts from weights scaled to their layer's
     fan-in, without biases; "paper" from what the layers say, the paper's for ``alexnet``. Raises ``ValueError`` for
     unknown names and impossible values.
+
+    ``definition`` is what a pair of files of 2012 says, as ``definition_of`` gives it: the network is theirs then,
+    called ``name``, and changes in nothing but ``num_classes`` and ``crop``.
     """
+    if definition is not None:
+        return _of_definition(name, definition, num_classes, crop)
     if name not in NETWORKS:
         close = difflib.get_close_matches(name, NETWORKS, 1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
@@ -376,6 +384,23 @@ def network(
     return changed if joins or spec.towers == 1 else _without_joins(changed)
 
 
+def _of_definition(name: str, definition: Mapping[str, Any], num_classes: int | None, crop: int | None) -> NetworkSpec:
+    from .defined import defined_by
+
+    spec = replace(defined_by(definition, crop).spec, name=name)
+    if num_classes in (None, spec.classes):
+        return spec
+    layers = list(spec.layers)
+    last = next((k for k in reversed(range(len(layers))) if not isinstance(layers[k], (Activation, Scale, Dropout))), 0)
+    if not isinstance(head := layers[last], Linear):
+        raise ValueError(
+            f"{name}: tells {spec.classes} classes apart, the data has {num_classes}, and its last layer, "
+            f"{layers[last].name}, is not fully connected: give data with as many classes"
+        )
+    layers[last] = replace(head, features=num_classes, split=False)
+    return replace(spec, layers=tuple(layers))
+
+
 def _scaled_to_fan_in(spec: NetworkSpec) -> NetworkSpec:
     """Weights by which activations neither grow nor shrink (He et al. 2015), and no biases.
 
@@ -412,7 +437,7 @@ def _without_overlap(spec: NetworkSpec) -> NetworkSpec:
     for index, layer in enumerate(layers):
         if isinstance(layer, Conv):
             before = index
-        elif isinstance(layer, (Pool, AvgPool)):
+        elif isinstance(layer, (Pool, AvgPool)) and layer.size > layer.stride:
             layers[index] = replace(layer, size=layer.stride)
             conv = layers[before]
             if before and isinstance(conv, Conv):

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from ..kernels.costs import COSTS
 from ..kernels.shapes import output_size
 
 ACTIVATIONS = ("relu", "tanh")
+SOFTMAX, SQUARES = "softmax", "squares"  # costs; the other ones are in kernels/costs.py
 IMAGES = "images"  # the input of a network, among the inputs of a layer
 
 
@@ -255,6 +257,14 @@ class Nailbed:
     inputs: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Mirror:
+    """Its maps with their columns in reverse."""
+
+    name: str
+    inputs: tuple[str, ...] = ()
+
+
 Layer = (
     Conv
     | Local
@@ -272,6 +282,7 @@ Layer = (
     | Max
     | Blur
     | Nailbed
+    | Mirror
 )
 Weighted = (Conv, Local, Linear)  # the layers that have weights and a bias
 
@@ -281,17 +292,23 @@ class Cost:
     """What training makes small: ``coefficient`` times the mean over the images of one of
 
     - "softmax": the cross-entropy of the softmax of the output;
-    - "squares": the sum of the squares of an output;
-    - "squared-error", "cross-entropy", "log-squared-error": the sum over the features y of (y - t)^2, of
-      -t log y - (1 - t) log(1 - y), of log(1 + (y - t)^2), with t 1 for the true class and 0 for the others.
+    - "squares": the sum of the squares of the output, of features or maps of any layer;
+    - "squared-error", "log-squared-error", "cross-entropy": the sum over the features y of (y - t)^2, of
+      log(1 + (y - t)^2), of -t log y - (1 - t) log(1 - y), with t 1 for the true class and 0 for the others;
+    - "logistic-cross-entropy": the last one of y = 1 / (1 + e^-x), x being the output.
+
+    All but "squares" read a feature for each class. Logarithms are at least -50, as in the 2012 program, and the
+    gradient of "cross-entropy" is 0 there; but where y is the output of a logistic ``Activation``, what that reads gets
+    y - t, the gradient of logarithms without a limit, which is right where y has been rounded to 0 or 1, too.
     """
 
     kind: str
     input: str
     coefficient: float = 1.0
 
-
-COSTS = ("softmax", "squares", "squared-error", "cross-entropy", "log-squared-error")
+    @property
+    def knows_classes(self) -> bool:
+        return self.kind != SQUARES
 
 
 @dataclass(frozen=True)
@@ -336,12 +353,26 @@ class NetworkSpec:
 
     @property
     def parts(self) -> int:
-        """Into how many equal parts it can be cut, for a device each: its towers, but one where a layer normalises
-        across them, or where its layers are no chain.
-        """
-        across = any(isinstance(layer, Lrn) and layer.across for layer in self.layers)
-        across = across or any(isinstance(layer, (Conv, Local)) and layer.connections for layer in self.layers)
-        return 1 if across or not self.is_chain else self.towers
+        """Into how many equal parts it can be cut, for a device each: its towers, or 1 where ``undivided`` says why."""
+        return 1 if self.undivided else self.towers
+
+    @property
+    def undivided(self) -> str:
+        """Why its towers must lie on one device, as "normalises across its towers"; empty where they need not."""
+        if self.towers == 1:
+            return ""
+        first, *others = placed_layers(self)
+        if any(isinstance(layer, Lrn) and layer.across for layer in self.layers):
+            return "normalises across its towers"
+        if any(isinstance(layer, (Conv, Local)) and layer.connections for layer in self.layers):
+            return "has a layer that reads drawn maps"
+        if not self.is_chain:
+            return "has layers with several inputs, or several readers"
+        if placed_layers(self)[-1].cut:
+            return "ends in a layer that is cut into towers"
+        whole = [] if isinstance(first.layer, Weighted) else [first]
+        whole += [placed for placed in others if not placed_layers(self)[placed.index - 1].cut]
+        return f"has a layer, {whole[0].layer.name}, whose input is not cut into towers" if whole else ""
 
     @property
     def is_chain(self) -> bool:
@@ -374,7 +405,8 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class Placed:
-    """A layer with the sizes of its whole input and output, all towers together; H = W = 1 for features.
+    """A layer with the sizes of its whole input and output, all towers together; H = W = 1 for features. ``cut``: its
+    output is in towers.
 
     ``inputs`` are places in the network, -1 that of the images; C, H and W are the first one's. ``terms``: of a layer
     of weights what it does with each of its inputs, as layers with one input.
@@ -392,6 +424,7 @@ class Placed:
     gathers: bool = field(default=False)  # reads the parts of all towers, and its input is cut into parts
     inputs: tuple[int, ...] = field(default=())
     terms: tuple[Placed, ...] = field(default=())
+    cut: bool = field(default=False)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -464,24 +497,36 @@ def placed_layers(spec: NetworkSpec) -> tuple[Placed, ...]:
             if layer.name in places:
                 raise ValueError("two layers have this name")
             inputs = tuple(places[name] for name in names)
-            placed, split = _place(spec.towers, layer, index, inputs, [maps[place] for place in inputs])
+            placed = _place(spec.towers, layer, index, inputs, [maps[place] for place in inputs])
         except ValueError as error:
             raise ValueError(f'network "{spec.name}" with crop {spec.crop}, layer {layer.name}: {error}') from None
         found.append(placed)
-        places[layer.name], maps[index] = index, _Maps(placed.K, placed.P, placed.Q, split)
+        places[layer.name], maps[index] = index, _Maps(placed.K, placed.P, placed.Q, placed.cut)
+    read = {place for placed in found for place in placed.inputs} | {places.get(cost.input) for cost in spec.costs}
+    for placed in found[:-1]:
+        if placed.index not in read:
+            raise ValueError(f'network "{spec.name}", layer {placed.layer.name}: neither a layer nor a cost reads it')
     for cost in spec.costs:
-        if cost.input not in places or cost.kind not in COSTS:
-            raise ValueError(f'network "{spec.name}": no such cost: {cost.kind} of {cost.input}')
+        what = f'network "{spec.name}": cost "{cost.kind}" of {cost.input}'
+        if cost.kind not in (SOFTMAX, *COSTS):
+            raise ValueError(f"{what}: there are {', '.join((SOFTMAX, *COSTS))}")
+        if cost.input not in places or cost.input == IMAGES:
+            raise ValueError(f"{what}: no layer is called so")
+        of, classes = found[places[cost.input]], found[-1].K
+        outputs = of.K, of.P, of.Q
+        if cost.knows_classes and outputs != (classes, 1, 1):
+            got = " x ".join(map(str, outputs))
+            raise ValueError(f"{what}: it reads a feature for each of the {classes} classes, got {got}")
     return tuple(found)
 
 
-def _place(towers: int, layer: Layer, index: int, inputs: tuple[int, ...], reads: list[_Maps]) -> tuple[Placed, bool]:
-    """The layer with its sizes, and whether its output is cut into towers."""
+def _place(towers: int, layer: Layer, index: int, inputs: tuple[int, ...], reads: list[_Maps]) -> Placed:
+    """The layer with its sizes."""
     first = reads[0]
     several = isinstance(layer, (Concat, Sum, Max, Conv, Linear))
     if not several and len(reads) > 1:
         raise ValueError(f"it reads one layer, got {len(reads)}")
-    at = Placed(layer, index, first.C, first.H, first.W, first.C, first.H, first.W, inputs=inputs)
+    at = Placed(layer, index, first.C, first.H, first.W, first.C, first.H, first.W, inputs=inputs, cut=first.split)
     if isinstance(layer, Weighted) and layer.activation not in (*ACTIVATIONS, None):
         raise ValueError(f'activation must be {" or ".join(ACTIVATIONS)}, got "{layer.activation}"')
     if isinstance(layer, (Conv, Local, Linear)):
@@ -489,22 +534,20 @@ def _place(towers: int, layer: Layer, index: int, inputs: tuple[int, ...], reads
         terms = [
             _term(towers, one, index, (place,), read) for one, place, read in zip(alone, inputs, reads, strict=True)
         ]
-        top, split = terms[0][0], any(cut for _, cut in terms)
-        for term, _ in terms[1:]:
+        top, *others = terms
+        for term in others:
             if (term.P, term.Q) != (top.P, top.Q):
                 raise ValueError(f"its inputs give {top.P} x {top.Q} and {term.P} x {term.Q} pixels: they must agree")
-        terms_alone = tuple(term for term, _ in terms)
-        return replace(top, layer=layer, inputs=inputs, terms=terms_alone), split
-    split = first.split
+        return replace(top, layer=layer, inputs=inputs, terms=tuple(terms))
     if isinstance(layer, Pool):
         side = output_size(first.H, layer.size, layer.stride, 0, 0, layer.ceil_mode)
-        return replace(at, P=side, Q=side), split
+        return replace(at, P=side, Q=side)
     if isinstance(layer, AvgPool):
         side = output_size(first.H, layer.size, layer.stride, layer.padding, 0, layer.ceil_mode)
-        return replace(at, P=side, Q=side), split
+        return replace(at, P=side, Q=side)
     if isinstance(layer, Nailbed):
         side = -(-first.H // layer.stride)
-        return replace(at, P=side, Q=side), split
+        return replace(at, P=side, Q=side)
     if isinstance(layer, Concat):
         if any((m.H, m.W) != (first.H, first.W) for m in reads):
             raise ValueError(f"its inputs have {', '.join(f'{m.H} x {m.W}' for m in reads)} pixels: they must agree")
@@ -512,7 +555,7 @@ def _place(towers: int, layer: Layer, index: int, inputs: tuple[int, ...], reads
         gathers = any(m.split for m in reads)
         if len(reads) > 1 and gathers:
             raise ValueError("layers that are cut into towers cannot be put one behind the other")
-        return replace(at, K=sum(m.C for m in reads), gathers=gathers), False
+        return replace(at, K=sum(m.C for m in reads), gathers=gathers, cut=False)
     if isinstance(layer, (Sum, Max)):
         if any((m.C, m.H, m.W) != (first.C, first.H, first.W) for m in reads):
             raise ValueError(
@@ -520,7 +563,7 @@ def _place(towers: int, layer: Layer, index: int, inputs: tuple[int, ...], reads
             )
         if isinstance(layer, Sum) and len(layer.coefficients) not in (0, len(reads)):
             raise ValueError(f"it has {len(reads)} inputs and {len(layer.coefficients)} coefficients")
-    return at, split
+    return at
 
 
 def _alone(layer: Conv | Local | Linear) -> list[Conv | Local | Linear]:
@@ -543,9 +586,7 @@ def _alone(layer: Conv | Local | Linear) -> list[Conv | Local | Linear]:
     return found
 
 
-def _term(
-    towers: int, layer: Conv | Local | Linear, index: int, inputs: tuple[int, ...], read: _Maps
-) -> tuple[Placed, bool]:
+def _term(towers: int, layer: Conv | Local | Linear, index: int, inputs: tuple[int, ...], read: _Maps) -> Placed:
     """A layer of weights with one input."""
     if isinstance(layer, Linear):
         split = layer.split and towers > 1
@@ -568,8 +609,8 @@ def _term(
             raise ValueError(f"{K} outputs of {C} inputs cannot be cut into {groups} {what}")
     if split and K % towers:
         raise ValueError(f"{K} outputs of {read.C} inputs cannot be cut into {towers} towers")
-    at = Placed(layer, index, read.C, read.H, read.W, K, P, Q, groups, gathers, inputs)
-    return replace(at, terms=(at,)), split
+    at = Placed(layer, index, read.C, read.H, read.W, K, P, Q, groups, gathers, inputs, cut=split)
+    return replace(at, terms=(at,))
 
 
 def parameter_count(spec: NetworkSpec) -> int:

@@ -22,7 +22,7 @@ from .assemble import build, fusions, groups
 from .exchange import Exchange
 from .layers import Input, LayerOnDevice, Side
 from .products import ConvLayer
-from .spec import Cost, Linear, NetworkSpec
+from .spec import SOFTMAX, SQUARES, Activation, Cost, Linear, NetworkSpec
 
 MOST_TENSORS = 32  # that one launch updates
 
@@ -44,12 +44,16 @@ class Wiring:
                 self._wholes[index] = [Whole(layer) for layer in block]
                 part = max(part, math.prod(self.blocks[group.inputs[0]][0].shape_out))
             self.blocks.append(block)
-        self.costs = [Loss(cost, self, sides[0]) for cost in spec.costs or (Cost("softmax", spec.layers[-1].name),)]
+        costs = spec.costs or (Cost(SOFTMAX, spec.layers[-1].name),)
+        self.costs = [Loss(cost, self, sides[0]) for cost in costs]
+        # what ranks the classes
+        self._ranking = next((cost for cost in costs if cost.knows_classes), Cost(SQUARES, spec.layers[-1].name))
         for side in sides:
             side.allocate()
         self.exchange = Exchange(sides, part)
         first_device = sides[0].device
         self.losses, self.ranks = first_device.empty((N,)), first_device.empty((N,), np.int32)
+        self._part = first_device.empty((N,))  # the losses of one of several costs
         self.images: list[tuple[int, Input]] = []  # what reads the images, with its side
         for index, (group, block) in enumerate(zip(self.groups, self.blocks, strict=True)):
             for k, layer in enumerate(block):
@@ -64,7 +68,7 @@ class Wiring:
     def read(self, inputs: list[Array]) -> None:
         """From now on these are the images, one array per side."""
         for side, read in self.images:
-            read.x = inputs[side]
+            read.x = inputs[side].view(read.shape)
 
     @property
     def streams(self) -> list[Stream]:
@@ -100,9 +104,14 @@ class Wiring:
         """Losses, ranks and gradients for the first ``n`` images. With ``rates``, factors on the learning rate by
         parameter, all parameters that are not frozen have taken their step in the end."""
         gradients: dict[int, list[Array]] = {}
-        for cost in self.costs:
-            cost.queue(labels, n)
+        for cost in reversed(self.costs):  # the first one that has ranks has the last word
+            self._queue(cost, labels, n)
             self._add(gradients, cost.block, [cost.dy])
+        if self._ranking.kind != SOFTMAX:
+            side, y = self.sides[0], self.blocks[self.block_of(self._ranking.input)][0].y
+            results = self._part, self.ranks, None, None, side.control
+            shape = SoftmaxShape(self.N, n, y.size // self.N, self.lanes)
+            ops.softmax_cross_entropy(side.stream, shape, side.precision, y.view(shape.x), labels, *results)
         self._share_control()
         learns = self._below(lambda block: bool(block[0].parameters) and not block[0].frozen)
         for index in range(len(self.blocks) - 1, -1, -1):
@@ -126,6 +135,21 @@ class Wiring:
                     self._add(gradients, place, [dx for dxs in passed if (dx := dxs[k]) is not None])
         if rates is not None:
             self._update(rates, taken=True)
+
+    def _queue(self, cost: Loss, labels: Array, n: int) -> None:
+        """Adds its losses to those of the costs behind it."""
+        stream, c = self.sides[0].stream, cost.coefficient
+        if cost is not self.costs[-1]:
+            cost.queue(labels, n, self._part)
+            ops.weighted_add(stream, "fp32", self.losses, 1.0, self._part, c, self.losses)
+            return
+        cost.queue(labels, n, self.losses)
+        if c != 1.0:
+            ops.scale(stream, "fp32", self.losses, c, self.losses)
+
+    def block_of(self, name: str) -> int:
+        """The block whose output is that of this layer."""
+        return next(i for i, group in enumerate(self.groups) if group.layers[-1].layer.name == name)
 
     def _below(self, holds: Callable[[list[LayerOnDevice]], bool]) -> list[bool]:
         """Of every block, whether something holds of it or of anything that it reads, directly or not."""
@@ -170,25 +194,35 @@ class Wiring:
 
 
 class Loss:
-    """A cost at work, on the first side. ``dy`` is the gradient with respect to what it reads."""
+    """A cost at work, on the first side. ``dy`` is the gradient with respect to the output of ``block``: what the cost
+    reads, but for the cross-entropy of a logistic activation what that reads: see ``spec.Cost``.
+    """
 
     dy: Array
 
     def __init__(self, cost: Cost, wiring: Wiring, side: Side):
-        self.cost, self.wiring, self.side = cost, wiring, side
-        names = [[placed.layer.name for placed in group.layers] for group in wiring.groups]
-        self.block = next(i for i, of_group in enumerate(names) if cost.input in of_group)
+        self.kind, self.coefficient, self.wiring, self.side = cost.kind, cost.coefficient, wiring, side
+        self.block = wiring.block_of(cost.input)
+        group = wiring.groups[self.block]
+        layer, below = group.first.layer, group.inputs[0]
+        if cost.kind == "cross-entropy" and isinstance(layer, Activation) and layer.kind == "logistic" and below >= 0:
+            self.kind, self.block = "logistic-cross-entropy", below
         shape, count = wiring.blocks[self.block][0].shape_out, len(wiring.blocks)
         side.plan.want(self, "dy", shape, side.dtype, count, 2 * count - self.block)
 
-    def queue(self, labels: Array, n: int) -> None:
+    def queue(self, labels: Array, n: int, losses: Array) -> None:
+        """Losses, without the coefficient, and the gradient, with it; the softmax's writes ranks too."""
         side, wiring = self.side, self.wiring
         y = wiring.blocks[self.block][0].y
-        shape = SoftmaxShape(wiring.N, n, y.shape[1], wiring.lanes)
-        results = wiring.losses, wiring.ranks, None, self.dy, side.control
-        ops.softmax_cross_entropy(side.stream, shape, side.precision, y, labels, *results)
-        if self.cost.coefficient != 1.0:
-            ops.scale(side.stream, side.precision, self.dy, self.cost.coefficient, self.dy)
+        shape = SoftmaxShape(wiring.N, n, y.size // wiring.N, wiring.lanes)
+        on, x, dy = (side.stream, shape, side.precision), y.view(shape.x), self.dy.view(shape.x)
+        if self.kind != SOFTMAX:
+            classes = None if self.kind == SQUARES else labels
+            ops.cost(*on, self.kind, self.coefficient, x, classes, losses, dy, side.control)
+            return
+        ops.softmax_cross_entropy(*on, x, labels, losses, wiring.ranks, None, dy, side.control)
+        if self.coefficient != 1.0:
+            ops.scale(side.stream, side.precision, dy, self.coefficient, dy)
 
 
 class Whole:

@@ -15,6 +15,7 @@ from .spec import (
     Local,
     Lrn,
     Max,
+    Mirror,
     Nailbed,
     Placed,
     Pool,
@@ -75,4 +76,4 @@ def _other(layer: Layer, towers: int) -> str:
         return f"blur of {_square(layer.size)} pixels, standard deviation {layer.std:g}"
     if isinstance(layer, Nailbed):
         return f"every {layer.stride}th pixel"
-    return {Concat: "one behind the other", Sum: "sum", Max: "largest"}[type(layer)]
+    return {Concat: "one behind the other", Sum: "sum", Max: "largest", Mirror: "mirrored"}[type(layer)]

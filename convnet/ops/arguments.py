@@ -151,6 +151,17 @@ def labels(given: Any, n: int, classes: int) -> Values:
     return values
 
 
+def classes(op: str, given: Any, N: int, K: int) -> Values:
+    """Labels of ``N`` images, checked."""
+    (labels,) = taken(op, None, labels=given)
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.shape != (N,):
+        what = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise ValueError(f"{op}: labels must be whole numbers of shape ({N},), one for each image, got {what}")
+    if labels.min() < 0 or labels.max() >= K:
+        raise ValueError(f"{op}: labels must lie between 0 and {K - 1}, got {labels.min()} to {labels.max()}")
+    return labels.astype(np.int32)
+
+
 def constants(op: str, values: Sequence[float], rates: Mapping[str, float], parameters: Sequence[str]) -> None:
     """Checks what an update multiplies by: lr, momentum, weight_decay, and factors on lr by parameter. One that is no
     number would spoil all weights."""

@@ -421,22 +421,17 @@ def softmax_cross_entropy(
     sets ``stopped`` in ``control``."""
 
 
-@op("sum_of_squares")
-def sum_of_squares(
-    stream: Stream, shape: SoftmaxShape, precision: str, coefficient: float,
-    x: InX, losses: Annotated[Array, writes("per_image", F32)], dx: OutX | None, control: OutControl,
+@op("cost")
+def cost(
+    stream: Stream, shape: SoftmaxShape, precision: str, cost: str, coefficient: float,
+    x: InX, labels: Annotated[Array, reads("per_image", I32, places=True)] | None,
+    losses: Annotated[Array, writes("per_image", F32)], dx: OutX | None, control: OutControl,
 ) -> None:  # fmt: skip
-    """Losses, the sums of x^2, and the gradient of ``coefficient`` times their mean. A loss that is not finite sets
+    """Losses, for each image the sum of the ``COSTS`` of its features, with t 1 for its class and 0 for the others, and
+    the gradient of ``coefficient`` times their mean. "squares" needs no labels. A loss that is not finite sets
     ``stopped`` in ``control``."""
-
-
-@op("logistic_cross_entropy")
-def logistic_cross_entropy(
-    stream: Stream, shape: SoftmaxShape, precision: str, coefficient: float,
-    x: InX, targets: InX, losses: Annotated[Array, writes("per_image", F32)], dx: OutX | None, control: OutControl,
-) -> None:  # fmt: skip
-    """Losses of the logistic outputs of x beside ``targets``, and the gradient of ``coefficient`` times their mean. A
-    loss that is not finite sets ``stopped`` in ``control``."""
+    if labels is None and cost != "squares":
+        raise ValueError(f"cost: {cost} needs labels, got None")
 
 
 @op("ingest")

@@ -182,6 +182,34 @@ class Config:
         choices=INITS,
         fixed=True,
     )
+    layer_def: str | None = _option(
+        None,
+        "network",
+        "layer definition file (.cfg) of cuda-convnet, the program of 2012 or cuda-convnet2, in place of --model; a "
+        "run keeps what it says",
+        str,
+        "--layer-def",
+        fixed=True,
+        unset="none",
+        metavar="FILE",
+    )
+    layer_params: str | None = _option(
+        None,
+        "network",
+        "layer parameter file beside it: rates, weight decay, momentum, costs; a resumed run takes another one",
+        str,
+        "--layer-params",
+        unset="none",
+        metavar="FILE",
+    )
+    from_start: bool = _option(
+        False,
+        "network",
+        "begin with the rates that the comments of a parameter file say its run began with, where it stands at the end",
+        bool,
+        "--from-start",
+    )
+    definition: dict[str, Any] | None = _option(None, "network", "what these files say", dict, unset="none")  # noqa: RUF009
     device: str = _option("auto", "device", "auto, cpu, emu[:i] or cuda:i[,cuda:j]", str, "--device")
     precision: str = _option(
         "fp32",
@@ -298,6 +326,8 @@ class Config:
 
     def network_options(self) -> dict[str, Any]:
         """What of this changes the network: keywords of ``networks.network``."""
+        if self.definition is not None:
+            return {"definition": self.definition, **({} if self.crop is None else {"crop": self.crop})}
         names = ("crop", "width", "activation", "dropout", "towers", "lrn", "overlap", "joins", "init")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
@@ -382,7 +412,14 @@ def _check(name: str, option: Option, value: Any) -> None:
         raise ValueError(f"{spelled(name)} must be {' and '.join(bounds)}, got {value}")
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false", list: "tables"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text in quotes",
+    bool: "true or false",
+    list: "tables",
+    dict: "a table",
+}
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -433,7 +470,36 @@ def merged(flags: dict[str, Any], file: dict[str, Any], saved: dict[str, Any]) -
         values["data"] = os.path.abspath(os.path.expanduser(data))
     if isinstance(start := values.get("init_from"), str):
         values["init_from"] = os.path.abspath(os.path.expanduser(start))
-    return Config(**values)
+    return Config(**_with_definition(values, {**file, **flags}))
+
+
+# what changes a network of ours, and a file's is what it is
+OURS = ("model", "width", "activation", "dropout", "towers", "lrn", "overlap", "joins", "init")
+
+
+def _with_definition(values: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """The values with what the files of ``layer_def`` and ``layer_params`` say in their place.
+
+    Raises ``ValueError`` where the files cannot be read, or other options do not go with them.
+    """
+    layers, params = values.pop("layer_def", None), values.pop("layer_params", None)
+    begins, kept = values.pop("from_start", False), values.get("definition")
+    if layers is None and kept is None:
+        if params is not None or begins:
+            raise ValueError(f"{'--layer-params' if params else '--from-start'} needs --layer-def, a definition file")
+        return values
+    for name in OURS:
+        if layers is not None and name in asked:
+            raise ValueError(f"{spelled(name)} does not go with --layer-def: the network is the file's")
+    from ..definitions.files import definition_of, read_text
+
+    if layers is not None:
+        values["definition"] = definition_of(layers, params, begins)
+        values["model"] = values["definition"]["name"]
+    elif params is not None or begins:
+        texts = {"params": read_text(params)} if params is not None else {}
+        values["definition"] = {**kept, **texts, "from_start": bool(begins)} if kept else kept
+    return values
 
 
 def changed_fixed(asked: dict[str, Any], saved: Config) -> str | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ..definitions.nodes import Schedule as Falling
 
 DROPS = 3
 FLAT = 0.25  # of the epochs, at the first rate
@@ -71,6 +74,31 @@ def stages_of(tables: Sequence[dict[str, Any]]) -> tuple[Stage, ...]:
             raise ValueError(f"{where}: epoch {rule}, got {epoch!r}")
         found.append(Stage(**{**table, "layers": dict(layers)}))
     return tuple(found)
+
+
+def tensor_schedule(text: str) -> Falling:
+    """A schedule of one tensor, in the words of the 2012 program: "dexp[tgtFactor=250,noiseStdev=0,numSteps=4]", as
+    ``Pace.schedule`` has it. Raises ``ValueError``.
+    """
+    found = re.fullmatch(r"(linear|exp|dexp|jdexp)\[([^\[\]]*)\]", text)
+    try:
+        named = dict(entry.split("=") for entry in found[2].split(",")) if found else {}
+        steps = int(named["numSteps"]) if "numSteps" in named else None
+        told = Falling(found[1] if found else "", float(named["tgtFactor"]), float(named.get("noiseStdev", 0)), steps)
+        fits = told.target_factor > 0 and told.noise >= 0 and (steps is not None) == told.kind.endswith("dexp")
+        fits = fits and (steps is None or steps > 1) and {*named} <= {"tgtFactor", "noiseStdev", "numSteps"}
+    except (KeyError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{text!r} is no schedule; one is linear, exp, dexp or jdexp[tgtFactor=T,noiseStdev=S,numSteps=N]"
+        )
+    return told
+
+
+def progress(batches_done: int, batches: int) -> float:
+    """Where in a run of so many data batches its schedules of single tensors stand: (done - 1) / all, from 0 to 1."""
+    return min(max((batches_done - 1) / batches, 0.0), 1.0)
 
 
 @dataclass

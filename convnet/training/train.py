@@ -6,16 +6,29 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..data import DataError, DataSet, NotThere, Statistics, cached, open_dataset, open_found, statistics
+from ..data import (
+    DataError,
+    DataSet,
+    Loader,
+    NotThere,
+    Statistics,
+    cached,
+    normalisation,
+    open_dataset,
+    open_found,
+    statistics,
+)
 from ..data.cache import kept
 from ..data.dataset import left_out_lines
 from ..data.source import Found
 from ..devices.protocol import DeviceLost, KernelFault
 from ..network.footprint import Use
 from ..network.networks import network as network_spec
+from ..network.spec import NetworkSpec
 from ..output.console import Console
-from .checkpoint import CheckpointError
-from .config import BEFORE, merged, read_toml
+from .check_grads import LARGEST_ERROR, check_gradients, without_chance
+from .checkpoint import Checkpoint, CheckpointError
+from .config import BEFORE, Config, merged, read_toml
 from .loggers import Loggers, chosen
 from .resident import keep_on_device
 from .run import (
@@ -41,11 +54,13 @@ def run(
     console: Console,
     given: Found | None = None,
     stays: bool = True,
+    check_grads: bool = False,
 ) -> int:
     """What ``convnet-train`` does with its options, ``flags`` from the command line, ``file`` from TOML; the exit code.
 
     ``given`` are pictures that are there already, whatever the options say of data. Where the run folder does not
     ``stay`` no figure is drawn, and nobody is told to look there.
+    With ``check_grads`` nothing is trained or written: the gradients of the first images are compared with differences.
     Raises ``ValueError``, ``DataError``, ``CheckpointError``, ``DeviceError`` and ``Diverged``.
     """
     path, saved = find_checkpoint(Path(output) if output else None, resume, console.warn)
@@ -64,7 +79,7 @@ def run(
         )
     source = None
     if config.init_from and not saved:
-        source = start(config.init_from, {**file, **flags}.get("model"), console.warn)
+        source = start(config.init_from, {**file, **flags}.get("model"), config, console.warn)
         config = merged(flags, file, {**source.settings, **inherited})
     spec = network_spec(config.model, **config.network_options())
     check_layers(spec, config)
@@ -99,6 +114,8 @@ def run(
     if "val_split" in flags and (dataset.held_out is None or dataset.held_out.share != config.val_split):
         console.warn(f"--val-split {config.val_split:g} changes nothing: the data has validation images of its own")
     lines = [f"data: {dataset.name}", *dataset.notes, *left_out_lines(dataset.left_out)]
+    if config.definition is not None and not saved:
+        lines += told_by(config.definition, spec.classes, len(dataset.classes))
     for line in lines:
         console.say(line)
     if saved:
@@ -116,6 +133,8 @@ def run(
     from ..network.model import Network
 
     spec = network_spec(config.model, num_classes=len(dataset.classes), **config.network_options())
+    if check_grads:
+        return _check_grads(without_chance(spec), config, dataset, saved, console)
     on_device = len(dataset.train) if config.cache == "device" else 0
     use = Use(spec, config.device, config.precision, size, training=True, kept=on_device)
     fits = "a new run with -b {} would fit" if saved else "-b {} would fit"
@@ -161,6 +180,63 @@ def run(
                 except OSError as error:  # whatever else ends the run is worth more than this
                     console.warn(f"{folder.path / 'left-out.csv'}: not written: {error.strerror}")
                 console.log = None
+
+
+def _check_grads(
+    spec: NetworkSpec, config: Config, dataset: DataSet, saved: Checkpoint | None, console: Console
+) -> int:
+    """A line for every tensor; the exit code."""
+    from ..network.defined import definition_read
+    from ..network.model import Network
+
+    dialect = definition_read(config.definition).dialect if config.definition is not None else "V1"
+    found = saved_statistics(saved, spec.crop) if saved else looked_at(dataset, spec.crop, config.workers, console)
+    size = min(config.batch_size, len(dataset.train))
+    failed = seen = 0
+    with (
+        Network(spec, config.device, size, config.precision, seed=config.seed, fused=False) as network,
+        Loader(
+            dataset.train,
+            batch_size=size,
+            crop=spec.crop,
+            seed=config.seed,
+            augment=False,
+            statistics=found,
+            workers=config.workers,
+        ) as loader,
+    ):
+        network.set_input(*normalisation(found, config.normalisation))
+        if saved:
+            network.load_weights(saved.part("weights"))
+        console.say(f"gradients of {size} images beside differences of their cost, one value at a time:")
+        for checked in check_gradients(network, next(loader.epoch(0)), dialect, config.seed):
+            what = f"relative error {checked.error:.4f}"
+            if not checked.tells:
+                what = "too small a gradient for costs in float32 to show"
+            elif checked.error >= LARGEST_ERROR:
+                what, failed = f"{what}, not below {LARGEST_ERROR}", failed + 1
+            seen += checked.tells
+            console.say(f"{checked.tensor:24} {checked.values:4} values moved by {checked.step:g}: {what}")
+    console.say(f"{failed} do not agree" if failed else f"all {seen} that can be seen agree")
+    return 1 if failed else 0
+
+
+def told_by(definition: dict[str, Any], outputs: int, classes: int) -> list[str]:
+    """What there is to say of a pair of definition files before a run: what of them is ignored, whether the rates are
+    those at the end of a run, and that the last layer has as many outputs as the data has classes."""
+    from ..definitions.start import final_state
+    from ..network.defined import definition_read
+
+    told = definition_read(definition)
+    lines = list(told.notes)
+    if (state := final_state(told)) is not None:
+        begins = "it begins so (--from-start)" if definition.get("from_start") else "to begin so, say --from-start"
+        lines.append(f"{state.sentence}; {begins}")
+    if outputs != classes:
+        lines.append(
+            f"{definition['name']}.cfg has {outputs} outputs and the data {classes} classes: it gets {classes}"
+        )
+    return lines
 
 
 def looked_at(dataset: DataSet, crop: int, workers: int, console: Console) -> Statistics:

@@ -195,7 +195,7 @@ def _of_others(path: Path, model: str | None, classes: str | None) -> Trained:
 
 def of_ours(path: Path, said: Said, weights: Tensors) -> Trained:
     """What ``convnet-export`` has written knows its network, its classes, and what pixels go through."""
-    own = network(said.model).input_scale
+    own = network(said.model, num_classes=len(said.classes), **said.options).input_scale
     kind = "mean-image" if said.scale == [own] * 3 else "mean-std"
     std = 1 / np.array(said.scale)  # in float64, so that its inverse is what it was
     statistics = Statistics(said.mean, std, np.zeros(3, np.float32), np.eye(3, dtype=np.float32))

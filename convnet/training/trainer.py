@@ -13,6 +13,8 @@ import numpy as np
 from ..data import DataSet, Loader, Statistics, normalisation
 from ..data.minibatches import Minibatches
 from ..devices.protocol import DeviceError
+from ..kernels.rng import RATES
+from ..network.spec import paces, parameter_shapes
 from ..output import files
 from ..output.console import Console, percent
 from ..output.versions import versions
@@ -22,7 +24,7 @@ from .config import Config, spelled, to_toml
 from .loggers import Loggers
 from .metrics import Meter, Speed, losses_and_ranks
 from .run import RunFolder, StopRequest, frozen_layers
-from .schedule import LARGEST, Schedule, stages_of
+from .schedule import LARGEST, Schedule, progress, stages_of, tensor_schedule
 from .verdict import Chance, Last, standard_error, verdict
 
 if TYPE_CHECKING:
@@ -91,6 +93,9 @@ class Trainer:
         self.schedule = schedule_of(config, self.steps)
         self.chance = Chance.of(dataset.valid.labels)
         self.new_layers = new_layers  # those that the network this one started from did not have
+        self.falling = {
+            name: tensor_schedule(pace.schedule) for name, pace in paces(network.spec) if pace.schedule is not None
+        }
         self.rates: dict[str, float] = {}  # factors on the learning rate, by parameter
         self.running = Meter()  # what no train record has shown yet
         self.best: dict[str, Any] = {"error": None, "step": None}
@@ -288,14 +293,37 @@ class Trainer:
         self.network.freeze(frozen_layers(self.config, stage))
         self.rates = {
             name: min(stage.factor(name) * (head if name.partition(".")[0] in self.new_layers else 1.0), LARGEST)
-            for layer in self.network.layers
-            for name in (f"{layer}.weight", f"{layer}.bias")
+            for name in parameter_shapes(self.network.spec)
         }
+
+    def _rates_at(self, position: int, step: int) -> dict[str, float]:
+        """The factors of a step, with the schedules that single tensors have: constant within a data batch, but for
+        their noise, which is drawn for every step and tensor."""
+        if not self.falling:
+            return self.rates
+        done = self.epoch * self.batches_per_epoch + self.minibatches.batches(position)
+        stands = progress(done, self.epochs * self.batches_per_epoch)
+        counter = np.array([0, self.epoch * self.steps + step, 0, RATES], np.uint64)
+        random = np.random.Generator(np.random.Philox(key=self.config.seed, counter=counter))
+        found = dict(self.rates)
+        for name, falling in self.falling.items():
+            noise = 1 + falling.noise * abs(random.standard_normal()) if falling.noise else 1.0
+            found[name] *= falling.factor(stands) * noise
+        return found
 
     def _train_step(self, batch: Batch) -> Step:
         """Sets a step going."""
-        rate = self.schedule.rate(self.epoch, self.minibatches.step(batch.position))
-        options = batch.labels, batch.windows, batch.noise, rate, self.momentum, self.weight_decay, self.rates
+        step = self.minibatches.step(batch.position)
+        rate = self.schedule.rate(self.epoch, step)
+        options = (
+            batch.labels,
+            batch.windows,
+            batch.noise,
+            rate,
+            self.momentum,
+            self.weight_decay,
+            self._rates_at(batch.position, step),
+        )
         if self.config.cache == "device":
             result = self.network.train_step_kept(batch.indices, *options)
         else:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..interop.files import holds_weights
+from ..interop import checkpoints_2012
+from ..interop.files import WeightsError, holds_weights
 from ..interop.weights import recognised
+from .config import Config
 from .trained import Trained, load_trained, of_ours
 
 if TYPE_CHECKING:
@@ -30,11 +32,22 @@ class Start:
     classes: list[str] | None
 
 
-def start(path: str, model: str | None, warn: Callable[[str], None]) -> Start:
-    """What lies at ``path``. ``model`` is the network that the user wants, None where nothing was said.
+def start(path: str, model: str | None, config: Config, warn: Callable[[str], None]) -> Start:
+    """What lies at ``path``. ``model`` is the network that the user wants, None where nothing was said; a checkpoint of
+    the 2012 program is for the network that ``config`` has from a definition file.
 
     Raises ``CheckpointError`` and ``WeightsError``.
     """
+    if checkpoints_2012.recognises(Path(path)):
+        if config.definition is None:
+            raise WeightsError(
+                f"{path}: a checkpoint of the 2012 program is for a network of its files: say --layer-def"
+            )
+        from ..interop.starts_2012 import weights_of_checkpoint
+        from ..network.defined import defined_by
+
+        weights = weights_of_checkpoint(path, defined_by(config.definition, config.crop))
+        return Start(path, f'"{config.model}"', {}, weights, None)
     if holds_weights(Path(path)):
         found = recognised(path)
         if found.said:
@@ -60,11 +73,11 @@ def transfer(source: Start, network: Network, classes: list[str]) -> list[str]:
     Raises ``ValueError`` when no layer fits.
     """
     weights, found = network.weights(), source.weights
-    layers = [layer.name for layer in network.spec.layers if f"{layer.name}.weight" in weights]
+    layers = list(dict.fromkeys(name.partition(".")[0] for name in weights))
     new = layers[-1:] if source.classes not in (None, classes) else []
     for layer in layers:
-        kinds = (f"{layer}.weight", f"{layer}.bias")
-        if layer not in new and any(kind not in found or found[kind].shape != weights[kind].shape for kind in kinds):
+        own = [name for name in weights if name.partition(".")[0] == layer]
+        if layer not in new and any(name not in found or found[name].shape != weights[name].shape for name in own):
             new.append(layer)
     if len(new) == len(layers):
         raise ValueError(

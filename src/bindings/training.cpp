@@ -47,6 +47,29 @@ Updates to_shape(const Place& place, py::handle object) {
   return updates;
 }
 
+template <>
+inline constexpr const char* kKind<Cost> = "cost";
+
+// One of the names of costs.
+template <>
+struct Argument<Cost> {
+  using Python = py::object;
+  static Row row(const Name& name) { return {name.text, kKind<Cost>, false, false}; }
+  static Cost convert(const char* function, const Name& name, const py::object& value) {
+    static const std::map<std::string, Cost> kinds{
+        {"squares", Cost::squares},
+        {"squared-error", Cost::squared_error},
+        {"log-squared-error", Cost::log_squared_error},
+        {"cross-entropy", Cost::cross_entropy},
+        {"logistic-cross-entropy", Cost::logistic_cross_entropy}};
+    const auto found =
+        kinds.find(py::isinstance<py::str>(value) ? py::cast<std::string>(value) : "");
+    require(found != kinds.end(), function, ": ", name.text, " must be the name of a cost, got ",
+            py::repr(value).cast<std::string>());
+    return found->second;
+  }
+};
+
 void register_training(py::module_& m) {
   bind(m, "ingest", &ingest,
        {"shape", "precision", "images", "windows", "noise", "mean", "y", "stream"});
@@ -57,11 +80,9 @@ void register_training(py::module_& m) {
   bind(m, "softmax_cross_entropy", &softmax_cross_entropy,
        {"shape", "precision", "logits", "labels", "losses", "ranks", optional("probs"),
         optional("dlogits"), "control", "stream"});
-  bind(m, "sum_of_squares", &sum_of_squares,
-       {"shape", "precision", "coefficient", "x", "losses", optional("dx"), "control", "stream"});
-  bind(m, "logistic_cross_entropy", &logistic_cross_entropy,
-       {"shape", "precision", "coefficient", "x", "targets", "losses", optional("dx"), "control",
-        "stream"});
+  bind(m, "cost", &cost,
+       {"shape", "precision", "cost", "coefficient", "x", optional("labels"), "losses",
+        optional("dx"), "control", "stream"});
   bind(m, "sgd", &sgd,
        {"count", "weight", "velocity", "gradient", optional("copy"), "columns", "control", "rate",
         "decay", "momentum", "stream"});

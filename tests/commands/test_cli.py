@@ -74,7 +74,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(mistake, tmp_path, monkeypatch, 
 
 
 def test_unexpected_errors_are_exit_code_1_with_a_traceback_on_request_only(monkeypatch, capsys):
-    monkeypatch.setattr("convnet.training.train.run", lambda *_: 1 / 0)
+    monkeypatch.setattr("convnet.training.train.run", lambda *_, **__: 1 / 0)
     assert call(train_command.main) == 1
     assert capsys.readouterr().err == "convnet-train: error: ZeroDivisionError: division by zero (-v shows where)\n"
     assert call(train_command.main, "-v") == 1
@@ -83,7 +83,7 @@ def test_unexpected_errors_are_exit_code_1_with_a_traceback_on_request_only(monk
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (MemoryError, 6)])
 def test_interrupts_and_memory(error, code, monkeypatch, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("convnet.training.train.run", fail)
@@ -92,7 +92,7 @@ def test_interrupts_and_memory(error, code, monkeypatch, capsys):
 
 
 def test_memory_of_this_machine_that_runs_out_is_not_blamed_on_the_batch(monkeypatch, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise MemoryError("Unable to allocate 2.98 GiB for an array with shape (20000, 20000) and data type int64")
 
     monkeypatch.setattr("convnet.training.train.run", fail)
@@ -122,7 +122,7 @@ def test_help_shows_every_option_and_default(capsys):
     call(train_command.main, "--help")
     text = " ".join(capsys.readouterr().out.split())
     for name, option in config.OPTIONS.items():
-        if option.kind is list:
+        if option.kind in (list, dict):
             continue  # in TOML files only
         assert config.spelled(name) in text
         assert option.kind is bool or text.split(option.help)[-1].startswith(" (default: "), name
@@ -132,7 +132,7 @@ def test_the_example_in_the_help_is_accepted(monkeypatch, capsys):
     call(train_command.main, "--help")
     example = capsys.readouterr().out.split("example:\n")[1].split()
     seen = []
-    monkeypatch.setattr("convnet.training.train.run", lambda *arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr("convnet.training.train.run", lambda *arguments, **_: seen.append(arguments) or 0)
     assert call(train_command.main, *example[1:]) == 0
     assert seen
 

@@ -13,7 +13,7 @@ from runs import call
 
 from convnet.analysis.definition import TIMES, as_text, report
 from convnet.cli.info import main
-from convnet.definitions.definition import read
+from convnet.definitions.files import read
 from convnet.definitions.geometry import parameters, sizes
 from convnet.network.defined import defined
 from convnet.network.spec import parameter_count

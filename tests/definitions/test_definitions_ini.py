@@ -7,7 +7,8 @@ import os
 import pytest
 
 from convnet.definitions import ini
-from convnet.definitions.ini import DefinitionError, parse, read_ini
+from convnet.definitions.files import read_ini
+from convnet.definitions.ini import DefinitionError, parse
 
 
 def value(text: str, key: str = "k", section: str = "a") -> str:

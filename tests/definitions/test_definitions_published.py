@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from convnet.definitions.columns import columns, misnamed
-from convnet.definitions.definition import read
+from convnet.definitions.files import read, read_ini
 from convnet.definitions.geometry import parameters, sizes
-from convnet.definitions.ini import DefinitionError, read_ini
+from convnet.definitions.ini import DefinitionError
 from convnet.definitions.nodes import Neuron, Weighted
 from convnet.definitions.start import final_state, from_start
 

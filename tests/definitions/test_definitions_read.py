@@ -12,7 +12,7 @@ from definition_files import CHAIN, CHAIN_PARAMS, COLUMNS, COLUMNS_PARAMS, OLD, 
 from runs import ENVIRONMENT
 
 from convnet.definitions.columns import columns, misnamed
-from convnet.definitions.definition import read
+from convnet.definitions.files import read
 from convnet.definitions.ini import DefinitionError
 from convnet.definitions.nodes import (
     Blur,
@@ -293,6 +293,17 @@ def test_other_types(reading, kind, text, fields):
     assert by_name(reading(ONE.format("[x]\n" + text)))["x"] == kind(name="x", line=7, inputs=inputs, **fields)
 
 
+@pytest.mark.parametrize(
+    ("text", "dialect"),
+    [
+        ("type=hs\nkeep=1", "A"), ("type=treefc\ninitW=1", "A"), ("type=pass", "C2"), ("type=dropout", "C2"),
+        ("type=dropout2", "C2"), ("type=softmax", "V1"),
+    ],
+)  # fmt: skip
+def test_dialects_of_networks_without_convolutions(reading, text, dialect):
+    assert reading(ONE.format(f"[x]\ninputs=data\n{text}")).dialect == dialect
+
+
 def test_layers_of_neurons_that_do_nothing_disappear(reading):
     definition = reading(ONE.format("[y]\ntype=neuron\nneuron=ident\ninputs=data\n[x]\ntype=softmax\ninputs=y"))
     assert by_name(definition)["x"].inputs == ("data",)
@@ -513,7 +524,7 @@ def test_nothing_is_imported_or_run(tmp_path):
     """A module of the name that files use, beside them and first on the path, is left alone."""
     (tmp_path / "initw.py").write_text("raise SystemExit('run')\n")
     write(tmp_path, COLUMNS, COLUMNS_PARAMS)
-    code = "from convnet.definitions.definition import read; print(read('layers.cfg', 'params.cfg').nodes[-1].name)"
+    code = "from convnet.definitions.files import read; print(read('layers.cfg', 'params.cfg').nodes[-1].name)"
     path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -7,7 +7,7 @@ import re
 import pytest
 from definition_files import CHAIN, COLUMNS, OLD, write
 
-from convnet.definitions.definition import read
+from convnet.definitions.files import read
 from convnet.definitions.geometry import parameters, sizes, weight_shapes
 from convnet.definitions.ini import DefinitionError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from definition_files import CHAIN, CHAIN_PARAMS, COLUMNS, COLUMNS_PARAMS, OLD, OLD_PARAMS, write
 
-from convnet.definitions.definition import read
+from convnet.definitions.files import read
 from convnet.definitions.nodes import Weighted
 from convnet.definitions.start import final_state, from_start
 

@@ -153,15 +153,15 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "elementwise_max_backward": (F.elementwise_max_backward, (X, [X, X[::-1]]), {}),
     "gather_channels": (F.gather_channels, (X, np.arange(7) % X.shape[1]), {}),
     "gather_channels_backward": (F.gather_channels_backward, (X, np.arange(X.shape[1]) % 2), {"channels": 3}),
-    "sum_of_squares": (F.sum_of_squares, (X,), {"coefficient": 0.5}),
-    "logistic_cross_entropy": (F.logistic_cross_entropy, (ROWS, ROWS[::-1]), {}),
+    "mirror2d": (F.mirror2d, (X,), {}),
+    "cost": (F.cost, (ROWS, "squared-error", np.arange(5)), {"coefficient": 0.5}),
     "dropout": (F.dropout, (X, 0.5), DROP),
     "softmax_cross_entropy": (F.softmax_cross_entropy, (ROWS, np.arange(5)), {}),
     "sgd": (F.sgd, (X, X + 1, X - 1), SGD),
 }
 # uploads of what no array is: labels, tables, and the control block
-UPLOADS = {"dropout": 1, "softmax_cross_entropy": 2, "sgd": 1, "sum_of_squares": 1, "logistic_cross_entropy": 1}
-UPLOADS |= {"gather_channels": 1, "gather_channels_backward": 2}
+UPLOADS = {"dropout": 1, "softmax_cross_entropy": 2, "sgd": 1, "cost": 2}
+UPLOADS |= {"gather_channels": 1, "gather_channels_backward": 2, "mirror2d": 1}
 
 
 def results(found: Any) -> list[np.ndarray[Any, Any]]:

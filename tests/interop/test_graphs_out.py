@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from definition_files import CHAIN, OLD, TWISTED, write
 
-from convnet.definitions.definition import read
+from convnet.definitions.files import read
 from convnet.interop.arrays import npz_file, safetensors_file
 from convnet.interop.onnx_out import onnx_file
 from convnet.interop.torch_names import torch_code, torch_weights

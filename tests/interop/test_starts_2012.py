@@ -13,7 +13,7 @@ from runs import call
 import convnet.network.defined
 from convnet import Network
 from convnet.cli.export import main as export
-from convnet.definitions.definition import read
+from convnet.definitions.files import read
 from convnet.interop import WeightsError, read_checkpoint, starts_2012
 from convnet.network.defined import defined
 
@@ -65,9 +65,27 @@ def test_columns_compute_what_the_layers_of_the_file_do_one_by_one(tmp_path, mon
     assert np.abs(theirs - theirs[0]).max() > 0.1 * np.abs(theirs).max()  # they depend on the images
 
 
-def test_what_reads_one_column_twice_is_none_of_both(tmp_path):
-    """As many inputs as there are columns, all from one of them."""
-    definition, path = pair(tmp_path, reading("rnorm1a,rnorm1a", "rnorm1b,rnorm1b"))
+def behind_each_other(kind: str, filters: int, groups: int) -> str:
+    """The file, with second layers that each read two layers of its column as one."""
+    before, behind = TWISTED.index("[conv2a]"), TWISTED.index("[conv3a]")
+    own = "".join(
+        f"[two{c}]\ntype=concat\ninputs=rnorm1{c},conv1{c}\n\n[conv2{c}]\ntype={kind}\ninputs=two{c}\nchannels=16\n"
+        f"filters={filters}\ngroups={groups}\npadding=1\nstride=2\nfilterSize=3\ninitW=0.1\npartialSum=1\n\n"
+        for c in "ab"
+    )
+    return TWISTED[:before] + own + TWISTED[behind:]
+
+
+APART = {
+    "one column twice": reading("rnorm1a,rnorm1a", "rnorm1b,rnorm1b"),
+    "groups of two layers as one": behind_each_other("conv", 4, 2),
+    "local, of two layers as one": behind_each_other("local", 8, 1),
+}
+
+
+@pytest.mark.parametrize("text", APART.values(), ids=list(APART))
+def test_columns_of_what_no_layer_of_towers_is_stay_apart(tmp_path, text):
+    definition, path = pair(tmp_path, text)
     found = starts_2012.connected(defined(definition, SIDE), read_checkpoint(path).layers)
     assert found.spec.towers == 1
     assert np.isfinite(logits(found, path)).all()

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from strong import strong_weights
 
 import convnet
 from convnet.network.networks import network
@@ -90,10 +91,10 @@ def compare(net, n: int, within, dtype: str = "float64") -> dict[str, float]:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     import network_oracle as oracle
 
-    net.load_weights(oracle.strong_weights(net))
+    net.load_weights(strong_weights(net))
     images, labels = batch(net, n)
     results = run(net, images, labels)
-    assert list(results[2]) == NAMES
+    assert list(results[2]) == list(net.weights())
     outputs = activations(net, images)
     masks = oracle.dropout_masks(net.spec, n, net.seed, step=0)
     dtype = getattr(torch, dtype)
@@ -119,7 +120,7 @@ def test_alexnet_in_bfloat16_against_pytorch(within):
     import network_oracle as oracle
 
     with convnet.Network("alexnet", devices="emu", batch_size=64, precision="bf16", seed=5, fused=False) as net:
-        net.load_weights(oracle.strong_weights(net))
+        net.load_weights(strong_weights(net))
         images, labels = batch(net, 4)
         logits = net.forward(images)
         outputs = {layer.name: net.activation(layer.name) for layer in net.spec.layers}
@@ -173,7 +174,7 @@ def test_inference_scales_dropped_layers(device, within):
     import network_oracle as oracle
 
     with convnet.Network("alexnet-tiny", devices=device, batch_size=4, fused=False) as net:
-        net.load_weights(oracle.strong_weights(net))
+        net.load_weights(strong_weights(net))
         images, labels = batch(net, 4)
         logits = net.forward(images)
         outputs = {layer.name: net.activation(layer.name) for layer in net.spec.layers}
@@ -195,7 +196,7 @@ def test_wrong_networks_fail():
         return replace(spec, layers=tuple(replace(x, **values) if isinstance(x, kind) else x for x in spec.layers))
 
     with convnet.Network("alexnet-tiny", devices="cpu", batch_size=5, seed=7) as net:
-        weights = oracle.strong_weights(net)
+        weights = strong_weights(net)
         net.load_weights(weights)
         images, labels = batch(net, 5)
         results = run(net, images, labels)

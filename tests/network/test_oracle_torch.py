@@ -8,6 +8,7 @@ import pytest
 import reference
 
 from convnet import functional
+from convnet.kernels.costs import COSTS
 from convnet.kernels.shapes import four_paddings
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -149,22 +150,24 @@ def test_joins(within):
         bound("maximum dx", actual, expected, 0.0, within)
 
 
-def test_costs(within):
+@pytest.mark.parametrize("kind", COSTS)
+def test_costs(kind, within):
     random = np.random.default_rng(0)
-    x, targets = 4 * random.standard_normal((9, 30), dtype=np.float32), random.random((9, 30), dtype=np.float32)
-    given, wanted = leaf(x), torch.tensor(targets, dtype=torch.float64)
-    costs = {
-        "sum of squares": (functional.sum_of_squares(x, coefficient=0.3), (given**2).sum(1)),
-        "logistic cross-entropy": (
-            functional.logistic_cross_entropy(x, targets, coefficient=0.3),
-            F.binary_cross_entropy_with_logits(given, wanted, reduction="none").sum(1),
-        ),
-    }
-    for name, ((losses, dx), expected) in costs.items():
-        within_limit = reference.sum_limit(expected.detach().numpy(), 34)
-        bound(name, losses, expected.detach().numpy(), within_limit, within)
-        slope = gradients(0.3 * expected.mean(), 1.0, given)[0]
-        bound(f"{name} dx", dx, slope, 8 * reference.UNIT * (np.abs(slope) + 0.3 / 9), within)
+    x, labels = 4 * random.standard_normal((9, 30), dtype=np.float32), random.integers(0, 30, 9)
+    if kind == "cross-entropy":
+        x = random.uniform(0.01, 0.99, x.shape).astype(np.float32)
+    given, t = leaf(x), F.one_hot(torch.tensor(labels), 30).double()
+    expected = {
+        "squares": lambda: given**2,
+        "squared-error": lambda: F.mse_loss(given, t, reduction="none"),
+        "log-squared-error": lambda: torch.log1p((given - t) ** 2),
+        "cross-entropy": lambda: F.binary_cross_entropy(given, t, reduction="none"),
+        "logistic-cross-entropy": lambda: F.binary_cross_entropy_with_logits(given, t, reduction="none"),
+    }[kind]().sum(1)
+    losses, dx = functional.cost(x, kind, None if kind == "squares" else labels, coefficient=0.3)
+    bound(kind, losses, expected.detach().numpy(), reference.sum_limit(expected.detach().numpy(), 34), within)
+    slope = gradients(0.3 * expected.mean(), 1.0, given)[0]
+    bound(f"{kind} dx", dx, slope, 8 * reference.UNIT * (np.abs(slope) + 0.3 / 9), within)
 
 
 @pytest.mark.parametrize("case", cases.LRN, ids=lambda case: case.id)

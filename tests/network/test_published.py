@@ -15,6 +15,7 @@ from convnet.network.spec import parameter_count, placed_layers
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 import network_oracle as oracle  # noqa: E402  (which needs it too)
 from published import PUBLISHED, peer  # noqa: E402
+from strong import strong_weights  # noqa: E402
 
 nn = torch.nn
 LIMIT = 1e-6  # of a single layer, root mean square of the error over that of the values
@@ -45,7 +46,7 @@ def test_every_layer_and_every_gradient_is_pytorchs(name, within):
     """Full size, random weights: activations at test with dropout in the network, gradients without it."""
     layers = peer(name, 1000)
     with convnet.Network(name, "cpu", batch_size=2, fused=False) as net:
-        weights = oracle.strong_weights(net)
+        weights = strong_weights(net)
         images, _ = test_model.batch(net, 2)
         net.load_weights(weights)
         logits = net.forward(images)
@@ -123,7 +124,7 @@ def test_sizes_are_rounded_as_their_authors_do():
 
 @pytest.mark.parametrize("name", ["bvlc_alexnet", "caffenet"])
 def test_normalisation_across_towers_needs_them_on_one_device(name):
-    message = f'"{name}" normalises across its towers, which must therefore lie on one device; got emu:0, emu:1: name'
+    message = f'"{name}" normalises across its towers: its towers must lie on one device; got emu:0, emu:1: name'
     with pytest.raises(ValueError, match=message):
         convnet.Network(name, "emu:0,emu:1", 2, width=0.125, num_classes=7, **SMALL[name])
     assert network(name).parts == 1

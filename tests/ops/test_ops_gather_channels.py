@@ -92,3 +92,15 @@ X, DY = np.ones((2, 3, 2, 2), np.float32), np.ones((2, 2, 2, 2), np.float32)
 def test_wrong_calls(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (3, 3, 5, 4), (9, 2, 1, 7), (65, 3, 4, 9), (130, 1, 3, 2)], ids=str)
+def test_mirror(device, precision, size):
+    x = reference.held(np.random.default_rng(size).standard_normal(size, dtype=np.float32), precision)
+    y = functional.mirror2d(x, device=device, precision=precision)
+    np.testing.assert_array_equal(y, x[..., ::-1])
+
+
+def test_what_cannot_be_mirrored():
+    with pytest.raises(ValueError, match=r"mirror2d: x must have shape \(N, C, H, W\)"):
+        functional.mirror2d(np.ones((2, 3), np.float32))

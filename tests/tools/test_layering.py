@@ -230,6 +230,8 @@ CROSSINGS = [
     ("functional.py", "import torch.nn"),
     ("network/model.py", "from .. import torch"),
     ("data/folder.py", "from ..devices import protocol"),
+    ("definitions/ini.py", "from ..data import DataError"),
+    ("data/folder.py", "from ..definitions import ini"),
     ("output/files.py", "from ..data import DataError"),
     ("network/spec.py", "from ..output import console"),
     ("network/plan.py", "from . import layers"),

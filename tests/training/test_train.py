@@ -88,7 +88,7 @@ def test_the_resolved_configuration(straight, images):
     assert (found["data"], found["batch_size"], found["crop"], found["lr"]) == (images, 8, 32, 0.01)
     assert "steps" not in found
     unset = dict.fromkeys(("steps", "dropout", "towers", "stages", "init_from", "freeze", "log", "size", "crop_border"))
-    unset |= dict.fromkeys(("train_range", "test_range"))
+    unset |= dict.fromkeys(("train_range", "test_range", "activation", "definition", "layer_def", "layer_params"))
     assert checkpoint.load(straight / "last").state["config"] == {**found, **unset}
 
 

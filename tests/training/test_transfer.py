@@ -11,7 +11,7 @@ from runs import final, here, make_images, records, shared_images, straight_run,
 
 import convnet
 from convnet.network.networks import network
-from convnet.network.spec import parameter_count, placed_layers
+from convnet.network.spec import Pace, paces, parameter_count, placed_layers
 from convnet.ops import ops
 from convnet.training import checkpoint, config, schedule, verdict
 from convnet.training.trained import load_trained
@@ -304,11 +304,12 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 def test_there_is_a_configuration_for_every_comparison():
     names = {path.stem for path in CONFIGS}
     assert names == {
-        "alexnet-2012", "alexnet-paper", "no-lrn", "no-overlap", "one-tower", "tanh", "no-dropout", "no-joins"
+        "alexnet-2012", "alexnet-paper", "no-lrn", "no-overlap", "one-tower", "tanh", "no-dropout", "no-joins",
+        "80sec", "19pct", "18pct", "13pct", "11pct"
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name != "cifar"], ids=lambda p: p.stem)
 def test_every_configuration_trains(path, tmp_path):
     """Narrow and on small images: three colours are learnt within twenty passes."""
     folder = tmp_path / "run"
@@ -332,6 +333,22 @@ def test_every_configuration_trains(path, tmp_path):
         "lr_schedule",
     } & said.keys()
     assert {name: kept[name] for name in same} == {name: said[name] for name in same}
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name == "cifar"], ids=lambda p: p.stem)
+def test_every_configuration_for_cifar_trains(path, tmp_path):
+    """Its own network, which three colours teach something within a few steps, and its rates: those of biases are twice
+    what stands there.
+    """
+    folder = tmp_path / "run"
+    arguments = ["--epochs", "600", "--steps", "60", "--size", "32", "-b", "12", "--device", "cpu", "--lr", "0.001"]
+    assert here(shared_images(), "--config", str(path), *arguments, "-o", str(folder)) == 0
+    losses = [r["loss"] for r in records(folder) if r["event"] == "train"]
+    assert losses[-1] < losses[0]
+    kept = config.read_toml(str(folder / "config.toml"))
+    assert (kept["model"], kept["order"], kept["lr_schedule"]) == (f"cifar-{path.stem}", "file", "stages")
+    assert kept["stages"][0]["epoch"] == 0
+    assert dict(paces(network(kept["model"])))["conv1.bias"] == Pace(lr=2.0, decay=0.0)
 
 
 def test_a_stage_sets_the_colour_noise(tmp_path):

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "checks.hpp"
 #include "exponentials.hpp"
@@ -13,80 +14,89 @@ namespace convnet {
 namespace {
 
 constexpr int64_t kLanesOfTask = 64;
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-template <class Term, class Slope>
-void cost(const char* op,
-          const SoftmaxShape& shape,
-          Precision precision,
-          float coefficient,
-          const void* x,
-          const void* targets,
-          float* losses,
-          void* dx,
-          Control* control,
-          const Term& term,
-          const Slope& slope) {
-  cpu::check(op, precision, shape);
-  const int64_t L = shape.lanes, K = shape.K, cuts = (L + kLanesOfTask - 1) / kLanesOfTask;
-  cpu::in_parallel(shape.N / L * cuts, [&](int64_t index) {
-    const int64_t block = index / cuts, first = index % cuts * kLanesOfTask,
-                  n = std::min(L - first, kLanesOfTask), at = block * K * L + first;
-    const float* const from = static_cast<const float*>(x) + at;
-    const float* const wanted = static_cast<const float*>(targets) + at;
-    float* const to = dx ? static_cast<float*>(dx) + at : nullptr;
-    float* const loss = losses + block * L + first;
-    const int64_t exist = std::clamp(shape.valid - (block * L + first), int64_t{0}, n);
-    cpu::vectorised([&]() CONVNET_INLINE {
-      for (int64_t i = 0; i < n; ++i) loss[i] = 0.0f;
-      for (int64_t k = 0; k < K; ++k)
-        for (int64_t i = 0; i < exist; ++i) loss[i] += term(from[k * L + i], wanted[k * L + i]);
-      if (to)
-        for (int64_t k = 0; k < K; ++k) {
-          for (int64_t i = 0; i < exist; ++i)
-            to[k * L + i] = coefficient * slope(from[k * L + i], wanted[k * L + i]) /
-                            static_cast<float>(shape.valid);
-          for (int64_t i = exist; i < n; ++i) to[k * L + i] = 0.0f;
-        }
-    });
-    for (int64_t i = 0; i < exist; ++i)
-      if (!std::isfinite(loss[i])) __atomic_store_n(&control->stopped, 1u, __ATOMIC_RELAXED);
-  });
+// At most kLeastLog; NaN stays.
+CONVNET_INLINE inline float at_most(float v) { return v > kLeastLog ? kLeastLog : v; }
+
+// What should be 1; NaN where x is no probability.
+CONVNET_INLINE inline float right(float x, float t) {
+  return x >= 0.0f && x <= 1.0f ? (t == 1.0f ? x : 1.0f - x) : kNaN;
 }
 
 }  // namespace
 
-void sum_of_squares(const SoftmaxShape& shape,
-                    Precision precision,
-                    float coefficient,
-                    const void* x,
-                    float* losses,
-                    void* dx,
-                    Control* control,
-                    Stream) {
-  cost(
-      "sum_of_squares", shape, precision, coefficient, x, x, losses, dx, control,
-      [](float v, float) CONVNET_INLINE { return v * v; },
-      [](float v, float) CONVNET_INLINE { return 2.0f * v; });
-}
-
-void logistic_cross_entropy(const SoftmaxShape& shape,
-                            Precision precision,
-                            float coefficient,
-                            const void* x,
-                            const void* targets,
-                            float* losses,
-                            void* dx,
-                            Control* control,
-                            Stream) {
-  cost(
-      "logistic_cross_entropy", shape, precision, coefficient, x, targets, losses, dx, control,
-      [](float v, float t) CONVNET_INLINE {
-        const float rest = v == v ? cpu::log1p_of(cpu::fading(v)) : v;  // of the likelier side
-        const float one = v < 0.0f ? rest - v : rest, zero = v < 0.0f ? rest : rest + v;
-        return t * (one > kLeastLog ? kLeastLog : one) +
-               (1.0f - t) * (zero > kLeastLog ? kLeastLog : zero);
-      },
-      [](float v, float t) CONVNET_INLINE { return cpu::logistic_of(v) - t; });
+void cost(const SoftmaxShape& shape,
+          Precision precision,
+          Cost kind,
+          float coefficient,
+          const void* x,
+          const int32_t* labels,
+          float* losses,
+          void* dx,
+          Control* control,
+          Stream) {
+  cpu::check("cost", precision, shape);
+  require(labels || kind == Cost::squares, "cost: labels are required for all but squares");
+  const int64_t L = shape.lanes, K = shape.K, cuts = (L + kLanesOfTask - 1) / kLanesOfTask;
+  // term and slope are functions of x and of t, which is 1 or 0.
+  const auto each = [&](const auto& term, const auto& slope) {
+    cpu::in_parallel(shape.N / L * cuts, [&](int64_t index) {
+      const int64_t block = index / cuts, first = index % cuts * kLanesOfTask,
+                    n = std::min(L - first, kLanesOfTask), at = block * K * L + first,
+                    image = block * L + first;
+      const float* const from = static_cast<const float*>(x) + at;
+      float* const to = dx ? static_cast<float*>(dx) + at : nullptr;
+      float* const loss = losses + image;
+      const int64_t exist = std::clamp(shape.valid - image, int64_t{0}, n);
+      int32_t label[kLanesOfTask];
+      for (int64_t i = 0; i < exist; ++i) label[i] = labels ? labels[image + i] : 0;
+      cpu::vectorised([&]() CONVNET_INLINE {
+        for (int64_t i = 0; i < n; ++i) loss[i] = 0.0f;
+        for (int64_t k = 0; k < K; ++k)
+          for (int64_t i = 0; i < exist; ++i)
+            loss[i] += term(from[k * L + i], label[i] == k ? 1.0f : 0.0f);
+        for (int64_t i = 0; i < exist; ++i)
+          if (label[i] < 0 || label[i] >= K) loss[i] = kNaN;
+        if (to)
+          for (int64_t k = 0; k < K; ++k) {
+            for (int64_t i = 0; i < exist; ++i) {
+              const float down = coefficient * slope(from[k * L + i], label[i] == k ? 1.0f : 0.0f) /
+                                 static_cast<float>(shape.valid);
+              to[k * L + i] = label[i] >= 0 && label[i] < K ? down : kNaN;
+            }
+            for (int64_t i = exist; i < n; ++i) to[k * L + i] = 0.0f;
+          }
+      });
+      for (int64_t i = 0; i < exist; ++i)
+        if (!std::isfinite(loss[i])) __atomic_store_n(&control->stopped, 1u, __ATOMIC_RELAXED);
+    });
+  };
+  switch (kind) {
+    case Cost::squares:
+      return each([](float v, float) CONVNET_INLINE { return v * v; },
+                  [](float v, float) CONVNET_INLINE { return 2.0f * v; });
+    case Cost::squared_error:
+      return each([](float v, float t) CONVNET_INLINE { return (v - t) * (v - t); },
+                  [](float v, float t) CONVNET_INLINE { return 2.0f * (v - t); });
+    case Cost::log_squared_error:
+      return each([](float v, float t) CONVNET_INLINE { return std::log1p((v - t) * (v - t)); },
+                  [](float v, float t)
+                      CONVNET_INLINE { return 2.0f * (v - t) / (1.0f + (v - t) * (v - t)); });
+    case Cost::cross_entropy:
+      return each([](float v, float t) CONVNET_INLINE { return at_most(-std::log(right(v, t))); },
+                  [](float v, float t) CONVNET_INLINE {
+                    const float p = right(v, t);
+                    return -std::log(p) > kLeastLog ? 0.0f : (t == 1.0f ? -1.0f : 1.0f) / p;
+                  });
+    case Cost::logistic_cross_entropy:
+      return each(
+          [](float v, float t) CONVNET_INLINE {
+            const float rest = v == v ? cpu::log1p_of(cpu::fading(v)) : v;  // of the likelier side
+            return at_most((v < 0.0f) == (t == 1.0f) ? rest + std::fabs(v) : rest);
+          },
+          [](float v, float t) CONVNET_INLINE { return cpu::logistic_of(v) - t; });
+  }
 }
 
 }  // namespace convnet
