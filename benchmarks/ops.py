@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--layer",
         nargs="+",
         metavar="NAME",
-        help='only these layers, or "avg-pool", "rnorm", "cnorm", "blur", "nailbed", "local", "softmax", "sgd"',
+        help='only these layers, or "avg-pool", "rand-pool", "rnorm", "cnorm", "blur", "nailbed", "local", "softmax", '
+        '"sgd"',
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="time to spend on each pass (default: 1)")
     parser.add_argument(

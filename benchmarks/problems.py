@@ -21,6 +21,7 @@ from convnet.kernels.precision import BF16, copy_columns
 from convnet.kernels.shapes import (
     BlurShape,
     ConvShape,
+    DropoutShape,
     LinearShape,
     LocalShape,
     LrnShape,
@@ -615,6 +616,45 @@ def _avg_pool(bench: Bench, name: str, N: int, lanes: int) -> Iterator[Problem]:
                   _compared(bench, f"{name} backward", dx, shares))  # fmt: skip
 
 
+def _rand_pool(bench: Bench, name: str, N: int, lanes: int) -> Iterator[Problem]:
+    shape = PoolShape.of(N, 32, 16, 16, 3, 2, ceil_mode=True, lanes=lanes)
+    features = shape.C * shape.P * shape.Q
+    draw = DropoutShape(N, features, lanes, 0, features, 0.0, 1, 0)
+    x = bench.normal(shape.x)
+    y, mean = bench.activation(shape.y), bench.activation(shape.y)
+    places = bench.poisoned(shape.y, np.uint8)
+    rows, columns = (np.arange(side)[:, None] * 2 + np.arange(3) for side in (shape.P, shape.Q))
+
+    def windows() -> Values:
+        """[N/L][C][P][Q][9][L], -inf outside of the image."""
+        values = np.pad(_float64(x), ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=-np.inf)
+        found = values[:, :, rows[:, None, :, None], columns[None, :, None, :]]
+        return found.reshape(*shape.y[:4], 9, lanes)
+
+    def check_draw() -> None:
+        """Everything that is drawn is where it is said to lie, and positive where anything is."""
+        values, place = windows(), places.download()[..., None, :]
+        expected = np.take_along_axis(values, place.astype(np.int64), 4)[..., 0, :]
+        _within(f"{name} forward", _float64(y), expected, 0.0)
+        if ((expected > 0) != (values.max(4) > 0)).any():
+            raise ValueError(f"{name} forward: a value was drawn that is not positive")
+
+    def means() -> tuple[Values, Values]:
+        values = windows()
+        weights = np.maximum(values, 0)
+        total = weights.sum(4)
+        expected = np.where(total > 0, (weights**2).sum(4) / np.where(total > 0, total, 1), values.max(4))
+        return expected, _sum_limit(np.abs(expected), 18)
+
+    on = bench.stream, shape
+    yield Problem(bench.stream, name, "forward", 0.0, x.nbytes + y.nbytes + places.nbytes,
+                  lambda: ops.rand_pool_forward(*on, draw, bench.precision, x, y, places, bench.side.control),
+                  check_draw)  # fmt: skip
+    yield Problem(bench.stream, name, "mean", 27.0 * y.size, x.nbytes + y.nbytes,
+                  lambda: ops.rand_pool_mean(*on, bench.precision, x, mean),
+                  _compared(bench, f"{name} mean", mean, means))  # fmt: skip
+
+
 def _map_sums(values: Values, size: int, before: int) -> Values:
     """Of ``size`` rows and columns from ``before`` before each pixel, inside the map."""
     for axis in (2, 3):
@@ -709,6 +749,7 @@ def _nailbed(bench: Bench, name: str, N: int, lanes: int) -> Iterator[Problem]:
 
 WINDOWS: dict[str, Callable[[Bench, str, int, int], Iterator[Problem]]] = {
     "avg-pool": _avg_pool,
+    "rand-pool": _rand_pool,
     "rnorm": _spatial_norm,
     "cnorm": _spatial_norm,
     "blur": _blur,

@@ -24,7 +24,7 @@ from .devices.protocol import Array
 from .kernels.activations import ACTIVATIONS
 from .kernels.control import control_words
 from .kernels.costs import COSTS
-from .kernels.shapes import ConvShape, DropoutShape, GatherShape, Padding, SoftmaxShape
+from .kernels.shapes import ConvShape, DropoutShape, GatherShape, Padding, PoolShape, SoftmaxShape
 from .ops import arguments, ops
 from .ops.arguments import floats, integer, taken
 from .ops.call import Call
@@ -231,6 +231,93 @@ def max_pool2d_backward(
     ops.max_pool_forward(call.stream, shape, precision, call.put_images(x), y, argmax)
     ops.max_pool_backward(call.stream, shape, precision, call.put_images(dy), argmax, None, dx)
     return call.images(dx)
+
+
+def rand_pool2d(
+    x: Given,
+    size: int,
+    stride: int,
+    *,
+    seed: int,
+    step: int,
+    layer: int,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """Stochastic pooling (Zeiler and Fergus 2013): of each window as in ``max_pool2d`` a value, drawn with a
+    probability proportional to max(x, 0); where none is positive, its maximum.
+
+    The draw depends on the window's place in ``x``, seed (64 bits), step and layer (32 bits each) alone:
+    Philox4x32-10, see ``src/kernels/randpool.hpp``.
+    """
+    op = "rand_pool2d"
+    (x,) = taken(op, device, x=x)
+    shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
+    numbers = arguments.draw(op, seed, step, layer)
+    call = Call(op, device, precision, shape.N)
+    y, _ = _drawn(call, call.padded(shape), x, **numbers)
+    return call.images(y)
+
+
+def rand_pool2d_mean(
+    x: Given,
+    size: int,
+    stride: int,
+    *,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """What ``rand_pool2d`` draws on average, for use at test: the sum of x^2 over that of x, of the positive x."""
+    op = "rand_pool2d_mean"
+    (x,) = taken(op, device, x=x)
+    shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    y = call.empty(shape.y)
+    ops.rand_pool_mean(call.stream, shape, precision, call.put_images(x), y)
+    return call.images(y)
+
+
+def rand_pool2d_backward(
+    dy: Given,
+    x: Given,
+    size: int,
+    stride: int,
+    *,
+    seed: int,
+    step: int,
+    layer: int,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Values:
+    """dx of ``rand_pool2d`` for ``dy`` (N, C, P, Q): each window's gradient goes to the value that was drawn."""
+    op = "rand_pool2d_backward"
+    dy, x = taken(op, device, dy=dy, x=x)
+    shape = arguments.pool(op, x, size, stride, padding, ceil_mode)
+    floats(op, "dy", dy, (shape.N, shape.C, shape.P, shape.Q))
+    numbers = arguments.draw(op, seed, step, layer)
+    call = Call(op, device, precision, shape.N)
+    shape = call.padded(shape)
+    _, places = _drawn(call, shape, x, **numbers)
+    dx = call.empty(shape.x)
+    ops.max_pool_backward(call.stream, shape, precision, call.put_images(dy), places, None, dx)
+    return call.images(dx)
+
+
+def _drawn(call: Call, shape: PoolShape, x: Given, seed: int, step: int, layer: int) -> tuple[Array, Array]:
+    """Of every window a value, and its position."""
+    features = shape.C * shape.P * shape.Q
+    draw = DropoutShape(call.N, features, call.lanes, 0, features, 0.0, seed, layer)
+    y, places = call.empty(shape.y), call.device.empty(shape.y, np.uint8)
+    control = call.own(control_words(step=step))
+    ops.rand_pool_forward(call.stream, shape, draw, call.precision, call.put_images(x), y, places, control)
+    return y, places
 
 
 def local_response_norm(
@@ -755,8 +842,7 @@ def dropout(
     floats(op, "x", x, "NCHW" if getattr(x, "ndim", 0) == 4 else "NC")
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must lie in [0, 1), got {p}; 0 keeps everything")
-    numbers = {"seed": integer(op, "seed", seed, 0, 2**64 - 1)}
-    numbers |= {name: integer(op, name, n, 0, 2**32 - 1) for name, n in (("step", step), ("layer", layer))}
+    numbers = arguments.draw(op, seed, step, layer)
     call = Call(op, device, precision, x.shape[0])
     features = x.size // x.shape[0]
     control = call.own(control_words(step=numbers.pop("step")))

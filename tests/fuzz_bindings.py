@@ -191,6 +191,11 @@ def calls(draw: Any) -> tuple[str, dict[str, Any]]:
     arguments = {name: valid(draw, name, kind, optional, slot) for slot, (name, kind, _, optional) in rows}
     for name, kind, *_ in draw(st.lists(st.sampled_from(TABLE[function]), max_size=3, unique=True)):
         arguments[name] = changed(draw, name, kind, arguments[name])
+    windows = arguments.get("shape")
+    drawn = function == "rand_pool_forward" and isinstance(windows, shapes.PoolShape) and draw(st.integers(0, 3))
+    if drawn and not must_be_refused(windows):
+        features = windows.C * windows.P * windows.Q
+        arguments["draw"] = shapes.DropoutShape(windows.N, features, windows.lanes, 9, features + 9, 0.5, 1, 2)
     if "lrn" in arguments and draw(st.booleans()) and isinstance(arguments["pool"], shapes.PoolShape):
         same = {name: getattr(arguments["pool"], name) for name in ("N", "C", "H", "W", "lanes")}
         if isinstance(arguments["lrn"], shapes.LrnShape):
@@ -258,8 +263,10 @@ def valid_functional(draw: Any) -> tuple[str, dict[str, Any]]:
     elif name.startswith("add_position_bias"):
         arguments = {"dy": ones(N, K, P, Q)} if "backward" in name else {"x": ones(N, K, P, Q)}
         extra = {} if "backward" in name else {"bias": ones(K, P, Q)}
-    elif name.startswith(("max_pool2d", "avg_pool2d")):
+    elif name.startswith(("max_pool2d", "avg_pool2d", "rand_pool2d")):
         arguments = {"x": ones(N, C, H, W), "size": R, **window}
+        if name in ("rand_pool2d", "rand_pool2d_backward"):
+            arguments |= {"seed": 1, "step": 2, "layer": 0}
         extra = {"dy": ones(N, C, P, Q)} if "backward" in name else {}
     elif name.startswith("blur2d"):
         arguments = {"dy" if "backward" in name else "x": ones(N, C, H, W)}

@@ -391,6 +391,41 @@ def philox_block(counter, seed: int) -> list[int]:
     return c
 
 
+def rand_pool_places(x, size, stride, top, left, P, Q, seed, step, layer):
+    """Where stochastic pooling finds its values: h * W + w of every window, (N, C, P, Q); sums are in float32."""
+    N, C, H, W = x.shape
+    places = np.empty((N, C, P, Q), np.int64)
+    with np.errstate(all="ignore"):
+        for n, c, p, q in np.ndindex(places.shape):
+            h, w = p * stride - top, q * stride - left
+            at = [(i, j) for i in range(max(h, 0), min(h + size, H)) for j in range(max(w, 0), min(w + size, W))]
+            values = [x[n, c, i, j] for i, j in at]
+            sums = np.cumsum(np.maximum(np.nan_to_num(values, nan=0.0, posinf=np.inf), 0), dtype=np.float32)
+            word = philox_word((n * C * P * Q + (c * P + p) * Q + q, step, layer, 7), seed)
+            wanted = np.float32(((word >> 8) + 1) * 2.0**-24) * sums[-1]
+            if np.isnan(values).any() or not np.max(values) > 0:
+                k = int(np.argmax(values))  # the first NaN, or maximum
+            else:
+                k = next(k for k, value in enumerate(values) if value > 0 and sums[k] >= wanted)
+            places[n, c, p, q] = at[k][0] * W + at[k][1]
+    return places
+
+
+def rand_pool_mean(x, size, stride, top, left, P, Q):
+    """The mean of what it draws."""
+    x = np.asarray(x, np.float64)
+    N, C = x.shape[:2]
+    mean = np.empty((N, C, P, Q))
+    for p, q in np.ndindex(P, Q):
+        h, w = p * stride - top, q * stride - left
+        part = x[:, :, max(h, 0) : h + size, max(w, 0) : w + size].reshape(N, C, -1)
+        weights = np.maximum(part, 0)
+        total = weights.sum(2)
+        with np.errstate(invalid="ignore"):
+            mean[:, :, p, q] = np.where(total > 0, (weights**2).sum(2) / total, part.max(2))
+    return mean
+
+
 def dropout_mask(N, features, p, seed, step, layer):
     """True where an element is kept."""
     words = [philox_word((e, step, layer, 0), seed) for e in range(N * features)]

@@ -207,6 +207,12 @@ def _pool(v: Sizes, lanes: int) -> Shapes:
     return {"shape": PoolShape.of(**v, lanes=lanes)}
 
 
+def _rand_pool(v: Sizes, lanes: int) -> Shapes:
+    shape = PoolShape.of(**v, lanes=lanes)
+    features = shape.C * shape.P * shape.Q
+    return {"shape": shape, "draw": DropoutShape(shape.N, features, lanes, 0, features, 0.0, 0, 0)}
+
+
 def _lrn(v: Sizes, lanes: int) -> Shapes:
     return {"shape": LrnShape(**v, groups=1, lanes=lanes, alpha=1e-4, beta=0.75, k=2.0)}
 
@@ -261,6 +267,7 @@ _KINDS: dict[tuple[Any, ...], tuple[Sizes, Callable[[Sizes, int], Shapes]]] = {
     (LocalShape,): ({**_CONV, "H": 4, "W": 4}, _local),
     (LinearShape,): ({"N": 64, "C": 256, "K": 64}, _linear),
     (PoolShape,): (_POOL, _pool),
+    (PoolShape, DropoutShape): (_POOL, _rand_pool),
     (LrnShape,): ({"N": 64, "C": 16, "H": 2, "W": 2, "size": 5}, _lrn),
     (LrnShape, PoolShape): ({**_POOL, "C": 16}, _lrn_pool),
     (SpatialNormShape,): ({"N": 64, "C": 4, "H": 9, "W": 9, "size": 3}, _spatial_norm),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 # The last counter word says what a draw is for, so that no two uses ever share one.
-DROPOUT, AUGMENT, NOISE, WEIGHTS, SHUFFLE, SHAPES, RATES = range(7)
+DROPOUT, AUGMENT, NOISE, WEIGHTS, SHUFFLE, SHAPES, RATES, POOLING = range(8)
 
 U32 = np.ndarray[Any, np.dtype[np.uint32]]
 

@@ -30,6 +30,7 @@ from .maps import (
     MirrorLayer,
     NailbedLayer,
     PoolLayer,
+    RandPoolLayer,
     ScaleLayer,
     SpatialNormLayer,
     SumLayer,
@@ -212,6 +213,9 @@ def build(
         return LocalLayer(*at, local_shape(first, share, N, lanes), _table(first), _paces(first), layer.activation)
     if isinstance(layer, spec.AvgPool):
         return AvgPoolLayer(*at, pool_shape(first, share, N, lanes))
+    if isinstance(layer, spec.RandPool):
+        drawn = pool_shape(first, share, N, lanes)
+        return RandPoolLayer(*at, drawn, draw_shape(first, side, N, lanes, seed, drawn.C * drawn.P * drawn.Q))
     if isinstance(layer, (spec.SpatialNorm, spec.ContrastNorm)):
         norm = SpatialNormShape(N, C, H, W, lanes, layer.size, layer.alpha, layer.beta, layer.k)
         return SpatialNormLayer(*at, norm, isinstance(layer, spec.ContrastNorm))
@@ -264,11 +268,11 @@ def lrn_shape(placed: spec.Placed, share: int, N: int, lanes: int, network: spec
 def pool_shape(placed: spec.Placed, share: int, N: int, lanes: int) -> PoolShape:
     """What one of ``share`` sides computes of a pooling layer."""
     layer = placed.layer
-    assert isinstance(layer, (spec.Pool, spec.AvgPool))
+    assert isinstance(layer, (spec.Pool, spec.AvgPool, spec.RandPool))
     front = layer.padding if isinstance(layer, spec.AvgPool) else 0
-    padding = (front, 0, front, 0)
+    padding, ceil_mode = (front, 0, front, 0), isinstance(layer, spec.RandPool) or layer.ceil_mode
     C, size, stride = placed.C // share, layer.size, layer.stride
-    return PoolShape.of(N, C, placed.H, placed.W, size, stride, padding=padding, ceil_mode=layer.ceil_mode, lanes=lanes)
+    return PoolShape.of(N, C, placed.H, placed.W, size, stride, padding=padding, ceil_mode=ceil_mode, lanes=lanes)
 
 
 def dropout_shape(placed: spec.Placed, side: Side, N: int, lanes: int, seed: int) -> DropoutShape:
@@ -276,5 +280,12 @@ def dropout_shape(placed: spec.Placed, side: Side, N: int, lanes: int, seed: int
     layer = placed.layer
     assert isinstance(layer, spec.Dropout)
     features = placed.C * placed.H * placed.W // side.count
+    return draw_shape(placed, side, N, lanes, seed, features, layer.p)
+
+
+def draw_shape(
+    placed: spec.Placed, side: Side, N: int, lanes: int, seed: int, features: int, p: float = 0.0
+) -> DropoutShape:
+    """What one side draws for a layer, of which it has so many features."""
     offset = side.index * features
-    return DropoutShape(N, features, lanes, offset, side.count * features, layer.p, seed, placed.index)
+    return DropoutShape(N, features, lanes, offset, side.count * features, p, seed, placed.index)

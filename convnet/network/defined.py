@@ -44,6 +44,7 @@ from .spec import (
     Pace,
     Placed,
     Pool,
+    RandPool,
     Scale,
     SpatialNorm,
     Sum,
@@ -161,12 +162,12 @@ def _unbuilt(node: Node, known: dict[str, Node]) -> str | None:
     if isinstance(node, nodes.Local) and len(node.inputs) > 1:
         return "local layers with several inputs are not built"
     if isinstance(node, nodes.Pool):
-        if node.kind not in ("max", "avg"):
+        if node.kind not in ("max", "avg", "rand"):
             return f"pool={node.kind} is not built"
         if node.outputs:
             return "outputsX is not built"
-        if node.start and node.kind == "max":
-            return f"start={node.start} of a maximum is not built"
+        if node.start and node.kind != "avg":
+            return f"start={node.start} of a {'maximum' if node.kind == 'max' else 'draw'} is not built"
         if node.start > 0:
             return f"start={node.start} leaves out pixels: not built"
     if isinstance(node, nodes.Norm) and node.blocked:
@@ -179,7 +180,7 @@ def _unbuilt(node: Node, known: dict[str, Node]) -> str | None:
     if _compares(node, known):
         if node.coeffs not in ((1.0, -1.0), (-1.0, 1.0), None) or len(node.inputs) != 2:
             return f"sums labels with the coefficients {node.coeffs}: not built"
-        reads = node.inputs[1:]
+        reads = tuple(name for name in node.inputs if not _labels(known[name]))
     for name in reads:
         other = known[name]
         if isinstance(other, nodes.Softmax) or _labels(other) or _compares(other, known):
@@ -453,7 +454,9 @@ class _Translation:
         return tuple(found)
 
     def _pool(self, node: nodes.Pool, name: str, inputs: tuple[str, ...]) -> Layer:
-        if node.kind == "max":
+        if node.kind == "rand" and not node.do_max:
+            return RandPool(name, node.size, node.stride, inputs)
+        if node.kind != "avg":
             return Pool(name, node.size, node.stride, True, inputs)
         return AvgPool(name, node.size, node.stride, -node.start, True, inputs)
 

@@ -50,6 +50,35 @@ class PoolLayer(LayerOnDevice):
 
 
 @dataclass
+class RandPoolLayer(LayerOnDevice):
+    """Stochastic pooling; its gradient is that of max-pooling, with what was drawn in place of the maximum."""
+
+    shape: PoolShape
+    draw: DropoutShape
+
+    def __post_init__(self) -> None:
+        self._want_output(self.shape.y)
+        self._want_bytes("drawn", self.shape.y)
+        self._reads(self.shape.x)
+        self.drawn: Array
+
+    def forward(self, train: bool) -> None:
+        x, y = self.x, self.y
+        if not train:
+            ops.rand_pool_mean(self.stream, self.shape, self.precision, x, y)
+            return
+        shapes = self.shape, self.draw
+        ops.rand_pool_forward(self.stream, *shapes, self.precision, x, y, self.drawn, self.side.control)
+
+    def backward_data(self, dy: Array, wanted: Sequence[bool]) -> list[Array | None]:
+        if not wanted[0]:
+            return [None]
+        dx = self.inputs[0].dx
+        ops.max_pool_backward(self.stream, self.shape, self.precision, dy, self.drawn, None, dx)
+        return [dx]
+
+
+@dataclass
 class LrnLayer(LayerOnDevice):
     """Local response normalisation inside each tower, or across them."""
 

@@ -182,6 +182,18 @@ class AvgPool:
 
 
 @dataclass(frozen=True)
+class RandPool:
+    """Stochastic pooling (Zeiler and Fergus 2013): in training a value of each window is drawn with a probability
+    proportional to max(x, 0), at test the output is the mean of what would be drawn. Rounds up as ``Pool`` does.
+    """
+
+    name: str
+    size: int = 3
+    stride: int = 2
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Activation:
     """What is done to every value alone, as a layer of its own; ``a`` and ``b`` as in ``functional.activation``."""
 
@@ -274,6 +286,7 @@ Layer = (
     | ContrastNorm
     | Pool
     | AvgPool
+    | RandPool
     | Activation
     | Dropout
     | Scale
@@ -544,6 +557,9 @@ def _place(towers: int, layer: Layer, index: int, inputs: tuple[int, ...], reads
         return replace(at, P=side, Q=side)
     if isinstance(layer, AvgPool):
         side = output_size(first.H, layer.size, layer.stride, layer.padding, 0, layer.ceil_mode)
+        return replace(at, P=side, Q=side)
+    if isinstance(layer, RandPool):
+        side = output_size(first.H, layer.size, layer.stride, 0, 0, True)
         return replace(at, P=side, Q=side)
     if isinstance(layer, Nailbed):
         side = -(-first.H // layer.stride)

@@ -19,6 +19,7 @@ from .spec import (
     Nailbed,
     Placed,
     Pool,
+    RandPool,
     Scale,
     SpatialNorm,
     Sum,
@@ -66,6 +67,8 @@ def _other(layer: Layer, towers: int) -> str:
         return f"maximum of {_square(layer.size, layer.stride)}"
     if isinstance(layer, AvgPool):
         return f"mean of {_square(layer.size, layer.stride, layer.padding)}"
+    if isinstance(layer, RandPool):
+        return f"a value drawn from {_square(layer.size, layer.stride)}"
     if isinstance(layer, Dropout):
         return f"dropout of {layer.p:g}{', scaled in training' if layer.scaled else ''}"
     if isinstance(layer, Activation):

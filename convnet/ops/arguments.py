@@ -267,6 +267,12 @@ def pool(op: str, x: Given, size: int, stride: int, padding: Padding, ceil_mode:
     return _geometry(op, PoolShape.of, *x.shape, size, stride, **options)
 
 
+def draw(op: str, seed: int, step: int, layer: int) -> dict[str, int]:
+    """What decides a draw, checked."""
+    found = {"seed": integer(op, "seed", seed, 0, 2**64 - 1)}
+    return found | {name: integer(op, name, n, 0, 2**32 - 1) for name, n in (("step", step), ("layer", layer))}
+
+
 def _norm(op: str, alpha: float, beta: float, k: float) -> tuple[float, float, float]:
     """The constants of a normalisation, checked."""
     if not (alpha >= 0 and k > 0 and np.isfinite([alpha, beta, k]).all()):

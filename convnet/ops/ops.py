@@ -232,6 +232,20 @@ def max_pool_backward(
     """dx from dy and the positions of the maxima; with ``mask``, the pooled y of a ReLU, 0 where it is not positive."""
 
 
+@op("rand_pool2d")
+def rand_pool_forward(
+    stream: Stream, shape: PoolShape, draw: DropoutShape, precision: str,
+    x: InX, y: OutY, argmax: OutMaxima | None, control: Control,
+) -> None:  # fmt: skip
+    """y, of each window a value that is drawn with a probability proportional to it, and the position of each, which
+    ``max_pool_backward`` takes: the draw depends on the step in ``control``."""
+
+
+@op("rand_pool2d_mean")
+def rand_pool_mean(stream: Stream, shape: PoolShape, precision: str, x: InX, y: OutY) -> None:
+    """y, the means of what is drawn."""
+
+
 @op("local_response_norm")
 def lrn_forward(stream: Stream, shape: LrnShape, precision: str, x: InX, y: OutX) -> None:
     """y = x (k + alpha sum x^2)^-beta."""

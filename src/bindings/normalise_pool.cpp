@@ -6,6 +6,7 @@
 #include "../kernels/lrn_pool_forward.hpp"
 #include "../kernels/maxpool.hpp"
 #include "../kernels/nailbed.hpp"
+#include "../kernels/randpool.hpp"
 #include "../kernels/spatial_norm.hpp"
 
 #include "bind.hpp"
@@ -21,6 +22,9 @@ void register_normalise_pool(py::module_& m) {
   bind(m, "avg_pool_forward", &avg_pool_forward, {"shape", "precision", "x", "y", "stream"});
   bind(m, "avg_pool_backward", &avg_pool_backward,
        {"shape", "precision", "dy", optional("mask"), "dx", "stream"});
+  bind(m, "rand_pool_forward", &rand_pool_forward,
+       {"shape", "draw", "precision", "x", "y", optional("argmax"), "control", "stream"});
+  bind(m, "rand_pool_mean", &rand_pool_mean, {"shape", "precision", "x", "y", "stream"});
   bind(m, "rnorm_forward", &rnorm_forward, {"shape", "precision", "x", "y", "stream"});
   bind(m, "rnorm_backward", &rnorm_backward,
        {"shape", "precision", "dy", "x", "dx", optional("workspace"), "stream"});

@@ -55,10 +55,9 @@ def test_layers_of_columns_and_where_they_lie(tmp_path):
 
 # Every reason for which a layer may not be built, as a section, and what is said of it.
 UNBUILT = {
-    "href": ("type=href\nchannels=3", "type=href is not built"),
     "resize": ("type=resize", "type=resize is not built"),
     "treefc": ("type=treefc\ninitW=0.1", "type=treefc is not built: its tree of classes comes with the data"),
-    "rand": ("type=pool\npool=rand\nchannels=3\nsizeX=3\nstride=2", "pool=rand is not built"),
+    "maxabs": ("type=pool\npool=maxabs\nchannels=3\nsizeX=3\nstride=2", "pool=maxabs is not built"),
     "outputs": ("type=pool\npool=max\nchannels=3\nsizeX=3\nstride=2\noutputsX=4", "outputsX is not built"),
     "early": ("type=pool\npool=max\nchannels=3\nsizeX=3\nstride=2\nstart=-1", "start=-1 of a maximum is not built"),
     "late": ("type=pool\npool=avg\nchannels=3\nsizeX=3\nstride=2\nstart=1", "start=1 leaves out pixels: not built"),

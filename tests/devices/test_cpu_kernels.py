@@ -22,9 +22,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import convnet
 from convnet.devices.blas import NAMES, use_blas
 from convnet.devices.opening import open_device
+from convnet.kernels.costs import COSTS
 from convnet.kernels.shapes import (
     BlurShape,
     ConvShape,
+    DropoutShape,
     IngestShape,
     LinearShape,
     LocalShape,
@@ -124,6 +126,27 @@ def windows(x, dy) -> list[np.ndarray]:
     return results
 
 
+def lost(x) -> list[np.ndarray]:
+    """Losses and slopes of every cost of x, as features."""
+    N, K = LRN.N, LRN.x[1] * LRN.H * LRN.W
+    shape, labels, results = SoftmaxShape(N, N, K, LRN.lanes), np.arange(N, dtype=np.int32), []
+    for kind in COSTS:
+        values = np.abs(x) / np.abs(x).max() if kind == "cross-entropy" else x
+        results += [poisoned((N,)), poisoned(shape.x)]
+        run("cost", shape, "fp32", kind, 0.5, values, labels, *results[-2:], np.zeros(8, np.uint32), 0)
+    return results
+
+
+def drawn(x) -> list[np.ndarray]:
+    """What stochastic pooling draws of x, where, and the means, outputs starting as NaN."""
+    results = [poisoned(POOL.y), poisoned(POOL.y, np.uint8), poisoned(POOL.y)]
+    features = POOL.C * POOL.P * POOL.Q
+    draw = DropoutShape(POOL.N, features, POOL.lanes, 0, features, 0.0, 1, 2)
+    run("rand_pool_forward", POOL, draw, "fp32", x, results[0], results[1], np.zeros(8, np.uint32), 0)
+    run("rand_pool_mean", POOL, "fp32", x, results[2], 0)
+    return results
+
+
 def run_all(shapes=(CONV, DENSE, *DIRECT, *TILES, FEW, ONE)) -> list[np.ndarray]:
     """Results of the passes that cut their work into tasks, outputs starting as NaN."""
     results = [values for shape in shapes for values in convolve(shape)]
@@ -135,7 +158,7 @@ def run_all(shapes=(CONV, DENSE, *DIRECT, *TILES, FEW, ONE)) -> list[np.ndarray]
     y, dx = poisoned(POOL.y), poisoned(POOL.x)
     run("avg_pool_forward", POOL, "fp32", x, y, 0)
     run("avg_pool_backward", POOL, "fp32", dy, x, dx, 0)
-    results += [y, dx, *windows(x, integers(LRN.x))]
+    results += [y, dx, *windows(x, integers(LRN.x)), *drawn(x)]
     y, dx = poisoned(LRN.x), poisoned(LRN.x)
     run("lrn_forward", LRN, "fp32", x, y, 0)
     run("lrn_backward", LRN, "fp32", integers(LRN.x), x, dx, 0)
@@ -213,7 +236,7 @@ def test_every_level_of_instructions_gives_the_same_bits():
         means, shares = np.full(POOL.y, np.nan, np.float32), np.full(POOL.x, np.nan, np.float32)
         run("avg_pool_forward", POOL, "fp32", x[0], means, 0)
         run("avg_pool_backward", POOL, "fp32", dp, x[0], shares, 0)
-        return [*results, p, argmax, means, shares, *windows(x[0], x[1])]
+        return [*results, p, argmax, means, shares, *windows(x[0], x[1]), *drawn(x[0]), *lost(x[0])]
 
     KERNELS.set_level(0)
     lowest = all_loops()
@@ -406,6 +429,8 @@ def test_images_are_not_folded_on_the_cpu():
         ("lrn_backward", replace(LRN, groups=4), "groups must divide the channels"),
         ("avg_pool_forward", replace(POOL, size=0), "the window must be 1 to 15 pixels wide"),
         ("avg_pool_backward", replace(POOL, P=99), "every window must hold a pixel"),
+        ("rand_pool_forward", replace(POOL, P=99), "every window must hold a pixel"),
+        ("rand_pool_mean", replace(POOL, size=16), "the window must be 1 to 15 pixels wide"),
         ("rnorm_forward", replace(SPATIAL, size=14), "size must be 1 to the larger side"),
         ("rnorm_backward", replace(SPATIAL, size=0), "size must be 1 to the larger side"),
         ("cnorm_forward", replace(SPATIAL, C=0), "every size must be at least 1"),
@@ -418,10 +443,12 @@ def test_images_are_not_folded_on_the_cpu():
         ("nailbed_backward", replace(NAILBED, Q=7), "every pixel must lie in the image"),
         ("linear_forward", replace(LINEARS[0], C=0), "every size must be at least 1"),
         ("softmax_cross_entropy", SoftmaxShape(8, 9, 10, 8), "valid must be 1 to N"),
+        ("cost", SoftmaxShape(8, 9, 10, 8), "valid must be 1 to N"),
     ],
 )
 def test_shapes_that_are_none(kernel, shape, text):
-    arguments = {"shape": shape, "precision": "fp32", "relu": False, "dropout": None, "stream": 0}
+    arguments = {"shape": shape, "precision": "fp32", "relu": False, "dropout": None, "cost": "squares", "stream": 0}
+    arguments |= {"draw": DropoutShape(12, 9, 12, 0, 9, 0.0, 1, 2)}
     names = [name for name, *_ in KERNELS.signatures()[kernel]]
     with pytest.raises(ValueError, match=f"{kernel}: {text}"):
         getattr(KERNELS, kernel)(*[arguments.get(name, 64) for name in names])

@@ -129,6 +129,9 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "max_pool2d_backward": (F.max_pool2d_backward, (X[:, :, :4, :3], X, 3, 2), {}),
     "avg_pool2d": (F.avg_pool2d, (X, 3, 2), {}),
     "avg_pool2d_backward": (F.avg_pool2d_backward, (X[:, :, :4, :3], X, 3, 2), {}),
+    "rand_pool2d": (F.rand_pool2d, (X, 3, 2), DROP),
+    "rand_pool2d_mean": (F.rand_pool2d_mean, (X, 3, 2), {}),
+    "rand_pool2d_backward": (F.rand_pool2d_backward, (X[:, :, :4, :3], X, 3, 2), DROP),
     "spatial_response_norm": (F.spatial_response_norm, (X, 3, 0.1, 0.75, 1.0), {}),
     "spatial_response_norm_backward": (F.spatial_response_norm_backward, (X[::-1], X, 3, 0.1, 0.75, 1.0), {}),
     "local_contrast_norm": (F.local_contrast_norm, (X, 3, 0.1, 0.75, 1.0), {}),
@@ -162,6 +165,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
 # uploads of what no array is: labels, tables, and the control block
 UPLOADS = {"dropout": 1, "softmax_cross_entropy": 2, "sgd": 1, "cost": 2}
 UPLOADS |= {"gather_channels": 1, "gather_channels_backward": 2, "mirror2d": 1}
+UPLOADS |= {"rand_pool2d": 1, "rand_pool2d_backward": 1}
 
 
 def results(found: Any) -> list[np.ndarray[Any, Any]]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference
-from network_oracle import relative_error, strong_weights
+from network_oracle import relative_error
+from strong import strong_weights
 
 import convnet
 from convnet.network.spec import Activation, Conv, Cost, Linear, NetworkSpec, TrainDefaults, placed_layers

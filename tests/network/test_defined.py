@@ -24,11 +24,14 @@ from convnet.network.spec import (
     AvgPool,
     ContrastNorm,
     Conv,
+    Cost,
     Dropout,
     Linear,
     Lrn,
+    Mirror,
     Pace,
     Pool,
+    RandPool,
     Scale,
     SpatialNorm,
     Sum,
@@ -522,10 +525,52 @@ def test_pools_norms_and_biases(tmp_path):
     assert [p.P for p in placed_layers(spec)] == [32, 32, 9, 9, 9, 1]
 
 
+def test_mirrored_pictures_and_drawn_maps(tmp_path):
+    """A rand that is told to take the maximum is one."""
+    layers = (
+        data()
+        + section("mirrored", "href", "data", channels=3)
+        + pool("drawn", "mirrored", 3, pool="rand")
+        + pool("largest", "drawn", 3, pool="rand")
+        + fc("fc", "largest", 10)
+        + end()
+    )
+    rates = "[fc]\nepsW=0.01\nepsB=0.02\nmomW=0.9\nmomB=0.9\nwc=0\n\n[logprob]\ncoeff=1\n\n"
+    spec = of(tmp_path, layers, rates + "[drawn]\ndoMax=0\n\n[largest]\ndoMax=1\n").spec
+    assert spec.layers[:3] == (Mirror("mirrored"), RandPool("drawn", 3, 2), Pool("largest", 3, 2))
+    assert [p.P for p in placed_layers(spec)] == [32, 16, 8, 1]
+    with convnet.Network(spec, "cpu", batch_size=2) as net:
+        images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), dtype=np.float32)
+        net.forward(images, train=True)
+        assert np.isfinite(net.backward([3, 9]))
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        (section("c", "cost.crossent2", "labels,y"), "cross-entropy"),
+        (section("c", "cost.rflickr", "labels,y"), "log-squared-error"),
+        (section("d", "eltsum", "labels,y", coeffs="1,-1") + section("c", "cost.sum2", "d"), "squared-error"),
+        (section("d", "eltsum", "y,labels", coeffs="1,-1") + section("c", "cost.sum2", "d"), "squared-error"),
+        (section("c", "cost.sum2", "y"), "squares"),
+    ],
+)
+def test_costs_of_logistic_outputs(cost, expected, tmp_path):
+    layers = data() + fc("fc", "data", 10) + section("y", "neuron", "fc", neuron="logistic") + cost
+    spec = of(tmp_path, layers, crop=8).spec
+    assert spec.costs == (Cost(expected, "y"),)
+    with convnet.Network(spec, "cpu", batch_size=2) as net:
+        images = np.random.default_rng(0).standard_normal((2, 3, 8, 8), dtype=np.float32)
+        net.forward(images, train=True)
+        assert np.isfinite(net.backward([3, 9]))
+        assert all(np.abs(gradient).max() > 0 for gradient in net.gradients().values())
+
+
 @pytest.mark.parametrize(
     ("layers", "told"),
     [
-        (pool("pool1", "data", 3, pool="rand"), r"line 9: \[pool1\] pool=rand is not built"),
+        (pool("pool1", "data", 3, pool="maxabs"), r"line 9: \[pool1\] pool=maxabs is not built"),
+        (pool("pool1", "data", 3, pool="rand", start=-1), r"line 9: \[pool1\] start=-1 of a draw is not built"),
         (pool("pool1", "data", 3, start=-1), r"line 9: \[pool1\] start=-1 of a maximum is not built"),
         (conv("pool1", "data", neuron="brelu"), "brelu"),
         (pool("pool1", "data", 3, outputsX=4), r"line 9: \[pool1\] outputsX is not built"),
@@ -553,10 +598,8 @@ published = pytest.mark.skipif(
 ROOT = Path(PLACE or "")
 LAYERS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*/layers*.cfg")) if PLACE else []
 NOT_BUILT = {
-    "A/layers/layers-126.cfg": r"\[href-data\] type=href",
     "A/layers/layers-137-tree.cfg": r"\[fc1000\] type=treefc",
     "A/layers/layers-146-2009-tree.cfg": r"\[fc1000\] type=treefc",
-    "A/layers/layers-178.cfg": r"\[pool2a\] pool=rand",
 }
 CIFAR = [
     f"V1/example-layers/layers-{name}.cfg"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from network_oracle import relative_error, strong_weights
+import reference
+from network_oracle import relative_error
+from strong import strong_weights
 
 import convnet
-from convnet.network.spec import Conv, Linear, Mirror, NetworkSpec, TrainDefaults
+from convnet.network.spec import Conv, Linear, Mirror, NetworkSpec, RandPool, TrainDefaults
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
@@ -51,3 +53,57 @@ def test_mirror(arithmetic, within, of_images):
     for name, gradient in gradients.items():
         within(f"gradients of mirrored maps {arithmetic.precision}", relative_error(gradient, right[name]) / limit)
         assert relative_error(gradient, plain[name]) > limit
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_stochastic_pooling(arithmetic, within, devices):
+    """The step decides the draws; at test the means of them are used, and towers draw alike wherever they lie."""
+    if devices > 1 and arithmetic.device == "cpu":
+        pytest.skip("there is one CPU")
+    layers = (Conv("conv1", 6, 3, activation="tanh", joins=True), RandPool("pool1"), LAST)
+    spec = NetworkSpec("small", CROP + 2, 2, layers, DEFAULTS)
+    random = np.random.default_rng(0)
+    images = random.standard_normal((N, 3, CROP + 2, CROP + 2), dtype=np.float32)
+    labels = random.integers(0, CLASSES, N)
+    names = [arithmetic.device] if devices == 1 else [f"{arithmetic.device}:{i}" for i in range(2)]
+    options = {"devices": ",".join(names), "precision": arithmetic.precision}
+    draws = []
+    with convnet.Network(spec, batch_size=8, seed=11, fused=False, **options) as net:
+        weights = strong_weights(net)
+        net.load_weights(weights)
+        for step in range(2):
+            net.steps_done = step
+            net.forward(images, train=True)
+            maps, drawn = net.activation("conv1"), net.activation("pool1")
+            places = reference.rand_pool_places(maps, 3, 2, 0, 0, 3, 3, 11, step, 1)
+            flat = places.reshape(N, 6, -1)
+            np.testing.assert_array_equal(
+                drawn.reshape(flat.shape), np.take_along_axis(maps.reshape(N, 6, -1), flat, 2)
+            )
+            net.backward(labels)
+            draws.append((places, net.gradients()))
+        logits = net.forward(images)
+    assert (draws[0][0] != draws[1][0]).any()
+
+    def pooled(x, places):
+        if places is None:
+            weight = x.clamp(min=0).unfold(2, 3, 2).unfold(3, 3, 2).flatten(4)
+            largest = x.unfold(2, 3, 2).unfold(3, 3, 2).flatten(4).amax(4)
+            total = weight.sum(4)
+            return torch.where(total > 0, (weight**2).sum(4) / torch.where(total > 0, total, 1), largest)
+        return x.flatten(2).gather(2, torch.tensor(places).flatten(2))
+
+    def outputs(places, p):
+        x = torch.tanh(F.conv2d(torch.tensor(images, dtype=torch.float64), p["conv1.weight"], p["conv1.bias"]))
+        x = F.pad(x, (0, 1, 0, 1), value=-1e9) if places is None else x  # the windows overhang
+        return F.linear(pooled(x, places).flatten(1), p["scores.weight"], p["scores.bias"])
+
+    limit = LIMITS[arithmetic.precision]
+    p = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in weights.items()}
+    within(f"means of draws {arithmetic.precision}", relative_error(logits, outputs(None, p).detach().numpy()) / limit)
+    for step, (places, gradients) in enumerate(draws):
+        loss = F.cross_entropy(outputs(places, p), torch.tensor(labels))
+        right = dict(zip(p, torch.autograd.grad(loss, list(p.values())), strict=True))
+        for name, gradient in gradients.items():
+            within(f"gradients of draws {arithmetic.precision}", relative_error(gradient, right[name].numpy()) / limit)
+        assert any(relative_error(draws[1 - step][1][name], right[name].numpy()) > limit for name in right)

@@ -75,6 +75,15 @@ def avg_pool(shape):
     emu.avg_pool_forward(shape, "fp32", *NOTHING[:2], 0)
 
 
+def rand_pool(shape):
+    draw = DropoutShape(shape.N, shape.C * shape.P * shape.Q, shape.lanes, 0, 2**20, 0.0, 1, 1)
+    emu.rand_pool_forward(shape, draw, "fp32", *NOTHING[:4], 0)
+
+
+def rand_pool_mean(shape):
+    emu.rand_pool_mean(shape, "fp32", *NOTHING[:2], 0)
+
+
 def unpool(shape):
     emu.avg_pool_backward(shape, "fp32", *NOTHING[:3], 0)
 
@@ -105,6 +114,10 @@ def unnailbed(shape):
 
 def dropout(shape):
     emu.dropout_forward(shape, "fp32", *NOTHING[:4], 0)
+
+
+def cost(shape):
+    emu.cost(shape, "fp32", "squared-error", 1.0, *NOTHING[:5], 0)
 
 
 def softmax(shape):
@@ -166,7 +179,7 @@ REFUSED = [
     (linear, LINEAR, {"N": 2**30}, "N below 2\\^30"),
     *(
         (call, POOL, change, message)
-        for call in (pool, avg_pool, unpool)
+        for call in (pool, avg_pool, unpool, rand_pool, rand_pool_mean)
         for change, message in [
             *((change, "the window must be 1 to 15") for change in ({"size": 0}, {"size": 16}, {"stride": 0})),
             ({"stride": 65536, "P": 1, "Q": 1}, "the window must be 1 to 15"),
@@ -202,7 +215,9 @@ REFUSED = [
     (dropout, DROPOUT, {"feature_offset": 3}, "features must lie in the unsplit layer"),
     (dropout, DROPOUT, {"features": 0}, "sizes must be positive"),
     (dropout, DROPOUT, {"features": 2**30 - 128, "features_total": 2**30}, "too large for 32-bit"),
-    *((softmax, SOFTMAX, {"valid": valid}, "valid must be 1 to N") for valid in (0, 17)),
+    *((call, SOFTMAX, {"valid": valid}, "valid must be 1 to N") for valid in (0, 17) for call in (softmax, cost)),
+    (cost, SOFTMAX, {"K": 0}, "the number of features must be 1 to"),
+    *((cost, SOFTMAX, change, LANES) for change in ({"N": 12}, {"lanes": 4})),
     (softmax, SOFTMAX, {"K": 0}, "the number of classes must be 1 to"),
     *((ingest, INGEST, {"valid": valid}, "valid must be 1 to N") for valid in (0, 17)),
     *((ingest, INGEST, {"crop": crop}, "crop must be at least 1 and fit") for crop in (0, 14)),

@@ -1,5 +1,5 @@
-// Which elements dropout keeps: Philox4x32-10 as in tile/philox.cuh and convnet/kernels/rng.py, the word that dropout.hpp
-// names.
+// Which elements dropout keeps, and other draws: Philox4x32-10 as in tile/philox.cuh and convnet/kernels/rng.py, the word that
+// dropout.hpp names; its last counter word says what a draw is for.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -10,11 +10,9 @@
 
 namespace convnet::cpu {
 
-CONVNET_INLINE inline uint32_t first_word(uint32_t element,
-                                          uint32_t step,
-                                          uint32_t layer,
-                                          uint64_t key) {
-  uint32_t w0 = element, w1 = step, w2 = layer, w3 = 0;
+CONVNET_INLINE inline uint32_t first_word(
+    uint32_t element, uint32_t step, uint32_t layer, uint64_t key, uint32_t purpose = 0) {
+  uint32_t w0 = element, w1 = step, w2 = layer, w3 = purpose;
   uint32_t low = static_cast<uint32_t>(key), high = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53u} * w0, b = uint64_t{0xCD9E8D57u} * w2;
