@@ -12,6 +12,7 @@ from ..definitions.ini import DefinitionError
 from ..network.defined import Defined, as_far_as_built, defined, not_built
 from ..network.spec import IMAGES, NetworkSpec, Placed, paces, placed_layers
 from ..network.words import described
+from ..output.files import printable
 
 PROGRAMS = {"V1": "cuda-convnet", "A": "the program of 2012", "C2": "cuda-convnet2"}
 COSTS = {
@@ -147,7 +148,7 @@ def as_text(found: dict[str, Any], width: int) -> str:
             lines += ["", title]
             for sentence in sentences:
                 lines += _wrapped(f"  {sentence.removeprefix(found['file'] + ', ')}", width, "    ")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _table(found: dict[str, Any], width: int) -> list[str]:

@@ -150,17 +150,21 @@ def _can_be_one(members: list[Node], width: int, reads: dict[int, list[int]], ow
     columns are in ``own``.
     """
     node, single = members[0], len(members) < width
+    pieces = [i for inputs in reads.values() for i in inputs]
+    several = {i for i in pieces if pieces.count(i) > 1}  # inputs in which layers lie one behind the other
     if isinstance(node, FullyConnected):
         return not own and all(_alike(node, inputs) for inputs in reads.values())
     if isinstance(node, Local):  # it never reads all towers
-        return all(part in own or part < 0 for part in reads)
+        return not several and all(part in own or part < 0 for part in reads)
     if isinstance(node, Conv):
-        # what reads all towers is in no groups, and all maps are cut into as many parts as there are towers
-        simple = all(node.kernels[i].groups == 1 for part, inputs in reads.items() if part not in own for i in inputs)
+        # what reads all towers, or several layers as one, is in no groups, and all maps are cut into as many parts as
+        # there are towers
+        whole = several.union(*(inputs for part, inputs in reads.items() if part not in own))
+        simple = all(node.kernels[i].groups == 1 for i in whole)
         cut = not single or node.filters % width == 0
         return simple and cut and all(_alike(node, inputs) for inputs in reads.values())
-    whole = all(part < 0 or len(found[part].nodes) == 1 for part in reads)
-    return whole if single else own == set(reads)
+    uncut = all(part < 0 or len(found[part].nodes) == 1 for part in reads)
+    return not several and (uncut if single else own == set(reads))
 
 
 def _alike(node: FullyConnected | Conv, inputs: list[int]) -> bool:

@@ -55,6 +55,7 @@ from .spec import (
 
 LARGE, SMALL = 224, 32  # sides of images that files are for: the first convolution takes strides on the large ones
 CONNECTIONS = 2012  # decides the connections that are drawn
+MOST_DRAWN = 2**20  # of a layer's input
 NEURONS = ("relu", "tanh", "logistic", "linear", "softrelu", "brelu", "abs", "square", "sqrt")  # that are built
 COSTS = {"sum2": "squares", "crossent2": "cross-entropy", "rflickr": "log-squared-error"}
 
@@ -154,6 +155,10 @@ def _unbuilt(node: Node, known: dict[str, Node]) -> str | None:
         return "shares weights with another layer (weightSource): not built"
     if isinstance(node, nodes.Conv) and node.modules:
         return "modulesX is not built"
+    if isinstance(node, nodes.Conv):
+        drawn = max(kernel.groups * kernel.filter_channels if kernel.sparse else 0 for kernel in node.kernels)
+        if drawn > MOST_DRAWN:
+            return f"{drawn:,} drawn channels (randSparse), more than {MOST_DRAWN:,}, are not built"
     if isinstance(node, nodes.Local) and len(node.inputs) > 1:
         return "local layers with several inputs are not built"
     if isinstance(node, nodes.Pool):

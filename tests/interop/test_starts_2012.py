@@ -35,18 +35,60 @@ def logits(found, path) -> np.ndarray:
         return net.forward(images)
 
 
-def test_columns_compute_what_the_layers_of_the_file_do_one_by_one(tmp_path, monkeypatch):
-    definition, path = pair(tmp_path)
+def reading(a: str, b: str, first_channels: int = 8) -> str:
+    """The file, with other inputs of its second convolutions."""
+    text = TWISTED.replace("inputs=rnorm1a,rnorm1b\nchannels=8,", f"inputs={a}\nchannels={first_channels},")
+    text = text.replace("inputs=rnorm1b,rnorm1a\nchannels=8,", f"inputs={b}\nchannels={first_channels},")
+    return text.replace("[conv2a]", "[pair]\ntype=concat\ninputs=rnorm1b,rnorm1a\n\n[conv2a]") if "pair" in a else text
+
+
+TWISTS = {
+    "each the other one too": TWISTED,
+    "those of two layers": reading("rnorm1a,conv1a", "rnorm1b,conv1b"),
+    "both in one, and its own": reading("pair,conv1a", "pair,conv1b", 16),
+    "crossed over": reading("rnorm1b,conv1b", "rnorm1a,conv1a"),
+}
+
+
+@pytest.mark.parametrize("text", TWISTS.values(), ids=list(TWISTS))
+def test_columns_compute_what_the_layers_of_the_file_do_one_by_one(tmp_path, monkeypatch, text):
+    definition, path = pair(tmp_path, text)
     layers = read_checkpoint(path).layers
     together = starts_2012.connected(defined(definition, SIDE), layers)
     monkeypatch.setattr(convnet.network.defined, "in_columns", lambda *_: None)
     apart = starts_2012.connected(defined(definition, SIDE), layers)
     assert (together.spec.towers, apart.spec.towers) == (2, 1)
     assert [layer.name for layer in together.spec.layers][:3] == ["conv1", "rnorm1", "conv2"]
-    assert len(apart.spec.layers) == 14  # the concatenation is one of them
+    assert {"conv1a", "conv1b", "both"} <= {layer.name for layer in apart.spec.layers}
     ours, theirs = logits(together, path), logits(apart, path)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
     assert np.abs(theirs - theirs[0]).max() > 0.1 * np.abs(theirs).max()  # they depend on the images
+
+
+def behind_each_other(kind: str, filters: int, groups: int) -> str:
+    """The file, with second layers that each read two layers of its column as one."""
+    before, behind = TWISTED.index("[conv2a]"), TWISTED.index("[conv3a]")
+    own = "".join(
+        f"[two{c}]\ntype=concat\ninputs=rnorm1{c},conv1{c}\n\n[conv2{c}]\ntype={kind}\ninputs=two{c}\nchannels=16\n"
+        f"filters={filters}\ngroups={groups}\npadding=1\nstride=2\nfilterSize=3\ninitW=0.1\npartialSum=1\n\n"
+        for c in "ab"
+    )
+    return TWISTED[:before] + own + TWISTED[behind:]
+
+
+APART = {
+    "one column twice": reading("rnorm1a,rnorm1a", "rnorm1b,rnorm1b"),
+    "groups of two layers as one": behind_each_other("conv", 4, 2),
+    "local, of two layers as one": behind_each_other("local", 8, 1),
+}
+
+
+@pytest.mark.parametrize("text", APART.values(), ids=list(APART))
+def test_columns_of_what_no_layer_of_towers_is_stay_apart(tmp_path, text):
+    definition, path = pair(tmp_path, text)
+    found = starts_2012.connected(defined(definition, SIDE), read_checkpoint(path).layers)
+    assert found.spec.towers == 1
+    assert np.isfinite(logits(found, path)).all()
 
 
 def test_every_piece_lies_where_its_column_does(tmp_path):
