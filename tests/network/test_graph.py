@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 import test_model
+from conftest import TENSOR_CORES, Arithmetic
 from graphs import CLASSES, SPECS, conv, out, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +43,9 @@ from convnet.network.spec import (
 
 N = 6
 NETS = pytest.mark.parametrize("net", SPECS, ids=lambda net: net.name)
+# What is the same in every arithmetic is looked at in two, on each kind of device.
+FEW = [Arithmetic("cpu", "fp32"), *(a for a in TENSOR_CORES if a.precision == "bf16" and a.architecture in (None, 90))]
+SOME = pytest.mark.parametrize("arithmetic", FEW, ids=str, indirect=True)
 
 
 def opened(net, devices: str = "cpu", precision: str = "fp32", **options) -> convnet.Network:
@@ -106,6 +110,7 @@ def test_against_float64(arithmetic, within, net):
 
 
 @NETS
+@SOME
 def test_fused_is_unfused(arithmetic, net):
     """Bit for bit where activations are float32; in bfloat16 the forward pass, and gradients but for roundings."""
     found = []
@@ -207,6 +212,7 @@ def paced(net, first: int = 0):
 
 
 @NETS
+@SOME
 def test_a_step_at_once_is_the_step_in_parts(arithmetic, net):
     """Bit for bit, weights and velocities, with a pace for every tensor; later steps are launched as a whole."""
     net = paced(net)
@@ -219,6 +225,7 @@ def test_a_step_at_once_is_the_step_in_parts(arithmetic, net):
 
 @pytest.mark.parametrize("first", [0, 2, 4])
 @pytest.mark.parametrize("name", ["local", "products-added-up", "connections", "untied-and-added-up"])
+@SOME
 def test_every_tensor_at_its_pace(name, first, arithmetic):
     """Two steps of ``train_step`` beside the update rule in NumPy, bit for bit; a rate of 0 keeps the velocity too."""
     net = paced(named(name), first)
@@ -248,6 +255,7 @@ def test_every_tensor_at_its_pace(name, first, arithmetic):
 
 
 @NETS
+@SOME
 def test_frozen_layers_stay(arithmetic, net):
     """Every layer with weights frozen in turn: it stays, and all others take the first step that they take without."""
     with opened(net, arithmetic.device, arithmetic.precision) as network:
