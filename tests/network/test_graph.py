@@ -139,7 +139,7 @@ def changed(net, kind, **values):
 MISTAKES = {
     "activation": ("local", lambda net: changed(net, Local, activation=None)),
     "local connections": ("local-connections", lambda net: changed(net, Local, connections=(5, 0, 3, 3, 2, 1))),
-    "window": ("avgpool", lambda net: changed(net, AvgPool, size=2)),
+    "window": ("avgpool", lambda net: replace(net, layers=(net.layers[0], AvgPool("pool1", 2, 2), *net.layers[2:]))),
     "rnorm k": ("spatialnorm", lambda net: changed(net, SpatialNorm, k=1.5)),
     "rnorm size": ("spatialnorm", lambda net: changed(net, SpatialNorm, size=3)),
     "cnorm is no rnorm": (
