@@ -17,8 +17,9 @@ from convnet.definitions import nodes
 from convnet.definitions.files import read
 from convnet.definitions.geometry import parameters, sizes
 from convnet.definitions.ini import DefinitionError
+from convnet.interop.definitions import read_definition
 from convnet.network import defined as module
-from convnet.network.defined import Defined, defined, read_definition
+from convnet.network.defined import Defined, defined
 from convnet.network.spec import (
     Activation,
     AvgPool,
