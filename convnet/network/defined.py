@@ -111,8 +111,8 @@ def defined(definition: Definition, crop: int | None = None) -> Defined:
 
 
 def as_far_as_built(definition: Definition, crop: int | None = None) -> Defined:
-    """The same without costs, without layers that are not built, and without those that read such. Raises
-    ``DefinitionError`` for what no layer can be.
+    """The same without layers that are not built, and without those that read such; its costs are the squares of what
+    no other layer reads. Raises ``DefinitionError`` for what no layer can be.
     """
     known = {node.name: node for node in definition.nodes}
     left: dict[str, Node] = {}
@@ -123,7 +123,10 @@ def as_far_as_built(definition: Definition, crop: int | None = None) -> Defined:
     rest = replace(definition, nodes=tuple(left.values()))
     side = crop or usual_crop(definition)
     geometry.sizes(rest, side)
-    return _Translation(rest, side).result([])
+    translation = _Translation(rest, side)
+    read = {one.part for part in translation.parts for one in part.reads}
+    ends = [name for i, name in enumerate(translation.names) if i not in read]
+    return translation.result([Cost("squares", name) for name in reversed(ends)])  # the last layer's first
 
 
 def not_built(definition: Definition) -> list[str]:

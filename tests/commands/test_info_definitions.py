@@ -61,6 +61,11 @@ UNBUILT = {
     "outputs": ("type=pool\npool=max\nchannels=3\nsizeX=3\nstride=2\noutputsX=4", "outputsX is not built"),
     "early": ("type=pool\npool=max\nchannels=3\nsizeX=3\nstride=2\nstart=-1", "start=-1 of a maximum is not built"),
     "late": ("type=pool\npool=avg\nchannels=3\nsizeX=3\nstride=2\nstart=1", "start=1 leaves out pixels: not built"),
+    "drawn": (
+        "type=conv\nchannels=100000\nfilters=1\ngroups=100\nrandSparse=1\nfilterChannels=100000\nfilterSize=1\ninitW=1\n"
+        "partialSum=1",
+        "10,000,000 drawn channels (randSparse), more than 1,048,576, are not built",
+    ),
     "blocked": ("type=cmrnorm\nchannels=3\nsize=3\nblocked=1", "blocked norms are not built"),
     "drelu": ("type=neuron\nneuron=drelu[1]", "the neuron drelu is not built"),
 }  # fmt: skip
