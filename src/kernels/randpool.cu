@@ -151,6 +151,14 @@ __global__ void __launch_bounds__(kQuadThreads)
          float4{mean[0], mean[1], mean[2], mean[3]});
 }
 
+void check_draw(const char* op, const PoolShape& shape, const DropoutShape& draw) {
+  require(draw.N == shape.N && draw.lanes == shape.lanes &&
+              draw.features == shape.C * shape.P * shape.Q,
+          op, ": draw must be of the windows, got ", draw.N, "x", draw.features, " features in ",
+          draw.lanes, " lanes and ", shape.N, "x", shape.C, "x", shape.P, "x", shape.Q, " in ",
+          shape.lanes, " lanes");
+}
+
 LaneGrid grid_of(const char* op, const PoolShape& shape) {
   check_pool(op, shape);
   return lane_grid(op, image_blocks(op, shape.N, shape.lanes) * shape.C, shape.P * shape.Q,

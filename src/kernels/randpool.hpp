@@ -1,6 +1,5 @@
 // Stochastic pooling (Zeiler and Fergus 2013). x [N/L][C][H][W][L], y and argmax [N/L][C][P][Q][L].
 #pragma once
-#include "check.hpp"
 #include "control.hpp"
 #include "shapes.hpp"
 
@@ -28,13 +27,5 @@ void rand_pool_mean(
     const PoolShape& shape, Precision precision, const void* x, void* y, Stream stream);
 
 constexpr uint32_t kPooling = 7;  // POOLING in convnet/kernels/rng.py
-
-inline void check_draw(const char* op, const PoolShape& shape, const DropoutShape& draw) {
-  require(draw.N == shape.N && draw.lanes == shape.lanes &&
-              draw.features == shape.C * shape.P * shape.Q,
-          op, ": draw must be of the windows, got ", draw.N, "x", draw.features, " features in ",
-          draw.lanes, " lanes and ", shape.N, "x", shape.C, "x", shape.P, "x", shape.Q, " in ",
-          shape.lanes, " lanes");
-}
 
 }  // namespace convnet

@@ -60,6 +60,14 @@ struct Window {
   }
 };
 
+void check_draw(const char* op, const PoolShape& shape, const DropoutShape& draw) {
+  require(draw.N == shape.N && draw.lanes == shape.lanes &&
+              draw.features == shape.C * shape.P * shape.Q,
+          op, ": draw must be of the windows, got ", draw.N, "x", draw.features, " features in ",
+          draw.lanes, " lanes and ", shape.N, "x", shape.C, "x", shape.P, "x", shape.Q, " in ",
+          shape.lanes, " lanes");
+}
+
 // Calls what(window, channel of all, pixel of y, first lane) for all of them.
 template <class What>
 void every_window(const PoolShape& shape, const void* x, const What& what) {
