@@ -98,7 +98,7 @@ def _run(chosen: argparse.Namespace, console: Console) -> int:
     if saved and table and saved.with_suffix(".csv").resolve() == table.resolve():
         raise ValueError(f"--confusion {table}: --save-predictions writes a file of this name; choose another")
     trained = [load_trained(run, console.warn, chosen.model, chosen.classes) for run in chosen.runs]
-    datasets = _open_data(trained, chosen.data, chosen.split, chosen.test_range, console)
+    datasets = _open_data(trained, chosen.data, chosen.split, console, chosen.test_range)
     for line in (f"data: {datasets[0].name}", *datasets[0].notes, *left_out_lines(datasets[0].left_out)):
         console.say(line)
     splits, classes = [_split(dataset, chosen.split) for dataset in datasets], trained[0].classes
@@ -276,7 +276,7 @@ def _weights(chosen: argparse.Namespace) -> list[float] | None:
 
 
 def _open_data(
-    trained: Sequence[Trained], data: str | None, split: str, test_range: str | None, console: Console
+    trained: Sequence[Trained], data: str | None, split: str, console: Console, test_range: str | None = None
 ) -> list[DataSet]:
     """The same images for every run, at the size of its network. Raises ``DataError`` where they are not the same."""
     from ..data import DataError

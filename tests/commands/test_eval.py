@@ -202,8 +202,8 @@ def test_labels_that_differ_between_sizes_are_an_error(runs):
     first, other = (load_trained(run, pytest.fail) for run in runs)
 
     class Changed(type(first)):
-        def open_dataset(self, data=None, size=None):
-            dataset = super().open_dataset(data, size)
+        def open_dataset(self, data=None, size=None, test_range=None):
+            dataset = super().open_dataset(data, size, test_range)
             if size != self.spec.image_size:
                 dataset.valid.labels = dataset.valid.labels[::-1]
             return dataset
@@ -223,8 +223,8 @@ class Known:
     def __init__(self, path: str, classes: int, images: int, seed: int) -> None:
         self.path, self.classes, self.opened = path, [f"class {k}" for k in range(classes)], 0
         self.fingerprint = ""
-        self.config = SimpleNamespace(data="nowhere", seed=0)
-        self.spec = SimpleNamespace(image_size=8, crop=8, classes=classes)
+        self.config = SimpleNamespace(data="nowhere", seed=0, ranges=(None, None))
+        self.spec, self.image_size = SimpleNamespace(crop=8, classes=classes), 8
         self.labels = np.random.default_rng(0).integers(0, classes, images).astype(np.int32)
         self.seed, self.batch_size = seed, 0
 
