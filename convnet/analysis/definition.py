@@ -99,7 +99,7 @@ def _inputs(one: Placed, layers: Sequence[Placed]) -> list[str]:
 
 
 def _costs(spec: NetworkSpec) -> list[dict[str, Any]]:
-    alone = [("softmax", spec.layers[-1].name, 1.0)]
+    alone = [("softmax", spec.layers[-1].name, 1.0)] if spec.layers else []
     costs = [(cost.kind, cost.input, cost.coefficient) for cost in spec.costs] or alone
     return [{"kind": kind, "of": of, "coefficient": coefficient} for kind, of, coefficient in costs]
 

@@ -530,7 +530,7 @@ def placed_layers(spec: NetworkSpec) -> tuple[Placed, ...]:
         if cost.knows_classes and outputs != (classes, 1, 1):
             got = " x ".join(map(str, outputs))
             raise ValueError(f"{what}: it reads a feature for each of the {classes} classes, got {got}")
-    if not spec.costs and (found[-1].P, found[-1].Q) != (1, 1):
+    if found and not spec.costs and (found[-1].P, found[-1].Q) != (1, 1):
         raise ValueError(
             f'network "{spec.name}" with crop {spec.crop}, layer {found[-1].layer.name}: the last one computes logits, '
             f"of one pixel each, not {found[-1].P} x {found[-1].Q}"

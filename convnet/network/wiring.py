@@ -53,7 +53,8 @@ class Wiring:
         self.exchange = Exchange(sides, part)
         first_device = sides[0].device
         self.losses, self.ranks = first_device.empty((N,)), first_device.empty((N,), np.int32)
-        self._part = first_device.empty((N,))  # the losses of one of several costs
+        alone = len(self.costs) == 1 and self.costs[0].kind == SOFTMAX
+        self._part = self.losses if alone else first_device.empty((N,))  # the losses of one of several costs
         self.images: list[tuple[int, Input]] = []  # what reads the images, with its side
         for index, (group, block) in enumerate(zip(self.groups, self.blocks, strict=True)):
             for k, layer in enumerate(block):

@@ -90,7 +90,8 @@ inputs=fc6
 
 
 @pytest.mark.parametrize("kind", list(UNBUILT))
-def test_all_that_is_not_built_is_told_and_the_rest_shown(tmp_path, capsys, kind):
+def test_all_that_is_not_built_is_told_and_the_rest_shown(tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.setenv("COLUMNS", "400")  # so that no sentence is broken
     section, reason = UNBUILT[kind]
     path, _ = write(tmp_path, TWISTED + MORE.format(section=section))
     text = shown(capsys, "--layer-def", path, "--crop", "8")

@@ -27,6 +27,7 @@ from convnet.cli import export
 from convnet.data.images import decode_square
 from convnet.explore import server
 from convnet.explore.server import HERE, Page
+from convnet.network.spec import Term
 from convnet.training.trained import Trained, load_trained
 
 
@@ -258,7 +259,7 @@ def test_networks_of_other_kinds(tmp_path, monkeypatch):
     assert client.get(f"{home}/seen/{token}/neighbours").json()["layer"] == "fc6"
     page.study.close()
     spec = load_trained(tmp_path / "lenet", print).spec
-    graph = replace(spec, layers=(*spec.layers[:-1], replace(spec.layers[-1], inputs=("conv1",))))
+    graph = replace(spec, layers=(*spec.layers[:-1], replace(spec.layers[-1], terms=(Term("conv1"),))))
     monkeypatch.setattr(Trained, "spec", graph)
     page = Page(tmp_path, LOAD)
     client = Client(page)
