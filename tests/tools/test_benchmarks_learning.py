@@ -107,11 +107,11 @@ def test_pytorch_begins_with_weights_of_he():
 def test_pytorch_learns(small, tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     THREE(tmp_path / "few")
-    found = learning.pytorch(str(tmp_path / "few"), 2, 0)
+    found = learning.pytorch(learning.MODEL, str(tmp_path / "few"), 2, 0)
     assert found["epochs"] == 2
     assert 0 <= found["error"] <= 1
     assert found["loss"] < 3
-    assert found != learning.pytorch(str(tmp_path / "few"), 2, 1)
+    assert found != learning.pytorch(learning.MODEL, str(tmp_path / "few"), 2, 1)
 
 
 @pytest.mark.parametrize("packed", [True, False])
