@@ -241,7 +241,8 @@ def _table(placed: spec.Placed) -> Table:
 def _paces(placed: spec.Placed) -> Paces:
     layer = placed.layer
     assert isinstance(layer, spec.Weighted)
-    return Paces(tuple(term.layer.pace for term in placed.terms), layer.bias_pace)  # type: ignore[union-attr]
+    weights = zip(placed.weight_names, placed.terms, strict=True)
+    return Paces({name: term.layer.pace for name, term in weights}, layer.bias_pace)  # type: ignore[union-attr]
 
 
 def _maps(network: spec.NetworkSpec, place: int) -> tuple[int, int, int]:

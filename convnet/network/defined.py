@@ -232,7 +232,6 @@ class _Translation:
         self.towers = max((len(part.nodes) for part in parts), default=1) if parts else 1
         self.parts = parts or self._apart()
         self.names = self._named()
-        self.features: list[tuple[int, ...]] = []  # (C, H, W) of every part
 
     # ---- to nodes that are layers here
 

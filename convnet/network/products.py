@@ -19,14 +19,10 @@ from .spec import Pace
 
 @dataclass(frozen=True)
 class Paces:
-    """How fast the weights of each input learn, and the bias."""
+    """How fast the weights of each input learn, by their names, and the bias."""
 
-    weights: tuple[Pace, ...]
+    weights: dict[str, Pace]
     bias: Pace
-
-    @property
-    def names(self) -> list[str]:
-        return ["weight"] if len(self.weights) == 1 else [f"weight{i}" for i in range(len(self.weights))]
 
 
 Table = tuple[int, tuple[int, ...]]  # how many maps an input has, and which of them are read; none: all of them
@@ -94,7 +90,7 @@ class ConvLayer(LayerOnDevice):
         self._reads(*(p.shape.x if p else s.x for p, s in zip(self.picks, self.products, strict=True)))
         self.weights = [
             self._parameter(name, shape.weight, pace)
-            for name, shape, pace in zip(self.paces.names, self.shapes, self.paces.weights, strict=True)
+            for (name, pace), shape in zip(self.paces.weights.items(), self.shapes, strict=True)
         ]
         bias = (self.shapes[0].K,) if self.tied else self.shapes[0].position_bias
         self.bias = self._parameter("bias", bias, self.paces.bias)
@@ -183,7 +179,7 @@ class LinearLayer(LayerOnDevice):
         self._reads(*(shape.x for shape in self.shapes))  # maps are flattened in the order channel, row, column
         self.weights = [
             self._parameter(name, shape.weight, pace)
-            for name, shape, pace in zip(self.paces.names, self.shapes, self.paces.weights, strict=True)
+            for (name, pace), shape in zip(self.paces.weights.items(), self.shapes, strict=True)
         ]
         self.bias = self._parameter("bias", (self.shapes[0].K,), self.paces.bias)
         for weight, shape in zip(self.weights, self.shapes, strict=True):
@@ -243,7 +239,7 @@ class LocalLayer(LayerOnDevice):
         self._want_output(self.shape.y, read_backward=self.activation == "tanh" or not self.fusion.masked)
         self.pick = connections(self, self.shape, self.table)
         self._reads(self.pick.shape.x if self.pick else self.shape.x)
-        self.weight = self._parameter("weight", self.shape.weight, self.paces.weights[0])
+        self.weight = self._parameter("weight", self.shape.weight, self.paces.weights["weight"])
         self.bias = self._parameter("bias", self.shape.position_bias, self.paces.bias)
         if self.precision == "bf16":
             self.weight.copy = self.side.device.empty(self.shape.weight_copy, BF16)

@@ -9,6 +9,7 @@ part only (a grouped convolution); one that joins reads the parts of all. Where 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -456,20 +457,13 @@ class Placed:
     @property
     def parameters(self) -> int:
         """Weights and biases."""
-        return sum(_product(shape) for shape in self.shapes.values())
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
     def macs(self) -> int:
         """Multiply-adds of one forward pass over one image."""
         pixels = 1 if isinstance(self.layer, Local) else self.P * self.Q
-        return sum(_product(_weight_shape(term)) for term in self.terms) * pixels
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for extent in shape:
-        product *= extent
-    return product
+        return sum(math.prod(_weight_shape(term)) for term in self.terms) * pixels
 
 
 def _weight_shape(term: Placed) -> tuple[int, ...]:

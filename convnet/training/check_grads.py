@@ -28,15 +28,16 @@ STEPS = {"V1": ((0.1, 0.01), (0.001, 0.002)), "A": ((0.01, 0.01), (0.02, 0.05)),
 
 @dataclass(frozen=True)
 class Checked:
-    """``error`` is the norm of numeric - analytic gradient over that of the analytic one."""
+    """Of ``values`` values of a tensor, each moved by ``step``: norms of the analytic gradient, of its difference to
+    the numeric one, and of what rounding of the costs may do to that one.
+    """
 
     tensor: str
     values: int
     step: float
-    numeric: float
+    difference: float
     analytic: float
-
-    noise: float  # what rounding of the costs may do to the numeric one
+    noise: float
 
     @property
     def tells(self) -> bool:
@@ -45,7 +46,10 @@ class Checked:
 
     @property
     def error(self) -> float:
-        return self.numeric / self.analytic if self.analytic else (0.0 if self.numeric == 0 else np.inf)
+        """Relative, as cuda-convnet has it."""
+        if self.analytic:
+            return self.difference / self.analytic
+        return np.inf if self.difference else 0.0
 
 
 def without_chance(spec: NetworkSpec) -> NetworkSpec:
