@@ -6,6 +6,8 @@ import re
 
 import numpy as np
 import pytest
+from checkpoint_2012 import of_definition
+from data_files import python2_pickle
 from runs import here, records, shared_images
 
 from convnet.cli.eval import main as evaluate
@@ -13,6 +15,8 @@ from convnet.cli.export import main as export
 from convnet.cli.predict import main as predict
 from convnet.cli.show import main as show
 from convnet.cli.train import main
+from convnet.definitions.files import read
+from convnet.interop import read_checkpoint
 from convnet.network.model import Network
 from convnet.training import checkpoint
 from convnet.training.schedule import progress, tensor_schedule
@@ -177,6 +181,22 @@ def test_what_is_told_of_the_files(files, tmp_path, capsys):
     assert "it begins so (--from-start)" in " ".join(capsys.readouterr().out.split())
     began, other = (load_trained(tmp_path / name, print).spec.layers[0] for name in ("run", "other"))
     assert began.pace.lr == 0 < other.pace.lr
+
+
+def test_a_run_begins_as_a_checkpoint_of_2012(files, tmp_path, capsys):
+    """Its last layer is new, for other classes."""
+    begun, folder = tmp_path / "1.2", tmp_path / "run"
+    begun.write_bytes(python2_pickle(of_definition(read(tmp_path / "small.cfg"), 24)))
+    still = PARAMS.replace("epsW=0.001", "epsW=0").replace("epsB=0.002", "epsB=0", 1)
+    (tmp_path / "small-params.cfg").write_text(still)
+    options = [*SIZE, "--steps", "1", "--init-from", str(begun)]
+    assert main([shared_images(), *files, *options, "-o", str(folder)]) == 0
+    assert f"from {begun}: conv1; new: fc10; frozen: none" in " ".join(capsys.readouterr().out.split())
+    layers = read_checkpoint(begun).layers
+    np.testing.assert_array_equal(weights(folder)["conv1.weight"], layers["conv1"]["weights"][0])
+    np.testing.assert_array_equal(weights(folder)["conv1.bias"], layers["conv1"]["biases"])
+    assert here(shared_images(), *options, "-o", str(tmp_path / "other")) == 4
+    assert "a checkpoint of the 2012 program is for a network of its files: say --layer-def" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
