@@ -174,10 +174,9 @@ class Trainer:
         """Data batches: those that the images come in, in file order; else an epoch is one."""
         return len(self.minibatches.sizes)
 
-    @property
-    def batches_done(self) -> int:
-        """Data batches that have been trained on to their end, in all epochs."""
-        return self.epoch * self.batches_per_epoch + self.minibatches.batches(self.position)
+    def batches_done(self, position: int) -> int:
+        """Data batches that have been trained on to their end, in all epochs, at ``position`` of this one."""
+        return self.epoch * self.batches_per_epoch + self.minibatches.batches(position)
 
     # ---- the loop
 
@@ -301,8 +300,7 @@ class Trainer:
         their noise, which is drawn for every step and tensor."""
         if not self.falling:
             return self.rates
-        done = self.epoch * self.batches_per_epoch + self.minibatches.batches(position)
-        stands = progress(done, self.epochs * self.batches_per_epoch)
+        stands = progress(self.batches_done(position), self.epochs * self.batches_per_epoch)
         counter = np.array([0, self.epoch * self.steps + step, 0, RATES], np.uint64)
         random = np.random.Generator(np.random.Philox(key=self.config.seed, counter=counter))
         found = dict(self.rates)
