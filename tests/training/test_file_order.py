@@ -95,7 +95,9 @@ def steps(monkeypatch):
 
     def noted(self, batch):
         scale = self.network.input()[1]
-        seen.append((batch.position, batch.labels.copy(), batch.windows.copy(), scale, self.batches_done))
+        seen.append(
+            (batch.position, batch.labels.copy(), batch.windows.copy(), scale, self.batches_done(batch.position))
+        )
         return real(self, batch)
 
     monkeypatch.setattr(Trainer, "_train_step", noted)
