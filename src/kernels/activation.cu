@@ -125,6 +125,8 @@ void activation_backward(int64_t count,
                          void* dx,
                          Stream stream) {
   check("activation_backward", kind, a, b);
+  require(saved || kind == Activation::linear, "activation_backward",
+          ": saved may be null for linear alone");
   const Dim3 grid = map_grid("activation_backward", count);
   if (count == 0) return;
   with_element(precision, [&](auto element) {

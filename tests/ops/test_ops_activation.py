@@ -191,3 +191,18 @@ def test_kernels_refuse_what_they_cannot_compute(machine, kind, a, text):
         machine.device.kernels.activation_forward(0, "fp32", kind, a, 1.0, 16, 16, 0)
     with pytest.raises(ValueError, match=text):
         machine.device.kernels.activation_backward(0, "fp32", kind, a, 1.0, 16, 16, 16, 0)
+
+
+@pytest.mark.parametrize("kind", sorted(set(ACTIVATIONS) - {"linear"}))
+def test_kernels_refuse_a_missing_x_or_y(machine, kind):
+    with pytest.raises(ValueError, match="saved may be null for linear alone"):
+        machine.device.kernels.activation_backward(64, "fp32", kind, 1.0, 1.0, 16, None, 16, 0)
+
+
+def test_counts_that_no_memory_holds_are_refused(machine):
+    kernels = machine.device.kernels
+    for count in (2**41 + 1, 2**63 - 1):
+        with pytest.raises(ValueError, match="count must be 0 to "):
+            kernels.activation_forward(count, "fp32", "square", 1.0, 1.0, 16, 16, 0)
+        with pytest.raises(ValueError, match="count must be 0 to "):
+            kernels.scale(count, "fp32", 16, 1.0, 16, 0)

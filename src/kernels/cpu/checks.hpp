@@ -135,8 +135,9 @@ inline void check(const char* op, Precision precision, const GatherShape& s) {
 }
 
 inline void check_count(const char* op, Precision precision, int64_t count) {
+  constexpr int64_t kMost = int64_t{1} << 41;  // as many as a grid has threads for
   fp32_only(precision);
-  require(count >= 0, op, ": count must be at least 0, got ", count);
+  require(count >= 0 && count <= kMost, op, ": count must be 0 to ", kMost, ", got ", count);
 }
 
 }  // namespace convnet::cpu

@@ -111,6 +111,8 @@ void activation_backward(int64_t count,
                          void* dx,
                          Stream stream) {
   check("activation_backward", kind, a, b);
+  require(saved || kind == Activation::linear, "activation_backward",
+          ": saved may be null for linear alone");
   cpu::check_count("activation_backward", precision, count);
   const auto each = [&](const auto& value) { every(count, dy, saved ? saved : dy, dx, value); };
   const float product = a * b, ratio = b / a;
