@@ -21,7 +21,7 @@ import logging, sys, warnings
 import convnet.training.train as train
 from convnet.cli.train import main
 
-def run(*_):
+def run(*_, **_options):
     warnings.warn("of Pillow", UserWarning)
     warnings.warn("of a picture", __import__("PIL.Image").Image.DecompressionBombWarning)
     warnings.warn("of NumPy", RuntimeWarning)
@@ -67,7 +67,7 @@ def test_libraries_are_shown_to_those_who_ask(way):
 
 
 def test_a_filter_that_makes_warnings_errors_still_does(monkeypatch, capsys):
-    monkeypatch.setattr("convnet.training.train.run", lambda *_: warnings.warn("of NumPy", RuntimeWarning, 1))
+    monkeypatch.setattr("convnet.training.train.run", lambda *_, **_options: warnings.warn("of NumPy", RuntimeWarning, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert call(main) == 1
@@ -76,7 +76,7 @@ def test_a_filter_that_makes_warnings_errors_still_does(monkeypatch, capsys):
 
 def test_a_program_that_calls_a_command_gets_its_warnings_back(monkeypatch):
     before = warnings.showwarning
-    monkeypatch.setattr("convnet.training.train.run", lambda *_: int(warnings.showwarning is before))
+    monkeypatch.setattr("convnet.training.train.run", lambda *_, **_options: int(warnings.showwarning is before))
     assert call(main) == 0
     assert call(main, "-v") == 1
     assert warnings.showwarning is before
