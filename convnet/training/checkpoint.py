@@ -41,6 +41,11 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+def _share(value: Any) -> bool:
+    """An error, as a fraction."""
+    return _number(value) and 0 <= value <= 1
+
+
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
@@ -70,8 +75,8 @@ def _or_none(fits: Rule) -> Rule:
     return lambda value: value is None or fits(value)
 
 
-_SCHEDULE = _table(lowest=_or_none(_number), since=_count, judged=_count, drops=_drops)
-_EARLIER_SCHEDULE = _table(lowest=_or_none(_number), waited=_count, drops=_drops)  # of version 0.1
+_SCHEDULE = _table(lowest=_or_none(_share), since=_count, judged=_count, drops=_drops)
+_EARLIER_SCHEDULE = _table(lowest=_or_none(_share), waited=_count, drops=_drops)  # of version 0.1
 
 # What the state must be, so that whoever takes it up can rely on it: a file with a right hash may come from anybody.
 # What its options, classes and colours mean is for ``run.py`` to check.
@@ -88,9 +93,9 @@ _STATE: dict[str, tuple[Rule, str]] = {
         _table(images=_count, loss=_number, top1=_count, top5=_count),
         "images, loss, top1 and top5 of the last steps",
     ),
-    "best": (_table(error=_or_none(_number), step=_or_none(_count)), "error and step of the best evaluation"),
+    "best": (_table(error=_or_none(_share), step=_or_none(_count)), "error, 0 to 1, and step of the best evaluation"),
     # None in files of version 0.1
-    "last": (_or_none(_table(error=_number, loss=_number)), "error and loss at the last evaluation"),
+    "last": (_or_none(_table(error=_share, loss=_number)), "error, 0 to 1, and loss at the last evaluation"),
     "config": (lambda value: isinstance(value, dict), "the options of a run"),
     "classes": (_texts, "names of classes"),
     "dataset": (

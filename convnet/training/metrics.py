@@ -33,7 +33,8 @@ def losses_and_ranks(logits: Floats, labels: Ints) -> tuple[np.ndarray[Any, np.d
     x = logits.astype(np.float64)
     own = x[np.arange(len(x)), labels][:, None]
     highest = x.max(axis=1, keepdims=True)
-    losses = np.log(np.exp(x - highest).sum(axis=1)) + (highest - own)[:, 0]
+    with np.errstate(invalid="ignore"):  # infinite logits have a loss that is not a number
+        losses = np.log(np.exp(x - highest).sum(axis=1)) + (highest - own)[:, 0]
     earlier = (x == own) & (np.arange(x.shape[1])[None, :] < labels[:, None])
     return losses, ((x > own) | earlier).sum(axis=1).astype(np.int32)
 

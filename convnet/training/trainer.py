@@ -366,10 +366,10 @@ class Trainer:
         except DeviceError:  # gradients take memory that a step does without
             return None
 
-    def _diverged(self, what: str) -> Diverged:
+    def _diverged(self, what: str, place: str = "") -> Diverged:
         kept = checkpoint.files(self.folder.checkpoints)
         return Diverged(
-            f"step {self.step + 1}: {what}: training has diverged; "
+            f"{place or f'step {self.step + 1}'}: {what}: training has diverged; "
             + (f"the last good checkpoint is {kept[-1]}; " if kept else "there is no checkpoint yet; ")
             + f"try a smaller --lr than {self.config.lr:g}, and look at the images if it happens again"
         )
@@ -430,6 +430,8 @@ class Trainer:
                 return False
             means = result.means()
             error = means["top1_error"]
+            if not math.isfinite(means["loss"]):
+                raise self._diverged(f"the loss of the validation images is {means['loss']}", f"after step {self.step}")
             self._append({**self._place("valid"), **means, "views": 1})
             self._log_filters()
             deviation = standard_error(error, result.images)

@@ -67,7 +67,9 @@ def test_libraries_are_shown_to_those_who_ask(way):
 
 
 def test_a_filter_that_makes_warnings_errors_still_does(monkeypatch, capsys):
-    monkeypatch.setattr("convnet.training.train.run", lambda *_, **_options: warnings.warn("of NumPy", RuntimeWarning, 1))
+    monkeypatch.setattr(
+        "convnet.training.train.run", lambda *_, **_options: warnings.warn("of NumPy", RuntimeWarning, 1)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert call(main) == 1

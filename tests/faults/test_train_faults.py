@@ -211,6 +211,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(images, tmp_pa
     assert here("--resume", "auto", "-o", str(tmp_path)) == 0
 
 
+def test_a_validation_loss_that_is_not_finite_ends_the_run(images, tmp_path, monkeypatch, capsys):
+    """Weights may be finite, and what they make of other images not."""
+    evaluate = convnet.Network.evaluate_batch
+    monkeypatch.setattr(convnet.Network, "evaluate_batch", lambda *arguments: np.inf * abs(evaluate(*arguments)))
+    assert here(images, *TINY, "-o", str(tmp_path)) == 5
+    error = capsys.readouterr().err
+    assert "error: after step 5: the loss of the validation images is nan: training has diverged; " in error
+    assert error.count("\n") == 1
+    assert records(tmp_path)[-1]["status"] == "diverged"
+
+
 def test_a_rate_far_too_large_diverges_and_leaves_no_bad_checkpoint(images, tmp_path):
     output = run(images, *TINY, "-o", str(tmp_path), "--lr", "1e30", "--save-every", "1", code=5)
     assert "training has diverged" in output
