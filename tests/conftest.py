@@ -70,6 +70,11 @@ def device_kind(item) -> str | None:
     return chosen.device if chosen else parameters(item).get("device")
 
 
+def precision_of(item) -> str | None:
+    chosen = parameters(item).get("arithmetic", parameters(item).get("tensor_cores"))
+    return chosen.precision if chosen else parameters(item).get("precision")
+
+
 def has_precision(item) -> bool:
     """The kernels of "cpu" compute in float32 alone."""
     return parameters(item).get("device") != "cpu" or parameters(item).get("precision", "fp32") == "fp32"
@@ -84,11 +89,28 @@ def pytest_addoption(parser):
     parser.addoption(
         "--order-seed", type=int, default=0, metavar="N", help="of the orders in which emulated threads and streams run"
     )
+    parser.addoption(
+        "--thin",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of a function's cases run each N-th, the first included",
+    )
     parser.addoption("--kills", type=int, metavar="N", help="of a training run: a campaign, see docs/reliability.md")
 
 
-def pytest_collection_modifyitems(items):
-    items[:] = filter(has_precision, items)
+def thinned(items, every: int):
+    """Each ``every``-th case of a function; of every device and precision there are some."""
+    seen: Counter[tuple] = Counter()
+    for item in items:
+        kind = item.path, item.originalname, device_kind(item), precision_of(item)
+        if seen[kind] % every == 0:
+            yield item
+        seen[kind] += 1
+
+
+def pytest_collection_modifyitems(config, items):
+    items[:] = thinned(filter(has_precision, items), config.getoption("thin"))
     for item in items:
         kind = device_kind(item)
         count = 2 if item.get_closest_marker("two_gpu") else 1

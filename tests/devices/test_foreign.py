@@ -172,8 +172,7 @@ def results(found: Any) -> list[np.ndarray[Any, Any]]:
     return list(found) if isinstance(found, tuple) else [found]
 
 
-@pytest.mark.parametrize("how", ["as it was", "one value on", "with gaps"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "how"), [("fp32", "as it was"), ("fp32", "one value on"), ("bf16", "with gaps")])
 @pytest.mark.parametrize("name", CALLS)
 def test_every_function_reads_gpus(fake: Machine, name: str, precision: str, how: str) -> None:
     """The bits of host arrays, and no float crosses to the GPU; arguments stay as they are."""

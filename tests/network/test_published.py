@@ -42,8 +42,8 @@ def run(layers, images, ours):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_layer_and_every_gradient_is_pytorchs(name, within):
-    """Full size, random weights: activations at test with dropout in the network, gradients without it."""
+def test_every_layer_is_pytorchs(name, within):
+    """Full size, random weights: activations at test with dropout in the network."""
     layers = peer(name, 1000)
     with convnet.Network(name, "cpu", batch_size=2, fused=False) as net:
         weights = strong_weights(net)
@@ -61,7 +61,12 @@ def test_every_layer_and_every_gradient_is_pytorchs(name, within):
     for layer, value in activations.items():
         within(f"{name}, a layer", oracle.relative_error(value, alone[layer].reshape(value.shape)) / LIMIT)
         within(f"{name}, all layers", oracle.relative_error(value, whole[layer].reshape(value.shape)) / (3 * LIMIT))
-    with convnet.Network(name, "cpu", batch_size=2, dropout=0.0) as net:
+
+
+@pytest.mark.slow
+def test_every_gradient_is_pytorchs(within):
+    """Full size, without dropout: of the network that differs most from ours; of all of them narrow ones, below."""
+    with convnet.Network("alexnet-torchvision", "cpu", batch_size=2, dropout=0.0) as net:
         test_model.compare(net, 2, within)
 
 
