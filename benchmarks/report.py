@@ -131,6 +131,8 @@ def section(found: list[Row]) -> str:
         "",
         *_small_nets(found),
         "",
+        *_scale(found),
+        "",
         f"![images/s of training steps of {MODEL}](docs/{FIGURE.name})",
     ]
     return "\n".join(lines)
@@ -246,6 +248,36 @@ def _small_nets(found: list[Row]) -> Iterator[str]:
                 for name in small_nets.SETS
             )
             yield f"| {model}{', PyTorch' if way != 'ours' else ''} | {' | '.join(cells)} |"
+
+
+def _scale(found: list[Row]) -> Iterator[str]:
+    """The newest ``benchmarks.scale`` of every number of processes."""
+    newest = {row["processes"]: row for row in found if row["benchmark"] == "scale"}
+    where = MISSING
+    if newest:
+        last = list(newest.values())[-1]
+        where = f"{last['cores']} cores of an {last['processor']}, {last['date'][:10]}"
+    yield (
+        f"Processes of one machine that share a batch ({where}), beside PyTorch's DistributedDataParallel over gloo, "
+        "taking turns:"
+    )
+    yield ""
+    yield "| processes | network, images of all | images/s | DDP's | DDP's time to ours | sum of 32 MB, gloo's |"
+    yield "|---|---|---|---|---|---|"
+    if not newest:
+        yield f"| 2 | alexnet-tiny | {MISSING} | | | |"
+    for processes, row in sorted(newest.items()):
+        step, sums = row["step"], row["sums"][-1]
+        cells = [
+            str(processes),
+            f"{step['model']}, {step['images']}",
+            f"{step['images'] / step['ours']['seconds']:,.0f}",
+        ]
+        theirs = "DDP" in step
+        cells.append(f"{step['images'] / step['DDP']['seconds']:,.0f}" if theirs else MISSING)
+        cells.append("{median:.2f} ({least:.2f} to {most:.2f})".format(**step["ratio"]) if theirs else "")
+        times = [f"{1e3 * sums[name]['seconds']:.1f} ms" for name in ("ours", "gloo") if name in sums]
+        yield f"| {' | '.join(cells)} | {', '.join(times)} |"
 
 
 def _errors(found: list[float]) -> str:

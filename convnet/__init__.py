@@ -17,6 +17,7 @@ Its rooms, from the top; each imports only those below it:
     torch        layers for users of PyTorch, imported on demand; beside both
     functional   every op, arrays in, NumPy out
     ops          checked calls of kernels
+    group        several processes as one; beside ops, neither sees the other
     devices      where kernels run
     data         pictures in; beside devices, neither sees the other
     definitions  networks as the files of 2012 describe them; beside both

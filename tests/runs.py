@@ -74,8 +74,7 @@ def spawn(*arguments: str, code: str = TRAIN, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
-        **options,
+        **{"env": ENVIRONMENT, **options},
     )
 
 

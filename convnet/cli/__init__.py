@@ -4,18 +4,25 @@ errors are one line on standard error, and decide the exit code."""
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from ..group.launch import joined, launched
+
+if TYPE_CHECKING:
+    from ..group.group import Group
 
 DONE, UNEXPECTED, USAGE, DATA, CHECKPOINT, DIVERGED, DEVICE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
@@ -36,6 +43,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
         self.add_argument("-v", "--verbose", action="store_true", help="say more; show tracebacks of errors")
 
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:  # type: ignore[override]
+        """Of several processes, all told the same, one speaks."""
+        if (started := launched()) is None or started.rank == 0:
+            super()._print_message(message, file)
+
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
         if message.startswith("unrecognized arguments: -"):
@@ -52,14 +64,19 @@ def weights_options(parser: Parser) -> None:
     group.add_argument("--model", metavar="NAME", help="network, where several fit: bvlc_alexnet or caffenet")
 
 
-def _exit_code(error: Exception) -> int:
+def _exit_code(error: BaseException) -> int:
     from ..data import DataError
     from ..devices.protocol import DeviceError
     from ..interop.files import WeightsError
     from ..training.checkpoint import CheckpointError
     from ..training.trainer import Diverged
 
-    codes: dict[type[Exception], int] = {
+    if isinstance(error, _Ended):
+        return 128 + int(error.args[0])
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    codes: dict[type[BaseException], int] = {
+        KeyboardInterrupt: INTERRUPTED,
         WeightsError: CHECKPOINT,  # a ValueError too, as one of a library's
         ValueError: USAGE,
         DataError: DATA,
@@ -69,6 +86,41 @@ def _exit_code(error: Exception) -> int:
         MemoryError: DEVICE,
     }
     return next((code for kind, code in codes.items() if isinstance(error, kind)), UNEXPECTED)
+
+
+END_SECONDS = 10  # in which a process that fails ends the others
+
+
+@contextmanager
+def in_group() -> Iterator[Group]:
+    """The processes that do this command's work together. What ends one of them in here ends all, with one message and
+    one exit code: the others raise ``Elsewhere`` where they hear of it."""
+    from ..devices.blas import share_cores
+    from ..group.group import Elsewhere
+
+    try:
+        group = joined()
+    except Exception:
+        if (started := launched()) and started.rank:
+            time.sleep(1)  # where the first one fails, too, it tells, and launchers end the others
+        raise
+    if group.size == 1:
+        yield group
+        return
+    share_cores(group.neighbours)
+    try:
+        yield group
+    except Elsewhere as error:
+        time.sleep(END_SECONDS)  # whoever tells of it ends this process
+        atexit.register(group.end, error.code)
+        raise
+    except BaseException as error:
+        code = _exit_code(error)
+        atexit.register(group.end, code)  # when the error was told
+        if not group.failed(code):
+            time.sleep(END_SECONDS)
+            raise Elsewhere(0, code) from error
+        raise
 
 
 class _Ended(BaseException):
@@ -115,6 +167,7 @@ def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
     """Runs a command's work; an error becomes one line on standard error and an exit code, and so does a warning of the
     modules below. What libraries warn of is shown to those alone who ask for more."""
     from ..devices.protocol import KernelFault
+    from ..group.group import Elsewhere
     from ..output.files import printable
 
     try:
@@ -125,12 +178,14 @@ def guarded(name: str, verbose: bool, work: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         return UNEXPECTED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"\n{name}: stopped", file=sys.stderr)
-        return INTERRUPTED
+        return _exit_code(error)
     except _Ended as ended:
         print(f"{name}: stopped", file=sys.stderr)
-        return 128 + int(ended.args[0])
+        return _exit_code(ended)
+    except Elsewhere as error:
+        return error.code
     except Exception as error:
         if verbose:
             traceback.print_exc()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..cli import Parser, guarded, tolerate_encoding
+from ..cli import Parser, guarded, in_group, tolerate_encoding
 
 
 def _parser() -> Parser:
@@ -72,12 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tolerate_encoding()
 
     def work() -> int:
-        from ..output.console import Console
+        from ..output.console import Console, Silent
         from ..training.config import read_toml
         from ..training.train import run
 
-        options = read_toml(config) if config else {}
-        return run(flags, options, output, resume, Console(quiet, verbose), check_grads=check)
+        with in_group() as group:
+            options = read_toml(config) if config else {}
+            console = Console(quiet, verbose) if group.rank == 0 else Silent()
+            return run(flags, options, output, resume, console, check_grads=check, group=group)
 
     return guarded(parser.prog, verbose, work)
 

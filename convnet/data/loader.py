@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -39,7 +39,8 @@ class Batch:
     labels: I32  # (n,)
     windows: I32  # (n, 3): top, left, flip (0 or 1)
     noise: F32  # (n, 3), to be added to red, green and blue, in levels of 0..255
-    position: int  # of the first image in the epoch's order
+    position: int  # of the first image of the minibatch in the epoch's order
+    of: int  # how many images the minibatch has: more than these where it is shared out
     wait_seconds: float  # how long the consumer waited for this batch
 
 
@@ -54,7 +55,8 @@ class Loader:
     data batch share one window and flip, 32 in the 2012 program. ``shuffle`` is as ``augment`` unless given.
 
     ``workers`` threads decode up to ``AHEAD`` batches ahead; 0 decodes in the calling thread, when a batch is asked
-    for. Without ``decode`` images have no pixels: they lie elsewhere, and ``indices`` say which they are. An exception
+    for. Without ``decode`` images have no pixels: they lie elsewhere, and ``indices`` say which they are. Of every
+    minibatch of n images a batch has ``share(n)``, all of them unless given. An exception
     of a worker is raised to the consumer. ``close``, or leaving the ``with`` block, ends the workers after the image
     they are at.
     """
@@ -73,6 +75,7 @@ class Loader:
         batches: Sequence[int] = (),
         crop_chunk: int = 1,
         decode: bool = True,
+        share: Callable[[int], slice] = lambda n: slice(0, n),
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise ValueError(
@@ -88,7 +91,7 @@ class Loader:
                 f"Loader: crop_chunk must be at least 1 and batches those of {len(split)} images that are not "
                 f"shuffled, got {crop_chunk} and {self._minibatches.images}"
             )
-        self._crop_chunk = crop_chunk
+        self._crop_chunk, self._share = crop_chunk, share
         self._side = split.size if decode else 0  # of the images that are decoded
         self._colours = statistics.directions.astype(np.float64) * statistics.deviations
         self._free: list[U8] = []  # memory of batches that nobody reads or writes any more
@@ -129,27 +132,30 @@ class Loader:
         return np.argsort(high << np.uint64(32) | low, kind="stable")
 
     def _batches(self, epoch: int, order: I64, start: int, noise: float) -> Iterator[Batch]:
-        waiting: deque[tuple[int, int, U8, list[Future[None]]]] = deque()
+        waiting: deque[tuple[int, int, slice, U8, list[Future[None]]]] = deque()
         spans = self._minibatches.spans(start)
         try:
             while True:
                 # Without workers the one batch is decoded right here, so nothing is gained by more.
                 while len(waiting) < (AHEAD if self._pool else 1) and (span := next(spans, None)) is not None:
+                    first, end = span
+                    share = self._share(end - first)
+                    own = slice(first + share.start, first + share.stop)
                     memory = self._free.pop() if self._free else self._memory()
-                    waiting.append((*span, memory, self._submit(order[slice(*span)], memory)))
+                    waiting.append((*span, own, memory, self._submit(order[own], memory)))
                 if not waiting:
                     return
-                position, end, memory, tasks = waiting.popleft()
-                indices = order[position:end]
+                position, end, own, memory, tasks = waiting.popleft()
+                indices = order[own]
                 began = time.perf_counter()
                 if self._pool is None and self._side:
                     self._decode(indices, memory)
                 for task in reversed(tasks):  # the last one first: the others are then done, and it wakes up once only
                     task.result()
                 waited = time.perf_counter() - began
-                windows, tints = self._augmentation(np.arange(position, end), epoch, noise)
+                windows, tints = self._augmentation(np.arange(own.start, own.stop), epoch, noise)
                 images, labels = memory[: len(indices)], self._split.labels[indices]
-                yield Batch(images, indices, labels, windows, tints, position, waited)
+                yield Batch(images, indices, labels, windows, tints, position, end - position, waited)
                 self._free.append(memory)
         finally:  # also when the consumer leaves the loop, or a task failed; workers may still write into what waits
             for *_, tasks in waiting:
@@ -157,7 +163,10 @@ class Loader:
                     task.cancel()
 
     def _memory(self) -> U8:
-        return np.empty((min(self._batch_size, len(self._split)), self._side, self._side, 3), np.uint8)
+        most = min(self._batch_size, len(self._split))
+        share = self._share(most)
+        count = min(share.stop - share.start + 1, most)  # of fewer images the share may be one larger
+        return np.empty((count, self._side, self._side, 3), np.uint8)
 
     def _submit(self, indices: I64, images: U8) -> list[Future[None]]:
         if self._pool is None:
@@ -175,7 +184,7 @@ class Loader:
         border = self._split.size - self._crop  # border + 1 places for the window on each axis
         windows = np.zeros((len(positions), 3), np.int32)
         tints = np.zeros((len(positions), 3), np.float32)
-        if not self._augment:
+        if not self._augment or not len(positions):
             windows[:, :2] = border // 2
             return windows, tints
         begin = self._minibatches.start(int(positions[0]))  # no minibatch reaches into another data batch

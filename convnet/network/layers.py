@@ -61,13 +61,14 @@ class Side:
 
 class Parameter:
     """A weight or bias with its gradient and velocity, all float32, and how fast it learns. ``copy``: of a weight in
-    bfloat16, where products read that.
+    bfloat16, where products read that. ``summed``: the gradient over all shards of a batch that is shared out.
     """
 
     def __init__(self, name: str, device: Device, shape: tuple[int, ...], pace: Pace):
         self.name, self.pace = name, pace
         self.value, self.velocity = device.empty(shape), device.empty(shape)
         self.copy: Array | None = None
+        self.summed: Array | None = None
         self._gradient: Array | None = None
 
     @property
@@ -155,7 +156,7 @@ class LayerOnDevice(ABC):
         """The step of all parameters, copies included; with ``taken``, of those that ``backward_weights`` left."""
         parameters = self.parameters[-1:] if taken and self.steps_backward else self.parameters
         return [
-            ops.Update(p.value, p.velocity, p.gradient, p.copy, rate, p.pace.decay, p.pace.momentum)
+            ops.Update(p.value, p.velocity, p.summed or p.gradient, p.copy, rate, p.pace.decay, p.pace.momentum)
             for p in parameters
             if (rate := p.rate(rates))
         ]

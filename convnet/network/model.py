@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +17,9 @@ from ..devices import switches
 from ..devices.foreign import CudaMemory, Given
 from ..devices.opening import open_devices
 from ..devices.protocol import Array, Fetch, padded
-from ..kernels.control import LR, SPOILED, WEIGHT_DECAY, control_words
+from ..group.group import Group
+from ..group.shares import Shares
+from ..kernels.control import FIRST, LR, SPOILED, WEIGHT_DECAY, control_words
 from ..ops import arguments
 from ..ops.layout import fold_images, pack_activations, rounded, unpack_activations
 from .assemble import input_fold
@@ -26,6 +30,7 @@ from .intake import Intake
 from .layers import Side
 from .networks import network
 from .parameters import collect, distribute
+from .reduction import Reduction
 from .spec import NetworkSpec, parameter_count
 from .wiring import Wiring
 
@@ -50,6 +55,12 @@ class Network:
     ``fused`` False runs every layer of the network by itself and keeps all activations, for those who want to look at
     them: it takes more memory and time, and computes the same but for roundings in bfloat16.
 
+    With a ``group`` of several processes, each with a network like this one, batches are those of all of them together,
+    and cut into ``shards``, as many as there are processes unless given: what ``train_step`` and ``evaluate_batch`` get
+    are the images of this process's shards, and ``of`` says how many all have. Weights end the same to the bit,
+    however many processes share the shards; gradients by hand (``train_batch``, ``backward``, ``step``) are then not to
+    be had. See ``convnet.group``.
+
     Raises ``ValueError`` for impossible arguments and ``convnet.DeviceError`` when a device is missing or too small.
     """
 
@@ -62,6 +73,8 @@ class Network:
         num_classes: int | None = None,
         seed: int = 0,
         fused: bool = True,
+        group: Group | None = None,
+        shards: int | None = None,
         **changes: Any,
     ):
         if batch_size < 1:
@@ -88,8 +101,12 @@ class Network:
                 f"use a number of devices that divides it"
             )
         self._sides = [Side(device, precision, i, len(opened), fused) for i, device in enumerate(opened)]
-        self._lanes = opened[0].lanes(batch_size)
-        self._N = padded(batch_size, self._lanes)
+        group = group or Group()
+        self._shares = Shares.of(group, group.size if shards is None else shards)
+        self._group = group
+        most = self._shares.largest(batch_size)
+        self._lanes = opened[0].lanes(most)
+        self._N = padded(most, self._lanes)
         self._valid = 0  # images of the last forward(train=True), 0 when there is nothing to go backward from
         self._last = 0  # images of the last forward, whose activations are there
         self._kept = False  # are there gradients?
@@ -100,7 +117,9 @@ class Network:
         self._intake = Intake(self._sides, self._N, self._lanes, self.spec.crop, self._fold)
         self._wiring.read(self._intake.slots[0].inputs)
         self.set_input(np.zeros((3, self.spec.crop, self.spec.crop), np.float32))
-        self._graphs = Graphs(self._wiring.streams)
+        self._reduction = Reduction(self._wiring, group, self._shares) if self._shares.shards > 1 else None
+        streams = [self._reduction.stream] if self._reduction else []
+        self._graphs = Graphs(self._wiring.streams + streams)
         self._parameters = [p.name for layer in self._wiring.learning for p in layer[0].parameters]
         self.load_weights(initial_weights(self.spec, seed))
         self.load_velocity({name: np.zeros_like(w) for name, w in self.weights().items()})
@@ -151,6 +170,11 @@ class Network:
                 )
             return np.concatenate([unpack_activations(layer.y.download(), self._last) for layer in block], axis=1)
         raise ValueError(f'no layer is called "{name}"; there are {", ".join(p.name for p in self.spec.layers)}')
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts a batch is cut."""
+        return self._shares.shards
 
     # ---- parameters
 
@@ -221,6 +245,8 @@ class Network:
         unless they are scaled in training.
         """
         crop = self.spec.crop
+        if train:
+            self._check_unshared("forward")
         batch = self._batch("forward", "images", images, (3, crop, crop), "float32")
         if isinstance(batch, CudaMemory):
             self._intake.gather(batch)
@@ -282,6 +308,7 @@ class Network:
         added per channel. Returns the losses, float32 (n,), and the ranks of the true classes, int32 (n,): top-k error
         is rank >= k.
         """
+        self._check_unshared("train_batch")
         self._run_forward(self._ingest("train_batch", images, windows, noise), train=True, logits=False)
         return self._run_backward(labels)
 
@@ -295,16 +322,22 @@ class Network:
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         rates: Mapping[str, float] | None = None,
+        of: int | None = None,
     ) -> StepResult:
         """``train_batch`` and ``step`` in one, the same to the bit, but faster: gradients of fully-connected layers
         never lie in memory, the same work is captured once and launched as a whole, and nobody waits for it: images of
         the next step come in while this one runs. Arguments may be reused when the call returns.
+
+        Where the network is one of a group, these are its images of the ``of`` that all have: those of ``share``.
         """
-        taken = self._batch("train_step", "images", images, STORED, "uint8")
+        taken = self._batch("train_step", "images", images, STORED, "uint8", shared=True)
         constants = (lr, momentum, weight_decay)
-        return self._run_step(
-            lambda slot: self._intake.images(taken, windows, noise, slot), len(taken), labels, constants, rates or {}
-        )
+
+        def take_in(slot: int, part: slice) -> None:
+            cut = partial(_part, part=part, n=len(taken))
+            self._intake.images(cut(taken), cut(windows), cut(noise), slot)
+
+        return self._run_step(take_in, len(taken), labels, constants, rates or {}, of)
 
     def train_step_kept(
         self,
@@ -316,13 +349,21 @@ class Network:
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         rates: Mapping[str, float] | None = None,
+        of: int | None = None,
     ) -> StepResult:
         """``train_step`` with images that ``store_images`` brought: ``indices`` (n,) are their places."""
-        taken = self._places("train_step_kept", indices)
+        taken = self._places("train_step_kept", indices, shared=True)
         constants = (lr, momentum, weight_decay)
-        return self._run_step(
-            lambda slot: self._intake.kept(taken, windows, noise, slot), len(taken), labels, constants, rates or {}
-        )
+
+        def take_in(slot: int, part: slice) -> None:
+            cut = partial(_part, part=part, n=len(taken))
+            self._intake.kept(cut(taken), cut(windows), cut(noise), slot)
+
+        return self._run_step(take_in, len(taken), labels, constants, rates or {}, of)
+
+    def share(self, n: int) -> slice:
+        """Which of a batch of n images, of all processes together, are this one's."""
+        return self._shares.part(n)
 
     def first_not_finite(self, labels: Any) -> str | None:
         """Where the numbers of a step on the images of the last ``train_batch``, or ``backward``, stop being finite:
@@ -338,16 +379,25 @@ class Network:
         self._intake.give_back(0)
         return found
 
-    def evaluate_batch(self, images: Any, windows: Any) -> Values:
-        """Logits, float32 (n, classes), of stored images in test mode; arguments as in ``train_batch``."""
-        return self._run_forward(self._ingest("evaluate_batch", images, windows, None), train=False)
+    def evaluate_batch(self, images: Any, windows: Any, of: int | None = None) -> Values:
+        """Logits, float32 (n, classes), of stored images in test mode; arguments as in ``train_batch``, and ``of`` as
+        in ``train_step``."""
+        taken = self._batch("evaluate_batch", "images", images, STORED, "uint8", shared=True)
+        cuts = self._shares.own_cuts(self._whole(len(taken), of))
+        logits = [np.empty((0, self.spec.classes), np.float32)]
+        for start, end in pairwise(cut - cuts[0] for cut in cuts):
+            if start < end:
+                part = slice(start, end)
+                cut = partial(_part, part=part, n=len(taken))
+                self._intake.images(cut(taken), cut(windows), np.zeros((end - start, 3), np.float32))
+                logits.append(self._run_forward(end - start, train=False))
+        return np.concatenate(logits)
 
     def _ingest(self, op: str, images: Any, windows: Any, noise: Any) -> int:
-        """Brings stored images in, without noise where that is None, and counts them."""
+        """Brings stored images in, and counts them."""
         taken = self._batch(op, "images", images, STORED, "uint8")
-        n = len(taken)
-        self._intake.images(taken, windows, np.zeros((n, 3), np.float32) if noise is None else noise)
-        return n
+        self._intake.images(taken, windows, noise)
+        return len(taken)
 
     def keep_images(self, count: int, size: int) -> None:
         """Makes room for ``count`` stored images of ``size`` x ``size`` on every device, 1.5 bytes a pixel; there they
@@ -366,6 +416,7 @@ class Network:
 
     def train_batch_kept(self, indices: Any, labels: Any, windows: Any, noise: Any) -> tuple[Values, Values]:
         """``train_batch`` with images that ``store_images`` brought: ``indices`` (n,) are their places."""
+        self._check_unshared("train_batch_kept")
         indices = self._places("train_batch_kept", indices)
         self._intake.kept(indices, windows, noise)
         self._run_forward(len(indices), train=True, logits=False)
@@ -397,37 +448,67 @@ class Network:
 
     def _run_step(
         self,
-        take_in: Callable[[int], None],
+        take_in: Callable[[int, slice], None],
         n: int,
         labels: Values,
         constants: Sequence[float],
         rates: Mapping[str, float],
+        of: int | None,
     ) -> StepResult:
-        """A whole step on ``n`` images that ``take_in`` puts into a slot."""
-        labels = arguments.labels(labels, n, self.spec.classes)
+        """A whole step on ``n`` images, any part of which ``take_in`` puts into a slot."""
+        of = self._whole(n, of)
+        labels = arguments.labels(labels, n, self.spec.classes) if n else np.empty(0, np.int32)
         arguments.constants("train_step", constants, rates, self._parameters)
-        slot = self._intake.next_slot()
-        take_in(slot)
         self._valid, self._kept = 0, False
-        self._last = 0 if self._wiring.fused else n
-        self._intake.labels(labels, slot)
+        self._last = 0 if self._wiring.fused or self._reduction else n
         for side in self._sides:
-            side.stream.upload(side.control, control_words(self.steps_done, *constants))
-        inputs = self._intake.take(slot)
+            side.stream.upload(side.control, control_words(self.steps_done, *constants, images=of))
         settings = tuple(sorted(rates.items())), tuple(self.frozen)
-        self._graphs.run((slot, n), settings, lambda: self._queue_step(inputs, slot, n, rates))
+        found = []
+        shards = [(j, a, b) for j, (a, b) in enumerate(pairwise(self._shares.own_cuts(of))) if a < b]
+        if self._reduction:
+            self._reduction.begin()
+        for j, start, end in shards:
+            part = slice(start - self.share(of).start, end - self.share(of).start)
+            slot, size = self._intake.next_slot(), end - start
+            take_in(slot, part)
+            self._intake.labels(labels[part], slot)
+            for side in self._sides if self._reduction else []:
+                side.stream.upload(side.control.view((1,), FIRST), np.array([start], np.uint32))
+            inputs = self._intake.take(slot)
+            last = j == shards[-1][0]
+            queue = partial(self._queue_step, inputs, slot, size, rates, j, last)
+            self._graphs.run(("step", slot, size, j, last), settings, queue)
+            self._intake.give_back(slot)
+            stream = self._sides[0].stream
+            found.append((stream.fetch(self._wiring.losses), stream.fetch(self._wiring.ranks), size))
+        if self._reduction:
+            sizes = [end - start for start, end in pairwise(self._shares.cuts(of))]
+            queue = partial(self._queue_update, self._reduction, sizes, bool(shards), rates)
+            self._graphs.run(("update", *sizes), settings, queue)
         self._wiring.exchange.log[:] = self._step_exchanges  # nothing is queued piece by piece when a graph is launched
-        self._intake.give_back(slot)
         self.steps_done += 1
-        stream = self._sides[0].stream
-        controls = [side.stream.fetch(side.control) for side in self._sides]
-        return StepResult(stream.fetch(self._wiring.losses), stream.fetch(self._wiring.ranks), controls, n)
+        return StepResult(found, [side.stream.fetch(side.control) for side in self._sides], self._group)
 
-    def _queue_step(self, inputs: list[Array], slot: int, n: int, rates: Mapping[str, float]) -> None:
+    def _queue_step(
+        self, inputs: list[Array], slot: int, n: int, rates: Mapping[str, float], shard: int, last: bool
+    ) -> None:
+        """All of a step; where it is shared out, the gradients of one shard of this process."""
         self._wiring.read(inputs)
         self._wiring.forward(train=True)
-        self._wiring.backward(self._intake.slots[slot].labels, n, rates)
+        labels, reduction = self._intake.slots[slot].labels, self._reduction
+        if reduction is None:
+            self._wiring.backward(labels, n, rates)
+        else:
+            self._wiring.backward(labels, n, learnt=lambda layer: reduction.take(shard, layer, last))
         self._step_exchanges = list(self._wiring.exchange.log)
+
+    def _queue_update(
+        self, reduction: Reduction, sizes: Sequence[int], computed: bool, rates: Mapping[str, float]
+    ) -> None:
+        """The end of a step that is shared out; ``computed``: this process has images of it."""
+        reduction.finish(sizes, computed)
+        self._wiring.update(rates)
 
     # ---- life
 
@@ -435,23 +516,43 @@ class Network:
         if self._closed:
             raise RuntimeError("the network is closed")
 
+    def _check_unshared(self, what: str) -> None:
+        if self._reduction is not None:
+            raise RuntimeError(f"{what}: a batch that is shared out has no gradients to look at; use train_step")
+
+    def _whole(self, n: int, of: int | None) -> int:
+        """How many images all processes have together, where this one has n."""
+        of = n if of is None else arguments.integer("of", "of", of, 1, self.batch_size)
+        share = self.share(of)
+        if share.stop - share.start != n:
+            raise ValueError(
+                f"of {of} images rank {self._group.rank} of {self._group.size} takes those from {share.start} to "
+                f"{share.stop}, got {n}"
+            )
+        return of
+
     def _check_gradients(self, what: str) -> None:
         self._check_open()
         if not self._kept:
             raise RuntimeError(f"{what}: there are no gradients; they come from backward or train_batch")
 
-    def _batch(self, op: str, name: str, values: Any, shape: tuple[int | str, ...], dtype: str) -> Given:
-        """An array of any library with a batch along its first axis, checked."""
+    def _batch(
+        self, op: str, name: str, values: Any, shape: tuple[int | str, ...], dtype: str, shared: bool = False
+    ) -> Given:
+        """An array of any library with a batch along its first axis, checked; ``shared``: it may be cut into shards, or
+        be empty where others have images."""
         self._check_open()
         (taken,) = arguments.taken(op, self.devices[0], **{name: values})
+        if shared and self._group.size > 1 and not len(taken):
+            return taken  # type: ignore[no-any-return]
         arguments.array(op, name, taken, ("n", *shape), dtype)
-        arguments.count(op, len(taken), self.batch_size)
+        arguments.count(op, len(taken), self.batch_size if shared else self._shares.largest(self.batch_size))
         return taken  # type: ignore[no-any-return]
 
-    def _places(self, op: str, indices: Any) -> Values:
+    def _places(self, op: str, indices: Any, shared: bool = False) -> Values:
         """Those of kept images, on the host, where they are checked."""
         (taken,) = arguments.taken(op, None, indices=indices)
-        return np.asarray(self._batch(op, "indices", taken, (), "integers"))
+        return np.asarray(self._batch(op, "indices", taken, (), "integers", shared))
 
     def close(self) -> None:
         """Gives all device memory back. May be called twice."""
@@ -469,15 +570,27 @@ class Network:
         self.close()
 
 
+def _part(values: Any, part: slice, n: int) -> Any:
+    """Some of the n values of a batch; where that is all, the array as it was given."""
+    return values if part == slice(0, n) else np.asarray(values)[part]
+
+
 class StepResult:
     """What a training step found out, on its way here while the step may still run."""
 
-    def __init__(self, losses: Fetch, ranks: Fetch, controls: list[Fetch], n: int):
-        self._losses, self._ranks, self._controls, self._n = losses, ranks, controls, n
+    def __init__(self, found: list[tuple[Fetch, Fetch, int]], controls: list[Fetch], group: Group):
+        self._found, self._controls, self._group = found, controls, group
+        self._known: tuple[Values, Values] | None = None
 
     def get(self) -> tuple[Values, Values]:
-        """Losses, float32 (n,), and ranks of the true classes, int32 (n,), when they are there."""
-        return self._losses.get()[: self._n], self._ranks.get()[: self._n]
+        """Losses, float32 (n,), and ranks of the true classes, int32 (n,), when they are there; of a batch that is
+        shared out, those of all its images."""
+        if self._known is None:
+            own = [(losses.get()[:n], ranks.get()[:n]) for losses, ranks, n in self._found]
+            parts = [part for parts in self._group.everyone(own, "the losses of a step") for part in parts]
+            losses, ranks = zip(*parts, strict=True)
+            self._known = np.concatenate(losses), np.concatenate(ranks)
+        return self._known
 
     def gradients_finite(self) -> bool:
         """Whether all were that parameters took a step by, when that is known. Single values that were not have changed

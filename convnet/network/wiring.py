@@ -102,9 +102,16 @@ class Wiring:
                 layer.forward(train)
             yield block
 
-    def backward(self, labels: Array, n: int, rates: Mapping[str, float] | None = None) -> None:
+    def backward(
+        self,
+        labels: Array,
+        n: int,
+        rates: Mapping[str, float] | None = None,
+        learnt: Callable[[LayerOnDevice], None] = lambda layer: None,
+    ) -> None:
         """Losses, ranks and gradients for the first ``n`` images. With ``rates``, factors on the learning rate by
-        parameter, all parameters that are not frozen have taken their step in the end."""
+        parameter, all parameters that are not frozen have taken their step in the end. ``learnt`` is called for every
+        layer whose gradients are queued."""
         gradients: dict[int, list[Array]] = {}
         for cost in reversed(self.costs):  # the first one that has ranks has the last word
             self._queue(cost, labels, n)
@@ -129,6 +136,7 @@ class Wiring:
                 self.exchange.scatter(block[0].name, computed, self.blocks[inputs[0]][0].y.shape)
             for layer, dy in zip(block, dys, strict=True):
                 layer.backward_weights(dy, rates)
+                learnt(layer)
             if crosses:
                 self._add(gradients, inputs[0], self.exchange.sums())
                 continue

@@ -130,6 +130,15 @@ class Console:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or the interpreter complains at its end
 
 
+class Silent(Console):
+    """Says nothing: of several processes one speaks for all."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+
+    def _write(self, text: str, stream: IO[str]) -> None: ...
+
+
 def fitted(columns: int, head: Sequence[str], parts: Sequence[str]) -> tuple[str, int]:
     """The moving line for so many columns: its text, and the length of the bar behind it, 0 for none.
 

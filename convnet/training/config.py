@@ -31,7 +31,7 @@ else:
 MOST = 2**31  # of what is counted
 EPOCH_STEPS, LEAST_BATCH = 32, 16  # of a batch that the user does not choose
 FEW_STEPS, MOST_EPOCHS = 1000, 100  # after fewer steps a network may not have begun to learn for no other reason
-BEFORE = {"init": "paper"}  # what a run did that does not name an option because there was none yet
+BEFORE = {"init": "paper", "shards": 1}  # what a run did that does not name an option because there was none yet
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,17 @@ class Config:
         "--precision",
         choices=PRECISIONS,
         fixed=True,
+    )
+    shards: int = _option(
+        None,
+        "device",
+        "into how many parts every batch is cut, of which the processes of a run (mpirun) share the work; the same "
+        "weights come of it on any number of processes that divides it",
+        int,
+        "--shards",
+        low=1,
+        fixed=True,
+        unset="as many as processes",
     )
     batch_size: int = _option(
         None,

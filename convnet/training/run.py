@@ -133,6 +133,22 @@ class RunFolder:
         return f"the last checkpoint is {kept[-1]}; go on with: convnet-train --resume auto -o {self.path}"
 
 
+class Bystander(RunFolder):
+    """A run folder as the other processes of a run know it: they write nothing there."""
+
+    def __init__(self, path: Path):
+        self.path, self.checkpoints = path, path / "checkpoints"
+        self.metrics = MetricsFile(path / "metrics.jsonl")
+        self.log = open(os.devnull, "w")  # noqa: SIM115  (as long as the folder is open)
+
+    def close(self) -> None:
+        self.log.close()
+
+    def rewind(self, step: int, evaluated: bool) -> None: ...
+
+    def list_left_out(self, left_out: Sequence[LeftOut], splits: Sequence[Split]) -> None: ...
+
+
 def find_checkpoint(output: Path | None, resume: str | None, warn: Any) -> tuple[Path | None, Checkpoint | None]:
     """The run folder (None: to be chosen) and the checkpoint to go on from (None: a new run).
 

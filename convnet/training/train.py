@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,20 @@ from ..data.cache import kept
 from ..data.dataset import left_out_lines
 from ..data.source import Found
 from ..devices.protocol import DeviceLost, KernelFault
+from ..group.group import Group
+from ..group.shares import Shares
 from ..network.footprint import Use
 from ..network.networks import network as network_spec
 from ..network.spec import NetworkSpec
 from ..output.console import Console
+from .alike import check_alike
 from .check_grads import LARGEST_ERROR, check_gradients, without_chance
 from .checkpoint import Checkpoint, CheckpointError
 from .config import BEFORE, Config, merged, read_toml
 from .loggers import Loggers, chosen
 from .resident import keep_on_device
 from .run import (
+    Bystander,
     RunFolder,
     alike,
     check_dataset,
@@ -55,28 +61,23 @@ def run(
     given: Found | None = None,
     stays: bool = True,
     check_grads: bool = False,
+    group: Group | None = None,
 ) -> int:
     """What ``convnet-train`` does with its options, ``flags`` from the command line, ``file`` from TOML; the exit code.
 
     ``given`` are pictures that are there already, whatever the options say of data. Where the run folder does not
     ``stay`` no figure is drawn, and nobody is told to look there.
+    Of a ``group`` every process calls this, alike; the first one alone writes and speaks.
     With ``check_grads`` nothing is trained or written: the gradients of the first images are compared with differences.
     Raises ``ValueError``, ``DataError``, ``CheckpointError``, ``DeviceError`` and ``Diverged``.
     """
-    path, saved = find_checkpoint(Path(output) if output else None, resume, console.warn)
-    if saved:
-        inherited = saved_options(saved, {**file, **flags})
-    elif resume and path and (path / "config.toml").exists():  # ended before its first checkpoint
-        written = {**BEFORE, **read_toml(str(path / "config.toml"))}
-        inherited = {name: value for name, value in written.items() if name != "steps"}
-    else:
-        inherited = {}
+    group = group or Group()
+    path, saved, inherited = group.from_first(
+        lambda: _begun(output, resume, {**file, **flags}, console), "what the run folder holds"
+    )
     config = merged(flags, file, inherited)
-    if resume and not saved and not (path and holds_run(path)) and "data" not in {**file, **flags}:
-        raise ValueError(
-            f"--resume {resume}: there is no run in {path}{alike(path)}; to start one there, name its DATA: "
-            f"convnet-train DATA --resume {resume} -o {path}"
-        )
+    shares = Shares.of(group, config.shards or group.size)
+    config = replace(config, shards=shares.shards)
     source = None
     if config.init_from and not saved:
         source = start(config.init_from, {**file, **flags}.get("model"), config, console.warn)
@@ -111,6 +112,10 @@ def run(
             raise
         raise CheckpointError(f"{saved.path}: expected the options of a run, found others: {error}") from error
     config = config.resolved(spec.defaults, spec.crop, len(dataset.train))
+    if config.batch_size < shares.shards:
+        raise ValueError(
+            f"--batch-size {config.batch_size} cannot be cut into {shares.shards} shards; use larger batches"
+        )
     if "val_split" in flags and (dataset.held_out is None or dataset.held_out.share != config.val_split):
         console.warn(f"--val-split {config.val_split:g} changes nothing: the data has validation images of its own")
     lines = [f"data: {dataset.name}", *dataset.notes, *left_out_lines(dataset.left_out)]
@@ -142,13 +147,15 @@ def run(
 
     def opened() -> Network:
         try:
-            return Network(spec, config.device, most, config.precision, seed=config.seed)
+            return Network(
+                spec, config.device, most, config.precision, seed=config.seed, group=group, shards=shares.shards
+            )
         except ValueError as error:  # these devices and this precision do not go together
             if saved is None or "device" in {**file, **flags}:
                 raise
             raise CheckpointError(f"{saved.path}: expected the options of a run, found others: {error}") from error
 
-    with use.explained(most, fits), opened() as network:
+    with use.explained(shares.largest(most), fits), opened() as network:
         new = transfer(source, network, dataset.classes) if source else []
         if source:
             loaded = [name for name in network.layers if name not in new]
@@ -158,13 +165,20 @@ def run(
             )
         if config.cache == "device":
             keep_on_device(network, dataset.train, config.workers, console)
-        found = saved_statistics(saved, spec.crop) if saved else looked_at(dataset, spec.crop, config.workers, console)
-        with RunFolder(path or default_folder(config)) as folder, Loggers(kinds, console.warn) as loggers:
+        check_alike(group, config, dataset, network)
+        if saved:
+            found = saved_statistics(saved, spec.crop)
+        else:
+            look = partial(looked_at, dataset, spec.crop, config.workers, console)
+            found = group.from_first(look, "a look at the images")
+        home = group.from_first(lambda: path or default_folder(config), "the run folder")
+        kind, kinds = (RunFolder, kinds) if group.rank == 0 else (Bystander, {})
+        with kind(home) as folder, Loggers(kinds, console.warn) as loggers:
             console.log = folder.log
             for line in lines:
                 console.note(line)
             try:
-                trainer = Trainer(network, dataset, found, config, folder, console, saved, new, loggers, stays)
+                trainer = Trainer(network, dataset, found, config, folder, console, saved, new, loggers, stays, group)
                 return trainer.train()
             except (DeviceLost, KernelFault) as error:  # nothing more is asked of the device, nor written
                 told = type(error)(f"{error}; {folder.last_checkpoint()}")
@@ -180,6 +194,24 @@ def run(
                 except OSError as error:  # whatever else ends the run is worth more than this
                     console.warn(f"{folder.path / 'left-out.csv'}: not written: {error.strerror}")
                 console.log = None
+
+
+def _begun(
+    output: str | None, resume: str | None, asked: dict[str, Any], console: Console
+) -> tuple[Path | None, Checkpoint | None, dict[str, Any]]:
+    """The run folder, the checkpoint to go on from and the options that come with them, as far as there are any."""
+    path, saved = find_checkpoint(Path(output) if output else None, resume, console.warn)
+    if saved:
+        return path, saved, saved_options(saved, asked)
+    if resume and path and (path / "config.toml").exists():  # ended before its first checkpoint
+        written = {**BEFORE, **read_toml(str(path / "config.toml"))}
+        return path, None, {name: value for name, value in written.items() if name != "steps"}
+    if resume and not (path and holds_run(path)) and "data" not in asked:
+        raise ValueError(
+            f"--resume {resume}: there is no run in {path}{alike(path)}; to start one there, name its DATA: "
+            f"convnet-train DATA --resume {resume} -o {path}"
+        )
+    return path, None, {}
 
 
 def _check_grads(

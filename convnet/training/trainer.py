@@ -13,6 +13,7 @@ import numpy as np
 from ..data import DataSet, Loader, Statistics, normalisation
 from ..data.minibatches import Minibatches
 from ..devices.protocol import DeviceError
+from ..group.group import Group
 from ..kernels.rng import RATES
 from ..network.spec import paces, parameter_shapes
 from ..output import files
@@ -67,7 +68,11 @@ def minibatches(config: Config, dataset: DataSet) -> Minibatches:
 
 
 class Trainer:
-    """A run between two steps: what ``_state`` lists is all there is to know."""
+    """A run between two steps: what ``_state`` lists is all there is to know.
+
+    All processes of ``group`` train alike, each on its share of every batch, and know the same. The first one alone
+    writes to the folder.
+    """
 
     def __init__(
         self,
@@ -81,7 +86,9 @@ class Trainer:
         new_layers: list[str],
         loggers: Loggers,
         stays: bool,
+        group: Group,
     ):
+        self.group, self.writes = group, group.rank == 0
         self.network, self.dataset, self.statistics = network, dataset, found
         self.config, self.folder, self.console, self.loggers = config, folder, console, loggers
         self.epochs, self.batch_size = config.epochs, config.batch_size
@@ -110,7 +117,8 @@ class Trainer:
         if saved:
             self._restore(saved)
         folder.rewind(self.step, evaluated=self.position < self.images)
-        files.write_atomically(folder.path / "config.toml", to_toml(config).encode("utf-8", "backslashreplace"))
+        if self.writes:
+            files.write_atomically(folder.path / "config.toml", to_toml(config).encode("utf-8", "backslashreplace"))
         loggers.begin(folder.path, dataclasses.asdict(config), self.step)
 
     def _restore(self, saved: Checkpoint) -> None:
@@ -187,6 +195,8 @@ class Trainer:
             f"network: {self.config.model}, {network.parameters:,} parameters, {len(self.dataset.classes)} classes, "
             f"{self.config.precision} on {', '.join(network.devices)}"
         )
+        if network.shards > 1:
+            console.say(f"processes: {self.group.size}, which share {network.shards} parts of every batch")
         console.say(
             f"training: {self.epochs} epochs of {self.steps} steps of {self.batch_size} images, in {self.folder.path}"
         )
@@ -236,8 +246,8 @@ class Trainer:
             before, running = running, self._train_step(batch)
             if before:
                 self._finish_step(before)
-            ends = stop.requested or self.console.broken
-            if not (ends or stop.save or (issued + 1) % self.config.save_every == 0):
+            ends, saves = self._asked(stop)
+            if not (ends or saves or (issued + 1) % self.config.save_every == 0):
                 continue
             self._finish_step(running)
             running = None
@@ -249,6 +259,12 @@ class Trainer:
         if running:
             self._finish_step(running)
         return "done" if self.config.steps and self.step >= self.config.steps and self.position < self.images else None
+
+    def _asked(self, stop: StopRequest) -> tuple[bool, bool]:
+        """Whether any process was asked to stop, and whether one was asked for a checkpoint."""
+        asked = stop.requested or self.console.broken, stop.save
+        ends, saves = zip(*self.group.everyone(asked, f"step {self.step + 1}"), strict=True)
+        return any(ends), any(saves)
 
     def _set_input(self, training: bool) -> None:
         """What images go through on their way in; where the noise is divided by, what is in training."""
@@ -272,6 +288,7 @@ class Trainer:
             batches=self.minibatches.sizes if trains and self.config.order == "file" else (),
             crop_chunk=self.config.crop_chunk,
             decode=not (self.config.cache == "device" and trains),
+            share=self.network.share,
         )
 
     def _batches(self, loader: Loader) -> Iterator[Batch]:
@@ -321,12 +338,13 @@ class Trainer:
             self.momentum,
             self.weight_decay,
             self._rates_at(batch.position, step),
+            batch.of,
         )
         if self.config.cache == "device":
             result = self.network.train_step_kept(batch.indices, *options)
         else:
             result = self.network.train_step(batch.images, *options)
-        return Step(result, batch.position, len(batch.labels), batch.wait_seconds, rate)
+        return Step(result, batch.position, batch.of, batch.wait_seconds, rate)
 
     def _finish_step(self, done: Step) -> None:
         """Takes note of what a step found out. The network itself does not learn from what is not finite."""
@@ -353,6 +371,8 @@ class Trainer:
         """Takes the images of a step through the network once more, with the weights as they are now: other ones where
         only a gradient was not finite, or where the step behind it was under way, so that all may be finite."""
         network = self.network
+        if network.shards > 1:
+            return None
         network.steps_done = self.step
         with self._loader(self.dataset.train, self.config.augment) as loader:
             batch = next(loader.epoch(self.epoch, done.position, self._noise()))
@@ -408,6 +428,8 @@ class Trainer:
         return {"event": event, "step": self.step, "epoch": min(self.epoch + 1, self.epochs)}
 
     def _append(self, record: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         try:
             self.folder.metrics.append(record)
         except OSError as error:
@@ -461,16 +483,19 @@ class Trainer:
         self._set_input(training=False)
         with self._loader(self.dataset.valid, augment=False) as loader:
             for batch in loader.epoch(0):
-                result.add(*losses_and_ranks(self.network.evaluate_batch(batch.images, batch.windows), batch.labels))
+                logits = self.network.evaluate_batch(batch.images, batch.windows, batch.of)
+                own = *losses_and_ranks(logits, batch.labels), stop.requested
+                losses, ranks, stops = zip(*self.group.everyone(own, "validation"), strict=True)
+                result.add(np.concatenate(losses), np.concatenate(ranks))
                 self.console.progress(result.images, total, f"epoch {self.epoch + 1}/{self.epochs}  validating")
-                if stop.requested:
+                if any(stops):
                     return None
         return result
 
     def _save(self, final: bool = False) -> None:
         """Writes a checkpoint unless the present state has one. A full disk is a warning, and an error at the end or
         when it happens ``FAILED_SAVES`` times in a row."""
-        if self.written:
+        if self.written or not self.writes:
             return
         tensors = {f"weights/{name}": values for name, values in self.network.weights().items()}
         tensors |= {f"velocity/{name}": values for name, values in self.network.velocity().items()}
@@ -497,7 +522,7 @@ class Trainer:
 
     def _draw(self) -> None:
         """Whatever goes wrong with a figure is a warning: the import of matplotlib, its fonts, a full disk."""
-        if not self.stays:
+        if not self.stays or not self.writes:
             return
         self.drawn = time.monotonic()
         try:
@@ -535,6 +560,8 @@ class Trainer:
             return STOPPED
         if self.epoch < self.epochs:
             say(self._why_early())
+        if not self.writes:
+            return 0
         self._judge()
         if not self.stays:
             return 0

@@ -1,6 +1,6 @@
 // Costs of all features of an image, of which one is that of its class.
 //
-// What       loss = sum over k of term(k), dx = coefficient slope(k) / valid: the terms and slopes that
+// What       loss = sum over k of term(k), dx = coefficient slope(k) / images: the terms and slopes that
 //            costs.hpp lists, t being 1 for the label and 0 elsewhere. Logarithms of logistic outputs are
 //            those of 1 + e^-|x|, to which |x| is added on one side: nothing overflows. A loss that is
 //            not finite stops the updates of this step.
@@ -102,10 +102,11 @@ __global__ void __launch_bounds__(kThreads) cost_kernel(SoftmaxShape shape,
     if (exists && !(fabsf(sum) < INFINITY)) control->stopped = 1;
   }
   if (!dx) return;
+  const auto images = static_cast<float>(control->images ? control->images : shape.valid);
   for (int64_t k = segment; k < shape.K; k += kSegments) {
     const int64_t i = first + k * shape.lanes;
     const float slope = mul_rn(coefficient, Terms::slope(load1(x + i), k == label));
-    store1(dx + i, !exists ? 0.0f : known ? slope / static_cast<float>(shape.valid) : NAN);
+    store1(dx + i, !exists ? 0.0f : known ? slope / images : NAN);
   }
 }
 

@@ -6,7 +6,8 @@
 namespace convnet {
 
 // losses[n] = the sum over all K features x of term, and dx = coefficient slope / valid, of every image n < valid, whose true
-// class is labels[n]: t is 1 for that feature and 0 for the others.
+// class is labels[n]: t is 1 for that feature and 0 for the others. Where control says how many images there are, it is
+// coefficient slope / images.
 //
 //   kind                     term                                                            slope
 //   squares                  x^2                                                             2 x

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kQuadThreads) dropout_forward_kernel(
   begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = image block, pixel = feature
   if (!at.inside) return;
-  const uint32_t bytes = kept(dropout, dropout.control->step, at.plane * lanes + at.lane, at.pixel);
+  const uint32_t bytes = kept(dropout, at.plane * lanes + at.lane, at.pixel);
   const int64_t i = (at.plane * grid.pixels + at.pixel) * lanes + at.lane;
   store4(y + i, keep(load4(x + i), bytes));
   store4_bytes(mask + i, bytes);

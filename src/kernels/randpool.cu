@@ -86,7 +86,8 @@ __global__ void __launch_bounds__(kQuadThreads)
   const Weighed weighed(shape, clip, image);
 
   const int64_t block = at.plane / shape.C, c = at.plane - block * shape.C;
-  const int64_t n = block * shape.lanes + at.lane, feature = c * grid.pixels + at.pixel;
+  const int64_t n = draw.control->first + block * shape.lanes + at.lane;
+  const int64_t feature = c * grid.pixels + at.pixel;
   const uint32_t step = draw.control->step;
   float best[4], reached[4] = {0.0f, 0.0f, 0.0f, 0.0f}, wanted[4];
   int position[4];

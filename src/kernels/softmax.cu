@@ -65,12 +65,13 @@ __global__ void __launch_bounds__(kThreads)
     ranks[n] = !exists ? 0 : known ? before : static_cast<int32_t>(shape.K);
   }
   if (!probs && !dlogits) return;
+  const auto images = static_cast<float>(control->images ? control->images : shape.valid);
   for (int64_t k = segment; k < shape.K; k += kSegments) {
     const int64_t i = first + k * shape.lanes;
     const float prob = expf(load1(logits + i) - largest) / sum;
     if (probs) probs[i] = exists ? prob : 0.0f;
     if (dlogits) {
-      const float slope = (k == label ? prob - 1.0f : prob) / static_cast<float>(shape.valid);
+      const float slope = (k == label ? prob - 1.0f : prob) / images;
       store1(dlogits + i, !exists ? 0.0f : known ? slope : NAN);
     }
   }

@@ -227,7 +227,7 @@ def test_rates_follow_their_schedules_by_data_batch(files, tmp_path, monkeypatch
     step = Network.train_step
 
     def watched(self, *arguments):
-        seen.append(dict(arguments[-1]))
+        seen.append(dict(arguments[7]))
         return step(self, *arguments)
 
     monkeypatch.setattr(Network, "train_step", watched)

@@ -38,6 +38,7 @@ void cost(const SoftmaxShape& shape,
           Stream) {
   cpu::check("cost", precision, shape);
   require(labels || kind == Cost::squares, "cost: labels are required for all but squares");
+  const auto images = static_cast<float>(control->images ? control->images : shape.valid);
   const int64_t L = shape.lanes, K = shape.K, cuts = (L + kLanesOfTask - 1) / kLanesOfTask;
   // term and slope are functions of x and of t, which is 1 or 0.
   const auto each = [&](const auto& term, const auto& slope) {
@@ -61,8 +62,8 @@ void cost(const SoftmaxShape& shape,
         if (to)
           for (int64_t k = 0; k < K; ++k) {
             for (int64_t i = 0; i < exist; ++i) {
-              const float down = coefficient * slope(from[k * L + i], label[i] == k ? 1.0f : 0.0f) /
-                                 static_cast<float>(shape.valid);
+              const float down =
+                  coefficient * slope(from[k * L + i], label[i] == k ? 1.0f : 0.0f) / images;
               to[k * L + i] = label[i] >= 0 && label[i] < K ? down : kNaN;
             }
             for (int64_t i = exist; i < n; ++i) to[k * L + i] = 0.0f;

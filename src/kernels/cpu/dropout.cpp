@@ -25,7 +25,7 @@ void dropout_forward(const DropoutShape& shape,
         const float* const from = static_cast<const float*>(x) + row * L;
         float* const to = static_cast<float*>(y) + row * L;
         for (int64_t l = 0; l < L; ++l) {
-          const bool kept = cpu::keeps(shape, threshold, control->step, image + l, feature);
+          const bool kept = cpu::keeps(shape, threshold, *control, image + l, feature);
           mask[row * L + l] = kept;
           to[l] = from[l] * (kept ? 1.0f : 0.0f);
         }

@@ -114,8 +114,7 @@ void linear_forward(const LinearShape& shape,
         }
         if (dropout && control)
           for (int64_t l = 0; l < L; ++l)
-            row[l] *=
-                cpu::keeps(*dropout, threshold, control->step, block * L + l, k) ? 1.0f : 0.0f;
+            row[l] *= cpu::keeps(*dropout, threshold, *control, block * L + l, k) ? 1.0f : 0.0f;
         else if (dropout)
           for (int64_t l = 0; l < L; ++l) row[l] *= 1.0f - dropout->p;
       }

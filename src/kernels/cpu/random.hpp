@@ -31,10 +31,15 @@ inline uint64_t threshold(const DropoutShape& shape) {
   return static_cast<uint64_t>(std::floor(static_cast<double>(shape.p) * 4294967296.0 + 0.5));
 }
 
-CONVNET_INLINE inline bool keeps(
-    const DropoutShape& shape, uint64_t threshold, uint32_t step, int64_t image, int64_t feature) {
-  const int64_t element = image * shape.features_total + shape.feature_offset + feature;
-  return first_word(static_cast<uint32_t>(element), step, shape.layer, shape.seed) >= threshold;
+CONVNET_INLINE inline bool keeps(const DropoutShape& shape,
+                                 uint64_t threshold,
+                                 const Control& control,
+                                 int64_t image,
+                                 int64_t feature) {
+  const int64_t element =
+      (control.first + image) * shape.features_total + shape.feature_offset + feature;
+  return first_word(static_cast<uint32_t>(element), control.step, shape.layer, shape.seed) >=
+         threshold;
 }
 
 }  // namespace convnet::cpu

@@ -106,7 +106,7 @@ void rand_pool_forward(const PoolShape& shape,
         float best[kLanesOfTask], reached[kLanesOfTask], wanted[kLanesOfTask];
         int32_t position[kLanesOfTask];
         const int64_t pixels = shape.P * shape.Q, n = window.n,
-                      image = plane / shape.C * shape.lanes + first,
+                      image = control->first + plane / shape.C * shape.lanes + first,
                       feature = plane % shape.C * pixels + pixel;
         for (int64_t l = 0; l < n; ++l) {
           const int64_t element = (image + l) * draw.features_total + draw.feature_offset + feature;

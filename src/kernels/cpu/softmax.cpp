@@ -21,6 +21,7 @@ void softmax_cross_entropy(const SoftmaxShape& shape,
                            Stream) {
   cpu::check("softmax_cross_entropy", precision, shape);
   const int64_t K = shape.K, L = shape.lanes;
+  const auto images = static_cast<float>(control->images ? control->images : shape.valid);
   cpu::in_parallel(shape.N, [&](int64_t image) {
     const int64_t at = image / L * K * L + image % L;  // of class 0
     const float* const x = static_cast<const float*>(logits) + at;
@@ -61,10 +62,7 @@ void softmax_cross_entropy(const SoftmaxShape& shape,
     for (int64_t k = 0; k < K; ++k) {
       const float probability = exponentials[k] / total;
       if (p) p[k * L] = probability;
-      if (dx)
-        dx[k * L] =
-            known ? (probability - (k == label ? 1.0f : 0.0f)) / static_cast<float>(shape.valid)
-                  : kNaN;
+      if (dx) dx[k * L] = known ? (probability - (k == label ? 1.0f : 0.0f)) / images : kNaN;
     }
   });
 }

@@ -15,7 +15,7 @@ namespace convnet {
 
 // Of a layer, for kernels; by default none.
 struct Dropout {
-  const Control* control = nullptr;  // elements are dropped at its step; where it is null,
+  const Control* control = nullptr;  // elements are dropped as it says; where it is null,
   float factor = 1.0f;               // at test, all are multiplied by this one
   uint64_t threshold = 0;            // p * 2^32
   uint64_t seed = 0;
@@ -37,13 +37,12 @@ inline Dropout dropout_of(const char* op, const DropoutShape& s, const Control* 
 }
 
 // Of images n to n + 3 whether the feature is kept, four bytes, 0 or 1.
-__device__ __forceinline__ uint32_t kept(const Dropout& dropout,
-                                         uint32_t step,
-                                         int64_t n,
-                                         int64_t feature) {
+__device__ __forceinline__ uint32_t kept(const Dropout& dropout, int64_t n, int64_t feature) {
+  const uint32_t step = dropout.control->step;
+  const int64_t image = dropout.control->first + n;
   uint32_t bytes = 0;
   for (int j = 0; j < 4; ++j) {
-    const int64_t element = (n + j) * dropout.features_total + dropout.feature_offset + feature;
+    const int64_t element = (image + j) * dropout.features_total + dropout.feature_offset + feature;
     const PhiloxWords counter{{static_cast<uint32_t>(element), step, dropout.layer, 0}};
     const uint32_t one = philox(counter, dropout.seed).w[0] >= dropout.threshold;
     bytes |= one << (8 * j);

@@ -64,7 +64,7 @@ __device__ __forceinline__ float4 dropped(const Finish<Element>& finish, int64_t
   }
   const int64_t row = i / finish.lanes, block = row / finish.features;
   const int64_t n = block * finish.lanes + (i - row * finish.lanes);
-  return keep(v, kept(dropout, dropout.control->step, n, row - block * finish.features));
+  return keep(v, kept(dropout, n, row - block * finish.features));
 }
 
 template <class Element>

@@ -1,0 +1,189 @@
+"""Runs on several processes: the bits are those of one, and of the batch in one piece but for the order of sums."""
+
+from __future__ import annotations
+
+import functools
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mpi import mpirun, needs_mpi
+from runs import CLOCK, ELSEWHERE, TINY, TRAIN, call, shared_folder, shared_images
+
+from convnet import Network
+from convnet.cli.train import main
+from convnet.training import checkpoint
+
+# 17, 17 and 2 images to a step: of 4 shards the last step fills two
+RUN = [shared_images(), *TINY, "-b", "17", "--shards", "4", "-q"]
+KINDS = {"cpu fp32": [], "emu fp32": [], "emu tf32": [], "emu bf16": []}
+SEED, N, SHARDS = 3, 11, 4
+
+
+def options(kind: str) -> list[str]:
+    device, precision = kind.split()
+    short = ["--epochs", "1"] if device == "emu" else []
+    return [*RUN, "--device", device, "--precision", precision, *short]
+
+
+def train(n: int, folder: Path, *arguments: str, code: int = 0) -> str:
+    """A run on n processes; what it said on standard error."""
+    done = mpirun(n, "-c", TRAIN, *arguments, "-o", folder)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    return done.stderr
+
+
+@functools.cache
+def alone(kind: str) -> Path:
+    """A run of this process by itself."""
+    folder = shared_folder() / f"alone-{kind.replace(' ', '-')}"
+    assert call(main, *options(kind), "-o", str(folder)) == 0
+    return folder
+
+
+def records(folder: Path) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in (*CLOCK, "seconds")} for line in lines]
+
+
+def assert_same(first: Path, second: Path) -> None:
+    """Every bit of weights, momentum and whatever else is kept, and every record."""
+    a, b = (checkpoint.load(folder / "last") for folder in (first, second))
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, values in a.tensors.items():
+        np.testing.assert_array_equal(values, b.tensors[name], err_msg=name)
+    for key in ("step", "epoch", "position", "schedule", "running", "best", "last"):
+        assert a.state[key] == b.state[key]
+    assert records(first) == records(second)
+
+
+@needs_mpi
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_processes_has_the_bits_of_one(kind, n, tmp_path):
+    train(n, tmp_path, *options(kind))
+    assert_same(alone(kind), tmp_path)
+
+
+@needs_mpi
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 2), (2, 1)])
+def test_another_number_goes_on_where_one_has_stopped(before, after, tmp_path):
+    for n, more in ((before, ["--steps", "4"]), (after, ["--resume", "auto"])):
+        said = [*options("cpu fp32"), *more]
+        if n == 1:
+            assert call(main, *said, "-o", str(tmp_path)) == 0
+        else:
+            train(n, tmp_path, *said)
+    a, b = (checkpoint.load(folder / "last") for folder in (alone("cpu fp32"), tmp_path))
+    for name, values in a.tensors.items():
+        np.testing.assert_array_equal(values, b.tensors[name], err_msg=name)
+
+
+def batch(random: np.random.Generator, n: int, size: int = 36):
+    images = random.integers(0, 256, (n, size, size, 3), np.uint8)
+    windows = random.integers(0, [5, 5, 2], (n, 3)).astype(np.int32)
+    return images, random.integers(0, 3, n), windows, random.standard_normal((n, 3)).astype(np.float32)
+
+
+def stepped(shards: int, device: str = "cpu", **changes) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """Losses and weights of five steps, of which the last has fewer images than there are shards."""
+    settings = {"num_classes": 3, "crop": 32, "width": 0.25, "seed": SEED, **changes}
+    random, losses = np.random.default_rng(1), []
+    with Network("alexnet-tiny", device, N, shards=shards, **settings) as network:
+        for n in (N, N, N, N, 2):
+            losses.append(network.train_step(*batch(random, n), lr=0.01).get()[0])
+        return losses, network.weights()
+
+
+@pytest.mark.parametrize("device", ["cpu", "emu", "emu:0,emu:1"])
+def test_a_batch_that_is_cut_differs_by_the_order_of_sums_alone(device, within):
+    """Dropout is on: a shard that drew as if its images were the first would be wrong by far."""
+    losses, weights = stepped(SHARDS, device)
+    whole_losses, whole_weights = stepped(1, device)
+    for cut, whole in zip(losses, whole_losses, strict=True):
+        within("losses of a batch that is cut", float(abs(cut - whole).max() / whole.max()) / 1e-6)
+    for name, values in weights.items():
+        error = np.linalg.norm(values - whole_weights[name]) / np.linalg.norm(whole_weights[name])
+        within("weights of a batch that is cut", float(error) / 1e-6)
+
+
+STEPS = """
+import hashlib, os, sys
+import numpy as np
+from convnet import Network
+from convnet.group.launch import joined
+group, random = joined(), np.random.default_rng(1)
+settings = {"num_classes": 3, "crop": 32, "width": 0.25, "group": group, "shards": 4}
+with Network("alexnet-tiny", sys.argv[1], 9, **settings) as network:
+    for n in random.integers(1, 10, int(sys.argv[2])):
+        part = network.share(n)
+        images, labels = random.integers(0, 256, (n, 32, 32, 3), np.uint8), random.integers(0, 3, n)
+        result = network.train_step(images[part], labels[part], np.zeros((n, 3), np.int32)[part],
+                                    np.zeros((n, 3), np.float32)[part], of=n)
+        assert result.get()[0].shape == (n,)
+    digest = hashlib.sha256(b"".join(w.tobytes() for _, w in sorted(network.weights().items()))).hexdigest()
+    os.write(1, digest.encode() + bytes([10]))
+"""
+
+
+@needs_mpi
+@pytest.mark.parametrize(("device", "steps"), [("cpu", 60), ("emu:0,emu:1", 12)])
+def test_batches_of_any_size_have_the_same_bits_everywhere(device, steps):
+    """Work of one size is captured and launched again between work of others; some processes have none of it."""
+    (wanted,) = mpirun(1, "-c", ELSEWHERE + STEPS, device, steps).stdout.splitlines()
+    for n in (2, 4):
+        done = mpirun(n, "-c", ELSEWHERE + STEPS, device, steps)
+        assert done.stdout.splitlines() == [wanted] * n, done.stderr
+
+
+def test_shards_are_not_what_is_seen():
+    """Of the cuts of a batch nothing is left where all is linear in them: one step without dropout or bias."""
+    one, other = stepped(2, dropout=0.0), stepped(SHARDS, dropout=0.0)
+    assert not any(np.array_equal(one[1][name], other[1][name]) for name in one[1])  # the orders of sums differ
+    for a, b in pairwise([one[0][0], other[0][0]]):
+        np.testing.assert_array_equal(a, b)  # the first losses do not know of them
+
+
+def test_of_two_devices_each_sums_up_its_own():
+    np.testing.assert_array_equal(stepped(SHARDS, "emu")[0][0], stepped(SHARDS, "emu:0,emu:1")[0][0])
+
+
+def test_frozen_layers_stay_and_the_others_learn():
+    with Network("alexnet-tiny", "cpu", N, num_classes=3, crop=32, width=0.25, shards=SHARDS) as network:
+        random = np.random.default_rng(1)
+        for frozen in ([], ["conv1", "fc7"], ["fc6"], []):
+            network.freeze(frozen)
+            before = network.weights()
+            network.train_step(*batch(random, N)).get()
+            after = network.weights()
+            same = {name.partition(".")[0] for name in after if np.array_equal(before[name], after[name])}
+            assert same == set(frozen)
+
+
+def test_gradients_by_hand_are_refused_where_a_batch_is_cut():
+    images, labels, windows, noise = batch(np.random.default_rng(0), N)
+    with Network("alexnet-tiny", "cpu", N, num_classes=3, crop=32, width=0.25, shards=SHARDS) as network:
+        for work in (
+            lambda: network.train_batch(images, labels, windows, noise),
+            lambda: network.forward(np.zeros((1, 3, 32, 32), np.float32), train=True),
+        ):
+            with pytest.raises(RuntimeError, match=r"a batch that is shared out has no gradients to look at"):
+                work()
+        with pytest.raises(ValueError, match="of 10 images rank 0 of 1 takes those from 0 to 10, got 11"):
+            network.train_step(images, labels, windows, noise, of=10)
+
+
+def test_a_loss_that_is_not_finite_in_one_shard_stops_all(tmp_path):
+    """Weights stay as they are though the other shards have sound gradients."""
+    with Network("alexnet-tiny", "cpu", N, num_classes=3, crop=32, width=0.25, shards=SHARDS) as network:
+        weights = network.weights()
+        weights["fc8.weight"][1, :] = 3e38
+        network.load_weights(weights)
+        images, labels, windows, noise = batch(np.random.default_rng(1), N)
+        labels[:], labels[5] = 1, 0
+        losses, _ = network.train_step(images, labels, windows, noise, lr=0.01).get()
+        assert not np.isfinite(losses).all()
+        for name, values in network.weights().items():
+            np.testing.assert_array_equal(values, weights[name], err_msg=name)
