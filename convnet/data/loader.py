@@ -56,7 +56,9 @@ class Loader:
 
     ``workers`` threads decode up to ``AHEAD`` batches ahead; 0 decodes in the calling thread, when a batch is asked
     for. Without ``decode`` images have no pixels: they lie elsewhere, and ``indices`` say which they are. Of every
-    minibatch of n images a batch has ``share(n)``, all of them unless given. An exception
+    minibatch of n images a batch has ``share(n)``, all of them unless given. Where ``cuts(n)`` says at which images
+    shares of a minibatch begin, and where the last one ends, images are shuffled within parts of the split that go to
+    the same share in every epoch. An exception
     of a worker is raised to the consumer. ``close``, or leaving the ``with`` block, ends the workers after the image
     they are at.
     """
@@ -76,6 +78,7 @@ class Loader:
         crop_chunk: int = 1,
         decode: bool = True,
         share: Callable[[int], slice] = lambda n: slice(0, n),
+        cuts: Callable[[int], Sequence[int]] = lambda n: (0, n),
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise ValueError(
@@ -91,7 +94,7 @@ class Loader:
                 f"Loader: crop_chunk must be at least 1 and batches those of {len(split)} images that are not "
                 f"shuffled, got {crop_chunk} and {self._minibatches.images}"
             )
-        self._crop_chunk, self._share = crop_chunk, share
+        self._crop_chunk, self._share, self._cuts = crop_chunk, share, cuts
         self._side = split.size if decode else 0  # of the images that are decoded
         self._colours = statistics.directions.astype(np.float64) * statistics.deviations
         self._free: list[U8] = []  # memory of batches that nobody reads or writes any more
@@ -129,7 +132,15 @@ class Loader:
         if not self._shuffle:
             return index
         high, low = rng.philox(index, epoch, 0, rng.SHUFFLE, self._seed)[:2].astype(np.uint64)
-        return np.argsort(high << np.uint64(32) | low, kind="stable")
+        drawn = high << np.uint64(32) | low
+        taken = [np.diff(self._cuts(end - start)) for start, end in self._minibatches.spans(0)]
+        share_of = np.concatenate([np.repeat(np.arange(len(sizes)), sizes) for sizes in taken] or [index])
+        order, first = np.empty_like(index), 0
+        for share in range(share_of.max(initial=0) + 1):
+            places = np.flatnonzero(share_of == share)
+            part = np.argsort(drawn[first : first + len(places)], kind="stable")
+            order[places], first = part + first, first + len(places)
+        return order
 
     def _batches(self, epoch: int, order: I64, start: int, noise: float) -> Iterator[Batch]:
         waiting: deque[tuple[int, int, slice, U8, list[Future[None]]]] = deque()

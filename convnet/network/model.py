@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from types import TracebackType
@@ -383,15 +383,35 @@ class Network:
         """Logits, float32 (n, classes), of stored images in test mode; arguments as in ``train_batch``, and ``of`` as
         in ``train_step``."""
         taken = self._batch("evaluate_batch", "images", images, STORED, "uint8", shared=True)
-        cuts = self._shares.own_cuts(self._whole(len(taken), of))
         logits = [np.empty((0, self.spec.classes), np.float32)]
+        for part in self._evaluated(taken, windows, of):
+            logits.append(self._run_forward(part.stop - part.start, train=False))
+        return np.concatenate(logits)
+
+    def score_batch(self, images: Any, labels: Any, windows: Any, of: int | None = None) -> tuple[Values, Values]:
+        """What ``train_batch`` returns, in test mode: losses, float32 (n,), the sums of the network's costs, and the
+        ranks of the true classes, int32 (n,)."""
+        taken = self._batch("score_batch", "images", images, STORED, "uint8", shared=True)
+        labels = arguments.labels(labels, len(taken), self.spec.classes) if len(taken) else np.empty(0, np.int32)
+        losses, ranks = [np.empty(0, np.float32)], [np.empty(0, np.int32)]
+        for part in self._evaluated(taken, windows, of):
+            n = part.stop - part.start
+            self._intake.labels(labels[part])
+            self._run_forward(n, train=False, logits=False)
+            self._wiring.score(self._intake.slots[0].labels, n, slopes=False)
+            losses.append(self._wiring.losses.download()[:n])
+            ranks.append(self._wiring.ranks.download()[:n])
+        return np.concatenate(losses), np.concatenate(ranks)
+
+    def _evaluated(self, images: Given, windows: Any, of: int | None) -> Iterator[slice]:
+        """This process's shards, when their images are in."""
+        cuts = self._shares.own_cuts(self._whole(len(images), of))
         for start, end in pairwise(cut - cuts[0] for cut in cuts):
             if start < end:
                 part = slice(start, end)
-                cut = partial(_part, part=part, n=len(taken))
-                self._intake.images(cut(taken), cut(windows), np.zeros((end - start, 3), np.float32))
-                logits.append(self._run_forward(end - start, train=False))
-        return np.concatenate(logits)
+                cut = partial(_part, part=part, n=len(images))
+                self._intake.images(cut(images), cut(windows), np.zeros((end - start, 3), np.float32))
+                yield part
 
     def _ingest(self, op: str, images: Any, windows: Any, noise: Any) -> int:
         """Brings stored images in, and counts them."""

@@ -113,14 +113,9 @@ class Wiring:
         parameter, all parameters that are not frozen have taken their step in the end. ``learnt`` is called for every
         layer whose gradients are queued."""
         gradients: dict[int, list[Array]] = {}
-        for cost in reversed(self.costs):  # the first one that has ranks has the last word
-            self._queue(cost, labels, n)
+        self.score(labels, n, slopes=True)
+        for cost in reversed(self.costs):
             self._add(gradients, cost.block, [cost.dy])
-        if self._ranking.kind != SOFTMAX:
-            side, y = self.sides[0], self.blocks[self.block_of(self._ranking.input)][0].y
-            results = self._part, self.ranks, None, None, side.control
-            shape = SoftmaxShape(self.N, n, y.size // self.N, self.lanes)
-            ops.softmax_cross_entropy(side.stream, shape, side.precision, y.view(shape.x), labels, *results)
         self._share_control()
         learns = self._below(lambda block: bool(block[0].parameters) and not block[0].frozen)
         for index in range(len(self.blocks) - 1, -1, -1):
@@ -146,14 +141,24 @@ class Wiring:
         if rates is not None:
             self._update(rates, taken=True)
 
-    def _queue(self, cost: Loss, labels: Array, n: int) -> None:
+    def score(self, labels: Array, n: int, slopes: bool) -> None:
+        """Losses and ranks of the first ``n`` images; with ``slopes`` every cost's ``dy``."""
+        for cost in reversed(self.costs):  # the first one that has ranks has the last word
+            self._queue(cost, labels, n, slopes)
+        if self._ranking.kind != SOFTMAX:
+            side, y = self.sides[0], self.blocks[self.block_of(self._ranking.input)][0].y
+            results = self._part, self.ranks, None, None, side.control
+            shape = SoftmaxShape(self.N, n, y.size // self.N, self.lanes)
+            ops.softmax_cross_entropy(side.stream, shape, side.precision, y.view(shape.x), labels, *results)
+
+    def _queue(self, cost: Loss, labels: Array, n: int, slopes: bool) -> None:
         """Adds its losses to those of the costs behind it."""
         stream, c = self.sides[0].stream, cost.coefficient
         if cost is not self.costs[-1]:
-            cost.queue(labels, n, self._part)
+            cost.queue(labels, n, self._part, slopes)
             ops.weighted_add(stream, "fp32", self.losses, 1.0, self._part, c, self.losses)
             return
-        cost.queue(labels, n, self.losses)
+        cost.queue(labels, n, self.losses, slopes)
         if c != 1.0:
             ops.scale(stream, "fp32", self.losses, c, self.losses)
 
@@ -220,18 +225,19 @@ class Loss:
         shape, count = wiring.blocks[self.block][0].shape_out, len(wiring.blocks)
         side.plan.want(self, "dy", shape, side.dtype, count, 2 * count - self.block)
 
-    def queue(self, labels: Array, n: int, losses: Array) -> None:
-        """Losses, without the coefficient, and the gradient, with it; the softmax's writes ranks too."""
+    def queue(self, labels: Array, n: int, losses: Array, slopes: bool) -> None:
+        """Losses, without the coefficient; with ``slopes`` the gradient, with it. The softmax writes ranks, too."""
         side, wiring = self.side, self.wiring
         y = wiring.blocks[self.block][0].y
         shape = SoftmaxShape(wiring.N, n, y.size // wiring.N, wiring.lanes)
-        on, x, dy = (side.stream, shape, side.precision), y.view(shape.x), self.dy.view(shape.x)
+        on, x = (side.stream, shape, side.precision), y.view(shape.x)
+        dy = self.dy.view(shape.x) if slopes else None
         if self.kind != SOFTMAX:
             classes = None if self.kind == SQUARES else labels
             ops.cost(*on, self.kind, self.coefficient, x, classes, losses, dy, side.control)
             return
         ops.softmax_cross_entropy(*on, x, labels, losses, wiring.ranks, None, dy, side.control)
-        if self.coefficient != 1.0:
+        if dy is not None and self.coefficient != 1.0:
             ops.scale(side.stream, side.precision, dy, self.coefficient, dy)
 
 

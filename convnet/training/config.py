@@ -97,10 +97,12 @@ class Config:
     order: str = _option(
         "shuffled",
         "data",
-        "shuffled anew in every epoch, or as the data has it (file): minibatches then start anew in each data batch",
+        "shuffled anew in every epoch; within the part of the images that a shard has for the whole run (parts), so "
+        "that processes read and cache their own alone; or as the data has it (file): minibatches then start anew in "
+        "each data batch",
         str,
         "--order",
-        choices=("shuffled", "file"),
+        choices=("shuffled", "parts", "file"),
         fixed=True,
     )
     size: int | None = _option(

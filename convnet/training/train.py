@@ -179,7 +179,11 @@ def run(
                 console.note(line)
             try:
                 trainer = Trainer(network, dataset, found, config, folder, console, saved, new, loggers, stays, group)
-                return trainer.train()
+                code = trainer.train()
+                for split in splits:
+                    for bad in group.everyone(getattr(split, "bad", {}), "the end", patient=True):
+                        getattr(split, "bad", {}).update(bad)
+                return code
             except (DeviceLost, KernelFault) as error:  # nothing more is asked of the device, nor written
                 told = type(error)(f"{error}; {folder.last_checkpoint()}")
                 console.note(f"error: {told}")

@@ -14,6 +14,7 @@ from ..data import DataSet, Loader, Statistics, normalisation
 from ..data.minibatches import Minibatches
 from ..devices.protocol import DeviceError
 from ..group.group import Group
+from ..group.shares import Shares
 from ..kernels.rng import RATES
 from ..network.spec import paces, parameter_shapes
 from ..output import files
@@ -89,6 +90,7 @@ class Trainer:
         group: Group,
     ):
         self.group, self.writes = group, group.rank == 0
+        self.shares = Shares.of(group, config.shards or group.size)
         self.network, self.dataset, self.statistics = network, dataset, found
         self.config, self.folder, self.console, self.loggers = config, folder, console, loggers
         self.epochs, self.batch_size = config.epochs, config.batch_size
@@ -282,13 +284,14 @@ class Trainer:
             crop=self.network.spec.crop,
             seed=self.config.seed,
             augment=augment,
-            shuffle=trains and self.config.order == "shuffled",
+            shuffle=trains and self.config.order != "file",
             statistics=self.statistics,
             workers=self.config.workers,
             batches=self.minibatches.sizes if trains and self.config.order == "file" else (),
             crop_chunk=self.config.crop_chunk,
             decode=not (self.config.cache == "device" and trains),
-            share=self.network.share,
+            share=self.shares.part,
+            **({"cuts": self.shares.cuts} if self.config.order == "parts" else {}),
         )
 
     def _batches(self, loader: Loader) -> Iterator[Batch]:
@@ -483,14 +486,19 @@ class Trainer:
         self._set_input(training=False)
         with self._loader(self.dataset.valid, augment=False) as loader:
             for batch in loader.epoch(0):
-                logits = self.network.evaluate_batch(batch.images, batch.windows, batch.of)
-                own = *losses_and_ranks(logits, batch.labels), stop.requested
+                own = *self._scored(batch), stop.requested
                 losses, ranks, stops = zip(*self.group.everyone(own, "validation"), strict=True)
                 result.add(np.concatenate(losses), np.concatenate(ranks))
                 self.console.progress(result.images, total, f"epoch {self.epoch + 1}/{self.epochs}  validating")
                 if any(stops):
                     return None
         return result
+
+    def _scored(self, batch: Batch) -> tuple[Any, Any]:
+        """Losses and ranks: of a network with costs of its own, the sums of these."""
+        if self.network.spec.costs:
+            return self.network.score_batch(batch.images, batch.labels, batch.windows, batch.of)
+        return losses_and_ranks(self.network.evaluate_batch(batch.images, batch.windows, batch.of), batch.labels)
 
     def _save(self, final: bool = False) -> None:
         """Writes a checkpoint unless the present state has one. A full disk is a warning, and an error at the end or

@@ -11,6 +11,7 @@ from data_files import write_cifar, write_folder
 
 from convnet.data import Batch, Loader, Statistics, open_dataset, sampled_statistics
 from convnet.data.loader import AHEAD, CHUNK
+from convnet.group.shares import Shares
 
 COLOURS = Statistics(
     mean=np.zeros((3, 6, 6), np.float32),
@@ -379,3 +380,37 @@ def test_without_decoding_all_but_the_pixels_is_the_same(workers):
         np.testing.assert_array_equal(other.images[:, 0, 0, 0], batch.indices)  # image i is full of i
         for name in ("indices", "labels", "windows", "noise", "position"):
             np.testing.assert_array_equal(getattr(batch, name), getattr(other, name), err_msg=name)
+
+
+@pytest.mark.parametrize(("shards", "processes"), [(4, 2), (4, 4), (3, 1)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shares_of_batches_are_the_whole_ones(shards, processes, workers):
+    """What all processes get together is what one gets alone; the last batch has fewer images than there are shards."""
+    split = Numbered(42)
+    whole = epoch(split, workers=workers)
+    ranks = [Shares(shards, processes, rank) for rank in range(processes)]
+    parts = [epoch(split, workers=workers, share=one.part) for one in ranks]
+    for batch, *own in zip(whole, *parts, strict=True):
+        assert {(one.position, one.of) for one in own} == {(batch.position, len(batch.labels))}
+        for name in ("images", "indices", "labels", "windows", "noise"):
+            np.testing.assert_array_equal(np.concatenate([getattr(one, name) for one in own]), getattr(batch, name))
+
+
+@pytest.mark.parametrize("count", [40, 42, 3])
+def test_within_parts_every_shard_has_its_own_images_in_every_epoch(count):
+    split, shares = Numbered(count), [Shares(4, 4, rank) for rank in range(4)]
+    seen = [
+        [
+            np.concatenate([b.indices for b in epoch(split, number, share=one.part, cuts=one.cuts)])
+            for number in range(3)
+        ]
+        for one in shares
+    ]
+    for epochs in seen:
+        assert len({tuple(sorted(indices)) for indices in epochs}) == 1
+    if count > 4:
+        assert all(len({tuple(indices) for indices in epochs}) == 3 for epochs in seen)  # shuffled
+    for number in range(3):
+        assert sorted(np.concatenate([epochs[number] for epochs in seen])) == list(range(count))
+    borders = [(min(e[0]), max(e[0])) for e in seen if len(e[0])]
+    assert borders == sorted(borders)  # images that lie beside each other

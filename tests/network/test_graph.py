@@ -211,6 +211,25 @@ def paced(net, first: int = 0):
     return replace(net, layers=tuple(layers))
 
 
+@pytest.mark.parametrize(
+    "net",
+    [net for net in SPECS if not any(isinstance(layer, RandPool) for layer in net.layers)],
+    ids=lambda net: net.name,
+)
+@SOME
+def test_scores_in_test_mode_are_those_of_training_where_nothing_is_drawn(arithmetic, net):
+    """Losses, sums of all costs, and ranks, bit for bit, also of a batch in parts."""
+    layers = tuple(replace(layer, p=0.0) if isinstance(layer, Dropout) else layer for layer in net.layers)
+    for shards in (1, 2):
+        with opened(replace(net, layers=layers), arithmetic.device, arithmetic.precision, shards=shards) as network:
+            ((images, labels, windows, noise),) = batches(network, 1)
+            noise = np.zeros_like(noise)
+            scored = network.score_batch(images, labels, windows)
+            trained = network.train_step(images, labels, windows, noise).get()
+            for one, other in zip(scored, trained, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
 @NETS
 @SOME
 def test_a_step_at_once_is_the_step_in_parts(arithmetic, net):
