@@ -4,8 +4,8 @@
 
 Measured between this machine's processes, ours beside PyTorch's DistributedDataParallel over gloo, taking turns: sums
 of arrays that everybody gets, and a training step on the same images with the same network. Then, from the bytes of a
-step and the bandwidth and latency that are given, by the formulas below: a step on many GPUs, data parallel, and with
-the fully-connected layers cut ("one weird trick", Krizhevsky 2014), which is not built yet.
+step and the bandwidth and latency that are given, by the formulas of ``convnet.network.traffic``: a step on many GPUs,
+data parallel, and with the fully-connected layers cut ("one weird trick", Krizhevsky 2014).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ from convnet.devices.opening import open_device
 from convnet.group.group import Group
 from convnet.group.launch import joined, launched
 from convnet.network.networks import network
-from convnet.network.spec import Linear, NetworkSpec, parameter_shapes, placed_layers
+from convnet.network.spec import NetworkSpec, parameter_shapes
+from convnet.network.traffic import data_parallel, hybrid
 
 SIZES = (1, 8, 32)  # MB that are summed up
 MANY = (8, 16, 64, 256, 1024)  # GPUs
@@ -212,50 +212,6 @@ class Theirs:
 # ---- many machines
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """What one process sends in a step, and in how many messages. It receives as much."""
-
-    bytes: float
-    messages: float
-
-    def seconds(self, bandwidth: float, latency: float) -> float:
-        """Nothing of it at the same time as anything else."""
-        return self.bytes / bandwidth + self.messages * latency
-
-
-def data_parallel(spec: NetworkSpec, n: int, bucket: float = 25 * 2**20) -> Traffic:
-    """G bytes of gradients in float32, in buckets: (n - 1) / n of them are sent to those who sum them up, and the sums
-    of one part to the n - 1 others."""
-    gradients = 4 * sum(int(np.prod(shape)) for shape in parameter_shapes(spec).values())
-    return Traffic(2 * gradients * (n - 1) / n, 2 * (n - 1) * max(-(-gradients // bucket), 1))
-
-
-def hybrid(spec: NetworkSpec, n: int, images: int, size: int = 2) -> Traffic:
-    """Convolutions as above; of every fully-connected layer each process has 1 / n of the neurons for the images of
-    all. What it reads is gathered, ``size`` bytes a value: an input whose parts lie with their images by those, one
-    whose parts lie with neurons by these; on the way back what all found for a part comes to where that lies, in
-    float32,
-    because it is summed up there."""
-    convolutions = 4 * sum(
-        int(np.prod(shape))
-        for name, shape in parameter_shapes(spec).items()
-        if not isinstance(layer_of(spec, name), Linear)
-    )
-    sent, messages = 2 * convolutions * (n - 1) / n, 2.0 * (n - 1)
-    for placed in placed_layers(spec):
-        if isinstance(placed.layer, Linear):
-            own = images * placed.C * placed.H * placed.W  # of this process's images, or of its neurons for all
-            sent += own * size * (n - 1)  # forward: its part goes to every other
-            sent += own * 4 * (n - 1)  # backward: what it found for every other's part
-            messages += 2 * (n - 1)
-    return Traffic(sent, messages)
-
-
-def layer_of(spec: NetworkSpec, parameter: str) -> Any:
-    return next(layer for layer in spec.layers if layer.name == parameter.partition(".")[0])
-
-
 def model(spec: NetworkSpec, images: int, bandwidth: float, latency: float) -> Row:
     """Steps of ``images`` images per GPU in bfloat16: what crosses, by itself, beside what is predicted for computing.
     Where all of it goes on behind the computing a step takes the longer of both, where nothing does their sum."""
@@ -263,7 +219,7 @@ def model(spec: NetworkSpec, images: int, bandwidth: float, latency: float) -> R
     rows = []
     for n in MANY:
         row: Row = {"gpus": n}
-        for name, traffic in (("data", data_parallel(spec, n)), ("hybrid", hybrid(spec, n, images))):
+        for name, traffic in (("data", data_parallel(spec, n)), ("hybrid", hybrid(spec, n, images, 2))):
             seconds = traffic.seconds(bandwidth, latency)
             row[name] = {
                 "sent_bytes": traffic.bytes, "seconds": seconds,
@@ -302,7 +258,7 @@ def report(found: Row) -> str:
     given = f"{told['bandwidth'] / 1e9:g} GB/s and {1e6 * told['latency']:g} us a message"
     computing = f"computing {1e3 * told['computing_seconds']:.2f} ms (predicted)"
     lines.append(f"\n{told['model']} on GPUs, {told['images']} images each in bf16, {given}; {computing}:")
-    header = ["GPUs", "data parallel ms", "of it sent MB", "hybrid ms (not built)", "of it sent MB"]
+    header = ["GPUs", "data parallel ms", "of it sent MB", "hybrid ms", "of it sent MB"]
     body = [
         [str(row["gpus"]), *(text for name in ("data", "hybrid") for text in
          (f"{1e3 * row[name]['seconds']:.2f}", f"{row[name]['sent_bytes'] / 1e6:.0f}"))]

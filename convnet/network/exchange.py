@@ -34,7 +34,7 @@ class Exchange:
         for reader, whole in zip(self.sides, wholes, strict=False):
             for owner, part in enumerate(parts):
                 reader.stream.wait(ready[owner])
-                for target, source in zip(_channels(whole, owner, len(parts)), image_blocks(part), strict=True):
+                for target, source in zip(channels(whole, owner, len(parts)), image_blocks(part), strict=True):
                     reader.stream.copy(target, source)
                 nbytes += part.nbytes if owner != reader.index else 0
             read = reader.stream.record()
@@ -55,7 +55,7 @@ class Exchange:
                 stream.wait(event)
             staged = [stage.view(shape) for stage in self._staged[owner][: len(wholes)]]
             for computed, whole in enumerate(wholes):
-                sources = _channels(whole, owner, len(self.sides))
+                sources = channels(whole, owner, len(self.sides))
                 for target, source in zip(image_blocks(staged[computed]), sources, strict=True):
                     stream.copy(target, source)
                 nbytes += staged[computed].nbytes if computed != owner else 0
@@ -87,7 +87,7 @@ def image_blocks(array: Array) -> list[Array]:
     return [array.view(array.shape[1:], i * (array.size // blocks)) for i in range(blocks)]
 
 
-def _channels(whole: Array, part: int, count: int) -> list[Array]:
+def channels(whole: Array, part: int, count: int) -> list[Array]:
     """The image blocks of one side's channels in an activation that holds the channels of all sides."""
     blocks = whole.shape[0]
     size = whole.size // blocks // count

@@ -25,16 +25,19 @@ from ..ops.layout import fold_images, pack_activations, rounded, unpack_activati
 from .assemble import input_fold
 from .diagnosis import first_not_finite
 from .graphs import Graphs
+from .head import Head, trunk
+from .head import Layer as HeadLayer
 from .initial import initial_weights
 from .intake import Intake
-from .layers import Side
+from .layers import LayerOnDevice, Side
 from .networks import network
-from .parameters import collect, distribute
+from .parameters import check_parameters, collect, distribute
 from .reduction import Reduction
-from .spec import NetworkSpec, parameter_count
+from .spec import NetworkSpec, parameter_count, parameter_shapes
 from .wiring import Wiring
 
 Values = np.ndarray[Any, Any]
+PARALLEL = ("data", "hybrid")
 STORED = ("H", "W", 3)  # the shape of a stored image
 
 
@@ -59,7 +62,8 @@ class Network:
     and cut into ``shards``, as many as there are processes unless given: what ``train_step`` and ``evaluate_batch`` get
     are the images of this process's shards, and ``of`` says how many all have. Weights end the same to the bit,
     however many processes share the shards; gradients by hand (``train_batch``, ``backward``, ``step``) are then not to
-    be had. See ``convnet.group``.
+    be had. ``parallel`` "hybrid" cuts the neurons of fully-connected layers into shards, too: see ``head.py``. Then all
+    processes make each call that asks for weights, or evaluates, together. See ``convnet.group``.
 
     Raises ``ValueError`` for impossible arguments and ``convnet.DeviceError`` when a device is missing or too small.
     """
@@ -75,6 +79,7 @@ class Network:
         fused: bool = True,
         group: Group | None = None,
         shards: int | None = None,
+        parallel: str = "data",
         **changes: Any,
     ):
         if batch_size < 1:
@@ -113,16 +118,29 @@ class Network:
         self._step_exchanges: list[tuple[str, str, int]] = []  # of a whole step
         self._closed = False
         self._fold = input_fold(self.spec, precision)
-        self._wiring = Wiring(self.spec, self._sides, self._N, self._lanes, seed, fused)
+        self._head = self._made_head(parallel, seed)
+        computed = trunk(self.spec) if self._head else self.spec
+        self._wiring = Wiring(computed, self._sides, self._N, self._lanes, seed, fused)
         self._intake = Intake(self._sides, self._N, self._lanes, self.spec.crop, self._fold)
         self._wiring.read(self._intake.slots[0].inputs)
         self.set_input(np.zeros((3, self.spec.crop, self.spec.crop), np.float32))
         self._reduction = Reduction(self._wiring, group, self._shares) if self._shares.shards > 1 else None
         streams = [self._reduction.stream] if self._reduction else []
         self._graphs = Graphs(self._wiring.streams + streams)
-        self._parameters = [p.name for layer in self._wiring.learning for p in layer[0].parameters]
+        self._parameters = list(parameter_shapes(self.spec))
         self.load_weights(initial_weights(self.spec, seed))
-        self.load_velocity({name: np.zeros_like(w) for name, w in self.weights().items()})
+        self.load_velocity({name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(self.spec).items()})
+
+    def _made_head(self, parallel: str, seed: int) -> Head | None:
+        """What computes the fully-connected layers where they are cut over processes."""
+        if parallel not in PARALLEL:
+            raise ValueError(f'parallel must be one of {", ".join(PARALLEL)}, got "{parallel}"')
+        if parallel == "data" or self._shares.shards == 1:
+            return None
+        if len(self._sides) > 1:
+            raise ValueError("--parallel hybrid: a process has one device; name one, or use --parallel data")
+        (side,) = self._sides
+        return Head(self.spec, side, self._group, self._shares, self._N, self._lanes, seed)
 
     # ---- what it is
 
@@ -180,17 +198,36 @@ class Network:
 
     def weights(self) -> dict[str, Values]:
         """Copies of all weights and biases, float32: (K, C/groups, R, S) or (out, in), and (K,)."""
+        return self._collect("value")
+
+    def weight(self, name: str) -> Values:
+        """A copy of one of them, which no other process need ask for: none of a layer that is cut over processes."""
         self._check_open()
-        return collect(self._wiring, "value")
+        return collect(self._wiring, "value")[name]
+
+    def _collect(self, what: str) -> dict[str, Values]:
+        self._check_open()
+        found = collect(self._wiring, what)
+        return found if self._head is None else {**found, **self._head.collect(what)}
+
+    def _distribute(self, what: str, values: Mapping[str, Values]) -> None:
+        self._check_open()
+        if self._head is None:
+            distribute(self._wiring, what, values)
+            return
+        shapes = parameter_shapes(self.spec)
+        check_parameters(values, shapes)
+        own = {name for layer in self._head.layers for name in (f"{layer.name}.weight", f"{layer.name}.bias")}
+        distribute(self._wiring, what, {name: value for name, value in values.items() if name not in own})
+        self._head.distribute(what, values)
 
     def load_weights(self, weights: Mapping[str, Values]) -> None:
         """Replaces all weights and biases. Raises ``ValueError`` for missing or unknown names and wrong shapes.
 
         From a file: ``convnet.interop.load``.
         """
-        self._check_open()
-        distribute(self._wiring, "value", weights)
-        for layer in self._wiring.learning:
+        self._distribute("value", weights)
+        for layer in self._learning:
             for on_side in layer:
                 on_side.copy_weights()
 
@@ -203,23 +240,26 @@ class Network:
 
     def velocity(self) -> dict[str, Values]:
         """The momentum terms; keys and shapes as in ``weights``."""
-        self._check_open()
-        return collect(self._wiring, "velocity")
+        return self._collect("velocity")
 
     def load_velocity(self, velocity: Mapping[str, Values]) -> None:
         """Replaces all momentum terms, as ``load_weights`` does weights."""
-        self._check_open()
-        distribute(self._wiring, "velocity", velocity)
+        self._distribute("velocity", velocity)
+
+    @property
+    def _learning(self) -> list[Sequence[LayerOnDevice | HeadLayer]]:
+        """Layers that have weights, on every side."""
+        return [*self._wiring.learning, *([layer] for layer in (self._head.layers if self._head else []))]
 
     @property
     def layers(self) -> list[str]:
         """Names of the layers that have weights, in order."""
-        return [layer[0].name for layer in self._wiring.learning]
+        return [layer[0].name for layer in self._learning]
 
     @property
     def frozen(self) -> list[str]:
         """The layers that do not learn."""
-        return [layer[0].name for layer in self._wiring.learning if layer[0].frozen]
+        return [layer[0].name for layer in self._learning if layer[0].frozen]
 
     def freeze(self, names: Iterable[str]) -> None:
         """These layers, and no others, keep their weights from now on: no work is done for their gradients, nor for
@@ -232,7 +272,7 @@ class Network:
             raise ValueError(f'freeze: no layer with weights is called "{unknown[0]}"; there are {names}')
         if wanted == set(self.layers):
             raise ValueError("freeze: all layers are frozen; leave at least one to learn")
-        for layer in self._wiring.learning:
+        for layer in self._learning:
             for on_side in layer:
                 on_side.frozen = on_side.name in wanted
 
@@ -384,6 +424,8 @@ class Network:
         in ``train_step``."""
         taken = self._batch("evaluate_batch", "images", images, STORED, "uint8", shared=True)
         logits = [np.empty((0, self.spec.classes), np.float32)]
+        if self._head:
+            return self._evaluate_hybrid(self._head, taken, windows, self._whole(len(taken), of))
         for part in self._evaluated(taken, windows, of):
             logits.append(self._run_forward(part.stop - part.start, train=False))
         return np.concatenate(logits)
@@ -403,14 +445,32 @@ class Network:
             ranks.append(self._wiring.ranks.download()[:n])
         return np.concatenate(losses), np.concatenate(ranks)
 
+    def _evaluate_hybrid(self, head: Head, images: Given, windows: Any, of: int) -> Values:
+        cuts, logits = self._shares.own_cuts(of), [np.empty((0, self.spec.classes), np.float32)]
+        for j, part in enumerate(self._parts(of)):
+            if n := part.stop - part.start:
+                cut = partial(_part, part=part, n=len(images))
+                self._intake.images(cut(images), cut(windows), np.zeros((n, 3), np.float32))
+                self._wiring.read(self._intake.take(0))
+                self._wiring.forward(train=False)
+                self._intake.give_back(0)
+                head.put(j, self._wiring.blocks[-1][0].y)
+        head.forward(train=False)
+        for j, (start, end) in enumerate(pairwise(cuts)):
+            logits.append(unpack_activations(head.own_logits(j).download(), end - start))
+        return np.concatenate(logits)
+
+    def _parts(self, of: int) -> list[slice]:
+        """Of this process's images those of each of its shards."""
+        cuts = self._shares.own_cuts(of)
+        return [slice(start - cuts[0], end - cuts[0]) for start, end in pairwise(cuts)]
+
     def _evaluated(self, images: Given, windows: Any, of: int | None) -> Iterator[slice]:
         """This process's shards, when their images are in."""
-        cuts = self._shares.own_cuts(self._whole(len(images), of))
-        for start, end in pairwise(cut - cuts[0] for cut in cuts):
-            if start < end:
-                part = slice(start, end)
+        for part in self._parts(self._whole(len(images), of)):
+            if n := part.stop - part.start:
                 cut = partial(_part, part=part, n=len(images))
-                self._intake.images(cut(images), cut(windows), np.zeros((end - start, 3), np.float32))
+                self._intake.images(cut(images), cut(windows), np.zeros((n, 3), np.float32))
                 yield part
 
     def _ingest(self, op: str, images: Any, windows: Any, noise: Any) -> int:
@@ -483,6 +543,8 @@ class Network:
         self._last = 0 if self._wiring.fused or self._reduction else n
         for side in self._sides:
             side.stream.upload(side.control, control_words(self.steps_done, *constants, images=of))
+        if self._head and self._reduction:
+            return self._run_hybrid(self._head, self._reduction, take_in, labels, constants, rates, of)
         settings = tuple(sorted(rates.items())), tuple(self.frozen)
         found = []
         shards = [(j, a, b) for j, (a, b) in enumerate(pairwise(self._shares.own_cuts(of))) if a < b]
@@ -522,6 +584,58 @@ class Network:
         else:
             self._wiring.backward(labels, n, learnt=lambda layer: reduction.take(shard, layer, last))
         self._step_exchanges = list(self._wiring.exchange.log)
+
+    def _run_hybrid(
+        self,
+        head: Head,
+        reduction: Reduction,
+        take_in: Callable[[int, slice], None],
+        labels: Values,
+        constants: Sequence[float],
+        rates: Mapping[str, float],
+        of: int,
+    ) -> StepResult:
+        """A step whose fully-connected layers see the images of all processes. A process that has several shards
+        computes the convolutions of each anew on the way back, where they have no room side by side."""
+        (side,), wiring, parts = self._sides, self._wiring, self._parts(of)
+        starts = self._shares.own_cuts(of)
+        sizes = [end - start for start, end in pairwise(self._shares.cuts(of))]
+
+        def convolutions(j: int) -> int:
+            slot = self._intake.next_slot()
+            take_in(slot, parts[j])
+            side.stream.upload(side.control.view((1,), FIRST), np.array([starts[j]], np.uint32))
+            wiring.read(self._intake.take(slot))
+            wiring.forward(train=True)
+            return slot
+
+        own = [j for j, part in enumerate(parts) if part.start < part.stop]
+        reduction.begin()
+        head.begin(self.steps_done, constants, [labels[part] for part in parts], of)
+        slot = 0
+        for j in own:
+            slot = convolutions(j)
+            head.put(j, wiring.blocks[-1][0].y)
+            if len(own) > 1:
+                self._intake.give_back(slot)
+        head.forward(train=True)
+        learns = any(not block[0].frozen for block in wiring.learning)
+        dys = head.backward(sizes, rates, learns)
+        for j in own if learns else []:
+            if len(own) > 1:
+                slot = convolutions(j)
+            dy = wiring.costs[0].dy
+            side.stream.copy(dy, dys[j].view(dy.shape))
+            last = j == own[-1]
+            wiring.descend(None, lambda layer: reduction.take(j, layer, last))  # noqa: B023  (called at once)
+            self._intake.give_back(slot)
+        if own and not learns:
+            self._intake.give_back(slot)
+        reduction.finish(sizes, bool(own))
+        wiring.update(rates)
+        head.update_biases(rates)
+        self.steps_done += 1
+        return StepResult(head.results(sizes), [side.stream.fetch(side.control)], Group())
 
     def _queue_update(
         self, reduction: Reduction, sizes: Sequence[int], computed: bool, rates: Mapping[str, float]

@@ -35,23 +35,38 @@ def collect(wiring: Wiring, what: str) -> dict[str, Values]:
 def distribute(wiring: Wiring, what: str, values: Mapping[str, Values]) -> None:
     """The reverse. Raises ``ValueError``, and changes nothing, where a name or a shape does not fit."""
     by_name = _shares(wiring)
-    if set(values) != set(by_name):
-        missing, unknown = sorted(set(by_name) - set(values)), sorted(set(values) - set(by_name))
-        raise ValueError(
-            f"parameters do not match the network: missing {missing or 'none'}, unknown {unknown or 'none'}"
-        )
+    _check_names(values, by_name)
     cut = {name: _cut(name, np.asarray(values[name]), shares) for name, shares in by_name.items()}
     for name, shares in by_name.items():
         for (side, parameter), part in zip(shares, cut[name], strict=True):
             side.stream.upload(getattr(parameter, what), to_device(part, parameter.value.shape))
 
 
+def check_parameters(values: Mapping[str, Values], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ``ValueError`` unless these are parameters of such shapes."""
+    _check_names(values, shapes)
+    for name, shape in shapes.items():
+        _check(name, np.asarray(values[name]), shape)
+
+
+def _check_names(values: Mapping[str, Values], wanted: Mapping[str, Any]) -> None:
+    if set(values) != set(wanted):
+        missing, unknown = sorted(set(wanted) - set(values)), sorted(set(values) - set(wanted))
+        raise ValueError(
+            f"parameters do not match the network: missing {missing or 'none'}, unknown {unknown or 'none'}"
+        )
+
+
+def _check(name: str, value: Values, shape: tuple[int, ...]) -> None:
+    if value.shape != shape or value.dtype != np.float32:
+        raise ValueError(f"{name} must be float32 of shape {shape}, got {value.dtype} of shape {value.shape}")
+
+
 def _cut(name: str, value: Values, shares: Sequence[tuple[Side, Parameter]]) -> list[Values]:
     shape = user_shape(shares[0][1].value.shape)
     axis = _axis(shares[0][1])
     whole = (*shape[:axis], shape[axis] * len(shares), *shape[axis + 1 :])
-    if value.shape != whole or value.dtype != np.float32:
-        raise ValueError(f"{name} must be float32 of shape {whole}, got {value.dtype} of shape {value.shape}")
+    _check(name, value, whole)
     return np.split(value, len(shares), axis)
 
 

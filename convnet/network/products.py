@@ -13,7 +13,7 @@ from ..kernels.precision import BF16
 from ..kernels.shapes import ConvShape, DropoutShape, GatherShape, LinearShape, LocalShape
 from ..ops import ops
 from ..ops.layout import places_of_channels
-from .layers import LayerOnDevice
+from .layers import LayerOnDevice, Parameter, Side
 from .spec import Pace
 
 
@@ -212,18 +212,28 @@ class LinearLayer(LayerOnDevice):
     def backward_weights(self, dy: Array, rates: Mapping[str, float] | None) -> None:
         if self.frozen:
             return
-        workspace = self.side.workspace
         for i, (read, shape, w) in enumerate(zip(self.inputs, self.shapes, self.weights, strict=True)):
-            problem = self.stream, shape, self.precision, dy, read.x
-            dbias = self.bias.gradient if i == 0 else None
-            rate = w.rate(rates) if rates is not None else 0.0
-            if not rate:  # a weight that keeps its value has a gradient nobody asks for, but the bias may have its own
-                if rates is None or dbias is not None:
-                    ops.linear_backward_filter(*problem, w.gradient, dbias, workspace)
-                continue
-            pace = rate, w.pace.decay, w.pace.momentum
-            updated = w.value, w.velocity, w.copy, dbias, self.side.control
-            ops.linear_backward_filter_update(*problem, *updated, *pace, workspace)
+            learn_linear(self.side, shape, dy, read.x, w, self.bias.gradient if i == 0 else None, rates)
+
+
+def learn_linear(
+    side: Side,
+    shape: LinearShape,
+    dy: Array,
+    x: Array,
+    weight: Parameter,
+    dbias: Array | None,
+    rates: Mapping[str, float] | None,
+) -> None:
+    """The gradients of a weight and a bias; with ``rates`` the weight takes its step, and its gradient never exists."""
+    problem, workspace = (side.stream, shape, side.precision, dy, x), side.workspace
+    rate = weight.rate(rates) if rates is not None else 0.0
+    if rate:
+        pace = rate, weight.pace.decay, weight.pace.momentum
+        updated = weight.value, weight.velocity, weight.copy, dbias, side.control
+        ops.linear_backward_filter_update(*problem, *updated, *pace, workspace)
+    elif rates is None or dbias is not None:  # nobody asks for that of one that stays, but the bias may have its own
+        ops.linear_backward_filter(*problem, weight.gradient, dbias, workspace)
 
 
 @dataclass

@@ -16,9 +16,9 @@ from ..group.shares import Shares
 from ..kernels.control import STOPPED
 from ..ops import ops
 from .layers import LayerOnDevice, Parameter, Side
+from .traffic import BUCKET
 from .wiring import Wiring
 
-BUCKET = 25 * 2**20  # bytes: large enough to be bound by the network's bandwidth, small enough to start early
 QUAD = 4  # values: kernels read so many at a time
 
 

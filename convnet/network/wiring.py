@@ -112,11 +112,15 @@ class Wiring:
         """Losses, ranks and gradients for the first ``n`` images. With ``rates``, factors on the learning rate by
         parameter, all parameters that are not frozen have taken their step in the end. ``learnt`` is called for every
         layer whose gradients are queued."""
-        gradients: dict[int, list[Array]] = {}
         self.score(labels, n, slopes=True)
+        self._share_control()
+        self.descend(rates, learnt)
+
+    def descend(self, rates: Mapping[str, float] | None, learnt: Callable[[LayerOnDevice], None]) -> None:
+        """What ``backward`` does behind the loss: gradients from every cost's ``dy``."""
+        gradients: dict[int, list[Array]] = {}
         for cost in reversed(self.costs):
             self._add(gradients, cost.block, [cost.dy])
-        self._share_control()
         learns = self._below(lambda block: bool(block[0].parameters) and not block[0].frozen)
         for index in range(len(self.blocks) - 1, -1, -1):
             if not learns[index] or index not in gradients:

@@ -31,7 +31,11 @@ else:
 MOST = 2**31  # of what is counted
 EPOCH_STEPS, LEAST_BATCH = 32, 16  # of a batch that the user does not choose
 FEW_STEPS, MOST_EPOCHS = 1000, 100  # after fewer steps a network may not have begun to learn for no other reason
-BEFORE = {"init": "paper", "shards": 1}  # what a run did that does not name an option because there was none yet
+BEFORE = {
+    "init": "paper",
+    "shards": 1,
+    "parallel": "data",
+}  # what a run did that does not name an option because there was none yet
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,16 @@ class Config:
         low=1,
         fixed=True,
         unset="as many as processes",
+    )
+    parallel: str = _option(
+        "data",
+        "device",
+        "what else processes share: nothing, every one has all layers (data); the neurons of fully-connected layers, "
+        "whose weights then stay where they are (hybrid); whatever sends fewer bytes (auto)",
+        str,
+        "--parallel",
+        choices=("data", "hybrid", "auto"),
+        fixed=True,
     )
     batch_size: int = _option(
         None,

@@ -27,8 +27,10 @@ from ..devices.protocol import DeviceLost, KernelFault
 from ..group.group import Group
 from ..group.shares import Shares
 from ..network.footprint import Use
+from ..network.head import stages
 from ..network.networks import network as network_spec
 from ..network.spec import NetworkSpec
+from ..network.traffic import data_parallel, hybrid
 from ..output.console import Console
 from .alike import check_alike
 from .check_grads import LARGEST_ERROR, check_gradients, without_chance
@@ -138,6 +140,7 @@ def run(
     from ..network.model import Network
 
     spec = network_spec(config.model, num_classes=len(dataset.classes), **config.network_options())
+    config = replace(config, parallel=chosen_parallel(spec, config))
     if check_grads:
         return _check_grads(without_chance(spec), config, dataset, saved, console)
     on_device = len(dataset.train) if config.cache == "device" else 0
@@ -148,8 +151,9 @@ def run(
     def opened() -> Network:
         try:
             return Network(
-                spec, config.device, most, config.precision, seed=config.seed, group=group, shards=shares.shards
-            )
+                spec, config.device, most, config.precision, seed=config.seed,
+                group=group, shards=shares.shards, parallel=config.parallel,
+            )  # fmt: skip
         except ValueError as error:  # these devices and this precision do not go together
             if saved is None or "device" in {**file, **flags}:
                 raise
@@ -198,6 +202,19 @@ def run(
                 except OSError as error:  # whatever else ends the run is worth more than this
                     console.warn(f"{folder.path / 'left-out.csv'}: not written: {error.strerror}")
                 console.log = None
+
+
+def chosen_parallel(spec: NetworkSpec, config: Config) -> str:
+    """What processes share, where it is left to the traffic."""
+    V, size = config.shards, 2 if config.precision == "bf16" else 4
+    if config.parallel != "auto" or V == 1:
+        return "data" if V == 1 else config.parallel
+    try:
+        stages(spec, V)
+    except ValueError:
+        return "data"
+    cut = hybrid(spec, V, -(-config.batch_size // V), size)
+    return "hybrid" if cut.bytes < data_parallel(spec, V).bytes else "data"
 
 
 def _begun(

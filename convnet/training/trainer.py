@@ -198,7 +198,8 @@ class Trainer:
             f"{self.config.precision} on {', '.join(network.devices)}"
         )
         if network.shards > 1:
-            console.say(f"processes: {self.group.size}, which share {network.shards} parts of every batch")
+            cut = ", and the neurons of fully-connected layers" if self.config.parallel == "hybrid" else ""
+            console.say(f"processes: {self.group.size}, which share {network.shards} parts of every batch{cut}")
         console.say(
             f"training: {self.epochs} epochs of {self.steps} steps of {self.batch_size} images, in {self.folder.path}"
         )
@@ -442,7 +443,7 @@ class Trainer:
     def _log_filters(self) -> None:
         name = self.network.spec.first_filters
         if self.loggers and name:
-            self.loggers.filters(name, self.network.weights()[name], self.network.spec.towers, self.step)
+            self.loggers.filters(name, self.network.weight(name), self.network.spec.towers, self.step)
 
     # ---- between epochs
 
@@ -503,10 +504,15 @@ class Trainer:
     def _save(self, final: bool = False) -> None:
         """Writes a checkpoint unless the present state has one. A full disk is a warning, and an error at the end or
         when it happens ``FAILED_SAVES`` times in a row."""
-        if self.written or not self.writes:
+        if self.written:
             return
         tensors = {f"weights/{name}": values for name, values in self.network.weights().items()}
         tensors |= {f"velocity/{name}": values for name, values in self.network.velocity().items()}
+        self.written = self.group.from_first(lambda: self._write(tensors, final), "a checkpoint")
+        self.speed.restart()
+
+    def _write(self, tensors: dict[str, Any], final: bool) -> bool:
+        """Whether a checkpoint was written."""
         for name, values in tensors.items():
             if not np.isfinite(values).all():
                 raise self._diverged(f"{name} is not finite")
@@ -524,9 +530,9 @@ class Trainer:
             if final or self.failed_saves == FAILED_SAVES:
                 raise
             self.console.warn(f"{path}: not written: {error.strerror}; will try again with the next checkpoint")
-        else:
-            self.written, self.failed_saves = True, 0
-        self.speed.restart()
+            return False
+        self.failed_saves = 0
+        return True
 
     def _draw(self) -> None:
         """Whatever goes wrong with a figure is a warning: the import of matplotlib, its fonts, a full disk."""
@@ -540,7 +546,7 @@ class Trainer:
             figures.save_curves(self.folder.path / "curves.png", {name: self.folder.metrics.records()}, name)
             spec = self.network.spec
             if first := spec.first_filters:
-                filters = self.network.weights()[first]
+                filters = self.network.weight(first)
                 figures.save_filters(self.folder.path / "filters.png", filters, spec.towers, first.partition(".")[0])
         except OSError as error:
             told = error.strerror or " ".join(str(error).split())

@@ -14,18 +14,26 @@ from runs import CLOCK, ELSEWHERE, TINY, TRAIN, call, shared_folder, shared_imag
 
 from convnet import Network
 from convnet.cli.train import main
+from convnet.network.networks import network
+from convnet.network.traffic import data_parallel, hybrid
 from convnet.training import checkpoint
+from convnet.training.config import Config
+from convnet.training.train import chosen_parallel
 
 # 17, 17 and 2 images to a step: of 4 shards the last step fills two
 RUN = [shared_images(), *TINY, "-b", "17", "--shards", "4", "-q"]
-KINDS = {"cpu fp32": [], "emu fp32": [], "emu tf32": [], "emu bf16": []}
+KINDS = [
+    f"{where} {parallel}"
+    for where in ("cpu fp32", "emu fp32", "emu tf32", "emu bf16")
+    for parallel in ("data", "hybrid")
+]
 SEED, N, SHARDS = 3, 11, 4
 
 
 def options(kind: str) -> list[str]:
-    device, precision = kind.split()
+    device, precision, parallel = kind.split()
     short = ["--epochs", "1"] if device == "emu" else []
-    return [*RUN, "--device", device, "--precision", precision, *short]
+    return [*RUN, "--device", device, "--precision", precision, "--parallel", parallel, *short]
 
 
 def train(n: int, folder: Path, *arguments: str, code: int = 0) -> str:
@@ -68,15 +76,18 @@ def test_any_number_of_processes_has_the_bits_of_one(kind, n, tmp_path):
 
 
 @needs_mpi
-@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 2), (2, 1)])
-def test_another_number_goes_on_where_one_has_stopped(before, after, tmp_path):
+@pytest.mark.parametrize(
+    ("before", "after", "parallel"),
+    [(1, 4, "data"), (4, 2, "data"), (2, 1, "data"), (1, 4, "hybrid"), (4, 2, "hybrid")],
+)
+def test_another_number_goes_on_where_one_has_stopped(before, after, parallel, tmp_path):
     for n, more in ((before, ["--steps", "4"]), (after, ["--resume", "auto"])):
-        said = [*options("cpu fp32"), *more]
+        said = [*options(f"cpu fp32 {parallel}"), *more]
         if n == 1:
             assert call(main, *said, "-o", str(tmp_path)) == 0
         else:
             train(n, tmp_path, *said)
-    a, b = (checkpoint.load(folder / "last") for folder in (alone("cpu fp32"), tmp_path))
+    a, b = (checkpoint.load(folder / "last") for folder in (alone(f"cpu fp32 {parallel}"), tmp_path))
     for name, values in a.tensors.items():
         np.testing.assert_array_equal(values, b.tensors[name], err_msg=name)
 
@@ -97,10 +108,13 @@ def stepped(shards: int, device: str = "cpu", **changes) -> tuple[list[np.ndarra
         return losses, network.weights()
 
 
-@pytest.mark.parametrize("device", ["cpu", "emu", "emu:0,emu:1"])
-def test_a_batch_that_is_cut_differs_by_the_order_of_sums_alone(device, within):
+@pytest.mark.parametrize(
+    ("device", "parallel"),
+    [("cpu", "data"), ("emu", "data"), ("emu:0,emu:1", "data"), ("cpu", "hybrid"), ("emu", "hybrid")],
+)
+def test_a_batch_that_is_cut_differs_by_the_order_of_sums_alone(device, parallel, within):
     """Dropout is on: a shard that drew as if its images were the first would be wrong by far."""
-    losses, weights = stepped(SHARDS, device)
+    losses, weights = stepped(SHARDS, device, parallel=parallel)
     whole_losses, whole_weights = stepped(1, device)
     for cut, whole in zip(losses, whole_losses, strict=True):
         within("losses of a batch that is cut", float(abs(cut - whole).max() / whole.max()) / 1e-6)
@@ -115,7 +129,7 @@ import numpy as np
 from convnet import Network
 from convnet.group.launch import joined
 group, random = joined(), np.random.default_rng(1)
-settings = {"num_classes": 3, "crop": 32, "width": 0.25, "group": group, "shards": 4}
+settings = {"num_classes": 3, "crop": 32, "width": 0.25, "group": group, "shards": 4, "parallel": sys.argv[3]}
 with Network("alexnet-tiny", sys.argv[1], 9, **settings) as network:
     for n in random.integers(1, 10, int(sys.argv[2])):
         part = network.share(n)
@@ -123,19 +137,54 @@ with Network("alexnet-tiny", sys.argv[1], 9, **settings) as network:
         result = network.train_step(images[part], labels[part], np.zeros((n, 3), np.int32)[part],
                                     np.zeros((n, 3), np.float32)[part], of=n)
         assert result.get()[0].shape == (n,)
+        network.evaluate_batch(images[part], np.zeros((n, 3), np.int32)[part], n)
     digest = hashlib.sha256(b"".join(w.tobytes() for _, w in sorted(network.weights().items()))).hexdigest()
     os.write(1, digest.encode() + bytes([10]))
 """
 
 
 @needs_mpi
-@pytest.mark.parametrize(("device", "steps"), [("cpu", 60), ("emu:0,emu:1", 12)])
-def test_batches_of_any_size_have_the_same_bits_everywhere(device, steps):
+@pytest.mark.parametrize(
+    ("device", "steps", "parallel"),
+    [("cpu", 60, "data"), ("emu:0,emu:1", 12, "data"), ("cpu", 30, "hybrid"), ("emu", 12, "hybrid")],
+)
+def test_batches_of_any_size_have_the_same_bits_everywhere(device, steps, parallel):
     """Work of one size is captured and launched again between work of others; some processes have none of it."""
-    (wanted,) = mpirun(1, "-c", ELSEWHERE + STEPS, device, steps).stdout.splitlines()
+    (wanted,) = mpirun(1, "-c", ELSEWHERE + STEPS, device, steps, parallel).stdout.splitlines()
     for n in (2, 4):
-        done = mpirun(n, "-c", ELSEWHERE + STEPS, device, steps)
+        done = mpirun(n, "-c", ELSEWHERE + STEPS, device, steps, parallel)
         assert done.stdout.splitlines() == [wanted] * n, done.stderr
+
+
+SENT = """
+import os, sys
+import numpy as np
+from convnet import Network
+from convnet.group.launch import joined
+group, n, parallel = joined(), 16, sys.argv[1]
+with Network("alexnet-tiny", "cpu", n, group=group, parallel=parallel) as network:
+    part = network.share(n)
+    windows, noise = np.zeros((n, 3), np.int32), np.zeros((n, 3), np.float32)
+    batch = np.zeros((n, 73, 73, 3), np.uint8), np.zeros(n, np.int32), windows, noise
+    before = group.sent
+    network.train_step(*(values[part] for values in batch), of=n).get()
+    os.write(1, str(group.sent - before).encode() + bytes([10]))
+"""
+
+
+@needs_mpi
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("parallel", ["data", "hybrid"])
+def test_what_crosses_is_what_the_formula_says(parallel, processes):
+    """Besides, every process tells the others whether its losses are finite, in 4 bytes, and, where layers are cut, the
+    labels of its images. Parts of sums are cut at whole quads."""
+    spec = network("alexnet-tiny")
+    traffic = data_parallel(spec, processes) if parallel == "data" else hybrid(spec, processes, 16 // processes, 4)
+    more = 4 + (4 * 16 // processes if parallel == "hybrid" else 0)
+    done = mpirun(processes, "-c", ELSEWHERE + SENT, parallel)
+    sent = [int(line) for line in done.stdout.split()]
+    assert len(sent) == processes, done.stderr
+    assert sent == [pytest.approx(traffic.bytes + more * (processes - 1), abs=16 * processes)] * processes
 
 
 def test_shards_are_not_what_is_seen():
@@ -150,16 +199,84 @@ def test_of_two_devices_each_sums_up_its_own():
     np.testing.assert_array_equal(stepped(SHARDS, "emu")[0][0], stepped(SHARDS, "emu:0,emu:1")[0][0])
 
 
-def test_frozen_layers_stay_and_the_others_learn():
-    with Network("alexnet-tiny", "cpu", N, num_classes=3, crop=32, width=0.25, shards=SHARDS) as network:
+CONVOLUTIONS = ["conv1", "conv2", "conv3", "conv4", "conv5"]
+
+
+@pytest.mark.parametrize("parallel", ["data", "hybrid"])
+def test_frozen_layers_stay_and_the_others_learn(parallel):
+    settings = {"num_classes": 3, "crop": 32, "width": 0.25, "shards": SHARDS, "parallel": parallel}
+    with Network("alexnet-tiny", "cpu", N, **settings) as network:
         random = np.random.default_rng(1)
-        for frozen in ([], ["conv1", "fc7"], ["fc6"], []):
+        for frozen in ([], ["conv1", "fc7"], ["fc6"], CONVOLUTIONS, [*CONVOLUTIONS, "fc6", "fc7"], ["fc8"], []):
             network.freeze(frozen)
             before = network.weights()
             network.train_step(*batch(random, N)).get()
             after = network.weights()
             same = {name.partition(".")[0] for name in after if np.array_equal(before[name], after[name])}
             assert same == set(frozen)
+
+
+def test_rates_of_single_tensors_hold_where_layers_are_cut():
+    rates = {"fc6.weight": 0.0, "fc7.bias": 0.0, "fc8.weight": 2.0}
+    after = []
+    for parallel in ("data", "hybrid"):
+        settings = {"num_classes": 3, "crop": 32, "width": 0.25, "shards": SHARDS, "parallel": parallel}
+        with Network("alexnet-tiny", "cpu", N, **settings) as network:
+            before = network.weights()
+            network.train_step(*batch(np.random.default_rng(1), N), rates=rates).get()
+            after.append(network.weights())
+            for name in ("fc6.weight", "fc7.bias"):
+                np.testing.assert_array_equal(after[-1][name], before[name])
+    for name, values in after[0].items():
+        np.testing.assert_allclose(after[1][name], values, rtol=1e-4, atol=1e-7)
+
+
+def test_in_bfloat16_sums_of_slices_are_rounded(within):
+    """Gradients of what cut layers read are summed up in bfloat16: the first step differs by some roundings."""
+    moved = []
+    for parallel in ("data", "hybrid"):
+        settings = {"num_classes": 3, "crop": 32, "width": 0.25, "seed": SEED, "shards": SHARDS, "parallel": parallel}
+        with Network("alexnet-tiny", "emu", N, "bf16", **settings) as network:
+            before = network.weights()
+            network.train_step(*batch(np.random.default_rng(1), N)).get()
+            moved.append({name: values - before[name] for name, values in network.weights().items()})
+    for name in moved[0]:
+        error = np.linalg.norm(moved[1][name] - moved[0][name]) / np.linalg.norm(moved[0][name])
+        within("step of cut layers in bfloat16", float(error) / (2**-8 * 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "shards", "message"),
+    [
+        ("lenet5", 4, "layer fc6 has no ReLU behind it; use --parallel data"),
+        ("alexnet-torchvision", 2, "cannot be cut; use --parallel data"),
+        ("alexnet-tiny", 3, "neurons of fc6 cannot be cut 3 ways; use --parallel data"),
+    ],
+)
+def test_layers_that_cannot_be_cut_are_named(model, shards, message):
+    with pytest.raises(ValueError, match=f"--parallel hybrid: .*{message}"):
+        Network(model, "cpu", 12, num_classes=10, shards=shards, parallel="hybrid")
+
+
+def test_with_two_devices_layers_are_not_cut():
+    with pytest.raises(ValueError, match="--parallel hybrid: a process has one device"):
+        Network("alexnet-tiny", "emu:0,emu:1", 4, shards=2, parallel="hybrid")
+    with pytest.raises(ValueError, match='parallel must be one of data, hybrid, got "both"'):
+        Network("alexnet-tiny", "cpu", 4, shards=2, parallel="both")
+
+
+@pytest.mark.parametrize(
+    ("model", "batch_size", "shards", "chosen"),
+    [
+        ("alexnet", 1024, 8, "hybrid"),
+        ("alexnet", 1024, 1, "data"),
+        ("alexnet", 65536, 512, "data"),
+        ("cifar-19pct", 64, 2, "data"),
+    ],
+)
+def test_what_sends_fewer_bytes_is_chosen(model, batch_size, shards, chosen):
+    config = Config(model=model, batch_size=batch_size, shards=shards, parallel="auto")
+    assert chosen_parallel(network(model), config) == chosen
 
 
 def test_gradients_by_hand_are_refused_where_a_batch_is_cut():
