@@ -178,7 +178,8 @@ class Theirs:
 
     def step(
         self, spec: NetworkSpec, weights: dict[str, np.ndarray], batches: list[tuple[np.ndarray, np.ndarray]]
-    ) -> Callable[[int], None]:
+    ) -> Callable[[int], Any]:
+        """A step on one of ``batches``, cut-out images and labels of this process; returns its loss, a tensor."""
         from benchmarks.torch_network import TorchNetwork, Variant, on_device
 
         torch, mean = self.torch, mean_image(spec.crop)
@@ -197,14 +198,19 @@ class Theirs:
                 return theirs.loss(x, y)
 
         module = torch.nn.parallel.DistributedDataParallel(Module())
-        optimizer = torch.optim.SGD(
-            module.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True
-        )
+        named = list(module.named_parameters())
+        groups = [
+            {"params": [p for name, p in named if name.endswith("weight")], "weight_decay": WEIGHT_DECAY},
+            {"params": [p for name, p in named if name.endswith("bias")], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM, fused=True)
 
-        def step(k: int) -> None:
+        def step(k: int) -> Any:
             optimizer.zero_grad(set_to_none=True)
-            module(*theirs.batches[k]).backward()
+            loss = module(*theirs.batches[k])
+            loss.backward()
             optimizer.step()
+            return loss
 
         return step
 
