@@ -55,4 +55,4 @@ def test_the_curves_of_fifty_steps_overlap(parallel, within):
     ours, theirs = np.array(json.loads(done.stdout)).T
     assert len(ours) == STEPS
     assert ours[-8:].mean() < ours[:8].mean() - 0.05
-    within("losses beside DDP", float((abs(ours - theirs) / theirs).max()) / 1e-3)
+    within("losses beside DDP", float((abs(ours - theirs) / theirs).max()) / 5e-3)
