@@ -44,6 +44,17 @@ def open_devices(names: str, most: int = 2) -> list[Device]:
     return [open_device(name) for name in device_list(names)]
 
 
+def device_of(place: int) -> str:
+    """What "auto" is for the process that has this place, from 0, among several of its machine: a GPU for each, where
+    there is any, else "cpu". Raises ``DeviceError`` where there are more processes than GPUs."""
+    gpus = cuda.names()
+    if gpus and place >= len(gpus):
+        raise DeviceError(
+            f"this machine has {len(gpus)} GPUs and more processes; start one for each GPU, or say --device cpu"
+        )
+    return gpus[place] if gpus else "cpu"
+
+
 def device_list(names: str) -> list[str]:
     """The devices of a comma-separated list, in full. Raises ``ValueError`` where they cannot be."""
     chosen = [name.strip() for name in names.split(",")]

@@ -37,6 +37,11 @@ class Group:
     neighbours = 1  # processes on this machine
     sent = 0
 
+    @property
+    def place(self) -> int:
+        """Which of the processes of its machine this one is, from 0."""
+        return 0
+
     def host(self, rank: int) -> str:
         """The name of its machine."""
         return platform.node()

@@ -1,4 +1,5 @@
-"""Processes that MPI started: what they say goes by messages, and so does what lies in host memory.
+"""Processes that MPI started: what they say goes by messages, and so does what lies in host memory; what lies on GPUs
+goes by NCCL.
 
 Nothing here waits inside MPI: messages are set going and asked after, so that a process that is late, or gone, can be
 named while the others wait.
@@ -19,6 +20,7 @@ from mpi4py import MPI
 from ..devices.host import HostArray, HostStream, run_queues
 from ..devices.protocol import Array, Stream
 from .group import Elsewhere, Group, Lost
+from .nccl import Links
 
 T = TypeVar("T")
 
@@ -42,13 +44,17 @@ class Processes(Group):
         self.neighbours = world.Split_type(MPI.COMM_TYPE_SHARED).size
         self.others = [rank for rank in range(self.size) if rank != self.rank]
         self._under_way: list[tuple[int, Any]] = []  # of exchanges: rank and request
-        self._failures: dict[int, Any] = {}
+        self._links = Links(self)
         self._pending: list[Any] = []
         self._hosts = [""] * self.size
         self._hosts = self.everyone(MPI.Get_processor_name(), "the start", patient=True)
 
     def host(self, rank: int) -> str:
         return self._hosts[rank]
+
+    @property
+    def place(self) -> int:
+        return self._hosts[: self.rank].count(self._hosts[self.rank])
 
     # ---- what processes say
 
@@ -112,7 +118,9 @@ class Processes(Group):
     # ---- what their devices send
 
     def exchange(self, stream: Stream, sends: Sequence[Array], receives: Sequence[Array]) -> None:
-        assert isinstance(stream, HostStream)
+        if not isinstance(stream, HostStream):
+            self.sent += self._links.exchange(stream, sends, receives)
+            return
         outgoing, incoming = [_values(array) for array in sends], [_values(array) for array in receives]
 
         def start() -> None:
@@ -130,8 +138,8 @@ class Processes(Group):
         stream.submit(start)
 
     def complete(self, stream: Stream) -> None:
-        assert isinstance(stream, HostStream)
-        stream.submit(lambda: self._wait(self._arrived, "the gradients of a step"))
+        if isinstance(stream, HostStream):  # what NCCL moves is done when the stream goes on
+            stream.submit(lambda: self._wait(self._arrived, "the gradients of a step"))
 
     def _arrived(self) -> list[int]:
         """With whom exchanges are still under way."""
@@ -139,7 +147,9 @@ class Processes(Group):
         return sorted({rank for rank, _ in self._under_way})
 
     def maximum(self, stream: Stream, words: Array) -> None:
-        assert isinstance(stream, HostStream)
+        if not isinstance(stream, HostStream):
+            self.sent += self._links.maximum(stream, words)
+            return
         here = _values(words)
 
         def compare() -> None:

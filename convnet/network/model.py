@@ -125,8 +125,7 @@ class Network:
         self._wiring.read(self._intake.slots[0].inputs)
         self.set_input(np.zeros((3, self.spec.crop, self.spec.crop), np.float32))
         self._reduction = Reduction(self._wiring, group, self._shares) if self._shares.shards > 1 else None
-        streams = [self._reduction.stream] if self._reduction else []
-        self._graphs = Graphs(self._wiring.streams + streams)
+        self._graphs = Graphs(self._wiring.streams + (self._reduction.streams if self._reduction else []))
         self._parameters = list(parameter_shapes(self.spec))
         self.load_weights(initial_weights(self.spec, seed))
         self.load_velocity({name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(self.spec).items()})

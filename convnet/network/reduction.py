@@ -85,7 +85,8 @@ class Reduction:
 
     def __init__(self, wiring: Wiring, group: Group, shares: Shares):
         self._wiring, self._group, self._shares = wiring, group, shares
-        self.stream: Stream = wiring.sides[0].device.stream()  # what crosses is queued here, in one order everywhere
+        self.streams: list[Stream] = [side.device.stream() for side in wiring.sides]  # what crosses is queued here
+        self._last = self.streams[0]
         self._buckets: list[Bucket] = []  # in the order in which they are full
         self._of: dict[int, int] = {}  # their places, by the identity of a layer on its device
         self._frozen: list[str] | None = None
@@ -125,8 +126,17 @@ class Reduction:
 
     def _send(self, place: int) -> None:
         bucket = self._buckets[place]
-        self.stream.wait(bucket.side.stream.record())
-        bucket.send(self.stream, self._group, self._shares)
+        bucket.send(self._behind(bucket.side), self._group, self._shares)
+
+    def _behind(self, side: Side) -> Stream:
+        """Where what crosses from this side is queued next: behind the side's work, and behind what crosses already, so
+        that all processes exchange in one order, whatever the streams of their devices do."""
+        stream = self.streams[side.index]
+        stream.wait(side.stream.record())
+        if stream is not self._last:
+            stream.wait(self._last.record())
+        self._last = stream
+        return stream
 
     def finish(self, sizes: Sequence[int], computed: bool) -> None:
         """Brings the sums over all shards, those that have no images left out, to all processes; and what one of them
@@ -136,19 +146,17 @@ class Reduction:
                 self._send(place)
         first, *others = self._wiring.sides
         stopped = first.control.view((1,), STOPPED)
-        self.stream.wait(first.stream.record())
-        self._group.maximum(self.stream, stopped)
+        self._group.maximum(self._behind(first), stopped)
         self._arrived()
         for side in others:
             side.stream.copy(side.control.view((1,), STOPPED), stopped)
         for bucket in self._buckets:
             bucket.add_up(sizes)
-            self.stream.wait(bucket.side.stream.record())
-            bucket.spread(self.stream, self._group)
+            bucket.spread(self._behind(bucket.side), self._group)
         self._arrived()
 
     def _arrived(self) -> None:
-        self._group.complete(self.stream)
-        arrived = self.stream.record()
+        self._group.complete(self._last)
+        arrived = self._last.record()
         for side in self._wiring.sides:
             side.stream.wait(arrived)

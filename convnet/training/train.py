@@ -23,6 +23,7 @@ from ..data import (
 from ..data.cache import kept
 from ..data.dataset import left_out_lines
 from ..data.source import Found
+from ..devices.opening import device_of
 from ..devices.protocol import DeviceLost, KernelFault
 from ..group.group import Group
 from ..group.shares import Shares
@@ -80,6 +81,8 @@ def run(
     config = merged(flags, file, inherited)
     shares = Shares.of(group, config.shards or group.size)
     config = replace(config, shards=shares.shards)
+    if config.device == "auto" and group.size > 1:
+        config = replace(config, device=device_of(group.place))
     source = None
     if config.init_from and not saved:
         source = start(config.init_from, {**file, **flags}.get("model"), config, console.warn)

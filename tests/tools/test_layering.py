@@ -27,7 +27,7 @@ DATA_DEPENDENCIES = {"numpy", "PIL", "simplejpeg", "pyarrow", "tqdm"}
 DEPENDENCIES = {"numpy", "PIL", "safetensors", "tqdm", "matplotlib", "threadpoolctl", "tomli", "tomllib"}
 DEPENDENCIES |= {"pycuda", "simplejpeg", "pyarrow", "onnx", "onnxruntime", "google", "tensorboardX"}  # optional
 DEPENDENCIES |= {"starlette", "uvicorn", "jinja2"}  # optional, for the page
-DEPENDENCIES |= {"mpi4py"}  # optional, for several processes
+DEPENDENCIES |= {"mpi4py", "nccl"}  # optional, for several processes
 DEPENDENCIES |= {"sklearn"}  # which asks, and is not asked for
 HEADER_ENTRIES = ["What", "Tensors", "Work", "Shared", "Barriers", "Needs", "Cost"]
 
