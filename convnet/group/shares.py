@@ -26,8 +26,8 @@ class Shares:
         if shards < 1 or shards % group.size:
             fitting = ", ".join(str(n) for n in range(1, shards + 1) if not shards % n)
             raise ValueError(
-                f"--shards {shards}: {group.size} processes cannot share these out evenly; start "
-                f"{fitting} of them, or a new run with another number of shards"
+                f"--shards {shards}: {group.size} processes cannot share these out evenly; start {fitting} of them, or "
+                "say another number of shards"
             )
         return cls(shards, group.size, group.rank)
 

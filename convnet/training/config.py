@@ -230,11 +230,10 @@ class Config:
         None,
         "device",
         "into how many parts every batch is cut, of which the processes of a run (mpirun) share the work; the same "
-        "weights come of it on any number of processes that divides it",
+        "weights come of it on any number of processes that divides it. A run keeps them unless told otherwise",
         int,
         "--shards",
         low=1,
-        fixed=True,
         unset="as many as processes",
     )
     parallel: str = _option(
@@ -245,7 +244,6 @@ class Config:
         str,
         "--parallel",
         choices=("data", "hybrid", "auto"),
-        fixed=True,
     )
     batch_size: int = _option(
         None,

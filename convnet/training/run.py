@@ -229,6 +229,11 @@ def check_dataset(saved: Checkpoint, dataset: DataSet, config: Config, course: M
             f"{saved.path}: stands {position} images into an epoch, and --train-range and --test-range change between "
             "epochs alone; go on without them to the end of it"
         )
+    if position and config.order == "parts" and saved.state["config"].get("shards", 1) != config.shards:
+        raise CheckpointError(
+            f"{saved.path}: stands {position} images into an epoch, and with --order parts the shards change between "
+            f"epochs alone; go on with --shards {saved.state['config'].get('shards', 1)} to the end of it"
+        )
     if not (course.divides(position) or position == course.images):
         raise CheckpointError(
             f"{saved.path}: expected a place between two batches of {course.batch_size} of the {course.images} images, "

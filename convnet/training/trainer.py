@@ -22,7 +22,7 @@ from ..output.console import Console, percent
 from ..output.versions import versions
 from . import checkpoint
 from .checkpoint import Checkpoint
-from .config import Config, spelled, to_toml
+from .config import BEFORE, Config, spelled, to_toml
 from .loggers import Loggers
 from .metrics import Meter, Speed, losses_and_ranks
 from .run import RunFolder, StopRequest, frozen_layers
@@ -115,6 +115,7 @@ class Trainer:
         self.speed = Speed()
         self.drawn = time.monotonic()
         self.jump: str | None = None  # of the learning rate, in words, where a resumed run is told other options
+        self.recut: str | None = None  # the same of how batches are cut
         self._set_input(training=False)
         if saved:
             self._restore(saved)
@@ -131,6 +132,11 @@ class Trainer:
         self.network.steps_done = self.step
         self.schedule.restore(state["schedule"], self.epoch * self.steps)
         self.jump = self._jump(saved)
+        before = {**BEFORE, **state["config"]}
+        cut, now = ((each["shards"], each["parallel"]) for each in (before, dataclasses.asdict(self.config)))
+        if cut != now:
+            words = (f"{count} {'shard' if count == 1 else 'shards'}, {kind}" for count, kind in (cut, now))
+            self.recut = "batches were cut into {}, and are now into {}: sums are in another order".format(*words)
         self.running = Meter(**state["running"])
         self.best = state["best"]
         self.last = Last(**state["last"]) if state.get("last") else None
@@ -207,6 +213,8 @@ class Trainer:
             console.say(f"resumed at step {self.step}, in epoch {self.epoch + 1}")
         if self.jump:
             console.say(self.jump)
+        if self.recut:
+            console.say(self.recut)
         self._append({**self._place("start"), "classes": len(self.dataset.classes), "images": self.images})
         self._log_filters()
         began = time.monotonic()

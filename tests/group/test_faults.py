@@ -194,7 +194,7 @@ def test_one_process_that_does_not_come_is_given_up(tmp_path):
 def test_numbers_of_processes_that_do_not_divide_are_refused(tmp_path):
     code, error = failing("", tmp_path / "run", n=3)
     assert (code, error.count("\n")) == (2, 1), error
-    wanted = "--shards 2: 3 processes cannot share these out evenly; start 1, 2 of them, or a new run"
+    wanted = "--shards 2: 3 processes cannot share these out evenly; start 1, 2 of them, or say another"
     assert f"convnet-train: error: {wanted}" in error
     code, error = failing("", tmp_path / "run", "--shards", "16")
     assert (code, error.count("\n")) == (2, 1), error
@@ -219,3 +219,31 @@ def test_a_folder_with_a_run_is_told_once(tmp_path):
     code, error = failing("", tmp_path / "run")
     assert (code, error.count("\n")) == (2, 1), error
     assert "there is a run in this folder" in error
+
+
+def test_a_process_that_stands_still_is_named_and_nothing_is_lost(tmp_path):
+    """A real stop, for longer than others wait in silence."""
+    patient = "import convnet.group.mpi as mpi\nmpi.LATE = 1\n"
+    command = [str(MPIRUN), "-n", "2", sys.executable, "-c", ELSEWHERE + SECOND + patient + SLOW + TRAIN]
+    environment = {**os.environ, **ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, *RUN, "-o", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    pid, _ = [int(process.stdout.readline().split()[0]) for _ in range(2)]
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(4)
+    os.kill(pid, signal.SIGCONT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert re.search(r"^warning: .*: waiting for rank [01] \(\S+\) for [12] seconds$", error, re.MULTILINE)
+    assert_goes_on(tmp_path, 10)
+
+
+def test_a_run_that_diverges_is_told_once(tmp_path):
+    code, error = failing("", tmp_path, "--lr", "1e30")
+    assert (code, error.count("\n")) == (5, 1), error
+    assert "training has diverged" in error

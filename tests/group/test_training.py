@@ -67,6 +67,12 @@ def assert_same(first: Path, second: Path) -> None:
     assert records(first) == records(second)
 
 
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = (checkpoint.load(folder / "last").tensors for folder in (first, second))
+    for name, values in a.items():
+        np.testing.assert_array_equal(values, b[name], err_msg=name)
+
+
 @needs_mpi
 @pytest.mark.parametrize(
     ("kind", "n"),
@@ -89,9 +95,39 @@ def test_another_number_goes_on_where_one_has_stopped(before, after, parallel, t
             assert call(main, *said, "-o", str(tmp_path)) == 0
         else:
             train(n, tmp_path, *said)
-    a, b = (checkpoint.load(folder / "last") for folder in (alone(f"cpu fp32 {parallel}"), tmp_path))
-    for name, values in a.tensors.items():
-        np.testing.assert_array_equal(values, b.tensors[name], err_msg=name)
+    assert_same_weights(alone(f"cpu fp32 {parallel}"), tmp_path)
+
+
+@needs_mpi
+def test_a_run_of_one_process_becomes_one_of_several_and_goes_back(tmp_path):
+    """With other sums, which is told; a number that does not fit is refused."""
+    begun = [shared_images(), *TINY]
+    assert call(main, *begun, "--steps", "3", "-q", "-o", str(tmp_path)) == 0
+    error = train(2, tmp_path, "--resume", "auto", code=2)
+    assert "--shards 1: 2 processes cannot share these out evenly; start 1 of them, or say another number of" in error
+    done = mpirun(2, "-c", TRAIN, "--resume", "auto", "--shards", "2", "--steps", "6", "-o", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "batches were cut into 1 shard, data, and are now into 2 shards, data: sums are in another order" in done.stdout
+    )
+    assert call(main, "--resume", "auto", "--shards", "1", "-q", "-o", str(tmp_path)) == 0
+    straight = tmp_path / "straight"
+    assert call(main, *begun, "-q", "-o", str(straight)) == 0
+    a, b = (checkpoint.load(each / "last").part("weights") for each in (straight, tmp_path))
+    assert checkpoint.load(tmp_path / "last").state["config"]["shards"] == 1
+    for name, values in a.items():
+        np.testing.assert_allclose(b[name], values, rtol=1e-4, atol=1e-6)
+
+
+@needs_mpi
+def test_parts_change_between_epochs_alone(tmp_path):
+    begun = [*options("cpu fp32 data"), "--order", "parts"]
+    train(2, tmp_path, *begun, "--steps", "4")
+    error = train(2, tmp_path, "--resume", "auto", "--shards", "2", "-q", code=4)
+    assert "stands 17 images into an epoch, and with --order parts the shards change between epochs alone" in error
+    train(4, tmp_path, "--resume", "auto", "-q")
+    assert call(main, *begun, "-o", str(tmp_path / "alone")) == 0
+    assert_same_weights(tmp_path, tmp_path / "alone")
 
 
 def batch(random: np.random.Generator, n: int, size: int = 36):
