@@ -633,6 +633,7 @@ class Network:
         reduction.finish(sizes, bool(own))
         wiring.update(rates)
         head.update_biases(rates)
+        reduction.agree(SPOILED)  # of slices that others have
         self.steps_done += 1
         return StepResult(head.results(sizes), [side.stream.fetch(side.control)], Group())
 

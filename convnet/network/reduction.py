@@ -144,16 +144,20 @@ class Reduction:
         if not computed:
             for place in range(len(self._buckets)):
                 self._send(place)
-        first, *others = self._wiring.sides
-        stopped = first.control.view((1,), STOPPED)
-        self._group.maximum(self._behind(first), stopped)
-        self._arrived()
-        for side in others:
-            side.stream.copy(side.control.view((1,), STOPPED), stopped)
+        self.agree(STOPPED)
         for bucket in self._buckets:
             bucket.add_up(sizes)
             bucket.spread(self._behind(bucket.side), self._group)
         self._arrived()
+
+    def agree(self, word: int) -> None:
+        """Makes a word of the control block the largest of all processes, on all devices."""
+        first, *others = self._wiring.sides
+        agreed = first.control.view((1,), word)
+        self._group.maximum(self._behind(first), agreed)
+        self._arrived()
+        for side in others:
+            side.stream.copy(side.control.view((1,), word), agreed)
 
     def _arrived(self) -> None:
         self._group.complete(self._last)

@@ -215,14 +215,44 @@ with Network("alexnet-tiny", "cpu", n, group=group, parallel=parallel) as networ
 @pytest.mark.parametrize("parallel", ["data", "hybrid"])
 def test_what_crosses_is_what_the_formula_says(parallel, processes):
     """Besides, every process tells the others whether its losses are finite, in 4 bytes, and, where layers are cut, the
-    labels of its images. Parts of sums are cut at whole quads."""
+    labels of its images, and whether its gradients are finite. Parts of sums are cut at whole quads."""
     spec = network("alexnet-tiny")
     traffic = data_parallel(spec, processes) if parallel == "data" else hybrid(spec, processes, 16 // processes, 4)
-    more = 4 + (4 * 16 // processes if parallel == "hybrid" else 0)
+    more = 4 + (4 + 4 * 16 // processes if parallel == "hybrid" else 0)
     done = mpirun(processes, "-c", ELSEWHERE + SENT, parallel)
     sent = [int(line) for line in done.stdout.split()]
     assert len(sent) == processes, done.stderr
     assert sent == [pytest.approx(traffic.bytes + more * (processes - 1), abs=16 * processes)] * processes
+
+
+SPOILT = """
+import os
+import numpy as np
+from convnet import Network
+from convnet.group.launch import joined
+from convnet.kernels.control import SPOILED
+group = joined()
+with Network("alexnet-tiny", "cpu", 4, num_classes=3, crop=32, width=0.25, group=group, parallel="hybrid") as network:
+    head, control = network._head, network._sides[0].control
+    update = head.update_biases
+    def spoilt(rates):
+        update(rates)
+        if group.rank == 1 and network.steps_done == 1:
+            head.side.stream.upload(control.view((1,), SPOILED), np.ones(1, np.uint32))
+    head.update_biases = spoilt
+    part, found = network.share(4), []
+    windows, noise = np.zeros((4, 3), np.int32), np.zeros((4, 3), np.float32)
+    for _ in range(3):
+        batch = np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.int32), windows, noise
+        found.append(network.train_step(*(values[part] for values in batch), of=4).gradients_finite())
+    os.write(1, repr(found).encode() + bytes([10]))
+"""
+
+
+@needs_mpi
+def test_a_gradient_that_is_not_finite_in_one_slice_is_known_to_all():
+    done = mpirun(2, "-c", ELSEWHERE + SPOILT)
+    assert done.stdout.splitlines() == ["[True, False, True]"] * 2, done.stderr
 
 
 def test_shards_are_not_what_is_seen():
