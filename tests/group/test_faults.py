@@ -174,20 +174,19 @@ def test_other_options_on_one_process_are_refused(tmp_path):
 
 
 def test_one_process_that_is_late_is_named_and_waited_for(tmp_path):
-    late = "import convnet.group.mpi as mpi\nmpi.LATE = 0.5\n" + IN_STEP_5 % "import time; time.sleep(2)"
+    late = "import convnet.group.mpi as mpi\nmpi.LATE = 1\n" + IN_STEP_5 % "import time; time.sleep(3)"
     code, error = failing(late, tmp_path)
     assert code == 0
-    first, *_, last = [line for line in error.splitlines() if "nothing was learnt" not in line]
-    assert re.fullmatch(r"warning: .*: waiting for rank 1 \(\S+\) for \d+ seconds", first)
-    assert re.fullmatch(r"warning: .*: all are there, after \d+ seconds", last)
+    assert re.search(r"^warning: .*: waiting for rank 1 \(\S+\) for \d+ seconds$", error, re.MULTILINE)
+    assert re.search(r"^warning: .*: all are there, after \d+ seconds$", error, re.MULTILINE)
     assert_goes_on(tmp_path, 10)
 
 
 def test_one_process_that_does_not_come_is_given_up(tmp_path):
-    late = "import convnet.group.mpi as mpi\nmpi.GONE = 3\n" + IN_STEP_5 % "import time; time.sleep(60)"
+    late = "import convnet.group.mpi as mpi\nmpi.GONE = 8\n" + IN_STEP_5 % "import time; time.sleep(60)"
     code, error = failing(late, tmp_path)
     assert (code, error.count("\n")) == (6, 1), error
-    assert re.search(r"error: rank 1 \(\S+\) did not answer for 3 seconds, at .*; the last checkpoint is \S+;", error)
+    assert re.search(r"error: rank 1 \(\S+\) did not answer for 8 seconds, at .*; the last checkpoint is \S+;", error)
     assert_goes_on(tmp_path, 5)
 
 

@@ -81,31 +81,33 @@ def test_everybody_gets_what_was_sent_to_him(n, device):
 
 
 LATE = """
-mpi.LATE = 0.3
+mpi.LATE = 1
 group = joined()
 if group.rank == 1:
-    time.sleep(1.5)
+    time.sleep(3)
 group.everyone(0, "step 12")
 """
 
 
 @pytest.mark.parametrize("n", [2, 4])
-def test_one_who_is_late_is_named_once_by_one(n):
+def test_one_who_is_late_is_named_by_one(n):
+    """Again when twice the time has passed; and it is said when all are there."""
     done = mpirun(n, "-c", START + LATE)
     assert done.returncode == 0, done.stderr
-    first, *more, last = done.stderr.splitlines()
-    assert re.fullmatch(r"warning: step 12: waiting for rank 1 \(\S+\) for 0 seconds", first)
-    assert all(re.fullmatch(r"warning: step 12: waiting for rank 1 \(\S+\) for 1 seconds", line) for line in more)
-    assert re.fullmatch(r"warning: step 12: all are there, after [12] seconds", last)
-    assert len(more) <= 2
+    *waiting, last = done.stderr.splitlines()
+    assert waiting
+    for line in waiting:
+        assert re.fullmatch(r"warning: step 12: waiting for rank 1 \(\S+\) for \d+ seconds", line)
+    assert re.fullmatch(r"warning: step 12: all are there, after \d+ seconds", last)
+    assert len(waiting) <= 3
 
 
 GONE = """
-mpi.LATE, mpi.GONE = 0.3, 1.0
+mpi.LATE, mpi.GONE = 1.0, 3.0
 group = joined()
 try:
     if group.rank == 1:
-        time.sleep(3)
+        time.sleep(10)
     else:
         group.everyone(0, "step 12")
 except Lost as error:
@@ -116,7 +118,7 @@ except Lost as error:
 
 def test_one_who_does_not_come_is_given_up():
     (line,) = program(2, GONE, code=6)
-    assert re.fullmatch(r"rank 1 \(\S+\) did not answer for 1 seconds, at step 12", line)
+    assert re.fullmatch(r"rank 1 \(\S+\) did not answer for 3 seconds, at step 12", line)
 
 
 FAILING = """
