@@ -45,12 +45,11 @@ if group.rank == 0:
 
 
 @needs_mpi
-@pytest.mark.parametrize("parallel", ["data", "hybrid"])
-def test_the_curves_of_fifty_steps_overlap(parallel, within):
+def test_the_curves_of_fifty_steps_overlap(within):
     """Without dropout, which draws other numbers. They fall, and stay together to some roundings."""
     from benchmarks.report import ROOT
 
-    done = mpirun(2, "-c", ELSEWHERE + BOTH, parallel, ROOT, timeout=300)
+    done = mpirun(2, "-c", ELSEWHERE + BOTH, "data", ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     ours, theirs = np.array(json.loads(done.stdout)).T
     assert len(ours) == STEPS
