@@ -1,7 +1,8 @@
 """Timings: ``python -m benchmarks.ops`` for layers and passes, ``step`` for training steps and inference, ``timeline``
 for the kernels of one step, ``train`` for the training loop, ``data`` for the way of images into the network,
 ``prepare`` for packing them and ``machine`` for the parts of a GPU that designs rest on. ``predict`` says beforehand
-what a step should take on an H200. ``quality`` compares learning with PyTorch's, ``report`` writes README.md's
+what a step should take on an H200. ``scale`` is for several processes. ``quality``
+compares learning with PyTorch's, ``learning`` and ``small_nets`` say what is learnt, ``report`` writes README.md's
 tables."""
 
 import os

@@ -58,9 +58,10 @@ class Loader:
     for. Without ``decode`` images have no pixels: they lie elsewhere, and ``indices`` say which they are. Of every
     minibatch of n images a batch has ``share(n)``, all of them unless given. Where ``cuts(n)`` says at which images
     shares of a minibatch begin, and where the last one ends, images are shuffled within parts of the split that go to
-    the same share in every epoch. An exception
-    of a worker is raised to the consumer. ``close``, or leaving the ``with`` block, ends the workers after the image
-    they are at.
+    the same share in every epoch.
+
+    An exception of a worker is raised to the consumer. ``close``, or leaving the ``with`` block, ends the workers after
+    the image they are at.
     """
 
     def __init__(

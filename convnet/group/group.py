@@ -62,7 +62,7 @@ class Group:
         """Queues that rank r gets ``sends[r]`` of every process, and ``receives[r]`` becomes what rank r sends to this
         one. What lies in both may be used again behind ``complete``."""
         for source, target in zip(sends, receives, strict=True):
-            if source is not target:
+            if source.handle != target.handle:
                 stream.copy(target, source)
 
     def complete(self, stream: Stream) -> None:

@@ -45,7 +45,6 @@ class Processes(Group):
         self.others = [rank for rank in range(self.size) if rank != self.rank]
         self._under_way: list[tuple[int, Any]] = []  # of exchanges: rank and request
         self._links = Links(self)
-        self._pending: list[Any] = []
         self._hosts = [""] * self.size
         self._hosts = self.everyone(MPI.Get_processor_name(), "the start", patient=True)
 
@@ -131,7 +130,7 @@ class Processes(Group):
                 if outgoing[rank].size:
                     self._under_way.append((rank, self._world.Isend(outgoing[rank], rank, ARRAYS)))
                     self.sent += outgoing[rank].nbytes
-            if outgoing[self.rank].ctypes.data != incoming[self.rank].ctypes.data:
+            if sends[self.rank].handle != receives[self.rank].handle:
                 np.copyto(incoming[self.rank], outgoing[self.rank])
             self._arrived()  # MPI moves what is under way whenever it is asked
 
@@ -168,8 +167,10 @@ class Processes(Group):
 
     def failed(self, code: int) -> bool:
         said = str(code).encode()
-        sent = [self._world.Isend([said, MPI.BYTE], rank, FAILURE) for rank in self.others]
-        self._pending.append((said, sent))  # memory that MPI reads
+        self._failure = (
+            said,
+            [self._world.Isend([said, MPI.BYTE], rank, FAILURE) for rank in self.others],
+        )  # kept for MPI
         until = time.monotonic() + TOGETHER
         silent = set(range(self.rank))  # those who would tell before this one
         while silent and time.monotonic() < until:

@@ -26,7 +26,7 @@ from ..kernels.shapes import DropoutShape, LinearShape, SoftmaxShape
 from ..ops import ops
 from ..ops.layout import to_device, to_user
 from .exchange import channels, image_blocks
-from .layers import Parameter, Side
+from .layers import Parameter, Side, take_steps
 from .products import learn_linear
 from .spec import SQUARES, Cost, Dropout, Linear, NetworkSpec, Placed, placed_layers
 
@@ -157,8 +157,7 @@ class Head:
 
     def __init__(self, spec: NetworkSpec, side: Side, group: Group, shares: Shares, N: int, lanes: int, seed: int):
         self.side, self.group, self.shares, self.N, self.lanes = side, group, shares, N, lanes
-        own = range(group.rank * shares.own, (group.rank + 1) * shares.own)
-        self.own = own
+        self.own = own = range(group.rank * shares.own, (group.rank + 1) * shares.own)
         found = stages(spec, shares.shards)
         self.layers = [Layer(stage, own, side, N, shares.shards, lanes, seed) for stage in found]
         empty, V, blocks = side.device.empty, shares.shards, N // lanes
@@ -176,7 +175,11 @@ class Head:
         self.stream = side.device.stream()  # what crosses is queued here, in one order everywhere
         # what comes from others: slices of activations, and gradients for this process's part, by whose they are
         self._slices = {
-            layer.name: [empty(layer.slices[0].y.shape, side.dtype) for _ in range(V)] for layer in self.layers[:-1]
+            layer.name: [
+                layer.slices[number - own.start].y if number in own else empty(layer.slices[0].y.shape, side.dtype)
+                for number in range(V)
+            ]
+            for layer in self.layers[:-1]
         }
         size = shares.own
         self._found: dict[str, list[Array]] = {}
@@ -216,7 +219,6 @@ class Head:
         there = self._slices[layer.name]
         self._meet()
         for j, part in enumerate(layer.slices):
-            there[self.own[j]] = part.y
             self.group.exchange(self.stream, [part.y] * self.group.size, there[j :: self.shares.own])
         self._arrive()
         for number, y in enumerate(there):
@@ -272,7 +274,7 @@ class Head:
         """Losses and ranks; all layers take their step. The gradient of what was ``put``, for this process's shards,
         where it is ``wanted``."""
         self._score(sizes)
-        dys, below = [self.dlogits], self.layers[0]
+        dys = [self.dlogits]
         for index in range(len(self.layers) - 1, -1, -1):
             layer = self.layers[index]
             goes_on = wanted or any(not other.frozen for other in self.layers[:index])
@@ -282,8 +284,7 @@ class Head:
                     part.learn(layer.x, dy, rates)
             if not goes_on:
                 return []
-            below = self.layers[index - 1]
-            dys = self._down(layer, below if index else None)
+            dys = self._down(layer, self.layers[index - 1] if index else None)
         return dys
 
     def _score(self, sizes: Sequence[int]) -> None:
@@ -334,8 +335,7 @@ class Head:
             for p in (part.bias for part in layer.slices)
             if (rate := p.rate(rates))
         ]
-        if updates:
-            ops.sgd_many(self.side.stream, updates, self.side.control)
+        take_steps(self.side, updates)
 
     def results(self, sizes: Sequence[int]) -> list[tuple[Fetch, Fetch, int]]:
         """Losses and ranks of all shards that have images."""

@@ -59,6 +59,15 @@ class Side:
         self.plan.grant(self.device)
 
 
+MOST_TENSORS = 32  # that one launch updates
+
+
+def take_steps(side: Side, updates: Sequence[ops.Update]) -> None:
+    """Queues these steps of parameters."""
+    for start in range(0, len(updates), MOST_TENSORS):
+        ops.sgd_many(side.stream, updates[start : start + MOST_TENSORS], side.control)
+
+
 class Parameter:
     """A weight or bias with its gradient and velocity, all float32, and how fast it learns. ``copy``: of a weight in
     bfloat16, where products read that. ``summed``: the gradient over all shards of a batch that is shared out.

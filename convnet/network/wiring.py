@@ -20,11 +20,9 @@ from ..kernels.shapes import SoftmaxShape
 from ..ops import ops
 from .assemble import build, fusions, groups
 from .exchange import Exchange
-from .layers import Input, LayerOnDevice, Side
+from .layers import Input, LayerOnDevice, Side, take_steps
 from .products import ConvLayer
 from .spec import SOFTMAX, SQUARES, Activation, Cost, Linear, NetworkSpec
-
-MOST_TENSORS = 32  # that one launch updates
 
 
 class Wiring:
@@ -196,9 +194,7 @@ class Wiring:
         """``taken``: some parameters took their step in ``backward`` already."""
         for side in self.sides:
             here = [layer for block in self.learning for layer in block if layer.side is side and not layer.frozen]
-            updates = [update for layer in here for update in layer.updates(rates, taken)]
-            for start in range(0, len(updates), MOST_TENSORS):
-                ops.sgd_many(side.stream, updates[start : start + MOST_TENSORS], side.control)
+            take_steps(side, [update for layer in here for update in layer.updates(rates, taken)])
             for layer in here:
                 if isinstance(layer, ConvLayer):
                     layer.fold_weights()

@@ -5,6 +5,7 @@
 //            the label in (descending logit, ascending index); a logit that is not a number is
 //            behind nothing, so that a diverged network never counts as right. A loss that is not
 //            finite stops the updates of this step: every thread that finds one writes the same 1.
+//            dlogits are of the mean over all images of the step: control says how many where these are some.
 // Tensors    logits, dlogits [N/L][K][L] by precision, probs float32 alike; labels, ranks int32
 //            [N]; losses float32 [N]; control: one Control. Computed in float32, dlogits rounded once.
 // Work       64 threads per image (tile/lane_columns.cuh). Three passes over the classes (maximum;

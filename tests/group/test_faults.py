@@ -54,22 +54,27 @@ def failing(text: str, folder: Path, *arguments: str, n: int = 2, run: list[str]
     return done.returncode, done.stderr
 
 
-def assert_goes_on(folder: Path, *steps: int) -> None:
-    """The run in the folder stands at one of ``steps``, and ends, by one process, as one that nothing has disturbed."""
+def assert_goes_on(folder: Path, *steps: int, more: tuple[str, ...] = (), n: int = 1) -> None:
+    """The run in the folder stands at one of ``steps``, and ends, on n processes, as one that nothing has disturbed."""
     saved = checkpoint.load(folder / "last")
     assert saved.state["step"] in steps
-    straight = shared_folder() / "two-shards"
+    straight = shared_folder() / "-".join(("straight", *more))
     if not straight.exists():
-        assert call(main, *RUN, "-o", str(straight)) == 0
-    assert call(main, *RUN, "--resume", "auto", "-o", str(folder)) == 0
+        assert call(main, *RUN, *more, "-o", str(straight)) == 0
+    if n == 1:
+        assert call(main, *RUN, *more, "--resume", "auto", "-o", str(folder)) == 0
+    else:
+        done = mpirun(n, "-c", TRAIN, *RUN, *more, "--resume", "auto", "-o", folder)
+        assert done.returncode == 0, done.stderr
     a, b = (checkpoint.load(each / "last").tensors for each in (straight, folder))
     for name, values in a.items():
         np.testing.assert_array_equal(values, b[name], err_msg=name)
 
 
-def interrupted(number: int, folder: Path) -> tuple[int, str]:
+def interrupted(number: int, folder: Path, *more: str) -> tuple[int, str]:
     """A run whose second process to say that it is there gets a signal."""
-    command = [str(MPIRUN), "-n", "2", sys.executable, "-c", ELSEWHERE + SECOND + SLOW + TRAIN, *RUN, "-o", str(folder)]
+    command = [str(MPIRUN), "-n", "2", sys.executable, "-c", ELSEWHERE + SECOND + SLOW + TRAIN]
+    command += [*RUN, *more, "-o", str(folder)]
     environment = {**os.environ, **ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     pid = [int(process.stdout.readline().split()[0]) for _ in range(2)][1]
@@ -80,10 +85,13 @@ def interrupted(number: int, folder: Path) -> tuple[int, str]:
     return process.returncode, error
 
 
-def test_a_kill_loses_what_was_since_the_last_checkpoint(tmp_path):
-    code, _ = interrupted(signal.SIGKILL, tmp_path)
+@pytest.mark.parametrize(
+    ("more", "n"), [((), 1), (("--shards", "4"), 4), (("--shards", "4", "--parallel", "hybrid"), 4)]
+)
+def test_a_kill_loses_what_was_since_the_last_checkpoint(more, n, tmp_path):
+    code, _ = interrupted(signal.SIGKILL, tmp_path, *more)
     assert code in (9, 137)
-    assert_goes_on(tmp_path, 5)
+    assert_goes_on(tmp_path, 5, more=more, n=n)
 
 
 def test_asked_to_stop_on_any_process_all_write_one_checkpoint(tmp_path):
@@ -138,21 +146,13 @@ checkpoint.save = full
 
 
 def test_other_data_on_one_process_is_refused(tmp_path):
-    """A folder of the same name with another picture in it."""
+    """The name is the same everywhere, and on one machine other pictures lie there."""
     others = make_images(tmp_path / "images", seed=1)
     (others / "train" / "blue" / "0.png").unlink()
     text = f"""
-import sys
-sys.argv[1] = {str(others)!r} if second else sys.argv[1]
 import convnet.training.train as train
-merged = train.merged
-def same_name(*arguments):
-    config = merged(*arguments)
-    object.__setattr__(config, "data", config.data)
-    return config
-import convnet.training.alike as alike
-asdict = alike.dataclasses.asdict
-alike.OWN = (*alike.OWN, "data")
+open_dataset = train.open_dataset
+train.open_dataset = lambda data, **options: open_dataset({str(others)!r} if second else data, **options)
 """
     code, error = failing(text, tmp_path / "run")
     assert (code, error.count("\n")) == (3, 1), error

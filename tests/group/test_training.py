@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +162,8 @@ def test_a_batch_that_is_cut_differs_by_the_order_of_sums_alone(device, parallel
 
 STEPS = """
 import hashlib, os, sys
+import convnet.network.reduction as reduction
+reduction.BUCKET = 30_000  # some layers each
 import numpy as np
 from convnet import Network
 from convnet.group.launch import joined
@@ -255,16 +256,35 @@ def test_a_gradient_that_is_not_finite_in_one_slice_is_known_to_all():
     assert done.stdout.splitlines() == ["[True, False, True]"] * 2, done.stderr
 
 
-def test_shards_are_not_what_is_seen():
-    """Of the cuts of a batch nothing is left where all is linear in them: one step without dropout or bias."""
+def test_the_shards_decide_the_bits():
+    """Other shards, other sums: no weight has the same bits, but what is computed before the first sum has."""
     one, other = stepped(2, dropout=0.0), stepped(SHARDS, dropout=0.0)
-    assert not any(np.array_equal(one[1][name], other[1][name]) for name in one[1])  # the orders of sums differ
-    for a, b in pairwise([one[0][0], other[0][0]]):
-        np.testing.assert_array_equal(a, b)  # the first losses do not know of them
+    np.testing.assert_array_equal(one[0][0], other[0][0])
+    assert not any(np.array_equal(one[1][name], other[1][name]) for name in one[1])
 
 
-def test_of_two_devices_each_sums_up_its_own():
-    np.testing.assert_array_equal(stepped(SHARDS, "emu")[0][0], stepped(SHARDS, "emu:0,emu:1")[0][0])
+@pytest.mark.parametrize("devices", ["cpu", "emu:0,emu:1"])
+def test_any_number_of_buckets_sums_up_the_same(devices, monkeypatch):
+    """Of a layer each, of some, and of all."""
+    found = []
+    for nbytes in (1, 30_000, 2**30):
+        monkeypatch.setattr("convnet.network.reduction.BUCKET", nbytes)
+        found.append(stepped(SHARDS, devices)[1])
+    for name, values in found[0].items():
+        np.testing.assert_array_equal(values, found[1][name])
+        np.testing.assert_array_equal(values, found[2][name])
+
+
+def test_more_slices_than_one_launch_takes_learn_all_their_biases():
+    """Sixteen of a process: 33 biases."""
+    after = []
+    for parallel in ("data", "hybrid"):
+        settings = {"num_classes": 3, "crop": 32, "width": 0.25, "shards": 16, "parallel": parallel, "dropout": 0.0}
+        with Network("alexnet-tiny", "cpu", 16, **settings) as network:
+            network.train_step(*batch(np.random.default_rng(1), 16)).get()
+            after.append(network.weights())
+    for name, values in after[0].items():
+        np.testing.assert_allclose(after[1][name], values, rtol=1e-4, atol=1e-6)
 
 
 CONVOLUTIONS = ["conv1", "conv2", "conv3", "conv4", "conv5"]
