@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from runs import ENVIRONMENT
@@ -65,3 +66,16 @@ def test_a_system_without_locks_is_told_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with open(tmp_path / "file", "w") as file, pytest.raises(OSError, match="convnet runs on Linux"):
         lock(file.fileno())
+
+
+def test_thinned_out_there_are_cases_of_every_kind():
+    """What runs under sanitizers: each n-th case of a function, and of every device and precision the first."""
+    from conftest import thinned
+
+    def case(function: str, **chosen: str) -> SimpleNamespace:
+        return SimpleNamespace(path="a.py", originalname=function, callspec=SimpleNamespace(params=chosen))
+
+    cases = [case("f", device=device, size=str(i)) for i in range(10) for device in ("cpu", "emu")] + [case("g")]
+    kept = [(c.originalname, *c.callspec.params.values()) for c in thinned(cases, 4)]
+    assert kept == [("f", d, s) for s in "048" for d in ("cpu", "emu")] + [("g",)]
+    assert list(thinned(cases, 1)) == cases
