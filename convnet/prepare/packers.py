@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
+import queue
 import signal
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any
 
 from ..data.packing import Packed, Task, pack
@@ -41,13 +42,27 @@ def in_order(tasks: Iterator[Task], workers: int, stop: list[int]) -> Generator[
                 raise Stopped
             yield pack(task)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+
+    def packed(task: Task) -> Packed:
+        try:
+            worker = idle.get_nowait()
+        except queue.Empty:  # of as many threads as there are to be workers, this one has none yet
+            worker = Worker()
+        try:
+            return worker.pack(task)
+        finally:
+            idle.put(worker)
+
+    # Ctrl-C is the parent's business: a worker inherits from the thread that starts it that SIGINT is blocked. (The
+    # first start of all would start the tracker, too, which unblocks it.)
+    resource_tracker.ensure_running()
+    pool = ThreadPoolExecutor(workers, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, {signal.SIGINT}))
     waiting: deque[Future[Packed]] = deque()
     try:
         while True:
             for task in islice(tasks, AHEAD * workers - len(waiting)):
-                waiting.append(_submit(pool, task))
+                waiting.append(pool.submit(packed, task))
             if not waiting:
                 return
             while not stop[0] and not wait([waiting[0]], 0.2).done:
@@ -55,7 +70,7 @@ def in_order(tasks: Iterator[Task], workers: int, stop: list[int]) -> Generator[
             if stop[0]:
                 raise Stopped
             yield waiting.popleft().result()
-    except (BrokenProcessPool, MemoryError) as error:
+    except (Lost, MemoryError) as error:
         if stop[0]:
             raise Stopped from error
         raise RuntimeError(
@@ -64,28 +79,59 @@ def in_order(tasks: Iterator[Task], workers: int, stop: list[int]) -> Generator[
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+        while not idle.empty():
+            idle.get().close()
 
 
-def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[Packed]:
-    """Ctrl-C is the parent's business: a worker, which a submission may start, inherits that SIGINT is blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return pool.submit(pack, task)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+class Lost(Exception):
+    """A worker ended before it had handed over what it was asked for."""
 
 
-def _start_worker() -> None:
-    """A worker ends with its parent, however that ended, and says as little."""
+class Worker:
+    """A process that packs. Its pipe is its own, and whoever of the two ends leaves the other at the end of a file:
+    where several write to one pipe and one of them is killed half-way through, its reader waits for the rest for ever
+    (``concurrent.futures`` has such a pipe, and did)."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def pack(self, task: Task) -> Packed:
+        """Raises ``Lost``, and what ``pack`` raised there."""
+        try:
+            self._connection.send(task)
+            found = self._connection.recv()
+        except (EOFError, OSError) as error:  # before a message, or half-way through
+            raise Lost from error
+        if isinstance(found, Packed):
+            return found
+        raise found
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join()
+
+
+def _serve(connection: Connection) -> None:
+    """What a worker does until its parent has ended or closed the pipe, however that came to be."""
     ignore_warnings(verbose=False)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, OSError):
+            return
+        found: Packed | Exception
+        try:
+            found = pack(task)
+        except Exception as error:
+            found = error
+        try:
+            connection.send(found)
+        except OSError:
+            return
 
 
 @contextmanager

@@ -8,7 +8,9 @@ import random
 import resource
 import shutil
 import signal
+import struct
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ from data_files import write_folder
 from preparing import JOURNALS, SMALL, contents, here, run, spawn
 
 from convnet.data import DataError, open_dataset
+from convnet.data.packing import Task
+from convnet.data.recognise import open_source
 from convnet.prepare import prepare
+from convnet.prepare.packers import in_order
 
 SIZE = 48
 OPTIONS = ["--size", SIZE, "--quality", 90]
@@ -250,6 +255,28 @@ def test_a_lost_worker_is_one_sentence(source, tmp_path, undisturbed, small):
     assert "a worker process was lost or ran out of memory" in errors
     assert here(source, target, *OPTIONS, "-j", 1) == 0
     assert contents(target) == undisturbed
+
+
+class HalfWay:
+    """An image whose packer is killed when it has handed over the first bytes of what became of it."""
+
+    def read(self):
+        def some(connection, content):
+            os.write(connection.fileno(), struct.pack("!i", len(content)) + bytes(content[:10]))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Connection._send_bytes = some
+        return b"no picture"
+
+
+@pytest.mark.parametrize("others", [0, 5])
+def test_a_worker_lost_half_way_through_its_answer(source, others):
+    """The rest of it never comes, and others would have gone on."""
+    images = open_source(source).train.images[:2]
+    tasks = [Task(some, SIZE, 90, False, 16, sums=True) for some in ([HalfWay()], *[images] * others)]
+    results = in_order(iter(tasks), 2, [0])
+    with pytest.raises(RuntimeError, match="a worker process was lost or ran out of memory"):
+        next(results)
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(source, some_shards, tmp_path, undisturbed, small):
