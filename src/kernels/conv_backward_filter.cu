@@ -6,12 +6,12 @@
 //            group, reduction over (block, p, q, lane), in which both operands are contiguous. (On
 //            Hopper, in bf16: tile/wgmma_filter.cuh.)
 // Tensors    dy [N/L][K][P][Q][L], x [N/L][C][H][W][L] by precision; dweight [g][C/g][R][S][K/g],
-//            dbias [K] and sums float32. workspace, float32: [parts] times dweight, or [N/L] times
-//            dbias, the larger; rows padded to 4 floats.
+//            dbias [K] and sums float32. workspace, float32: [parts] times dweight and [N/L] times
+//            dbias (on Hopper, in bf16: [parts] times both), rows padded to 4 floats.
 // Work       the reduction is cut into parts of about kPartColumns (pixel, lane) columns, whose
 //            number depends on N, P and Q alone. One block per output tile and part, blockIdx =
 //            (c r s, part and filters, group); kVariants chooses the tile by the number of filters.
-//            A second kernel adds the parts in ascending order. dbias: tile/sums.cuh.
+//            Another kernel adds the parts in ascending order. dbias: tile/sums.cuh.
 // Shared     a ring of both operands (tile/gemm_tile.cuh), 33 KiB for 128 x 128 sums in fp32, 60
 //            KiB in tf32, 72 KiB in bf16.
 // Barriers   one per stage (tile/gemm_tile.cuh).
@@ -235,11 +235,14 @@ void run(const ConvShape& shape, const Arguments& arguments) {
   launch(conv_backward_filter_kernel<T>, grid, Dim3(T::kThreads), sizeof(Ring<Operands<T>>),
          arguments.stream, problem, reduction, dy, static_cast<const Element*>(arguments.x),
          split.parts > 1 ? arguments.workspace : arguments.dweight);
+  Parts dweight{}, dbias{};
   if (split.parts > 1)
-    sum_parts(weights, split.parts, arguments.workspace, arguments.dweight, arguments.stream);
-  if (arguments.dbias)  // behind the sums of dweight, so that both may use the same workspace
-    sum_rows(shape.N / shape.lanes, shape.K, problem.y_channel, dy, arguments.dbias,
-             arguments.workspace, arguments.stream);
+    dweight = {weights, int(split.parts), reduction.part_stride, arguments.workspace,
+               arguments.dweight};
+  if (arguments.dbias)
+    dbias = sum_rows(shape.N / shape.lanes, shape.K, problem.y_channel, dy, arguments.dbias,
+                     arguments.workspace + dweight.parts * dweight.stride, arguments.stream);
+  sum_gradients(dweight, dbias, arguments.stream);
 }
 
 // One wave of 132 blocks where a part has few tiles, three where it has many: the last wave is then nearly full.
@@ -256,6 +259,11 @@ int64_t most_parts(const ConvShape& s) {
   return T::takes(s.stride, s.Q) ? wgmma_parts<T>(s) : 1;
 }
 
+// Of both gradients, in floats.
+int64_t part_stride(const ConvShape& s) {
+  return round_up(s.K * (s.C / s.groups) * s.R * s.S, 4) + round_up(s.K, 4);
+}
+
 template <class T>
 void run_wgmma(const ConvShape& s, const Arguments& a) {
   const int64_t blocks = s.N / s.lanes, weights = s.K * (s.C / s.groups) * s.R * s.S;
@@ -266,12 +274,15 @@ void run_wgmma(const ConvShape& s, const Arguments& a) {
   call.pad_top = s.pad_top, call.pad_left = s.pad_left;
   call.parts = wgmma_parts<T>(s);
   require_workspace(a, call.parts);
-  call.dweight = call.parts > 1 ? a.workspace : a.dweight;
+  call.dweight = a.dweight, call.dbias = a.dbias;
+  if (call.parts == 1) return launch_filter<T>("conv_backward_filter", call, a.stream);
+  call.dweight = a.workspace;
+  if (a.dbias) call.dbias = a.workspace + round_up(weights, 4);
+  call.part_stride = part_stride(s);
   launch_filter<T>("conv_backward_filter", call, a.stream);
-  if (call.parts > 1) sum_parts(weights, call.parts, a.workspace, a.dweight, a.stream);
-  if (a.dbias)  // behind the sums of dweight, so that both may use the same workspace
-    sum_rows(blocks, s.K, s.P * s.Q * s.lanes, static_cast<const bf16*>(a.dy), a.dbias, a.workspace,
-             a.stream);
+  const int parts = int(call.parts);
+  sum_gradients({weights, parts, call.part_stride, call.dweight, a.dweight},
+                {a.dbias ? s.K : 0, parts, call.part_stride, call.dbias, a.dbias}, a.stream);
 }
 
 using Row = Variant<ConvShape, Arguments>;
@@ -342,14 +353,16 @@ const Row kVariants[] = {
 int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision precision) {
   check("conv_backward_filter_workspace", shape);
   const int64_t weights = shape.K * (shape.C / shape.groups) * shape.R * shape.S;
-  int64_t parts = split_of(shape).parts;  // of every row, so that any may be forced
-  if (precision == Precision::bf16 && shape.lanes == 64)
-    parts = std::max({parts, most_parts<FiveTaps>(shape), most_parts<ThreeTaps48>(shape),
-                      most_parts<ThreeTaps192>(shape), most_parts<ThreeTaps>(shape),
-                      most_parts<OneTap>(shape)});
-  const int64_t filter_floats = parts > 1 ? parts * round_up(weights, 4) : 0;
-  const int64_t bias_floats = shape.N / shape.lanes * round_up(shape.K, 4);
-  return std::max(filter_floats, bias_floats) * int64_t{sizeof(float)};
+  const int64_t parts = split_of(shape).parts;
+  int64_t floats = sum_rows_workspace(shape.N / shape.lanes, shape.K) +
+                   (parts > 1 ? parts * round_up(weights, 4) : 0);
+  if (precision == Precision::bf16 && shape.lanes == 64)  // of every row, so that any may be forced
+    floats =
+        std::max(floats, part_stride(shape) *
+                             std::max({most_parts<FiveTaps>(shape), most_parts<ThreeTaps48>(shape),
+                                       most_parts<ThreeTaps192>(shape),
+                                       most_parts<ThreeTaps>(shape), most_parts<OneTap>(shape)}));
+  return floats * int64_t{sizeof(float)};
 }
 
 void conv_backward_filter(const ConvShape& shape,

@@ -262,7 +262,10 @@ void run_gradient(const LinearShape& shape, const GradientArguments& a) {
   else
     start(a.dweight);
   if (a.dbias)
-    sum_rows(shape.N / shape.lanes, shape.K, shape.lanes, dy, a.dbias, a.workspace, a.stream);
+    sum_gradients(
+        {},
+        sum_rows(shape.N / shape.lanes, shape.K, shape.lanes, dy, a.dbias, a.workspace, a.stream),
+        a.stream);
 }
 
 template <class T>
@@ -271,15 +274,12 @@ void run_wgmma_gradient(const LinearShape& shape, const GradientArguments& a) {
   FilterCall call{};
   call.dy = feature_activation(a.dy, shape.K, blocks);
   call.x = feature_activation(a.x, shape.C, blocks);
-  call.dweight = a.dweight;
+  call.dweight = a.dweight, call.dbias = a.dbias;
   call.R = call.S = call.stride = call.groups = call.parts = 1;
   if (a.update)
     launch_filter_update<T>("linear_backward_filter", call, *a.update, a.stream);
   else
     launch_filter<T>("linear_backward_filter", call, a.stream);
-  if (a.dbias)
-    sum_rows(blocks, shape.K, shape.lanes, static_cast<const bf16*>(a.dy), a.dbias, a.workspace,
-             a.stream);
 }
 
 using ProductRow = Variant<LinearShape, ProductArguments>;
@@ -392,7 +392,7 @@ int64_t linear_workspace(const LinearShape& shape, Precision) {
   const int64_t forward_count = forward_parts(shape), data_count = backward_data_parts(shape);
   const int64_t forward = forward_count * shape.N * shape.K;  // a single part, for dropout
   const int64_t data = data_count > 1 ? data_count * shape.N * shape.C : 0;
-  const int64_t bias = shape.N / shape.lanes * round_up(shape.K, 4);
+  const int64_t bias = sum_rows_workspace(shape.N / shape.lanes, shape.K);
   return std::max({forward, data, bias}) * int64_t{sizeof(float)};
 }
 

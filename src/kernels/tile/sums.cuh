@@ -1,11 +1,13 @@
 // Ordered sums: partial results of a split reduction, and rows of an activation (bias gradients).
 //
 // What       sum_parts: out[i] = (part 0 [i] + part 1 [i]) + ..., then what a Finish asks for.
-//            sum_rows: one value per image block and channel, added up by sum_parts over the
-//            blocks. No atomics, every order is fixed.
-// Work       sum_parts: one thread per four values. sum_rows: one block per (channel, image block);
-//            thread t adds the groups of four t, t + kThreads, ..., then warps by a butterfly, then
-//            thread 0 the warps in ascending order.
+//            sum_gradients: the same of a weight gradient and of a bias gradient, in one launch.
+//            sum_rows: the sums of an activation's channels over pixels and images, block of images by
+//            block. No atomics, every order is fixed.
+// Work       sum_parts, sum_gradients: one thread per four values. sum_rows: one block per (channel,
+//            image block), whose sums are then added like parts; thread t adds the groups of four t, t +
+//            kThreads, ..., then warps by a butterfly, then thread 0 the warps in ascending order. Short
+//            rows have one warp per channel, which goes through the blocks of images itself.
 // Shared     sum_rows: one float per warp.
 // Barriers   sum_rows: one, behind which thread 0 sees the sum of every warp.
 //            Partial sums, biases and bias gradients are float32; what sum_parts writes and
@@ -41,6 +43,30 @@ constexpr int kSumThreads = 256;
 
 __device__ __forceinline__ void store(float* target, float value) { *target = value; }
 __device__ __forceinline__ void store(bf16* target, float value) { *target = to_bf16(value); }
+
+// The quad at `first` of `count` values, or the last 1..3 of them.
+template <class Element>
+__device__ __forceinline__ void store_some(Element* out, int64_t first, int64_t count, float4 v) {
+  if (first + 4 <= count) {
+    store4(out + first, v);
+  } else {
+    store(out + first, v.x);
+    if (first + 1 < count) store(out + first + 1, v.y);
+    if (first + 2 < count) store(out + first + 2, v.z);
+  }
+}
+
+// The sum of a row of `size` values, a multiple of 4, over a warp of kThreads threads that share it; in
+// every lane.
+template <int kThreads, class Element>
+__device__ __forceinline__ float sum_row(const Element* row, int64_t size) {
+  float sum = 0.0f;
+  for (int64_t i = threadIdx.x % kThreads * 4; i < size; i += kThreads * 4) {
+    const float4 v = load4(row + i);
+    sum += (v.x + v.y) + (v.z + v.w);
+  }
+  return warp_sum(sum);
+}
 
 // v as an Element holds it.
 template <class Element>
@@ -86,13 +112,30 @@ __global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(int64_t count,
   if (finish.relu) sum = rectified(sum);
   if (finish.dropout.acts()) sum = dropped(finish, first, sum);
   if (finish.mask) sum = where_positive(sum, load4(finish.mask + first));
-  if (first + 4 <= count) {
-    store4(out + first, sum);
-  } else {  // the last 1..3 values
-    store(out + first, sum.x);
-    if (first + 1 < count) store(out + first + 1, sum.y);
-    if (first + 2 < count) store(out + first + 2, sum.z);
-  }
+  store_some(out, first, count, sum);
+}
+
+// `parts` partial results of `count` values, `stride` floats apart, and where their sum goes.
+struct Parts {
+  int64_t count;
+  int parts;
+  int64_t stride;
+  const float* partial;
+  float* out;
+};
+
+__global__ void __launch_bounds__(kSumThreads)
+    sum_gradients_kernel(unsigned weight_blocks, const Parts weight, const Parts bias) {
+  begin_kernel();
+  const bool of_weight = blockIdx.x < weight_blocks;
+  const Parts& p = of_weight ? weight : bias;
+  const int64_t block = of_weight ? blockIdx.x : blockIdx.x - weight_blocks;
+  const int64_t first = (block * kSumThreads + threadIdx.x) * 4;
+  if (first >= p.count) return;
+  float4 sum = load4(p.partial + first);
+  for (int part = 1; part < p.parts; ++part)
+    sum = add(sum, load4(p.partial + part * p.stride + first));
+  store_some(p.out, first, p.count, sum);
 }
 
 // dy [blocks][rows][size] -> partial [blocks][stride], size a multiple of 4.
@@ -101,19 +144,27 @@ __global__ void __launch_bounds__(kThreads)
     sum_rows_kernel(int64_t size, int64_t stride, const Element* dy, float* partial) {
   begin_kernel();
   auto& warp_sums = shared_storage<float[kThreads / 32]>();
-  const Element* row = dy + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * size;
-  float sum = 0.0f;
-  for (int64_t i = threadIdx.x * 4; i < size; i += kThreads * 4) {
-    const float4 v = load4(row + i);
-    sum += (v.x + v.y) + (v.z + v.w);
-  }
-  sum = warp_sum(sum);
+  const float sum =
+      sum_row<kThreads>(dy + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * size, size);
   if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = sum;
   __syncthreads();  // every warp's sum is visible to thread 0
   if (threadIdx.x != 0) return;
-  sum = warp_sums[0];
-  for (int warp = 1; warp < kThreads / 32; ++warp) sum += warp_sums[warp];
-  partial[int64_t{blockIdx.y} * stride + blockIdx.x] = sum;
+  float total = warp_sums[0];
+  for (int warp = 1; warp < kThreads / 32; ++warp) total += warp_sums[warp];
+  partial[int64_t{blockIdx.y} * stride + blockIdx.x] = total;
+}
+
+// dy [blocks][rows][size] -> out [rows]
+template <class Element>
+__global__ void __launch_bounds__(kSumThreads)
+    sum_short_rows_kernel(int blocks, int64_t rows, int64_t size, const Element* dy, float* out) {
+  begin_kernel();
+  const int64_t row = int64_t{blockIdx.x} * (kSumThreads / 32) + threadIdx.x / 32;
+  if (row >= rows) return;
+  float sum = sum_row<32>(dy + row * size, size);
+  for (int block = 1; block < blocks; ++block)
+    sum += sum_row<32>(dy + (block * rows + row) * size, size);
+  if (threadIdx.x % 32 == 0) out[row] = sum;
 }
 
 // out = the parts in ascending order, each round_up(count, 4) floats apart.
@@ -128,25 +179,40 @@ void sum_parts(int64_t count,
          Dim3(kSumThreads), 0, stream, count, int(parts), round_up(count, 4), partial, finish, out);
 }
 
-// dbias[row] = sum over blocks and the `size` values of a row of dy [blocks][rows][size]. The
-// workspace takes blocks * round_up(rows, 4) floats.
+// Both sums; either may be empty.
+void sum_gradients(const Parts& weight, const Parts& bias, Stream stream) {
+  const unsigned weight_blocks = unsigned(ceil_div(weight.count, 4 * kSumThreads));
+  const unsigned blocks = weight_blocks + unsigned(ceil_div(bias.count, 4 * kSumThreads));
+  if (blocks > 0)
+    launch(sum_gradients_kernel, Dim3(blocks), Dim3(kSumThreads), 0, stream, weight_blocks, weight,
+           bias);
+}
+
+// Floats of workspace that sum_rows takes.
+constexpr int64_t sum_rows_workspace(int64_t blocks, int64_t rows) {
+  return blocks * round_up(rows, 4);
+}
+
+// dbias[row] = sum over blocks and the `size` values of a row of dy [blocks][rows][size]; what is
+// returned remains to be summed.
 template <class Element>
-void sum_rows(int64_t blocks,
-              int64_t rows,
-              int64_t size,
-              const Element* dy,
-              float* dbias,
-              float* workspace,
-              Stream stream) {
-  const Dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(blocks));
+Parts sum_rows(int64_t blocks,
+               int64_t rows,
+               int64_t size,
+               const Element* dy,
+               float* dbias,
+               float* workspace,
+               Stream stream) {
+  constexpr int kThreads = 256;
+  if (size < 4 * kThreads) {  // linear layers and small maps: one warp has enough threads for a row
+    launch(sum_short_rows_kernel<Element>, Dim3(unsigned(ceil_div(rows, kSumThreads / 32))),
+           Dim3(kSumThreads), 0, stream, int(blocks), rows, size, dy, dbias);
+    return {};
+  }
   const int64_t stride = round_up(rows, 4);
-  if (size >= 1024)
-    launch(sum_rows_kernel<256, Element>, grid, Dim3(256), 8 * sizeof(float), stream, size, stride,
-           dy, workspace);
-  else  // linear layers and small maps: one warp has enough threads for a row
-    launch(sum_rows_kernel<32, Element>, grid, Dim3(32), sizeof(float), stream, size, stride, dy,
-           workspace);
-  sum_parts(rows, blocks, workspace, dbias, stream);
+  launch(sum_rows_kernel<kThreads, Element>, Dim3(unsigned(rows), unsigned(blocks)), Dim3(kThreads),
+         kThreads / 32 * sizeof(float), stream, size, stride, dy, workspace);
+  return {rows, int(blocks), stride, workspace, dbias};
 }
 
 }  // namespace

@@ -16,8 +16,12 @@
 // Operands   both lie with the reduction, over the lanes, contiguous: K-major. The kTaps x kChannels
 //            columns of a pixel's product are that many neighbouring rows of x: the taps of a filter
 //            row are one window of the strip.
+// Bias       dbias[k] = sum over n, p, q of dy[n,k,p,q], where asked for: tiles of the first channels and
+//            taps, under one filter row, read dy from their stages while they multiply, rows whose
+//            input row lies outside the image included. Two threads of a filter take 16 of a stage's
+//            lanes each, pixel after pixel, and are added at the end of the part.
 // Epilogue   float32 sums straight to memory in sectors of 32 bytes (eight neighbouring filters);
-//            parts are added in ascending order by tile/sums.cuh.
+//            parts, and those of dbias behind them, are added in ascending order by tile/sums.cuh.
 // Update     of a linear layer: sums are gradients of weights that are updated in place. Behind the
 //            last chunk of a tile, the producer fills stages with slices of its weights and
 //            velocities:
@@ -42,6 +46,7 @@ struct FilterProblem {
   int column_chunks, chunk_pixels;  // of an output row
   int parts, chunks_per_part;
   int64_t part_stride;  // floats
+  int bias_row;         // filter row whose tiles sum dy
   RingShape ring;
 
   __host__ __device__ int chunks() const { return blocks * P * column_chunks; }
@@ -106,6 +111,10 @@ struct FilterPlace {
     first_chunk = part * p.chunks_per_part;
     last_chunk = min(first_chunk + p.chunks_per_part, p.chunks());
   }
+  // Whether the tile is one of those that see every value of dy once.
+  __device__ __forceinline__ bool sees_all(const FilterProblem& p) const {
+    return r == p.bias_row && s == 0 && channel == 0;
+  }
 };
 
 // Walks the chunks of a part that exist for a filter row, without divisions on the way.
@@ -146,11 +155,13 @@ struct FilterWalk {
 // What becomes of the sums: kernels take one of these.
 struct StoreSums {
   static constexpr bool kUpdates = false;
+  float* dbias;  // of the first part, or null
   float* dweight;
 };
 
 struct UpdateWeights {
   static constexpr bool kUpdates = true;
+  float* dbias;                // or null
   TensorMap weight, velocity;  // where `slices`
   WeightUpdate target;
   bool slices;  // rows are whole quads; else values are updated one by one, where they lie
@@ -186,8 +197,9 @@ __device__ __forceinline__ void produce(const FilterProblem& p,
   const int tiles = int(p.tiles());
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
     const FilterPlace<T> place(p, index);
+    const bool all = out.dbias && place.sees_all(p);
     for (FilterWalk walk(p, place.first_chunk, place.last_chunk); walk.left > 0; walk.next(p)) {
-      if (!walk.exists(p, place.r)) continue;
+      if (!all && !walk.exists(p, place.r)) continue;
       const int column = walk.column(p);
       for (int lane = 0; lane < 64; lane += T::kLanes) {
         unsigned char* stage = ring.begin(bytes);
@@ -315,6 +327,90 @@ __device__ __forceinline__ void multiply_pixels(float (&sum)[T::kColumns / 2],
   wgmma_commit();
 }
 
+// This thread's share of a bias gradient: 16 lanes of every stage, of one filter of its warpgroup.
+template <class T>
+struct BiasSum {
+  static_assert(T::kRow == 64);
+  static constexpr int kChunks = 2;  // of eight lanes, 16 bytes each
+  float sum = 0.0f;
+
+  __device__ __forceinline__ void add(const unsigned char* dy, int warpgroup, int pixels) {
+    const int thread = threadIdx.x % kWarpgroup, row = 64 * warpgroup + thread / kChunks;
+    for (int pixel = 0; pixel < pixels; ++pixel) {
+      float part[kChunks];
+#pragma unroll
+      for (int i = 0; i < kChunks; ++i) {
+        const int chunk = (thread % kChunks * kChunks + i) ^ row / 2 % 4;  // swizzled
+        const bf16* lanes =
+            reinterpret_cast<const bf16*>(dy + pixel * T::kDyBytes + row * T::kRow + chunk * 16);
+        const float4 u = load4(lanes), v = load4(lanes + 4);
+        part[i] = ((u.x + u.y) + (u.z + u.w)) + ((v.x + v.y) + (v.z + v.w));
+      }
+      sum += part[0] + part[1];
+    }
+  }
+
+  // All lanes of a warp must call.
+  __device__ __forceinline__ void store(const FilterProblem& p,
+                                        const FilterPlace<T>& place,
+                                        int warpgroup,
+                                        float* dbias) {
+    const float total = sum + warp_shuffle_xor(sum, 1);
+    const int thread = threadIdx.x % kWarpgroup;
+    const int filter = place.filter + 64 * warpgroup + thread / kChunks;
+    if (thread % kChunks == 0 && filter < p.K)
+      dbias[place.part * p.part_stride + place.group * p.K + filter] = total;
+  }
+};
+
+// All products of a tile, and its sums of dy where kBias. `works`: this warpgroup has filters.
+template <class T, bool kBias>
+__device__ __forceinline__ void multiply_tile(const FilterProblem& p,
+                                              const FilterPlace<T>& place,
+                                              int warpgroup,
+                                              bool works,
+                                              float (&sum)[T::kColumns / 2],
+                                              BiasSum<T>& bias,
+                                              StageRing& ring) {
+  const int dy_bytes = p.chunk_pixels * T::kDyBytes, x_step = p.stride * T::kXBytes;
+  int steps = 0;
+  for (FilterWalk walk(p, place.first_chunk, place.last_chunk); walk.left > 0; walk.next(p)) {
+    if (!kBias && !walk.exists(p, place.r)) continue;
+    const int pixels = works ? walk.column_end(p) - walk.column(p) : 0;
+    for (int half = 0; half < T::kHalves; ++half) {
+      unsigned char* stage = ring.await();
+      const uint64_t dy =
+          operand(stage + warpgroup * 64 * T::kRow, kAtom, 8 * T::kRow, Swizzle::bytes64);
+      const uint64_t x = operand(stage + dy_bytes, kAtom, 8 * T::kRow, Swizzle::bytes64);
+      switch (pixels) {
+        case 4:
+          multiply_pixels<T, 4>(sum, dy, x, x_step);
+          break;
+        case 3:
+          multiply_pixels<T, 3>(sum, dy, x, x_step);
+          break;
+        case 2:
+          multiply_pixels<T, 2>(sum, dy, x, x_step);
+          break;
+        case 1:
+          multiply_pixels<T, 1>(sum, dy, x, x_step);
+          break;
+        default:
+          break;  // this warpgroup has no filters
+      }
+      if constexpr (kBias) bias.add(stage, warpgroup, pixels);
+      ring.next();
+      if (steps++ > 0) {
+        wgmma_wait<1>();  // what read the stage before this one is done
+        ring.release(2);
+      }
+    }
+  }
+  wgmma_wait<0>();
+  hold(sum);
+  if (steps > 0) ring.release(1);
+}
+
 template <class T, class Output>
 __device__ __forceinline__ void consume(const FilterProblem& p,
                                         int warpgroup,
@@ -322,7 +418,6 @@ __device__ __forceinline__ void consume(const FilterProblem& p,
                                         StageRing ring) {
   Rates rates{};
   if constexpr (Output::kUpdates) rates = out.target.rates();
-  const int dy_bytes = p.chunk_pixels * T::kDyBytes;
   const int tiles = int(p.tiles());
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
     const FilterPlace<T> place(p, index);
@@ -331,43 +426,14 @@ __device__ __forceinline__ void consume(const FilterProblem& p,
 #pragma unroll
     for (int i = 0; i < T::kColumns / 2; ++i) sum[i] = 0.0f;
     hold(sum);
-
-    int steps = 0;
-    for (FilterWalk walk(p, place.first_chunk, place.last_chunk); walk.left > 0; walk.next(p)) {
-      if (!walk.exists(p, place.r)) continue;
-      const int pixels = works ? walk.column_end(p) - walk.column(p) : 0;
-      for (int half = 0; half < T::kHalves; ++half) {
-        unsigned char* stage = ring.await();
-        const uint64_t dy =
-            operand(stage + warpgroup * 64 * T::kRow, kAtom, 8 * T::kRow, Swizzle::bytes64);
-        const uint64_t x = operand(stage + dy_bytes, kAtom, 8 * T::kRow, Swizzle::bytes64);
-        const int x_step = p.stride * T::kXBytes;
-        switch (pixels) {
-          case 4:
-            multiply_pixels<T, 4>(sum, dy, x, x_step);
-            break;
-          case 3:
-            multiply_pixels<T, 3>(sum, dy, x, x_step);
-            break;
-          case 2:
-            multiply_pixels<T, 2>(sum, dy, x, x_step);
-            break;
-          case 1:
-            multiply_pixels<T, 1>(sum, dy, x, x_step);
-            break;
-          default:
-            break;  // this warpgroup has no filters
-        }
-        ring.next();
-        if (steps++ > 0) {
-          wgmma_wait<1>();  // what read the stage before this one is done
-          ring.release(2);
-        }
-      }
+    if (out.dbias && place.sees_all(p)) {
+      BiasSum<T> bias;
+      multiply_tile<T, true>(p, place, warpgroup, works, sum, bias, ring);
+      bias.store(p, place, warpgroup, out.dbias);
+    } else {
+      BiasSum<T> none;
+      multiply_tile<T, false>(p, place, warpgroup, works, sum, none, ring);
     }
-    wgmma_wait<0>();
-    hold(sum);
-    if (steps > 0) ring.release(1);
     const int first_filter =
         place.filter + 64 * warpgroup + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
     if constexpr (Output::kUpdates) {
@@ -416,7 +482,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
 struct FilterCall {
   Activation dy, x;
-  float* dweight;  // [parts] times dweight, each round_up(count, 4) floats
+  float* dweight;  // [parts] times dweight, each part_stride floats
+  float* dbias;    // the same of dbias, or null
+  int64_t part_stride;
   int64_t R, S, stride, pad_top, pad_left, groups;
   int64_t parts;  // an even_parts of FilterTile::chunks
 };
@@ -437,7 +505,8 @@ FilterProblem filter_problem(const char* op, const FilterCall& call) {
   p.column_chunks = int(ceil_div(dy.columns, p.chunk_pixels));
   p.parts = int(call.parts);
   p.chunks_per_part = int(ceil_div(p.chunks(), call.parts));
-  p.part_stride = round_up(call.groups * p.C * p.R * p.S * p.K, 4);
+  p.part_stride = call.part_stride;
+  p.bias_row = std::min(p.pad_top, p.R - 1);  // as a rule every output row has an input row there
   p.ring = T::ring(call.stride, p.chunk_pixels);
   const int64_t chunks = dy.blocks * dy.rows * p.column_chunks;
   require(chunks < int64_t{1} << 31, op, ": the sums have too many pixels for one launch, got ",
@@ -462,7 +531,7 @@ void launch_filter(const FilterCall& call,
 
 template <class T>
 void launch_filter(const char* op, const FilterCall& call, Stream stream) {
-  launch_filter<T>(call, filter_problem<T>(op, call), StoreSums{call.dweight}, stream);
+  launch_filter<T>(call, filter_problem<T>(op, call), StoreSums{call.dbias, call.dweight}, stream);
 }
 
 // Of a linear layer, in one part; call.dweight is not used.
@@ -472,7 +541,7 @@ void launch_filter_update(const char* op,
                           const WeightUpdate& update,
                           Stream stream) {
   FilterProblem p = filter_problem<T>(op, call);
-  UpdateWeights out{{}, {}, update, p.K % 4 == 0};
+  UpdateWeights out{call.dbias, {}, {}, update, p.K % 4 == 0};
   if (out.slices) {
     p.ring = ring_shape(std::max(p.ring.stage_bytes, 2 * T::kSliceBytes), 0);
     const auto map = [&](const char* what, const float* values) {
