@@ -245,42 +245,40 @@ void run(const ConvShape& shape, const Arguments& arguments) {
   sum_gradients(dweight, dbias, arguments.stream);
 }
 
-// One wave of 132 blocks where a part has few tiles, three where it has many: the last wave is then nearly full.
-template <class T>
-int64_t wgmma_parts(const ConvShape& s) {
-  const int64_t tiles = s.groups * ceil_div(s.K / s.groups, T::kFilters) *
-                        ceil_div(s.C / s.groups, T::kChannels) * ceil_div(s.S, T::kTaps) * s.R;
-  return even_parts(T::chunks(s.stride, s.N / s.lanes, s.P, s.Q),
-                    (tiles >= 12 ? 3 : 1) * 132 / tiles);
-}
-
-template <class T>
-int64_t most_parts(const ConvShape& s) {
-  return T::takes(s.stride, s.Q) ? wgmma_parts<T>(s) : 1;
-}
-
 // Of both gradients, in floats.
 int64_t part_stride(const ConvShape& s) {
   return round_up(s.K * (s.C / s.groups) * s.R * s.S, 4) + round_up(s.K, 4);
 }
 
-template <class T>
-void run_wgmma(const ConvShape& s, const Arguments& a) {
-  const int64_t blocks = s.N / s.lanes, weights = s.K * (s.C / s.groups) * s.R * s.S;
+constexpr const char* kOp = "conv_backward_filter";
+
+FilterCall filter_call(const ConvShape& s, const Arguments& a) {
+  const int64_t blocks = s.N / s.lanes;
   FilterCall call{};
   call.dy = image_activation(a.dy, s.K, s.P, s.Q, blocks);
   call.x = image_activation(a.x, s.C, s.H, s.W, blocks);
   call.R = s.R, call.S = s.S, call.stride = s.stride, call.groups = s.groups;
   call.pad_top = s.pad_top, call.pad_left = s.pad_left;
-  call.parts = wgmma_parts<T>(s);
-  require_workspace(a, call.parts);
   call.dweight = a.dweight, call.dbias = a.dbias;
-  if (call.parts == 1) return launch_filter<T>("conv_backward_filter", call, a.stream);
+  return call;
+}
+
+template <class T>
+int64_t parts_of(const ConvShape& s) {
+  return T::takes(s.stride, s.Q) ? filter_problem<T>(kOp, filter_call(s, {})).parts : 1;
+}
+
+template <class T>
+void run_wgmma(const ConvShape& s, const Arguments& a) {
+  FilterCall call = filter_call(s, a);
+  const int parts = int(parts_of<T>(s));
+  if (parts == 1) return launch_filter<T>(kOp, call, a.stream);
+  require_workspace(a, parts);
+  const int64_t weights = s.K * (s.C / s.groups) * s.R * s.S;
   call.dweight = a.workspace;
   if (a.dbias) call.dbias = a.workspace + round_up(weights, 4);
   call.part_stride = part_stride(s);
-  launch_filter<T>("conv_backward_filter", call, a.stream);
-  const int parts = int(call.parts);
+  launch_filter<T>(kOp, call, a.stream);
   sum_gradients({weights, parts, call.part_stride, call.dweight, a.dweight},
                 {a.dbias ? s.K : 0, parts, call.part_stride, call.dbias, a.dbias}, a.stream);
 }
@@ -321,13 +319,13 @@ int64_t channels(const ConvShape& s) { return s.C / s.groups; }
 bool five_taps(const ConvShape& s) { return s.S >= 4 && channels(s) % 48 == 0; }
 bool one_tap(const ConvShape& s) { return s.S == 1; }
 bool up_to_48(const ConvShape& s) { return channels(s) <= 48; }
-bool times_192(const ConvShape& s) { return filters(s) % 192 == 0 && filters(s) % 128 != 0; }
+bool times_192(const ConvShape& s) { return filters(s) % 192 == 0; }
 
 const Row kVariants[] = {
     wgmma<FiveTaps, five_taps>("wgmma-128x5x48", "64 lanes, S >= 4, C/g a multiple of 48"),
     wgmma<OneTap, one_tap>("wgmma-128x1x128", "64 lanes, S = 1"),
     wgmma<ThreeTaps48, up_to_48>("wgmma-128x3x48", "64 lanes, C/g <= 48"),
-    wgmma<ThreeTaps192, times_192>("wgmma-192x3x64", "64 lanes, K/g a multiple of 192, not of 128"),
+    wgmma<ThreeTaps192, times_192>("wgmma-192x3x64", "64 lanes, K/g a multiple of 192"),
     wgmma<ThreeTaps, any>("wgmma-128x3x64", "64 lanes"),
 
     row<SimtTile<128, 16, 4>>(
@@ -357,11 +355,10 @@ int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision precisi
   int64_t floats = sum_rows_workspace(shape.N / shape.lanes, shape.K) +
                    (parts > 1 ? parts * round_up(weights, 4) : 0);
   if (precision == Precision::bf16 && shape.lanes == 64)  // of every row, so that any may be forced
-    floats =
-        std::max(floats, part_stride(shape) *
-                             std::max({most_parts<FiveTaps>(shape), most_parts<ThreeTaps48>(shape),
-                                       most_parts<ThreeTaps192>(shape),
-                                       most_parts<ThreeTaps>(shape), most_parts<OneTap>(shape)}));
+    floats = std::max(floats, part_stride(shape) *
+                                  std::max({parts_of<FiveTaps>(shape), parts_of<ThreeTaps48>(shape),
+                                            parts_of<ThreeTaps192>(shape),
+                                            parts_of<ThreeTaps>(shape), parts_of<OneTap>(shape)}));
   return floats * int64_t{sizeof(float)};
 }
 

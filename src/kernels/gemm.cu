@@ -275,7 +275,7 @@ void run_wgmma_gradient(const LinearShape& shape, const GradientArguments& a) {
   call.dy = feature_activation(a.dy, shape.K, blocks);
   call.x = feature_activation(a.x, shape.C, blocks);
   call.dweight = a.dweight, call.dbias = a.dbias;
-  call.R = call.S = call.stride = call.groups = call.parts = 1;
+  call.R = call.S = call.stride = call.groups = 1, call.whole = true;
   if (a.update)
     launch_filter_update<T>("linear_backward_filter", call, *a.update, a.stream);
   else

@@ -4,9 +4,13 @@
 //            dy[n,k,p,q] x[n,c,p*stride-pad+r,q*stride-pad+s]. A linear layer is an image of one row
 //            whose columns are its blocks of 64 images, under a filter of 1 x 1.
 // GEMM       GEMM-M = kFilters filters, 64 per consumer warpgroup; GEMM-N = kTaps taps of one filter
-//            row x kChannels channels; reduction over (block, p, q, lane), cut into parts of whole
-//            chunks. A chunk is up to p.chunk_pixels neighbouring pixels of an output row; rows whose
-//            input row lies outside the image are not loaded.
+//            row x kChannels channels; reduction over (block, p, q, lane) in chunks of up to
+//            p.chunk_pixels neighbouring pixels of an output row, of the rows that have an input row.
+// Cut        The chunks of all tiles, one tile behind the other, are one line, cut into p.runs equal
+//            runs, about as many as a large GPU has multiprocessors: each is the work of a block, so
+//            that all have the same, and a tile has no more parts than it has to. Where runs are few
+//            for a tile anyway, every tile is cut by itself, so that blocks that read the same rows of
+//            dy and x do it at the same time. The cut depends on the shape alone.
 // Stage      what one chunk needs for one half of its lanes:
 //              dy  [pixels][kFilters][32 lanes]
 //              x   [(pixels - 1) * stride + kTaps pixels][kChannels][32 lanes]
@@ -22,7 +26,7 @@
 //            lanes each, pixel after pixel, and are added at the end of the part.
 // Epilogue   float32 sums straight to memory in sectors of 32 bytes (eight neighbouring filters);
 //            parts, and those of dbias behind them, are added in ascending order by tile/sums.cuh.
-// Update     of a linear layer: sums are gradients of weights that are updated in place. Behind the
+// Update     of a linear layer: sums are gradients of weights that are updated in part. Behind the
 //            last chunk of a tile, the producer fills stages with slices of its weights and
 //            velocities:
 //              w, v [filters / 32][32 channels][32 filters], float32
@@ -44,14 +48,38 @@ struct FilterProblem {
   int groups, blocks;
   int filter_tiles, channel_tiles, tap_tiles;
   int column_chunks, chunk_pixels;  // of an output row
-  int parts, chunks_per_part;
-  int64_t part_stride;  // floats
-  int bias_row;         // filter row whose tiles sum dy
+  int dy_bytes, x_bytes;            // of a stage
+  int pieces;                       // of a tile that is cut by itself; 0: tiles are cut by chunks
+  int line;                         // units, pieces or chunks, of the tiles that differ in r alone
+  int length;                       // units of the whole line
+  int run, runs;                    // units of one, and how many there are
+  int parts;                        // sums of a tile, at most
+  int64_t part_stride;              // floats
+  int bias_row;                     // filter row whose tiles sum dy
   RingShape ring;
 
-  __host__ __device__ int chunks() const { return blocks * P * column_chunks; }
-  __host__ __device__ int64_t tiles() const {
-    return int64_t{parts} * groups * filter_tiles * channel_tiles * tap_tiles * R;
+  // Tiles of one filter row.
+  __host__ __device__ int tiles() const {
+    return groups * filter_tiles * channel_tiles * tap_tiles;
+  }
+  // The first output row that has an input row under filter row r, and the one behind the last: all of
+  // them where dy is summed, and one where there is none, whose products are zeros.
+  __host__ __device__ int row_begin(int r) const {
+    const int begin = r < pad_top ? (pad_top - r + stride - 1) / stride : 0;
+    return r == bias_row || begin >= row_limit(r) ? 0 : begin;
+  }
+  __host__ __device__ int row_end(int r) const {
+    return r == bias_row ? P : row_limit(r) > row_begin(r) ? row_limit(r) : row_begin(r) + 1;
+  }
+  __host__ __device__ int chunks(int r) const {
+    return blocks * (row_end(r) - row_begin(r)) * column_chunks;
+  }
+  __host__ __device__ int units(int r) const { return pieces ? pieces : chunks(r); }
+
+ private:
+  __host__ __device__ int row_limit(int r) const {
+    const int limit = H + pad_top - r <= 0 ? 0 : (H + pad_top - r + stride - 1) / stride;
+    return limit < P ? limit : P;
   }
 };
 
@@ -62,7 +90,7 @@ struct FilterTile {
   static constexpr int kFilters = kConsumers * 64;
   static constexpr int kTaps = kTapsPerTile, kChannels = kChannelsPerTile;
   static constexpr int kColumns = kTaps * kChannels;
-  static constexpr int kMostPixels = 4;           // of a chunk
+  static constexpr int kMostPixels = 5;           // of a chunk
   static constexpr int kLanes = 32, kHalves = 2;  // of a stage; stages of a chunk
   static constexpr int kRow = kLanes * 2;         // bytes: a span of the 64-byte swizzle
   static constexpr int kDyBytes = kFilters * kRow, kXBytes = kChannels * kRow;  // of a pixel
@@ -76,40 +104,50 @@ struct FilterTile {
   static RingShape ring(int64_t stride, int64_t pixels) {
     return ring_shape(round_up(pixels * kDyBytes + x_pixels(stride, pixels) * kXBytes, kAtom), 0);
   }
-  // Pixels of a chunk: the most of which four stages fit, so that the window of x is loaded for few
-  // pixels more than it serves, or else two stages of one; 0 where not even these fit.
+  // Pixels of a chunk: what loads a row in the fewest bytes, x being loaded for more pixels than are
+  // multiplied, while three stages fit; or else two stages of one pixel; 0 where not even these fit.
   static int chunk_pixels(int64_t stride, int64_t columns) {
-    int pixels = int(std::min<int64_t>(columns, kMostPixels));
-    while (pixels > 1 && (ring(stride, pixels).stages < 4 || x_pixels(stride, pixels) > 256))
-      --pixels;
-    return ring(stride, pixels).stages >= 2 && kTaps <= 256 ? pixels : 0;
+    if (ring(stride, 1).stages < 2) return 0;
+    int best = 1;
+    for (int pixels = 2; pixels <= std::min<int64_t>(columns, kMostPixels); ++pixels) {
+      if (ring(stride, pixels).stages < 3 || x_pixels(stride, pixels) > 256) break;
+      if (row_bytes(stride, columns, pixels) <= row_bytes(stride, columns, best)) best = pixels;
+    }
+    return best;
   }
   static bool takes(int64_t stride, int64_t columns) { return chunk_pixels(stride, columns) > 0; }
-  // Of the whole reduction.
-  static int64_t chunks(int64_t stride, int64_t blocks, int64_t P, int64_t Q) {
-    return blocks * P * ceil_div(Q, chunk_pixels(stride, Q));
+
+ private:
+  static int64_t row_bytes(int64_t stride, int64_t columns, int64_t pixels) {
+    return ceil_div(columns, pixels) * ring(stride, pixels).stage_bytes;
   }
 };
 
-// Where a tile lies, and the chunks of its part.
+// The part of a tile that begins at a unit of the line, as far as its run goes.
 template <class T>
-struct FilterPlace {
-  int part, group, filter, channel, r, s;
+struct FilterPart {
+  int group, filter, channel, r, s;
   int first_chunk, last_chunk;
+  int number;  // of the tile's parts
+  int end;     // of its units
+  bool last;   // of the tile
 
-  __device__ __forceinline__ FilterPlace(const FilterProblem& p, int index) {
-    r = index % p.R;
-    index /= p.R;
-    s = index % p.tap_tiles * T::kTaps;
-    index /= p.tap_tiles;
-    channel = index % p.channel_tiles * T::kChannels;
-    index /= p.channel_tiles;
-    filter = index % p.filter_tiles * T::kFilters;
-    index /= p.filter_tiles;
-    group = index % p.groups;
-    part = index / p.groups;
-    first_chunk = part * p.chunks_per_part;
-    last_chunk = min(first_chunk + p.chunks_per_part, p.chunks());
+  __device__ __forceinline__ FilterPart(const FilterProblem& p, int unit, int run_end) {
+    int tile = unit / p.line, begin = tile * p.line;
+    for (r = 0; begin + p.units(r) <= unit; ++r) begin += p.units(r);
+    const int units = p.units(r), tile_end = begin + units;
+    end = min(run_end, tile_end), last = end == tile_end;
+    number = unit / p.run - begin / p.run;
+    const int chunks = p.chunks(r);
+    first_chunk = p.pieces ? (unit - begin) * chunks / units : unit - begin;
+    last_chunk = p.pieces ? (end - begin) * chunks / units : end - begin;
+
+    s = tile % p.tap_tiles * T::kTaps;
+    tile /= p.tap_tiles;
+    channel = tile % p.channel_tiles * T::kChannels;
+    tile /= p.channel_tiles;
+    filter = tile % p.filter_tiles * T::kFilters;
+    group = tile / p.filter_tiles;
   }
   // Whether the tile is one of those that see every value of dy once.
   __device__ __forceinline__ bool sees_all(const FilterProblem& p) const {
@@ -117,39 +155,51 @@ struct FilterPlace {
   }
 };
 
-// Walks the chunks of a part that exist for a filter row, without divisions on the way.
+// Calls f with every part that is this block's.
+template <class T, class Function>
+__device__ __forceinline__ void for_parts(const FilterProblem& p, Function f) {
+  for (int run = blockIdx.x; run < p.runs; run += gridDim.x) {
+    const int end = min((run + 1) * p.run, p.length);
+    for (int unit = run * p.run; unit < end;) {
+      const FilterPart<T> part(p, unit, end);
+      f(part);
+      unit = part.end;
+    }
+  }
+}
+
+// Walks the chunks of a part, without divisions on the way.
 struct FilterWalk {
   int block, row, chunk;
   int left;
 
-  __device__ __forceinline__ FilterWalk(const FilterProblem& p, int first, int last)
-      : left(last - first) {
-    chunk = first % p.column_chunks;
-    const int rows = first / p.column_chunks;
-    row = rows % p.P;
-    block = rows / p.P;
+  template <class T>
+  __device__ __forceinline__ FilterWalk(const FilterProblem& p, const FilterPart<T>& part)
+      : left(part.last_chunk - part.first_chunk) {
+    row_begin_ = p.row_begin(part.r), row_end_ = p.row_end(part.r);
+    chunk = part.first_chunk % p.column_chunks;
+    const int rows = part.first_chunk / p.column_chunks, count = row_end_ - row_begin_;
+    row = row_begin_ + rows % count;
+    block = rows / count;
   }
-  // The input row under filter row r.
-  __device__ __forceinline__ int input_row(const FilterProblem& p, int r) const {
-    return row * p.stride - p.pad_top + r;
-  }
-  __device__ __forceinline__ bool exists(const FilterProblem& p, int r) const {
-    return unsigned(input_row(p, r)) < unsigned(p.H);
-  }
+  // Chunks of a row are equally wide, up to one pixel.
   __device__ __forceinline__ int column(const FilterProblem& p) const {
-    return chunk * p.chunk_pixels;
+    return chunk * p.Q / p.column_chunks;
   }
-  __device__ __forceinline__ int column_end(const FilterProblem& p) const {
-    return min(column(p) + p.chunk_pixels, p.Q);
+  __device__ __forceinline__ int pixels(const FilterProblem& p) const {
+    return (chunk + 1) * p.Q / p.column_chunks - column(p);
   }
   __device__ __forceinline__ void next(const FilterProblem& p) {
     --left;
     if (++chunk < p.column_chunks) return;
     chunk = 0;
-    if (++row < p.P) return;
-    row = 0;
+    if (++row < row_end_) return;
+    row = row_begin_;
     ++block;
   }
+
+ private:
+  int row_begin_, row_end_;
 };
 
 // What becomes of the sums: kernels take one of these.
@@ -170,14 +220,14 @@ struct UpdateWeights {
 // The slices of a tile; consumers take as many.
 template <class T>
 __device__ __forceinline__ void produce_slices(const FilterProblem& p,
-                                               const FilterPlace<T>& place,
+                                               const FilterPart<T>& part,
                                                const UpdateWeights& out,
                                                StageRing& ring) {
-  const int last = min(place.channel + T::kChannels, p.C);
-  for (int channel = place.channel; channel < last; channel += T::kSlice) {
+  const int last = min(part.channel + T::kChannels, p.C);
+  for (int channel = part.channel; channel < last; channel += T::kSlice) {
     unsigned char* stage = ring.begin(2 * T::kSliceBytes);
     for (int box = 0; box < T::kFilters / T::kBox; ++box) {
-      const int filter = place.filter + box * T::kBox;
+      const int filter = part.filter + box * T::kBox;
       unsigned char* target = stage + box * T::kBoxBytes;
       tma_load(target, out.weight, ring.full(), filter, channel, 0, 0, 0);
       tma_load(target + T::kSliceBytes, out.velocity, ring.full(), filter, channel, 0, 0, 0);
@@ -192,46 +242,42 @@ __device__ __forceinline__ void produce(const FilterProblem& p,
                                         const TensorMap& x,
                                         const Output& out,
                                         StageRing ring) {
-  const int dy_bytes = p.chunk_pixels * T::kDyBytes;
-  const int bytes = dy_bytes + ((p.chunk_pixels - 1) * p.stride + T::kTaps) * T::kXBytes;
-  const int tiles = int(p.tiles());
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const FilterPlace<T> place(p, index);
-    const bool all = out.dbias && place.sees_all(p);
-    for (FilterWalk walk(p, place.first_chunk, place.last_chunk); walk.left > 0; walk.next(p)) {
-      if (!all && !walk.exists(p, place.r)) continue;
+  for_parts<T>(p, [&](const FilterPart<T>& part) {
+    for (FilterWalk walk(p, part); walk.left > 0; walk.next(p)) {
       const int column = walk.column(p);
       for (int lane = 0; lane < 64; lane += T::kLanes) {
-        unsigned char* stage = ring.begin(bytes);
-        tma_load(stage, dy, ring.full(), lane, place.group * p.K + place.filter, column, walk.row,
+        unsigned char* stage = ring.begin(p.dy_bytes + p.x_bytes);
+        tma_load(stage, dy, ring.full(), lane, part.group * p.K + part.filter, column, walk.row,
                  walk.block);
-        tma_load(stage + dy_bytes, x, ring.full(), lane, place.group * p.C + place.channel,
-                 column * p.stride - p.pad_left + place.s, walk.input_row(p, place.r), walk.block);
+        tma_load(stage + p.dy_bytes, x, ring.full(), lane, part.group * p.C + part.channel,
+                 column * p.stride - p.pad_left + part.s, walk.row * p.stride - p.pad_top + part.r,
+                 walk.block);
         ring.next();
       }
     }
     if constexpr (Output::kUpdates) {
-      if (out.slices) produce_slices<T>(p, place, out, ring);
+      if (out.slices) produce_slices<T>(p, part, out, ring);
     }
-  }
+  });
 }
 
 // kWhole: all taps, channels and filters of the tile exist.
 template <class T, bool kWhole>
 __device__ __forceinline__ void store_sums(const FilterProblem& p,
-                                           const FilterPlace<T>& place,
+                                           const FilterPart<T>& part,
                                            const float (&sum)[T::kColumns / 2],
                                            int first_filter,
+                                           int number,
                                            float* dweight) {
-  const int channel = place.channel + threadIdx.x % 4 * 2;
+  const int channel = part.channel + threadIdx.x % 4 * 2;
   const int next_channel = p.R * p.S * p.K;
-  float* first = dweight + place.part * p.part_stride +
-                 (int64_t{place.group} * p.C + channel) * next_channel +
-                 (place.r * p.S + place.s) * p.K + first_filter;
+  float* first = dweight + number * p.part_stride +
+                 (int64_t{part.group} * p.C + channel) * next_channel +
+                 (part.r * p.S + part.s) * p.K + first_filter;
 #pragma unroll
   for (int i = 0; i < T::kColumns / 2; ++i) {
     const int s = i / 4 * 8 / T::kChannels, c = i / 4 * 8 % T::kChannels + i % 2, k = i / 2 % 2 * 8;
-    if (kWhole || (place.s + s < p.S && channel + c < p.C && first_filter + k < p.K))
+    if (kWhole || (part.s + s < p.S && channel + c < p.C && first_filter + k < p.K))
       first[int64_t{c} * next_channel + s * p.K + k] = sum[i];
   }
 }
@@ -252,7 +298,7 @@ __device__ __forceinline__ float4 transposed(const float (&v)[4]) {
 // A tile of a linear layer: its weights come in slices, in the order of the channels.
 template <class T>
 __device__ __forceinline__ void update_slices(const FilterProblem& p,
-                                              const FilterPlace<T>& place,
+                                              const FilterPart<T>& part,
                                               const float (&sum)[T::kColumns / 2],
                                               int warpgroup,
                                               bool works,
@@ -269,7 +315,7 @@ __device__ __forceinline__ void update_slices(const FilterProblem& p,
       k / T::kBox * T::kBoxBytes + c * (T::kBox * 4) + ((k % T::kBox / 4) ^ c) * 16;  // swizzled
 #pragma unroll
   for (int slice = 0; slice < T::kChannels / T::kSlice; ++slice) {
-    const int channel = place.channel + slice * T::kSlice;
+    const int channel = part.channel + slice * T::kSlice;
     if (channel >= p.C) break;
     const unsigned char* stage = ring.await() + offset;
     float4 w[kQuads], v[kQuads];
@@ -288,8 +334,8 @@ __device__ __forceinline__ void update_slices(const FilterProblem& p,
       const float* s = sum + (slice * kQuads + j) * 4;
       update(rates, w[j], v[j], transposed({s[0], s[1], s[2], s[3]}));
       const int row = channel + 8 * j + c;
-      if (row < p.C && place.filter + k < p.K && !rates.stopped)
-        target.store(row, place.filter + k, w[j], v[j]);
+      if (row < p.C && part.filter + k < p.K && !rates.stopped)
+        target.store(row, part.filter + k, w[j], v[j]);
     }
   }
 }
@@ -297,7 +343,7 @@ __device__ __forceinline__ void update_slices(const FilterProblem& p,
 // The same where the rows of the weights are not aligned.
 template <class T>
 __device__ __forceinline__ void update_sums(const FilterProblem& p,
-                                            const FilterPlace<T>& place,
+                                            const FilterPart<T>& part,
                                             const float (&sum)[T::kColumns / 2],
                                             int first_filter,
                                             const WeightUpdate& target,
@@ -305,7 +351,7 @@ __device__ __forceinline__ void update_sums(const FilterProblem& p,
   if (rates.stopped) return;
 #pragma unroll
   for (int i = 0; i < T::kColumns / 2; ++i) {
-    const int channel = place.channel + threadIdx.x % 4 * 2 + i / 4 * 8 + i % 2;
+    const int channel = part.channel + threadIdx.x % 4 * 2 + i / 4 * 8 + i % 2;
     const int filter = first_filter + i / 2 % 2 * 8;
     if (channel < p.C && filter < p.K) target.change(rates, channel, filter, sum[i]);
   }
@@ -325,6 +371,13 @@ __device__ __forceinline__ void multiply_pixels(float (&sum)[T::kColumns / 2],
       wgmma<T::kColumns, false, false>(sum, advance(dy, i * T::kDyBytes + n * 2),
                                        advance(x, i * x_step + n * 2));
   wgmma_commit();
+}
+
+template <int kCount>
+__device__ __forceinline__ void clear(float (&sum)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sum[i] = 0.0f;
+  hold(sum);
 }
 
 // This thread's share of a bias gradient: 16 lanes of every stage, of one filter of its warpgroup.
@@ -351,38 +404,38 @@ struct BiasSum {
   }
 
   // All lanes of a warp must call.
-  __device__ __forceinline__ void store(const FilterProblem& p,
-                                        const FilterPlace<T>& place,
-                                        int warpgroup,
-                                        float* dbias) {
+  __device__ __forceinline__ void store(
+      const FilterProblem& p, const FilterPart<T>& part, int warpgroup, int number, float* dbias) {
     const float total = sum + warp_shuffle_xor(sum, 1);
     const int thread = threadIdx.x % kWarpgroup;
-    const int filter = place.filter + 64 * warpgroup + thread / kChunks;
+    const int filter = part.filter + 64 * warpgroup + thread / kChunks;
     if (thread % kChunks == 0 && filter < p.K)
-      dbias[place.part * p.part_stride + place.group * p.K + filter] = total;
+      dbias[number * p.part_stride + part.group * p.K + filter] = total;
   }
 };
 
-// All products of a tile, and its sums of dy where kBias. `works`: this warpgroup has filters.
+// All products of a part, and its sums of dy where kBias. `works`: this warpgroup has filters.
 template <class T, bool kBias>
-__device__ __forceinline__ void multiply_tile(const FilterProblem& p,
-                                              const FilterPlace<T>& place,
+__device__ __forceinline__ void multiply_part(const FilterProblem& p,
+                                              const FilterPart<T>& part,
                                               int warpgroup,
                                               bool works,
                                               float (&sum)[T::kColumns / 2],
                                               BiasSum<T>& bias,
                                               StageRing& ring) {
-  const int dy_bytes = p.chunk_pixels * T::kDyBytes, x_step = p.stride * T::kXBytes;
+  const int x_step = p.stride * T::kXBytes;
   int steps = 0;
-  for (FilterWalk walk(p, place.first_chunk, place.last_chunk); walk.left > 0; walk.next(p)) {
-    if (!kBias && !walk.exists(p, place.r)) continue;
-    const int pixels = works ? walk.column_end(p) - walk.column(p) : 0;
+  for (FilterWalk walk(p, part); walk.left > 0; walk.next(p)) {
+    const int pixels = works ? walk.pixels(p) : 0;
     for (int half = 0; half < T::kHalves; ++half) {
       unsigned char* stage = ring.await();
       const uint64_t dy =
           operand(stage + warpgroup * 64 * T::kRow, kAtom, 8 * T::kRow, Swizzle::bytes64);
-      const uint64_t x = operand(stage + dy_bytes, kAtom, 8 * T::kRow, Swizzle::bytes64);
+      const uint64_t x = operand(stage + p.dy_bytes, kAtom, 8 * T::kRow, Swizzle::bytes64);
       switch (pixels) {
+        case 5:
+          multiply_pixels<T, 5>(sum, dy, x, x_step);
+          break;
         case 4:
           multiply_pixels<T, 4>(sum, dy, x, x_step);
           break;
@@ -418,38 +471,40 @@ __device__ __forceinline__ void consume(const FilterProblem& p,
                                         StageRing ring) {
   Rates rates{};
   if constexpr (Output::kUpdates) rates = out.target.rates();
-  const int tiles = int(p.tiles());
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const FilterPlace<T> place(p, index);
-    const bool works = place.filter + 64 * warpgroup < p.K;  // else its filters do not exist
+  for_parts<T>(p, [&](const FilterPart<T>& part) {
+    const bool works = part.filter + 64 * warpgroup < p.K;  // else its filters do not exist
+    const bool biased = out.dbias && part.sees_all(p);
     float sum[T::kColumns / 2];
-#pragma unroll
-    for (int i = 0; i < T::kColumns / 2; ++i) sum[i] = 0.0f;
-    hold(sum);
-    if (out.dbias && place.sees_all(p)) {
-      BiasSum<T> bias;
-      multiply_tile<T, true>(p, place, warpgroup, works, sum, bias, ring);
-      bias.store(p, place, warpgroup, out.dbias);
-    } else {
-      BiasSum<T> none;
-      multiply_tile<T, false>(p, place, warpgroup, works, sum, none, ring);
-    }
+    clear(sum);
+    BiasSum<T> bias;
+    if (biased)
+      multiply_part<T, true>(p, part, warpgroup, works, sum, bias, ring);
+    else
+      multiply_part<T, false>(p, part, warpgroup, works, sum, bias, ring);
+
     const int first_filter =
-        place.filter + 64 * warpgroup + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
+        part.filter + 64 * warpgroup + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
     if constexpr (Output::kUpdates) {
+      if (biased) bias.store(p, part, warpgroup, 0, out.dbias);
       if (out.slices)
-        update_slices<T>(p, place, sum, warpgroup, works, out.target, rates, ring);
+        update_slices<T>(p, part, sum, warpgroup, works, out.target, rates, ring);
       else if (works)
-        update_sums<T>(p, place, sum, first_filter, out.target, rates);
-    } else if (works) {
-      const bool whole = place.s + T::kTaps <= p.S && place.channel + T::kChannels <= p.C &&
-                         place.filter + 64 * (warpgroup + 1) <= p.K;
-      if (whole)
-        store_sums<T, true>(p, place, sum, first_filter, out.dweight);
-      else
-        store_sums<T, false>(p, place, sum, first_filter, out.dweight);
+        update_sums<T>(p, part, sum, first_filter, out.target, rates);
+    } else {
+      const bool whole = part.s + T::kTaps <= p.S && part.channel + T::kChannels <= p.C &&
+                         part.filter + 64 * (warpgroup + 1) <= p.K;
+      int number = part.number;
+      do {
+        if (biased) bias.store(p, part, warpgroup, number, out.dbias);
+        if (whole)
+          store_sums<T, true>(p, part, sum, first_filter, number, out.dweight);
+        else
+          store_sums<T, false>(p, part, sum, first_filter, number, out.dweight);
+        clear(sum);
+        bias.sum = 0.0f;
+      } while (part.last && ++number < p.parts);  // zeros for the parts that it does not have
     }
-  }
+  });
 }
 
 template <class T, class Output>
@@ -482,12 +537,36 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
 struct FilterCall {
   Activation dy, x;
-  float* dweight;  // [parts] times dweight, each part_stride floats
-  float* dbias;    // the same of dbias, or null
-  int64_t part_stride;
   int64_t R, S, stride, pad_top, pad_left, groups;
-  int64_t parts;  // an even_parts of FilterTile::chunks
+  bool whole;           // tiles are not cut
+  float* dweight;       // [FilterProblem::parts] times dweight,
+  float* dbias;         // and dbias, or null,
+  int64_t part_stride;  // each so many floats behind the other
 };
+
+// Cuts the chunks of all tiles into runs, one for each multiprocessor of a large GPU.
+inline void cut_tiles(const char* op, FilterProblem& p, bool whole) {
+  constexpr int kBlocks = 132, kFew = 12;
+  const int64_t tiles = int64_t{p.tiles()} * p.R;
+  int64_t line = 0, most = 0;  // chunks
+  for (int r = 0; r < p.R; ++r) line += p.chunks(r), most = std::max<int64_t>(most, p.chunks(r));
+  if (whole || tiles < kFew || tiles > 4 * kBlocks) {
+    p.pieces = whole ? 1 : int(std::clamp(kBlocks / tiles, int64_t{1}, most));
+    line = int64_t{p.pieces} * p.R;
+  }
+  const int64_t units = p.tiles() * line;
+  require(units < int64_t{1} << 30, op, ": dweight has too many tiles for one launch, got ", tiles,
+          "; use more groups, or run the batch in parts");
+  p.line = int(line), p.length = int(units);
+  p.run = p.pieces ? 1 : int(ceil_div(units, kBlocks));
+  p.runs = int(ceil_div(units, p.run));
+  p.parts = p.pieces;
+  for (int64_t tile = 0, begin = 0; !p.pieces && tile < tiles; ++tile) {
+    const int64_t end = begin + p.chunks(int(tile % p.R));
+    p.parts = std::max(p.parts, int((end - 1) / p.run - begin / p.run + 1));
+    begin = end;
+  }
+}
 
 template <class T>
 FilterProblem filter_problem(const char* op, const FilterCall& call) {
@@ -503,16 +582,15 @@ FilterProblem filter_problem(const char* op, const FilterCall& call) {
   p.tap_tiles = int(ceil_div(p.S, T::kTaps));
   p.chunk_pixels = T::chunk_pixels(call.stride, dy.columns);
   p.column_chunks = int(ceil_div(dy.columns, p.chunk_pixels));
-  p.parts = int(call.parts);
-  p.chunks_per_part = int(ceil_div(p.chunks(), call.parts));
+  p.dy_bytes = p.chunk_pixels * T::kDyBytes;
+  p.x_bytes = int(T::x_pixels(call.stride, p.chunk_pixels)) * T::kXBytes;
   p.part_stride = call.part_stride;
   p.bias_row = std::min(p.pad_top, p.R - 1);  // as a rule every output row has an input row there
   p.ring = T::ring(call.stride, p.chunk_pixels);
-  const int64_t chunks = dy.blocks * dy.rows * p.column_chunks;
-  require(chunks < int64_t{1} << 31, op, ": the sums have too many pixels for one launch, got ",
-          chunks, " groups of them; run the batch in parts");
-  require(p.tiles() < int64_t{1} << 31, op, ": dweight has too many tiles for one launch, got ",
-          p.tiles(), "; use more groups");
+  require(dy.blocks * dy.rows * p.column_chunks < int64_t{1} << 23, op,
+          ": the sums have too many pixels for one launch, got ", dy.rows, "x", dy.columns, " of ",
+          64 * dy.blocks, " images; run the batch in parts");
+  cut_tiles(op, p, call.whole);
   return p;
 }
 
@@ -522,9 +600,8 @@ void launch_filter(const FilterCall& call,
                    const Output& out,
                    Stream stream) {
   const int64_t x_pixels = T::x_pixels(call.stride, p.chunk_pixels);
-  launch(wgmma_filter_kernel<T, Output>,
-         Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))), Dim3(T::kThreads),
-         std::size_t(p.ring.bytes()), stream,
+  launch(wgmma_filter_kernel<T, Output>, Dim3(unsigned(std::min(p.runs, multiprocessors()))),
+         Dim3(T::kThreads), std::size_t(p.ring.bytes()), stream,
          load_map("dy", call.dy, T::kFilters, p.chunk_pixels, T::kLanes),
          load_map("x", call.x, T::kChannels, x_pixels, T::kLanes), p, out);
 }
@@ -534,7 +611,7 @@ void launch_filter(const char* op, const FilterCall& call, Stream stream) {
   launch_filter<T>(call, filter_problem<T>(op, call), StoreSums{call.dbias, call.dweight}, stream);
 }
 
-// Of a linear layer, in one part; call.dweight is not used.
+// Of a linear layer, whose tiles are not cut; call.dweight is not used.
 template <class T>
 void launch_filter_update(const char* op,
                           const FilterCall& call,
