@@ -15,11 +15,9 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cubins
@@ -52,7 +50,7 @@ def kernels(compiler: str, program: str) -> dict[str, Kernel]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sources = sorted(cubins.KERNELS.glob("*.cu"))
         compiled = list(pool.map(lambda source: cubins.compile_one(source, ARCHITECTURE, compiler), sources))
-        listings = list(pool.map(lambda cubin: _listing(cubin.path, program), compiled))
+        listings = list(pool.map(lambda cubin: cubins.listing(cubin.path, program), compiled))
     found = {}
     for cubin, listing in zip(compiled, listings, strict=True):
         codes, tables = sections(listing, ".text."), sections(listing, ".nv.constant2.")
@@ -61,13 +59,6 @@ def kernels(compiler: str, program: str) -> dict[str, Kernel]:
         for name, (mangled, code) in zip(map(cubins.short, names), codes.items(), strict=True):
             found[name] = Kernel(code, tables.get(mangled, ""), used[name]["registers"])
     return found
-
-
-def _listing(path: Path, program: str) -> str:
-    done = subprocess.run([program, str(path)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"nvdisasm cannot read {path.name}:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def words(text: str) -> list[int]:

@@ -76,6 +76,19 @@ def compile_one(source: Path, architecture: str, compiler: str) -> Cubin:
     return Cubin(architecture, source.name, cached, log.read_text())
 
 
+def listing(cubin: Path, program: str) -> str:
+    """Of its machine code, by nvdisasm; kept beside it."""
+    kept = cubin.with_suffix(".sass")
+    if not kept.exists():
+        done = subprocess.run([program, str(cubin)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"nvdisasm cannot read {cubin.name}:\n{done.stdout}{done.stderr}")
+        unfinished = kept.with_suffix(f".{os.getpid()}")  # another process may be at it, too
+        unfinished.write_text(done.stdout)
+        unfinished.replace(kept)
+    return kept.read_text()
+
+
 def compile_all(compiler: str) -> list[Cubin]:
     """All kernels for all architectures, several at a time."""
     jobs = [(source, architecture) for architecture in ARCHITECTURES for source in sorted(KERNELS.glob("*.cu"))]

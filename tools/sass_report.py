@@ -12,7 +12,6 @@ import importlib.metadata
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -101,10 +100,7 @@ def parse(listing: str) -> dict[str, Counter[str]]:
 
 
 def disassemble(cubin: cubins.Cubin, program: str) -> Counts:
-    done = subprocess.run([program, "-c", str(cubin.path)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"nvdisasm cannot read {cubin.path.name}:\n{done.stdout}{done.stderr}")
-    kernels = parse(done.stdout)
+    kernels = parse(cubins.listing(cubin.path, program))
     names = cubins.readable("\n".join(kernels)).splitlines()
     return {
         (cubin.architecture, cubin.file, cubins.short(name)): counts
