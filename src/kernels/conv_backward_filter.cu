@@ -34,6 +34,7 @@
 #include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
 #include "tile/wgmma_filter.cuh"
+#include "tile/wgmma_window.cuh"
 
 namespace convnet {
 namespace {
@@ -265,7 +266,8 @@ FilterCall filter_call(const ConvShape& s, const Arguments& a) {
 
 template <class T>
 int64_t parts_of(const ConvShape& s) {
-  return T::takes(s.stride, s.Q) ? filter_problem<T>(kOp, filter_call(s, {})).parts : 1;
+  return chunk_pixels_of<T>(s.stride, s.Q) > 0 ? filter_problem<T>(kOp, filter_call(s, {})).parts
+                                               : 1;
 }
 
 template <class T>
@@ -299,16 +301,24 @@ bool half_filled(const ConvShape& s) { return half_filled_tiles(filters(s)); }
 // On Hopper: whole blocks of 64 images, and channels that fill most of a tile.
 template <class T, bool (*kRule)(const ConvShape&)>
 bool takes_wgmma(const ConvShape& s) {
-  return s.lanes == 64 && T::takes(s.stride, s.Q) && kRule(s);
+  return s.lanes == 64 && chunk_pixels_of<T>(s.stride, s.Q) > 0 && kRule(s);
 }
 
 template <class T, bool (*kRule)(const ConvShape&)>
 constexpr Row wgmma(const char* name, const char* when) {
-  return {name, Precision::bf16,       90,           T::kFilters,        T::kColumns,
-          when, takes_wgmma<T, kRule>, run_wgmma<T>, takes_wgmma<T, any>};
+  return {name,
+          Precision::bf16,
+          90,
+          T::kFilters,
+          T::kTapRows * T::kTaps * T::kChannels,
+          when,
+          takes_wgmma<T, kRule>,
+          run_wgmma<T>,
+          takes_wgmma<T, any>};
 }
 
 using FiveTaps = FilterTile<2, 5, 48>;
+using NineTaps = WindowTile<3, 3, 48, 96>;
 using ThreeTaps48 = FilterTile<2, 3, 48>;
 using ThreeTaps192 = FilterTile<3, 3, 64>;
 using ThreeTaps = FilterTile<2, 3, 64>;
@@ -318,12 +328,16 @@ int64_t channels(const ConvShape& s) { return s.C / s.groups; }
 
 bool five_taps(const ConvShape& s) { return s.S >= 4 && channels(s) % 48 == 0; }
 bool one_tap(const ConvShape& s) { return s.S == 1; }
+bool nine_taps(const ConvShape& s) {
+  return s.R <= 3 && s.S <= 3 && channels(s) <= 48 && filters(s) <= 96;
+}
 bool up_to_48(const ConvShape& s) { return channels(s) <= 48; }
 bool times_192(const ConvShape& s) { return filters(s) % 192 == 0; }
 
 const Row kVariants[] = {
     wgmma<FiveTaps, five_taps>("wgmma-128x5x48", "64 lanes, S >= 4, C/g a multiple of 48"),
     wgmma<OneTap, one_tap>("wgmma-128x1x128", "64 lanes, S = 1"),
+    wgmma<NineTaps, nine_taps>("wgmma-3x3x48x96", "64 lanes, R and S <= 3, C/g <= 48, K/g <= 96"),
     wgmma<ThreeTaps48, up_to_48>("wgmma-128x3x48", "64 lanes, C/g <= 48"),
     wgmma<ThreeTaps192, times_192>("wgmma-192x3x64", "64 lanes, K/g a multiple of 192"),
     wgmma<ThreeTaps, any>("wgmma-128x3x64", "64 lanes"),
@@ -355,10 +369,11 @@ int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision precisi
   int64_t floats = sum_rows_workspace(shape.N / shape.lanes, shape.K) +
                    (parts > 1 ? parts * round_up(weights, 4) : 0);
   if (precision == Precision::bf16 && shape.lanes == 64)  // of every row, so that any may be forced
-    floats = std::max(floats, part_stride(shape) *
-                                  std::max({parts_of<FiveTaps>(shape), parts_of<ThreeTaps48>(shape),
-                                            parts_of<ThreeTaps192>(shape),
-                                            parts_of<ThreeTaps>(shape), parts_of<OneTap>(shape)}));
+    floats =
+        std::max(floats, part_stride(shape) *
+                             std::max({parts_of<FiveTaps>(shape), parts_of<NineTaps>(shape),
+                                       parts_of<ThreeTaps48>(shape), parts_of<ThreeTaps192>(shape),
+                                       parts_of<ThreeTaps>(shape), parts_of<OneTap>(shape)}));
   return floats * int64_t{sizeof(float)};
 }
 

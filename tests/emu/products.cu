@@ -1,6 +1,7 @@
 // The tensor-core products on small problems, each against plain loops: products NAME [seed]. Prints "ok", how many
 // values are wrong, or "error: " and what the emulator says. Inputs are small integers, so that every sum is exact and one
 // missing, doubled or misplaced term shows. For tools/remove_barriers.py, which builds this with one line of a kernel missing.
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 #include "arch/arch.cuh"
 #include "tile/wgmma_filter.cuh"
 #include "tile/wgmma_maps.cuh"
+#include "tile/wgmma_window.cuh"
 
 namespace convnet {
 namespace {
@@ -173,35 +175,43 @@ void backward_data(const Problem& t, bool masked = false) {
 }
 
 template <class T>
-void backward_filter(const Problem& t, int parts) {
+void backward_filter(const Problem& t) {
   Random random{3};
   Tensor dy = random_tensor(t.y_count(), random), x = random_tensor(t.x_count(), random);
   const std::size_t count = std::size_t(t.groups) * t.C * t.R * t.S * t.K;
+  const std::size_t filters = std::size_t(t.groups) * t.K, biases = round_up(count, 4);
   const auto at = [&](int g, int c, int r, int s, int k) {
     return (((std::size_t(g) * t.C + c) * t.R + r) * t.S + s) * t.K + k;
   };
-  std::vector<float> expected(count), found(parts * round_up(count, 4));
+  // dweight, and dbias behind it
+  std::vector<float> expected(biases + filters);
   t.for_each([&](int b, int g, int c, int k, int r, int s, int p, int q, int h, int w) {
     for (int n = 0; n < kL; ++n)
       expected[at(g, c, r, s, k)] +=
           to_float(dy.data[t.y(b, g, k, p, q) + n]) * to_float(x.data[t.x(b, g, c, h, w) + n]);
   });
-  const FilterCall call{image_activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks),
-                        image_activation(x.data, t.groups * t.C, t.H, t.W, t.blocks),
-                        found.data(),
-                        t.R,
-                        t.S,
-                        t.stride,
-                        t.pad,
-                        t.pad,
-                        t.groups,
-                        parts};
+  for (int b = 0; b < t.blocks; ++b)
+    for (std::size_t k = 0; k < filters; ++k)
+      for (int pixel = 0; pixel < t.P * t.Q; ++pixel)
+        for (int n = 0; n < kL; ++n)
+          expected[biases + k] +=
+              to_float(dy.data[t.y(b, int(k) / t.K, int(k) % t.K, pixel / t.Q, pixel % t.Q) + n]);
+  FilterCall call{};
+  call.dy = image_activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks);
+  call.x = image_activation(x.data, t.groups * t.C, t.H, t.W, t.blocks);
+  call.R = t.R, call.S = t.S, call.stride = t.stride, call.groups = t.groups;
+  call.pad_top = call.pad_left = t.pad;
+  call.part_stride = biases + round_up(filters, 4);
+  const int parts = filter_problem<T>("backward_filter", call).parts;
+  std::vector<float> found(parts * call.part_stride, NAN);
+  call.dweight = found.data(), call.dbias = found.data() + biases;
   launch_filter<T>("backward_filter", call, nullptr);
   int wrong = 0;
-  for (std::size_t i = 0; i < count; ++i) {
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    if (i >= count && i < biases) continue;  // between the two
     float sum = 0;
-    for (int part = 0; part < parts; ++part) sum += found[part * round_up(count, 4) + i];
-    wrong += sum != expected[i];
+    for (int part = 0; part < parts; ++part) sum += found[part * call.part_stride + i];
+    wrong += !(sum == expected[i]);
   }
   report(wrong);
 }
@@ -229,7 +239,7 @@ void linear_update(const Problem& t) {
   FilterCall call{};
   call.dy = image_activation(dy.data, t.K, t.P, t.Q, t.blocks);
   call.x = image_activation(x.data, t.C, t.H, t.W, t.blocks);
-  call.R = call.S = call.stride = call.groups = call.parts = 1;
+  call.R = call.S = call.stride = call.groups = 1, call.whole = true;
   launch_filter_update<T>("linear_update", call, update, nullptr);
   int wrong = 0;
   for (std::size_t i = 0; i < count; ++i) wrong += weight[i] != new_weight[i];
@@ -253,15 +263,16 @@ const std::map<std::string, std::function<void()>> kScenarios{
     {"linear-backward", [] { backward_data<MapsTile<64, 4, 64, false>>(kFeatures); }},
     {"forward-wide", [] { forward<MapsTile<64, 4, 16, true>>(kWide, 1); }},
     {"backward-data-wide", [] { backward_data<MapsTile<48, 3, 32, false>>(kFiveTaps); }},
-    {"backward-filter-wide", [] { backward_filter<FilterTile<3, 3, 16>>(kWide, 2); }},
+    {"backward-filter-wide", [] { backward_filter<FilterTile<3, 3, 16>>(kWide); }},
     {"forward", [] { forward<MapsTile<64, 4, 16, true>>(kPadded, 1); }},
     {"forward-strided", [] { forward<MapsTile<64, 4, 16, true>>(kStrided, 1); }},
     {"forward-parts", [] { forward<MapsTile<64, 4, 16, true>>(kPadded, 2); }},
     {"forward-odd", [] { forward<MapsTile<64, 3, 16, true>>(kPadded, 1); }},
     {"backward-data", [] { backward_data<MapsTile<48, 4, 32, false>>(kPadded); }},
     {"backward-data-masked", [] { backward_data<MapsTile<48, 3, 32, false>>(kPadded, true); }},
-    {"backward-filter", [] { backward_filter<FilterTile<2, 3, 16>>(kPadded, 3); }},
-    {"backward-filter-strided", [] { backward_filter<FilterTile<2, 3, 16>>(kStrided, 1); }},
+    {"backward-filter", [] { backward_filter<FilterTile<2, 3, 16>>(kPadded); }},
+    {"backward-filter-strided", [] { backward_filter<FilterTile<2, 3, 16>>(kStrided); }},
+    {"backward-filter-window", [] { backward_filter<WindowTile<3, 3, 16, 96>>(kPadded); }},
 };
 
 }  // namespace

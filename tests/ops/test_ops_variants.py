@@ -121,6 +121,28 @@ def test_every_kernel(device, row, force, request):
         check(row["op"], case, row["precision"], device)
 
 
+# Twelve tiles of dweight and more, whose sums are cut in one line for all of them; the last two have rows of taps that
+# never meet the image.
+CUT = [
+    ("wgmma-128x3x64", cases.ConvCase("cut", 64, 256, 7, 7, 16, 3, 3, padding=1)),
+    ("wgmma-192x3x64", cases.ConvCase("cut", 64, 256, 7, 6, 24, 3, 3, padding=1, groups=2)),
+    ("wgmma-128x5x48", cases.ConvCase("cut", 64, 144, 7, 7, 16, 5, 5, padding=2)),
+    ("wgmma-128x1x128", cases.ConvCase("cut", 64, 1500, 4, 3, 8, 1, 1)),
+    ("wgmma-128x3x48", cases.ConvCase("cut", 64, 16, 5, 4, 520, 3, 3, padding=1)),
+    ("wgmma-3x3x48x96", cases.ConvCase("cut", 64, 16, 4, 4, 1060, 3, 3, padding=1)),
+    ("wgmma-3x3x48x96", cases.ConvCase("cut", 64, 100, 6, 5, 24, 5, 4, stride=2, padding=2)),
+    ("wgmma-128x3x64", cases.ConvCase("cut", 64, 256, 1, 9, 16, 3, 3, padding=1)),
+    ("wgmma-128x3x64", cases.ConvCase("cut", 64, 64, 1, 9, 16, 3, 3, padding=1)),
+]
+
+
+@pytest.mark.parametrize(("name", "case"), CUT, ids=str)
+def test_filter_gradients_whose_tiles_are_cut(name, case, force, request):
+    request.node.user_properties.append(("device", "emu"))
+    force(next(row for row in VARIANTS if row["name"] == name))
+    check("conv_backward_filter", case, "bf16")
+
+
 def on_hopper() -> bool:
     from convnet.devices import cuda as device
 

@@ -124,13 +124,14 @@ struct Parts {
   float* out;
 };
 
+// The first blocks sum parts of the weight gradient.
 __global__ void __launch_bounds__(kSumThreads)
     sum_gradients_kernel(unsigned weight_blocks, const Parts weight, const Parts bias) {
   begin_kernel();
   const bool of_weight = blockIdx.x < weight_blocks;
-  const Parts& p = of_weight ? weight : bias;
-  const int64_t block = of_weight ? blockIdx.x : blockIdx.x - weight_blocks;
-  const int64_t first = (block * kSumThreads + threadIdx.x) * 4;
+  const Parts p = of_weight ? weight : bias;  // a reference would cost memory of the thread
+  const int64_t block = blockIdx.x - (of_weight ? 0 : weight_blocks);
+  const int64_t first = (block * blockDim.x + threadIdx.x) * 4;
   if (first >= p.count) return;
   float4 sum = load4(p.partial + first);
   for (int part = 1; part < p.parts; ++part)
@@ -181,11 +182,14 @@ void sum_parts(int64_t count,
 
 // Both sums; either may be empty.
 void sum_gradients(const Parts& weight, const Parts& bias, Stream stream) {
-  const unsigned weight_blocks = unsigned(ceil_div(weight.count, 4 * kSumThreads));
-  const unsigned blocks = weight_blocks + unsigned(ceil_div(bias.count, 4 * kSumThreads));
+  // Where values are few, parts are many: blocks are small enough to fill a large GPU.
+  const int64_t quads = ceil_div(weight.count, 4);
+  const int64_t threads = std::clamp<int64_t>(round_up(ceil_div(quads, 132), 32), 32, kSumThreads);
+  const unsigned weight_blocks = unsigned(ceil_div(quads, threads));
+  const unsigned blocks = weight_blocks + unsigned(ceil_div(bias.count, 4 * threads));
   if (blocks > 0)
-    launch(sum_gradients_kernel, Dim3(blocks), Dim3(kSumThreads), 0, stream, weight_blocks, weight,
-           bias);
+    launch(sum_gradients_kernel, Dim3(blocks), Dim3(unsigned(threads)), 0, stream, weight_blocks,
+           weight, bias);
 }
 
 // Floats of workspace that sum_rows takes.

@@ -12,8 +12,8 @@
 //            for a tile anyway, every tile is cut by itself, so that blocks that read the same rows of
 //            dy and x do it at the same time. The cut depends on the shape alone.
 // Stage      what one chunk needs for one half of its lanes:
-//              dy  [pixels][kFilters][32 lanes]
 //              x   [(pixels - 1) * stride + kTaps pixels][kChannels][32 lanes]
+//              dy  [pixels][kFilters][32 lanes]
 //            in the 64-byte swizzle; halves, so that four stages fit beside each other, and a copy has
 //            the time of three others to arrive. Channels and filters beyond the last read another
 //            group's or zeros, into sums that nobody stores.
@@ -46,19 +46,20 @@ struct FilterProblem {
   int C, H, W, K, R, S, P, Q;  // C and K of a group
   int stride, pad_top, pad_left;
   int groups, blocks;
-  int filter_tiles, channel_tiles, tap_tiles;
+  int filter_tiles, channel_tiles, tap_tiles, row_tiles;
   int column_chunks, chunk_pixels;  // of an output row
   int dy_bytes, x_bytes;            // of a stage
   int pieces;                       // of a tile that is cut by itself; 0: tiles are cut by chunks
-  int line;                         // units, pieces or chunks, of the tiles that differ in r alone
-  int length;                       // units of the whole line
-  int run, runs;                    // units of one, and how many there are
-  int parts;                        // sums of a tile, at most
-  int64_t part_stride;              // floats
-  int bias_row;                     // filter row whose tiles sum dy
+  int line;             // units, pieces or chunks, of the tiles that differ in rows alone
+  int length;           // units of the whole line
+  int run, runs;        // units of one, and how many there are
+  int parts;            // sums of a tile, at most
+  int64_t part_stride;  // floats
+  int bias_row;         // tile of rows that sums dy
+  bool all_rows;        // tiles have several filter rows, and read all rows of dy
   RingShape ring;
 
-  // Tiles of one filter row.
+  // Tiles of the same filter rows.
   __host__ __device__ int tiles() const {
     return groups * filter_tiles * channel_tiles * tap_tiles;
   }
@@ -66,11 +67,12 @@ struct FilterProblem {
   // them where dy is summed, and one where there is none, whose products are zeros.
   __host__ __device__ int row_begin(int r) const {
     const int begin = r < pad_top ? (pad_top - r + stride - 1) / stride : 0;
-    return r == bias_row || begin >= row_limit(r) ? 0 : begin;
+    return sees_all(r) || begin >= row_limit(r) ? 0 : begin;
   }
   __host__ __device__ int row_end(int r) const {
-    return r == bias_row ? P : row_limit(r) > row_begin(r) ? row_limit(r) : row_begin(r) + 1;
+    return sees_all(r) ? P : row_limit(r) > row_begin(r) ? row_limit(r) : row_begin(r) + 1;
   }
+  __host__ __device__ bool sees_all(int r) const { return all_rows || r == bias_row; }
   __host__ __device__ int chunks(int r) const {
     return blocks * (row_end(r) - row_begin(r)) * column_chunks;
   }
@@ -83,12 +85,22 @@ struct FilterProblem {
   }
 };
 
+template <class T>
+struct FilterPart;
+
+template <int kCount>
+__device__ __forceinline__ void clear_sums(float (&sum)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sum[i] = 0.0f;
+  hold(sum);
+}
+
 template <int kConsumerCount, int kTapsPerTile, int kChannelsPerTile>
 struct FilterTile {
   static constexpr int kConsumers = kConsumerCount;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
   static constexpr int kFilters = kConsumers * 64;
-  static constexpr int kTaps = kTapsPerTile, kChannels = kChannelsPerTile;
+  static constexpr int kTapRows = 1, kTaps = kTapsPerTile, kChannels = kChannelsPerTile;
   static constexpr int kColumns = kTaps * kChannels;
   static constexpr int kMostPixels = 5;           // of a chunk
   static constexpr int kLanes = 32, kHalves = 2;  // of a stage; stages of a chunk
@@ -100,33 +112,123 @@ struct FilterTile {
   static constexpr int kSliceBytes = kFilters * kSlice * 4;  // of weights or velocities
   static_assert(kChannels % 8 == 0 && kColumns <= 256);
 
-  static int64_t x_pixels(int64_t stride, int64_t pixels) { return (pixels - 1) * stride + kTaps; }
-  static RingShape ring(int64_t stride, int64_t pixels) {
-    return ring_shape(round_up(pixels * kDyBytes + x_pixels(stride, pixels) * kXBytes, kAtom), 0);
+  static_assert(kXBytes % kAtom == 0);
+
+  using Sums = float[kColumns / 2];
+
+  static TensorMap x_map(const Activation& a, int64_t x_pixels) {
+    return load_map("x", a, kChannels, x_pixels, kLanes);
   }
-  // Pixels of a chunk: what loads a row in the fewest bytes, x being loaded for more pixels than are
-  // multiplied, while three stages fit; or else two stages of one pixel; 0 where not even these fit.
-  static int chunk_pixels(int64_t stride, int64_t columns) {
-    if (ring(stride, 1).stages < 2) return 0;
-    int best = 1;
-    for (int pixels = 2; pixels <= std::min<int64_t>(columns, kMostPixels); ++pixels) {
-      if (ring(stride, pixels).stages < 3 || x_pixels(stride, pixels) > 256) break;
-      if (row_bytes(stride, columns, pixels) <= row_bytes(stride, columns, best)) best = pixels;
-    }
-    return best;
+  static __device__ __forceinline__ void load_x(void* target,
+                                                const TensorMap& x,
+                                                Barrier& full,
+                                                int lane,
+                                                int channel,
+                                                int column,
+                                                int row,
+                                                int block) {
+    tma_load(target, x, full, lane, channel, column, row, block);
   }
-  static bool takes(int64_t stride, int64_t columns) { return chunk_pixels(stride, columns) > 0; }
+
+  // Whether this warpgroup's filters exist.
+  static __device__ __forceinline__ bool works(const FilterProblem& p,
+                                               const FilterPart<FilterTile>& part,
+                                               int warpgroup) {
+    return part.filter + 64 * warpgroup < p.K;
+  }
+
+  static __device__ __forceinline__ void clear(Sums& sum) { clear_sums(sum); }
+  static __device__ __forceinline__ void hold(Sums& sum) { convnet::hold(sum); }
+
+  // The products of kPixels pixels, without a branch between them (see multiply_all in wgmma_maps.cuh).
+  template <int kPixels>
+  static __device__ __forceinline__ void multiply(
+      Sums& sum, const unsigned char* dy, const unsigned char* x, int x_step, int warpgroup) {
+    const uint64_t a = operand(dy + warpgroup * 64 * kRow, kAtom, 8 * kRow, Swizzle::bytes64);
+    const uint64_t b = operand(x, kAtom, 8 * kRow, Swizzle::bytes64);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i)
+#pragma unroll
+      for (int n = 0; n < kLanes; n += kTerms)
+        wgmma<kColumns, false, false>(sum, advance(a, i * kDyBytes + n * 2),
+                                      advance(b, i * x_step + n * 2));
+    wgmma_commit();
+  }
+
+  static __device__ __forceinline__ void store(const FilterProblem& p,
+                                               const FilterPart<FilterTile>& part,
+                                               const Sums& sum,
+                                               int warpgroup,
+                                               float* dweight) {
+    const bool whole = part.s + kTaps <= p.S && part.channel + kChannels <= p.C &&
+                       part.filter + 64 * (warpgroup + 1) <= p.K;
+    if (whole)
+      store<true>(p, part, sum, warpgroup, dweight);
+    else
+      store<false>(p, part, sum, warpgroup, dweight);
+  }
+
+  // The first filter of this thread's sums; the others are 8 further on.
+  static __device__ __forceinline__ int first_filter(const FilterPart<FilterTile>& part,
+                                                     int warpgroup) {
+    return part.filter + 64 * warpgroup + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
+  }
 
  private:
-  static int64_t row_bytes(int64_t stride, int64_t columns, int64_t pixels) {
-    return ceil_div(columns, pixels) * ring(stride, pixels).stage_bytes;
+  // kWhole: all taps, channels and filters of the tile exist.
+  template <bool kWhole>
+  static __device__ __forceinline__ void store(const FilterProblem& p,
+                                               const FilterPart<FilterTile>& part,
+                                               const Sums& sum,
+                                               int warpgroup,
+                                               float* dweight) {
+    const int channel = part.channel + threadIdx.x % 4 * 2, filter = first_filter(part, warpgroup);
+    const int next_channel = p.R * p.S * p.K;
+    float* first = dweight + (int64_t{part.group} * p.C + channel) * next_channel +
+                   (part.r * p.S + part.s) * p.K + filter;
+#pragma unroll
+    for (int i = 0; i < kColumns / 2; ++i) {
+      const int s = i / 4 * 8 / kChannels, c = i / 4 * 8 % kChannels + i % 2, k = i / 2 % 2 * 8;
+      if (kWhole || (part.s + s < p.S && channel + c < p.C && filter + k < p.K))
+        first[int64_t{c} * next_channel + s * p.K + k] = sum[i];
+    }
   }
 };
+
+// Pixels of x that a chunk of a row needs.
+template <class T>
+int64_t x_pixels_of(int64_t stride, int64_t pixels) {
+  return (pixels - 1) * stride + T::kTaps;
+}
+
+template <class T>
+RingShape filter_ring(int64_t stride, int64_t pixels) {
+  return ring_shape(
+      round_up(pixels * T::kDyBytes + x_pixels_of<T>(stride, pixels) * T::kXBytes, kAtom), 0);
+}
+
+// Pixels of a chunk: what loads a row in the fewest bytes, x being loaded for more pixels than are
+// multiplied, while three stages fit; or else two stages of one pixel; 0 where not even these fit.
+template <class T>
+int chunk_pixels_of(int64_t stride, int64_t columns) {
+  if (filter_ring<T>(stride, 1).stages < 2) return 0;
+  int best = 1;
+  const auto row_bytes = [&](int pixels) {
+    return ceil_div(columns, pixels) * filter_ring<T>(stride, pixels).stage_bytes;
+  };
+  for (int pixels = 2; pixels <= std::min<int64_t>(columns, T::kMostPixels); ++pixels) {
+    if (filter_ring<T>(stride, pixels).stages < 3 || x_pixels_of<T>(stride, pixels) > 256) break;
+    if (row_bytes(pixels) <= row_bytes(best)) best = pixels;
+  }
+  return best;
+}
 
 // The part of a tile that begins at a unit of the line, as far as its run goes.
 template <class T>
 struct FilterPart {
   int group, filter, channel, r, s;
+  int row_tile;  // of filter rows
   int first_chunk, last_chunk;
   int number;  // of the tile's parts
   int end;     // of its units
@@ -134,14 +236,15 @@ struct FilterPart {
 
   __device__ __forceinline__ FilterPart(const FilterProblem& p, int unit, int run_end) {
     int tile = unit / p.line, begin = tile * p.line;
-    for (r = 0; begin + p.units(r) <= unit; ++r) begin += p.units(r);
-    const int units = p.units(r), tile_end = begin + units;
+    for (row_tile = 0; begin + p.units(row_tile) <= unit; ++row_tile) begin += p.units(row_tile);
+    const int units = p.units(row_tile), tile_end = begin + units;
     end = min(run_end, tile_end), last = end == tile_end;
     number = unit / p.run - begin / p.run;
-    const int chunks = p.chunks(r);
+    const int chunks = p.chunks(row_tile);
     first_chunk = p.pieces ? (unit - begin) * chunks / units : unit - begin;
     last_chunk = p.pieces ? (end - begin) * chunks / units : end - begin;
 
+    r = row_tile * T::kTapRows;
     s = tile % p.tap_tiles * T::kTaps;
     tile /= p.tap_tiles;
     channel = tile % p.channel_tiles * T::kChannels;
@@ -151,7 +254,7 @@ struct FilterPart {
   }
   // Whether the tile is one of those that see every value of dy once.
   __device__ __forceinline__ bool sees_all(const FilterProblem& p) const {
-    return r == p.bias_row && s == 0 && channel == 0;
+    return row_tile == p.bias_row && s == 0 && channel == 0;
   }
 };
 
@@ -176,7 +279,7 @@ struct FilterWalk {
   template <class T>
   __device__ __forceinline__ FilterWalk(const FilterProblem& p, const FilterPart<T>& part)
       : left(part.last_chunk - part.first_chunk) {
-    row_begin_ = p.row_begin(part.r), row_end_ = p.row_end(part.r);
+    row_begin_ = p.row_begin(part.row_tile), row_end_ = p.row_end(part.row_tile);
     chunk = part.first_chunk % p.column_chunks;
     const int rows = part.first_chunk / p.column_chunks, count = row_end_ - row_begin_;
     row = row_begin_ + rows % count;
@@ -247,11 +350,11 @@ __device__ __forceinline__ void produce(const FilterProblem& p,
       const int column = walk.column(p);
       for (int lane = 0; lane < 64; lane += T::kLanes) {
         unsigned char* stage = ring.begin(p.dy_bytes + p.x_bytes);
-        tma_load(stage, dy, ring.full(), lane, part.group * p.K + part.filter, column, walk.row,
-                 walk.block);
-        tma_load(stage + p.dy_bytes, x, ring.full(), lane, part.group * p.C + part.channel,
-                 column * p.stride - p.pad_left + part.s, walk.row * p.stride - p.pad_top + part.r,
-                 walk.block);
+        T::load_x(stage, x, ring.full(), lane, part.group * p.C + part.channel,
+                  column * p.stride - p.pad_left + part.s, walk.row * p.stride - p.pad_top + part.r,
+                  walk.block);
+        tma_load(stage + p.x_bytes, dy, ring.full(), lane, part.group * p.K + part.filter, column,
+                 walk.row, walk.block);
         ring.next();
       }
     }
@@ -259,27 +362,6 @@ __device__ __forceinline__ void produce(const FilterProblem& p,
       if (out.slices) produce_slices<T>(p, part, out, ring);
     }
   });
-}
-
-// kWhole: all taps, channels and filters of the tile exist.
-template <class T, bool kWhole>
-__device__ __forceinline__ void store_sums(const FilterProblem& p,
-                                           const FilterPart<T>& part,
-                                           const float (&sum)[T::kColumns / 2],
-                                           int first_filter,
-                                           int number,
-                                           float* dweight) {
-  const int channel = part.channel + threadIdx.x % 4 * 2;
-  const int next_channel = p.R * p.S * p.K;
-  float* first = dweight + number * p.part_stride +
-                 (int64_t{part.group} * p.C + channel) * next_channel +
-                 (part.r * p.S + part.s) * p.K + first_filter;
-#pragma unroll
-  for (int i = 0; i < T::kColumns / 2; ++i) {
-    const int s = i / 4 * 8 / T::kChannels, c = i / 4 * 8 % T::kChannels + i % 2, k = i / 2 % 2 * 8;
-    if (kWhole || (part.s + s < p.S && channel + c < p.C && first_filter + k < p.K))
-      first[int64_t{c} * next_channel + s * p.K + k] = sum[i];
-  }
 }
 
 // Four neighbouring lanes of a column of the warp (lane / 4) hold four neighbouring filters of four
@@ -357,29 +439,6 @@ __device__ __forceinline__ void update_sums(const FilterProblem& p,
   }
 }
 
-// The products of kPixels pixels, without a branch between them (see multiply_all in wgmma_maps.cuh).
-template <class T, int kPixels>
-__device__ __forceinline__ void multiply_pixels(float (&sum)[T::kColumns / 2],
-                                                uint64_t dy,
-                                                uint64_t x,
-                                                int x_step) {
-  wgmma_fence();
-#pragma unroll
-  for (int i = 0; i < kPixels; ++i)
-#pragma unroll
-    for (int n = 0; n < T::kLanes; n += kTerms)
-      wgmma<T::kColumns, false, false>(sum, advance(dy, i * T::kDyBytes + n * 2),
-                                       advance(x, i * x_step + n * 2));
-  wgmma_commit();
-}
-
-template <int kCount>
-__device__ __forceinline__ void clear(float (&sum)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) sum[i] = 0.0f;
-  hold(sum);
-}
-
 // This thread's share of a bias gradient: 16 lanes of every stage, of one filter of its warpgroup.
 template <class T>
 struct BiasSum {
@@ -389,6 +448,7 @@ struct BiasSum {
 
   __device__ __forceinline__ void add(const unsigned char* dy, int warpgroup, int pixels) {
     const int thread = threadIdx.x % kWarpgroup, row = 64 * warpgroup + thread / kChunks;
+    if (T::kFilters % 64 != 0 && row >= T::kFilters) return;
     for (int pixel = 0; pixel < pixels; ++pixel) {
       float part[kChunks];
 #pragma unroll
@@ -409,18 +469,19 @@ struct BiasSum {
     const float total = sum + warp_shuffle_xor(sum, 1);
     const int thread = threadIdx.x % kWarpgroup;
     const int filter = part.filter + 64 * warpgroup + thread / kChunks;
-    if (thread % kChunks == 0 && filter < p.K)
+    if (thread % kChunks == 0 && filter < min(part.filter + T::kFilters, p.K))
       dbias[number * p.part_stride + part.group * p.K + filter] = total;
   }
 };
 
-// All products of a part, and its sums of dy where kBias. `works`: this warpgroup has filters.
-template <class T, bool kBias>
+// All products of a part, and its sums of dy where `biased`. `works`: this warpgroup has filters.
+template <class T>
 __device__ __forceinline__ void multiply_part(const FilterProblem& p,
                                               const FilterPart<T>& part,
                                               int warpgroup,
                                               bool works,
-                                              float (&sum)[T::kColumns / 2],
+                                              bool biased,
+                                              typename T::Sums& sum,
                                               BiasSum<T>& bias,
                                               StageRing& ring) {
   const int x_step = p.stride * T::kXBytes;
@@ -429,29 +490,31 @@ __device__ __forceinline__ void multiply_part(const FilterProblem& p,
     const int pixels = works ? walk.pixels(p) : 0;
     for (int half = 0; half < T::kHalves; ++half) {
       unsigned char* stage = ring.await();
-      const uint64_t dy =
-          operand(stage + warpgroup * 64 * T::kRow, kAtom, 8 * T::kRow, Swizzle::bytes64);
-      const uint64_t x = operand(stage + p.dy_bytes, kAtom, 8 * T::kRow, Swizzle::bytes64);
+      const unsigned char* dy = stage + p.x_bytes;
+      const auto multiply = [&](auto count) {
+        if constexpr (count.value <= T::kMostPixels)
+          T::template multiply<count.value>(sum, dy, stage, x_step, warpgroup);
+      };
       switch (pixels) {
         case 5:
-          multiply_pixels<T, 5>(sum, dy, x, x_step);
+          multiply(std::integral_constant<int, 5>{});
           break;
         case 4:
-          multiply_pixels<T, 4>(sum, dy, x, x_step);
+          multiply(std::integral_constant<int, 4>{});
           break;
         case 3:
-          multiply_pixels<T, 3>(sum, dy, x, x_step);
+          multiply(std::integral_constant<int, 3>{});
           break;
         case 2:
-          multiply_pixels<T, 2>(sum, dy, x, x_step);
+          multiply(std::integral_constant<int, 2>{});
           break;
         case 1:
-          multiply_pixels<T, 1>(sum, dy, x, x_step);
+          multiply(std::integral_constant<int, 1>{});
           break;
         default:
           break;  // this warpgroup has no filters
       }
-      if constexpr (kBias) bias.add(stage, warpgroup, pixels);
+      if (biased) bias.add(dy, warpgroup, pixels);
       ring.next();
       if (steps++ > 0) {
         wgmma_wait<1>();  // what read the stage before this one is done
@@ -460,7 +523,7 @@ __device__ __forceinline__ void multiply_part(const FilterProblem& p,
     }
   }
   wgmma_wait<0>();
-  hold(sum);
+  T::hold(sum);
   if (steps > 0) ring.release(1);
 }
 
@@ -472,35 +535,25 @@ __device__ __forceinline__ void consume(const FilterProblem& p,
   Rates rates{};
   if constexpr (Output::kUpdates) rates = out.target.rates();
   for_parts<T>(p, [&](const FilterPart<T>& part) {
-    const bool works = part.filter + 64 * warpgroup < p.K;  // else its filters do not exist
+    const bool works = T::works(p, part, warpgroup);
     const bool biased = out.dbias && part.sees_all(p);
-    float sum[T::kColumns / 2];
-    clear(sum);
+    typename T::Sums sum;
+    T::clear(sum);
     BiasSum<T> bias;
-    if (biased)
-      multiply_part<T, true>(p, part, warpgroup, works, sum, bias, ring);
-    else
-      multiply_part<T, false>(p, part, warpgroup, works, sum, bias, ring);
+    multiply_part<T>(p, part, warpgroup, works, biased, sum, bias, ring);
 
-    const int first_filter =
-        part.filter + 64 * warpgroup + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
     if constexpr (Output::kUpdates) {
       if (biased) bias.store(p, part, warpgroup, 0, out.dbias);
       if (out.slices)
         update_slices<T>(p, part, sum, warpgroup, works, out.target, rates, ring);
       else if (works)
-        update_sums<T>(p, part, sum, first_filter, out.target, rates);
+        update_sums<T>(p, part, sum, T::first_filter(part, warpgroup), out.target, rates);
     } else {
-      const bool whole = part.s + T::kTaps <= p.S && part.channel + T::kChannels <= p.C &&
-                         part.filter + 64 * (warpgroup + 1) <= p.K;
       int number = part.number;
       do {
         if (biased) bias.store(p, part, warpgroup, number, out.dbias);
-        if (whole)
-          store_sums<T, true>(p, part, sum, first_filter, number, out.dweight);
-        else
-          store_sums<T, false>(p, part, sum, first_filter, number, out.dweight);
-        clear(sum);
+        T::store(p, part, sum, warpgroup, out.dweight + number * p.part_stride);
+        T::clear(sum);
         bias.sum = 0.0f;
       } while (part.last && ++number < p.parts);  // zeros for the parts that it does not have
     }
@@ -529,7 +582,13 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     }
   } else {
     become_consumer<T::kConsumers>();
-    consume<T>(p, warpgroup, out, ring);
+    // Code of its own where the warpgroups' products differ.
+    if (T::kTapRows == 1)
+      consume<T>(p, warpgroup, out, ring);
+    else if (warpgroup == 0)
+      consume<T>(p, 0, out, ring);
+    else
+      consume<T>(p, 1, out, ring);
   }
 }
 
@@ -547,12 +606,13 @@ struct FilterCall {
 // Cuts the chunks of all tiles into runs, one for each multiprocessor of a large GPU.
 inline void cut_tiles(const char* op, FilterProblem& p, bool whole) {
   constexpr int kBlocks = 132, kFew = 12;
-  const int64_t tiles = int64_t{p.tiles()} * p.R;
+  const int64_t tiles = int64_t{p.tiles()} * p.row_tiles;
   int64_t line = 0, most = 0;  // chunks
-  for (int r = 0; r < p.R; ++r) line += p.chunks(r), most = std::max<int64_t>(most, p.chunks(r));
+  for (int r = 0; r < p.row_tiles; ++r)
+    line += p.chunks(r), most = std::max<int64_t>(most, p.chunks(r));
   if (whole || tiles < kFew || tiles > 4 * kBlocks) {
     p.pieces = whole ? 1 : int(std::clamp(kBlocks / tiles, int64_t{1}, most));
-    line = int64_t{p.pieces} * p.R;
+    line = int64_t{p.pieces} * p.row_tiles;
   }
   const int64_t units = p.tiles() * line;
   require(units < int64_t{1} << 30, op, ": dweight has too many tiles for one launch, got ", tiles,
@@ -562,7 +622,7 @@ inline void cut_tiles(const char* op, FilterProblem& p, bool whole) {
   p.runs = int(ceil_div(units, p.run));
   p.parts = p.pieces;
   for (int64_t tile = 0, begin = 0; !p.pieces && tile < tiles; ++tile) {
-    const int64_t end = begin + p.chunks(int(tile % p.R));
+    const int64_t end = begin + p.chunks(int(tile % p.row_tiles));
     p.parts = std::max(p.parts, int((end - 1) / p.run - begin / p.run + 1));
     begin = end;
   }
@@ -580,13 +640,16 @@ FilterProblem filter_problem(const char* op, const FilterCall& call) {
   p.filter_tiles = int(ceil_div(p.K, T::kFilters));
   p.channel_tiles = int(ceil_div(p.C, T::kChannels));
   p.tap_tiles = int(ceil_div(p.S, T::kTaps));
-  p.chunk_pixels = T::chunk_pixels(call.stride, dy.columns);
+  p.row_tiles = int(ceil_div(p.R, T::kTapRows));
+  p.chunk_pixels = chunk_pixels_of<T>(call.stride, dy.columns);
   p.column_chunks = int(ceil_div(dy.columns, p.chunk_pixels));
   p.dy_bytes = p.chunk_pixels * T::kDyBytes;
-  p.x_bytes = int(T::x_pixels(call.stride, p.chunk_pixels)) * T::kXBytes;
+  p.x_bytes = int(x_pixels_of<T>(call.stride, p.chunk_pixels)) * T::kXBytes;
   p.part_stride = call.part_stride;
-  p.bias_row = std::min(p.pad_top, p.R - 1);  // as a rule every output row has an input row there
-  p.ring = T::ring(call.stride, p.chunk_pixels);
+  p.all_rows = T::kTapRows > 1;
+  // As a rule every output row has an input row there.
+  p.bias_row = p.all_rows ? 0 : std::min(p.pad_top, p.R - 1);
+  p.ring = filter_ring<T>(call.stride, p.chunk_pixels);
   require(dy.blocks * dy.rows * p.column_chunks < int64_t{1} << 23, op,
           ": the sums have too many pixels for one launch, got ", dy.rows, "x", dy.columns, " of ",
           64 * dy.blocks, " images; run the batch in parts");
@@ -599,11 +662,11 @@ void launch_filter(const FilterCall& call,
                    const FilterProblem& p,
                    const Output& out,
                    Stream stream) {
-  const int64_t x_pixels = T::x_pixels(call.stride, p.chunk_pixels);
+  const int64_t x_pixels = x_pixels_of<T>(call.stride, p.chunk_pixels);
   launch(wgmma_filter_kernel<T, Output>, Dim3(unsigned(std::min(p.runs, multiprocessors()))),
          Dim3(T::kThreads), std::size_t(p.ring.bytes()), stream,
          load_map("dy", call.dy, T::kFilters, p.chunk_pixels, T::kLanes),
-         load_map("x", call.x, T::kChannels, x_pixels, T::kLanes), p, out);
+         T::x_map(call.x, x_pixels), p, out);
 }
 
 template <class T>
