@@ -24,6 +24,7 @@
 // Numbers
 //   to_float(bf16), to_bf16(float)           rounded to nearest, ties to even; NaN becomes 0x7fff
 //   pack_bf16(low, high)                     two of them in one register
+//   cut_to_bytes(int[4])                     each cut to 0..255, the first one lowest in the word
 //   round_tf32(x)                            nearest tf32, ties away from zero; the low 13 bits are zero (as bits)
 //
 // Tensor cores of a warp (mma.sync; every lane of the warp must call). Fragments as in the PTX manual; `sum` is added to.

@@ -171,6 +171,13 @@ __forceinline__ float4 unpack4(bf16x4 packed) {
       std::bit_cast<float>(packed.high << 16), std::bit_cast<float>(packed.high & 0xffff0000u)};
 }
 
+__forceinline__ uint32_t cut_to_bytes(const int (&levels)[4]) {
+  uint32_t bytes = 0;
+  for (int i = 0; i < 4; ++i)
+    bytes |= static_cast<uint32_t>(std::clamp(levels[i], 0, 255)) << (8 * i);
+  return bytes;
+}
+
 __forceinline__ float rsqrt_normal(float x) { return rsqrtf(x); }
 
 // The emulator is compiled without contraction of floating-point expressions.

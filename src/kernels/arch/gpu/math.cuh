@@ -36,6 +36,14 @@ __device__ __forceinline__ float rsqrt_normal(float x) {
   return root;
 }
 
+// Four numbers cut to 0 .. 255, the first one lowest.
+__device__ __forceinline__ uint32_t cut_to_bytes(const int (&levels)[4]) {
+  uint32_t bytes;
+  asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, 0;" : "=r"(bytes) : "r"(levels[3]), "r"(levels[2]));
+  asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %0;" : "+r"(bytes) : "r"(levels[1]), "r"(levels[0]));
+  return bytes;
+}
+
 __device__ __forceinline__ float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 
 __device__ __forceinline__ float add_rn(float a, float b) { return __fadd_rn(a, b); }
