@@ -11,6 +11,10 @@
 //   prefetch_l2(address)         starts to bring the 128 bytes that hold it into the second level of cache
 //   load_packed(address)     four neighbouring values as they lie in memory, for whoever waits to use them: float4 or bf16x4
 //   unpack4(packed)          as four floats
+//   pack4(float4, packed), store_packed(address, packed)     the way back, rounded as by store4
+//   keep_where_equal(packed, bytes, wanted)      the values whose byte, of four, is the wanted one; -0 and the others become 0; bytes
+//                                                must be below 128
+//   keep_where_positive(packed, x)               the values whose x > 0; the others become 0
 //   load4_bytes / store4_bytes   four bytes, the first one lowest in the word; the address must be 4-byte aligned
 //   mul_rn / add_rn / sub_rn     one operation rounded to float32, never contracted into a fused multiply-add
 //   fma_rn(a, b, c)          a * b + c, rounded once
