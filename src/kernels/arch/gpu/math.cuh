@@ -36,6 +36,16 @@ __device__ __forceinline__ float rsqrt_normal(float x) {
   return root;
 }
 
+// Halves full of the uppermost bits of two bytes, 0 the lowest.
+template <int kLow, int kHigh>
+__device__ __forceinline__ uint32_t spread_signs(uint32_t bytes) {
+  uint32_t halves;  // not __byte_perm, which cannot say that a bit is meant
+  asm("prmt.b32 %0, %1, 0, %2;"
+      : "=r"(halves)
+      : "r"(bytes), "n"((8 + kLow) * 0x11 + (8 + kHigh) * 0x1100));
+  return halves;
+}
+
 // Four numbers cut to 0 .. 255, the first one lowest.
 __device__ __forceinline__ uint32_t cut_to_bytes(const int (&levels)[4]) {
   uint32_t bytes;

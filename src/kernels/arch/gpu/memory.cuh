@@ -73,17 +73,18 @@ __device__ __forceinline__ float4 keep_where_equal(float4 packed, uint32_t bytes
       differs & 0xff0000u ? 0.0f : packed.z + 0.0f, differs & 0xff000000u ? 0.0f : packed.w + 0.0f};
 }
 
-// The upper bits of the bytes become those that tell, and then fill two bytes each.
+// The upper bits of the bytes become those that tell. A sum with 0 makes 0 of -0.
 __device__ __forceinline__ bf16x4 keep_where_equal(bf16x4 packed, uint32_t bytes, uint32_t wanted) {
   const uint32_t differs = (bytes ^ wanted) + 0x7f7f7f7fu;
-  const auto kept = [&](uint32_t pair, uint32_t places) {
+  const auto kept = [](uint32_t pair, uint32_t without) {
     uint32_t sum;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;"
         : "=r"(sum)
-        : "r"(pair & ~__byte_perm(differs, 0u, places)), "r"(0x3f803f80u), "r"(0u));
+        : "r"(pair & ~without), "r"(0x3f803f80u), "r"(0u));
     return sum;
   };
-  return bf16x4{kept(packed.low, 0x9988u), kept(packed.high, 0xbbaau)};
+  return bf16x4{kept(packed.low, spread_signs<0, 1>(differs)),
+                kept(packed.high, spread_signs<2, 3>(differs))};
 }
 
 __device__ __forceinline__ float4 keep_where_positive(float4 packed, float4 x) {
