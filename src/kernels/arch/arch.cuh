@@ -28,6 +28,8 @@
 // Numbers
 //   to_float(bf16), to_bf16(float)           rounded to nearest, ties to even; NaN becomes 0x7fff
 //   pack_bf16(low, high)                     two of them in one register
+//   spread_signs<low, high>(bytes)           halves full of the uppermost bits of these two of four bytes, 0 the lowest
+//   pick_bytes<a, b, c, d>(low, high)        four of eight bytes as a word: 0 is the lowest of the one, 4 that of the other
 //   cut_to_bytes(int[4])                     each cut to 0..255, the first one lowest in the word
 //   round_tf32(x)                            nearest tf32, ties away from zero; the low 13 bits are zero (as bits)
 //

@@ -171,6 +171,18 @@ __forceinline__ float4 unpack4(bf16x4 packed) {
       std::bit_cast<float>(packed.high << 16), std::bit_cast<float>(packed.high & 0xffff0000u)};
 }
 
+template <int kLow, int kHigh>
+__forceinline__ uint32_t spread_signs(uint32_t bytes) {
+  return (bytes >> (8 * kLow + 7) & 1) * 0xffffu + (bytes >> (8 * kHigh + 7) & 1) * 0xffff0000u;
+}
+
+template <int kA, int kB, int kC, int kD>
+__forceinline__ uint32_t pick_bytes(uint32_t low, uint32_t high) {
+  const uint64_t both = low | uint64_t{high} << 32;
+  const auto byte = [&](int i) { return static_cast<uint32_t>(both >> (8 * i) & 0xff); };
+  return byte(kA) | byte(kB) << 8 | byte(kC) << 16 | byte(kD) << 24;
+}
+
 __forceinline__ uint32_t cut_to_bytes(const int (&levels)[4]) {
   uint32_t bytes = 0;
   for (int i = 0; i < 4; ++i)

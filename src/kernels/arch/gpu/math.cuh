@@ -46,6 +46,12 @@ __device__ __forceinline__ uint32_t spread_signs(uint32_t bytes) {
   return halves;
 }
 
+// Four of the eight bytes of two words, 0 the lowest of `low` and 4 that of `high`.
+template <int kA, int kB, int kC, int kD>
+__device__ __forceinline__ uint32_t pick_bytes(uint32_t low, uint32_t high) {
+  return __byte_perm(low, high, kA + kB * 0x10 + kC * 0x100 + kD * 0x1000);
+}
+
 // Four numbers cut to 0 .. 255, the first one lowest.
 __device__ __forceinline__ uint32_t cut_to_bytes(const int (&levels)[4]) {
   uint32_t bytes;
