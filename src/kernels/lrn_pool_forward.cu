@@ -8,16 +8,16 @@
 // Work       a block computes a tile of pooled pixels for 8 or 16 lanes. A thread walks the channels
 //            at one pixel under the tile, four lanes of it, with the window in registers, and
 //            normalises five channels in a turn; then a thread takes the maxima of one pooled pixel of
-//            one of the five. Only pixels that the windows of two tiles share are normalised twice.
-//            Segments of groups as in lrn.cu. Windows of other than five channels go through a plain
-//            loop that reads again what the other keeps.
-// Shared     y[2][5][pixel][lane] of the pixels under a tile, 16 bytes per four lanes, at most 60 KB.
+//            one of the five. Only pixels that the windows of two tiles share are normalised twice:
+//            few lanes make larger tiles, which share less. Segments of groups as in lrn.cu. Windows of
+//            other than five channels go through a plain loop that reads again what the other keeps.
+// Shared     y[2][5][pixel][lane] of the pixels under a tile, 16 bytes per four lanes, at most 80 KB.
 //            Even columns lie in front of odd ones, so that windows two columns apart are neighbours.
 // Barriers   one per turn, behind the writing of y. The next turn writes to the other half, and the one
 //            after that behind another barrier, which no thread passes before all have read.
 // Needs      what lrn.cu and maxpool.cu need, and one N, C, H, W and lanes.
 // Cost       4 HW + 5 PQ bytes per image and channel (2 HW + 3 PQ in bf16): bound by memory in fp32. In
-//            bf16 the issue of about 30 instructions per value takes longer than the memory does.
+//            bf16 the issue of about 27 instructions per value takes longer than the memory does.
 #include "lrn_pool_forward.hpp"
 
 #include <cmath>
@@ -33,9 +33,9 @@ constexpr int kSize = 5;  // channels of the window that lies in registers
 constexpr int kBefore = kSize / 2;
 constexpr int kTurn = kSize;  // so many channels later every slot of the window is where it was
 
-// Of the largest block: two fill a multiprocessor with 80 (bf16) or 96 registers a thread.
+// Of the largest block: two fill a multiprocessor with 64 (bf16) or 96 registers a thread.
 template <class T>
-constexpr int kTileThreads = sizeof(T) == 2 ? 384 : 320;
+constexpr int kTileThreads = sizeof(T) == 2 ? 512 : 320;
 
 // The maxima of a window's normalised values, four lanes of them, and their positions in the window;
 // `Stored` is what lies in shared memory of such four. A place is row * size + column within the tile:
@@ -149,16 +149,16 @@ class Sliding {
     for (int j = 0; j < kSize - 1; ++j) ring_[j] = column.read<4>(x, column.begin - kBefore + j);
     step_ = static_cast<uint32_t>(column.step);
     next_ = x + column.first + (column.begin + kBefore) * column.step;
-    behind_ = column.end + kBefore < column.channels ? column.end + kBefore : column.channels;
+    behind_ = min(kBefore, column.channels - column.end);
 #pragma unroll
-    for (int u = 0; u < kTurn; ++u) ahead_[u] = read(column.begin + kBefore + u);
+    for (int u = 0; u < kTurn; ++u) ahead_[u] = read(column.end - column.begin - kBefore - u);
   }
 
-  // Channel c + u; every u of a turn, in order.
+  // Channel u of a turn, every one in order, with `remaining` channels to the end.
   __device__ __forceinline__ Lanes<4> normalised(
-      const LrnShape& lrn, const Column&, const T*, int c, int u) {
+      const LrnShape& lrn, const Column&, const T*, int remaining, int u) {
     ring_[(u + kSize - 1) % kSize] = lanes_of(unpack4(ahead_[u]));
-    ahead_[u] = read(c + kTurn + u + kBefore);
+    ahead_[u] = read(remaining - kTurn - u - kBefore);
     Lanes<4> y;
 #pragma unroll
     for (int l = 0; l < 4; ++l)
@@ -169,8 +169,8 @@ class Sliding {
 
  private:
   // Nothing behind the last channel's window, and zeros outside of the group.
-  __device__ __forceinline__ Packed<T> read(int c) {
-    const Packed<T> values = c < behind_ ? load_packed(next_) : Packed<T>{};
+  __device__ __forceinline__ Packed<T> read(int remaining) {
+    const Packed<T> values = remaining + behind_ > 0 ? load_packed(next_) : Packed<T>{};
     next_ += step_;
     return values;
   }
@@ -179,7 +179,7 @@ class Sliding {
   Packed<T> ahead_[kTurn];
   const T* next_;  // the channel to be read next
   uint32_t step_;  // to the next; launches that need more bits are refused
-  int behind_;     // the first channel that need not be read
+  int behind_;     // channels behind the end that are needed and exist
 };
 
 // Reads the window anew for every channel.
@@ -189,7 +189,8 @@ class Reading {
   __device__ __forceinline__ void begin(const Column&, const T*) {}
 
   __device__ __forceinline__ Lanes<4> normalised(
-      const LrnShape& lrn, const Column& column, const T* x, int c, int u) {
+      const LrnShape& lrn, const Column& column, const T* x, int remaining, int u) {
+    const int c = column.end - remaining;
     const Lanes<4> value = column.read<4>(x, c + u), d = read_divisor(lrn, column, x, c + u);
     Lanes<4> y;
 #pragma unroll
@@ -257,7 +258,8 @@ __global__ void __launch_bounds__(kTileThreads<T>, 2)
   const uint32_t pooled = pixel % pooled_pixels;
   const int tile_p = static_cast<int>(pooled / tile_Q), tile_q = static_cast<int>(pooled % tile_Q);
   const bool pools = turn_channel < kTurn && first_p + tile_p < P && first_q + tile_q < Q;
-  const int pool_end = pools ? column.end - turn_channel : 0;
+  const int before =
+      pools ? turn_channel : INT32_MAX;  // that many channels of a turn, and one more
   const int out_place = ((first_p + tile_p) * Q + first_q + tile_q) * lanes + lane;
   const Column out = column_of(cut, segment, tiling.p_step, pools ? out_place : lane);
   int64_t target = out.first + (out.begin + turn_channel) * out.step;
@@ -283,19 +285,19 @@ __global__ void __launch_bounds__(kTileThreads<T>, 2)
     for (int i = 0; i < 2 * kTurn; ++i) halves[i * tile_quads + thread] = Maxima<T>::outside();
   int half = 0;  // where this turn's half begins
 #pragma unroll 1
-  for (int c = column.begin; c < column.end; c += kTurn) {
+  for (int remaining = column.end - column.begin; remaining > 0; remaining -= kTurn) {
     Stored* const y = halves + half;
     if (normalises) {
 #pragma unroll
       for (int u = 0; u < kTurn; ++u)
         y[u * tile_quads + thread] =
-            Maxima<T>::stored(normaliser.normalised(lrn, column, x, c, u), place);
+            Maxima<T>::stored(normaliser.normalised(lrn, column, x, remaining, u), place);
     }
     __syncthreads();  // this turn's y is there
-    if (c < pool_end) {
+    if (remaining > before) {
       const Stored* taps = y + taps_at;
       Maxima<T> maxima(first);
-#pragma unroll 1  // a row's values in registers are enough
+#pragma unroll(kPool && sizeof(T) == 2 ? kPool : 1)  // a row of 16 bytes in registers is enough
       for (int r = 0; r < size; ++r) {
 #pragma unroll(kPool ? kPool : 1)
         for (int s = 0; s < size; ++s)
@@ -310,13 +312,13 @@ __global__ void __launch_bounds__(kTileThreads<T>, 2)
   }
 }
 
-// The tile with the least work: pixels that are normalised, and threads that are there for them.
-// One quad of lanes under the largest window, of 15 x 15, fits always.
+// The tile with the least work: pixels that are normalised, threads that are there for them, pixels that
+// are pooled. One quad of lanes under the largest window, of 15 x 15, fits always.
 Tiling tiling_for(const PoolShape& pool, int most_threads) {
   Tiling best{};
   int64_t least = INT64_MAX;
-  for (int log_units = pool.lanes % 16 == 0 ? 2 : 1; best.threads == 0; --log_units) {
-    const int64_t units = 1 << log_units;
+  for (int log_units = pool.lanes % 16 == 0 ? 2 : 1; log_units >= 1 || !best.threads; --log_units) {
+    const int64_t units = 1 << log_units, slices = pool.lanes / 4 >> log_units;
     for (int64_t P = 1; P <= pool.P; ++P) {
       for (int64_t Q = 1; Q <= pool.Q; ++Q) {
         const int64_t rows = (P - 1) * pool.stride + pool.size;
@@ -327,7 +329,8 @@ Tiling tiling_for(const PoolShape& pool, int most_threads) {
         const int64_t overlap = pool.size - pool.stride;
         const int64_t pixels =
             (pool.P * pool.stride + down * overlap) * (pool.Q * pool.stride + across * overlap);
-        const int64_t work = units * pixels + down * across * threads;
+        const int64_t work =
+            slices * (2 * units * pixels + down * across * (threads + units * P * Q));
         if (work >= least) continue;
         least = work;
         best = Tiling{static_cast<int>(P),
@@ -337,7 +340,7 @@ Tiling tiling_for(const PoolShape& pool, int most_threads) {
                       static_cast<int>(down),
                       static_cast<int>(across),
                       log_units,
-                      static_cast<int>(pool.lanes / 4 >> log_units),
+                      static_cast<int>(slices),
                       static_cast<int>(threads),
                       static_cast<int>(pool.H * pool.W * pool.lanes),
                       static_cast<int>(pool.P * pool.Q * pool.lanes)};
