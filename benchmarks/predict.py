@@ -52,7 +52,7 @@ ISSUED = 4.0
 PIPES = {
     "integer": (2.0, (
         "IADD3", "VIADD", "LOP3", "SHF", "LEA", "ISETP", "SEL", "PRMT", "IABS", "VIMNMX", "VIADDMNMX", "FMNMX", "FSETP",
-        "FSEL", "F2FP", "PLOP3", "P2R", "R2P", "I2FP",
+        "FSEL", "F2FP", "I2IP", "PLOP3", "P2R", "R2P", "I2FP",
     )),
     "multiply": (2.0, ("IMAD",)),
     "special": (0.5, ("MUFU", "F2I", "I2F", "FRND")),

@@ -40,7 +40,10 @@ CALLS = (
 CALL = re.compile(rf"(?<![\w.])(?:\w+\.)?(?:{CALLS})(?:<[^;<>]*>)?\([^;]*\);")
 
 # The programs: sources beside the emulator, and the runs whose output must stay.
-OPS = ("conv_backward_filter", "conv_forward", "gemm", "ingest", "ingest_planar", "lrn_pool_forward", "pack", "softmax")
+OPS = (
+    "conv_backward_filter", "conv_forward", "gemm", "ingest", "ingest_planar", "lrn_pool_backward", "lrn_pool_forward",
+    "pack", "softmax",
+)  # fmt: skip
 PROGRAM_SOURCES = {  # the quickest to build first
     "products": [PROGRAMS / "products.cu"],
     "layers": [PROGRAMS / "layers.cpp", *(KERNELS / f"{op}.cu" for op in OPS)],

@@ -7,11 +7,11 @@
 // Tensors    luma uint8 [count][H][W], cb and cr uint8 [count][(H + 1) / 2][(W + 1) / 2], index int32
 //            [valid], windows int32 [valid][3], noise float32 [valid][3], mean float32
 //            [3][crop][crop], y [N/L][3*s*s][crop/s][crop/s][L] by precision.
-// Work       one block of 256 threads per up to 64 neighbouring lanes, output row, and strip of 32
-//            pixels of it, as in ingest.cu. A warp reads the 32 pixels of one image and turns them
-//            into colours before they are turned round.
-// Shared     7296 bytes: a strip of tile/input_strip.cuh.
-// Barriers   one, between reading and writing.
+// Work       one block of 256 threads per up to 64 neighbouring lanes, output row, and strip of 64
+//            pixels of it, as in ingest.cu. A thread turns one pixel of four images into colours; a
+//            warp reads 32 neighbouring pixels of each.
+// Shared     16640 bytes: where the images lie, and a strip of tile/input_strip.cuh.
+// Barriers   two: in front of reading, where the images lie; between reading and writing, the strip.
 // Needs      lanes a multiple of 8, 1 <= valid <= N, crop at most H and W and 65535, fold a divisor
 //            of crop; indices below count and windows inside their images (checked where they are
 //            made, a kernel cannot); y 16-byte aligned.
@@ -30,9 +30,16 @@ struct Planes {
   const uint8_t* cr;
 };
 
-__device__ __forceinline__ uint8_t cut(int level) {
-  return static_cast<uint8_t>(min(max(level, 0), 255));
-}
+// Where an image's pixels of the strip lie in its planes.
+struct Source {
+  int64_t luma, chroma;  // where the pixels' rows begin
+  int column, step;      // as in StripWindow
+};
+
+struct Storage {
+  Source sources[kStripLanes];
+  Strip strip;
+};
 
 template <class T>
 __global__ void __launch_bounds__(kStripThreads) ingest_planar_kernel(IngestShape shape,
@@ -43,33 +50,40 @@ __global__ void __launch_bounds__(kStripThreads) ingest_planar_kernel(IngestShap
                                                                       const float* mean,
                                                                       T* __restrict__ y) {
   begin_kernel();
-  Strip& shared = shared_storage<Strip>();
+  Storage& shared = shared_storage<Storage>();
   const StripPlace place = strip_place(shape);
-  const int H = static_cast<int>(shape.H), W = static_cast<int>(shape.W);
-  const int crop = static_cast<int>(shape.crop), half_H = (H + 1) / 2, half_W = (W + 1) / 2;
-  load_noise(shared, place, noise);
-  for (int k = static_cast<int>(threadIdx.x); k < kStripPixels * place.lanes; k += kStripThreads) {
-    const int lane = k / kStripPixels, pixel = k % kStripPixels;
-    if (pixel >= place.pixels) continue;
-    int red = 0, green = 0, blue = 0;
-    if (lane < place.existing) {
-      const int64_t image = index[place.n0 + lane];
-      const int32_t* window = windows + (place.n0 + lane) * 3;
-      const int j = place.j0 + pixel;
-      const int row = window[0] + place.i, column = window[1] + (window[2] ? crop - 1 - j : j);
-      const int64_t chroma = (image * half_H + row / 2) * half_W + column / 2;
-      const int luma = planes.luma[(image * H + row) * W + column];
-      const int cb = planes.cb[chroma] - 128, cr = planes.cr[chroma] - 128;
-      red = luma + ((91881 * cr + 32768) >> 16);
-      green = luma + ((-22554 * cb - 46802 * cr + 32768) >> 16);
-      blue = luma + ((116130 * cb + 32768) >> 16);
-    }
-    shared.strip[3 * pixel][lane] = cut(red);
-    shared.strip[3 * pixel + 1][lane] = cut(green);
-    shared.strip[3 * pixel + 2][lane] = cut(blue);
+  load_strip(shape, place, noise, mean, shared.strip);
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kStripLanes) {
+    const StripWindow window = strip_window(shape, place, windows, thread);
+    const int64_t image = index[window.n];
+    const int half_H = static_cast<int>(shape.H + 1) / 2,
+              half_W = static_cast<int>(shape.W + 1) / 2;
+    shared.sources[thread] =
+        Source{(image * shape.H + window.row) * shape.W, (image * half_H + window.row / 2) * half_W,
+               window.column, window.step};
   }
-  __syncthreads();  // the strip and the noise of all lanes are there
-  write_strip(shape, shared, place, mean, y);
+  __syncthreads();  // it is known where the images lie
+  for_strip_quads(place, [&](int pixel, int lane) {
+    int red[4], green[4], blue[4];
+#pragma unroll
+    for (int l = 0; l < 4; ++l) {
+      const Source& source = shared.sources[lane + l];
+      const auto column = static_cast<uint32_t>(source.column + source.step * pixel);
+      const int64_t chroma = source.chroma + column / 2;
+      const int luma = planes.luma[source.luma + column];
+      // 128 less than the bytes, which the constants see to
+      const int cb = planes.cb[chroma], cr = planes.cr[chroma];
+      red[l] = luma + ((91881 * cr + (32768 - 128 * 91881)) >> 16);
+      green[l] = luma + ((-22554 * cb - 46802 * cr + (32768 + 128 * (22554 + 46802))) >> 16);
+      blue[l] = luma + ((116130 * cb + (32768 - 128 * 116130)) >> 16);
+    }
+    store4_bytes(&shared.strip.colours[0][pixel][lane], cut_to_bytes(red));
+    store4_bytes(&shared.strip.colours[1][pixel][lane], cut_to_bytes(green));
+    store4_bytes(&shared.strip.colours[2][pixel][lane], cut_to_bytes(blue));
+  });
+  __syncthreads();  // the strip and what belongs to it are there
+  write_strip(shape, shared.strip, place, y);
 }
 
 }  // namespace
@@ -88,7 +102,7 @@ void ingest_planar(const IngestShape& shape,
   const Dim3 grid = strip_grid("ingest_planar", shape);
   with_element(precision, [&](auto element) {
     using T = decltype(element);
-    launch(ingest_planar_kernel<T>, grid, Dim3(kStripThreads), sizeof(Strip), stream, shape,
+    launch(ingest_planar_kernel<T>, grid, Dim3(kStripThreads), sizeof(Storage), stream, shape,
            Planes{luma, cb, cr}, index, windows, noise, mean, static_cast<T*>(y));
   });
 }

@@ -16,6 +16,7 @@
 #include "gemm.hpp"
 #include "ingest.hpp"
 #include "ingest_planar.hpp"
+#include "lrn_pool_backward.hpp"
 #include "lrn_pool_forward.hpp"
 #include "pack.hpp"
 #include "softmax.hpp"
@@ -141,6 +142,37 @@ void normalise_and_pool() {
   take(p);
 }
 
+// Channels of several turns; windows that several threads need.
+void normalise_and_pool_back() {
+  const LrnShape lrn{.N = 16,
+                     .C = 22,
+                     .H = 9,
+                     .W = 11,
+                     .groups = 2,
+                     .lanes = 16,
+                     .size = 5,
+                     .alpha = 0.5f,
+                     .beta = 0.75f,
+                     .k = 1.0f};
+  const PoolShape pool{.N = 16,
+                       .C = 22,
+                       .H = 9,
+                       .W = 11,
+                       .P = 4,
+                       .Q = 5,
+                       .size = 3,
+                       .stride = 2,
+                       .pad_top = 0,
+                       .pad_left = 0,
+                       .lanes = 16};
+  const Array<uint8_t> argmax(16 * 22 * 4 * 5);
+  for (int i = 0; i < 16 * 22 * 4 * 5; ++i) argmax[i] = static_cast<uint8_t>(i * 7919 % 1009 % 9);
+  const Array<float> dx(16 * 22 * 9 * 11);
+  lrn_pool_backward(lrn, pool, Precision::fp32, values(16 * 22 * 4 * 5), argmax,
+                    values(16 * 22 * 9 * 11), dx, false, nullptr);
+  take(dx);
+}
+
 void ingest_images() {
   const IngestShape shape{.N = 8,
                           .valid = 7,
@@ -203,14 +235,16 @@ void pack_images() {
 }  // namespace convnet
 
 int main(int count, char** arguments) {
-  const std::map<std::string, void (*)()> ops{{"conv_backward_filter", convnet::conv_filter},
-                                              {"conv_forward", convnet::conv},
-                                              {"gemm", convnet::linear},
-                                              {"ingest", convnet::ingest_images},
-                                              {"ingest_planar", convnet::ingest_planes},
-                                              {"lrn_pool", convnet::normalise_and_pool},
-                                              {"pack", convnet::pack_images},
-                                              {"softmax", convnet::softmax}};
+  const std::map<std::string, void (*)()> ops{
+      {"conv_backward_filter", convnet::conv_filter},
+      {"conv_forward", convnet::conv},
+      {"gemm", convnet::linear},
+      {"ingest", convnet::ingest_images},
+      {"ingest_planar", convnet::ingest_planes},
+      {"lrn_pool", convnet::normalise_and_pool},
+      {"lrn_pool_backward", convnet::normalise_and_pool_back},
+      {"pack", convnet::pack_images},
+      {"softmax", convnet::softmax}};
   if (count < 2 || !ops.contains(arguments[1])) {
     for (const auto& [name, run] : ops) std::puts(name.c_str());
     return 2;

@@ -11,6 +11,10 @@
 //   prefetch_l2(address)         starts to bring the 128 bytes that hold it into the second level of cache
 //   load_packed(address)     four neighbouring values as they lie in memory, for whoever waits to use them: float4 or bf16x4
 //   unpack4(packed)          as four floats
+//   pack4(float4, packed), store_packed(address, packed)     the way back, rounded as by store4
+//   keep_where_equal(packed, bytes, wanted)      the values whose byte, of four, is the wanted one; -0 and the others become 0; bytes
+//                                                must be below 128
+//   keep_where_positive(packed, x)               the values whose x > 0; the others become 0
 //   load4_bytes / store4_bytes   four bytes, the first one lowest in the word; the address must be 4-byte aligned
 //   mul_rn / add_rn / sub_rn     one operation rounded to float32, never contracted into a fused multiply-add
 //   fma_rn(a, b, c)          a * b + c, rounded once
@@ -24,6 +28,9 @@
 // Numbers
 //   to_float(bf16), to_bf16(float)           rounded to nearest, ties to even; NaN becomes 0x7fff
 //   pack_bf16(low, high)                     two of them in one register
+//   spread_signs<low, high>(bytes)           halves full of the uppermost bits of these two of four bytes, 0 the lowest
+//   pick_bytes<a, b, c, d>(low, high)        four of eight bytes as a word: 0 is the lowest of the one, 4 that of the other
+//   cut_to_bytes(int[4])                     each cut to 0..255, the first one lowest in the word
 //   round_tf32(x)                            nearest tf32, ties away from zero; the low 13 bits are zero (as bits)
 //
 // Tensor cores of a warp (mma.sync; every lane of the warp must call). Fragments as in the PTX manual; `sum` is added to.

@@ -171,6 +171,62 @@ __forceinline__ float4 unpack4(bf16x4 packed) {
       std::bit_cast<float>(packed.high << 16), std::bit_cast<float>(packed.high & 0xffff0000u)};
 }
 
+template <int kLow, int kHigh>
+__forceinline__ uint32_t spread_signs(uint32_t bytes) {
+  return (bytes >> (8 * kLow + 7) & 1) * 0xffffu + (bytes >> (8 * kHigh + 7) & 1) * 0xffff0000u;
+}
+
+template <int kA, int kB, int kC, int kD>
+__forceinline__ uint32_t pick_bytes(uint32_t low, uint32_t high) {
+  const uint64_t both = low | uint64_t{high} << 32;
+  const auto byte = [&](int i) { return static_cast<uint32_t>(both >> (8 * i) & 0xff); };
+  return byte(kA) | byte(kB) << 8 | byte(kC) << 16 | byte(kD) << 24;
+}
+
+__forceinline__ uint32_t cut_to_bytes(const int (&levels)[4]) {
+  uint32_t bytes = 0;
+  for (int i = 0; i < 4; ++i)
+    bytes |= static_cast<uint32_t>(std::clamp(levels[i], 0, 255)) << (8 * i);
+  return bytes;
+}
+
+__forceinline__ void store_packed(float* address,
+                                  float4 packed,
+                                  std::source_location site = std::source_location::current()) {
+  store4(address, packed, site);
+}
+
+__forceinline__ void store_packed(bf16* address,
+                                  bf16x4 packed,
+                                  std::source_location site = std::source_location::current()) {
+  std::memcpy(emu::aligned<8>(address, site), &packed, 8);
+}
+
+__forceinline__ void pack4(float4 values, float4& packed) { packed = values; }
+
+__forceinline__ void pack4(float4 values, bf16x4& packed) {
+  packed = bf16x4{pack_bf16(values.x, values.y), pack_bf16(values.z, values.w)};
+}
+
+template <class Packed>
+__forceinline__ Packed keep_where_equal(Packed packed, uint32_t bytes, uint32_t wanted) {
+  const float4 values = unpack4(packed);
+  const auto kept = [&](float value, int l) {
+    return (bytes >> (8 * l) & 0xff) == (wanted >> (8 * l) & 0xff) ? value + 0.0f : 0.0f;
+  };
+  pack4(float4{kept(values.x, 0), kept(values.y, 1), kept(values.z, 2), kept(values.w, 3)}, packed);
+  return packed;
+}
+
+template <class Packed>
+__forceinline__ Packed keep_where_positive(Packed packed, Packed x) {
+  const float4 values = unpack4(packed), signs = unpack4(x);
+  pack4(float4{signs.x > 0.0f ? values.x : 0.0f, signs.y > 0.0f ? values.y : 0.0f,
+               signs.z > 0.0f ? values.z : 0.0f, signs.w > 0.0f ? values.w : 0.0f},
+        packed);
+  return packed;
+}
+
 __forceinline__ float rsqrt_normal(float x) { return rsqrtf(x); }
 
 // The emulator is compiled without contraction of floating-point expressions.

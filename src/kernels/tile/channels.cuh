@@ -171,13 +171,14 @@ __device__ __forceinline__ Lanes<4> read_divisor(const LrnShape& lrn,
   return sum;
 }
 
-// dy d^-beta, and the term t = dy x d^(-beta-1) that follows from it.
+// dy d^-beta, and the term t = dy x d^(-beta-1) that follows from it; never -0, so that a sum of terms
+// may begin with one.
 __device__ __forceinline__ float lrn_direct(float slope, const Powers& power) {
   return mul_rn(slope, power.denominator);
 }
 
 __device__ __forceinline__ float lrn_term(float direct, float x, const Powers& power) {
-  return mul_rn(mul_rn(direct, x), power.inverse);
+  return fma_rn(mul_rn(direct, x), power.inverse, 0.0f);
 }
 
 // dx from dy d^-beta, x and the sum of the terms.

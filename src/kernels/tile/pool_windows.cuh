@@ -20,10 +20,12 @@ struct Covering {
 
   // `at` is the pixel's padded coordinate, `count` how many windows there are.
   __device__ __forceinline__ Covering(int at, const PoolShape& shape, int64_t count)
-      : first(at < shape.size
+      : first(at < static_cast<int>(shape.size)
                   ? 0
-                  : (at - static_cast<int>(shape.size)) / static_cast<int>(shape.stride) + 1),
-        last(at / static_cast<int>(shape.stride)) {
+                  : static_cast<int>(static_cast<uint32_t>(at - static_cast<int>(shape.size)) /
+                                     static_cast<uint32_t>(shape.stride)) +
+                        1),
+        last(static_cast<int>(static_cast<uint32_t>(at) / static_cast<uint32_t>(shape.stride))) {
     if (last >= count) last = static_cast<int>(count) - 1;
   }
 };

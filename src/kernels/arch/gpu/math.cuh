@@ -36,6 +36,30 @@ __device__ __forceinline__ float rsqrt_normal(float x) {
   return root;
 }
 
+// Halves full of the uppermost bits of two bytes, 0 the lowest.
+template <int kLow, int kHigh>
+__device__ __forceinline__ uint32_t spread_signs(uint32_t bytes) {
+  uint32_t halves;  // not __byte_perm, which cannot say that a bit is meant
+  asm("prmt.b32 %0, %1, 0, %2;"
+      : "=r"(halves)
+      : "r"(bytes), "n"((8 + kLow) * 0x11 + (8 + kHigh) * 0x1100));
+  return halves;
+}
+
+// Four of the eight bytes of two words, 0 the lowest of `low` and 4 that of `high`.
+template <int kA, int kB, int kC, int kD>
+__device__ __forceinline__ uint32_t pick_bytes(uint32_t low, uint32_t high) {
+  return __byte_perm(low, high, kA + kB * 0x10 + kC * 0x100 + kD * 0x1000);
+}
+
+// Four numbers cut to 0 .. 255, the first one lowest.
+__device__ __forceinline__ uint32_t cut_to_bytes(const int (&levels)[4]) {
+  uint32_t bytes;
+  asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, 0;" : "=r"(bytes) : "r"(levels[3]), "r"(levels[2]));
+  asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %0;" : "+r"(bytes) : "r"(levels[1]), "r"(levels[0]));
+  return bytes;
+}
+
 __device__ __forceinline__ float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 
 __device__ __forceinline__ float add_rn(float a, float b) { return __fadd_rn(a, b); }

@@ -42,13 +42,68 @@ __device__ __forceinline__ float4 unpack4(bf16x4 packed) {
                 __uint_as_float(packed.high << 16), __uint_as_float(packed.high & 0xffff0000u)};
 }
 
+__device__ __forceinline__ void store_packed(float* address, float4 packed) {
+  store4(address, packed);
+}
+
+__device__ __forceinline__ void store_packed(bf16* address, bf16x4 packed) {
+  *reinterpret_cast<uint2*>(address) = uint2{packed.low, packed.high};
+}
+
+__device__ __forceinline__ void pack4(float4 values, float4& packed) { packed = values; }
+
+__device__ __forceinline__ void pack4(float4 values, bf16x4& packed) {
+  packed = bf16x4{pack_bf16(values.x, values.y), pack_bf16(values.z, values.w)};
+}
+
 __device__ __forceinline__ float4 load4(const bf16* address) {
   return unpack4(load_packed(address));
 }
 
 __device__ __forceinline__ void store4(bf16* address, float4 value) {
-  *reinterpret_cast<uint2*>(address) =
-      uint2{pack_bf16(value.x, value.y), pack_bf16(value.z, value.w)};
+  bf16x4 packed;
+  pack4(value, packed);
+  store_packed(address, packed);
+}
+
+__device__ __forceinline__ float4 keep_where_equal(float4 packed, uint32_t bytes, uint32_t wanted) {
+  const uint32_t differs = bytes ^ wanted;
+  return float4{
+      differs & 0xffu ? 0.0f : packed.x + 0.0f, differs & 0xff00u ? 0.0f : packed.y + 0.0f,
+      differs & 0xff0000u ? 0.0f : packed.z + 0.0f, differs & 0xff000000u ? 0.0f : packed.w + 0.0f};
+}
+
+// The upper bits of the bytes become those that tell. A sum with 0 makes 0 of -0.
+__device__ __forceinline__ bf16x4 keep_where_equal(bf16x4 packed, uint32_t bytes, uint32_t wanted) {
+  const uint32_t differs = (bytes ^ wanted) + 0x7f7f7f7fu;
+  const auto kept = [](uint32_t pair, uint32_t without) {
+    uint32_t sum;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(sum)
+        : "r"(pair & ~without), "r"(0x3f803f80u), "r"(0u));
+    return sum;
+  };
+  return bf16x4{kept(packed.low, spread_signs<0, 1>(differs)),
+                kept(packed.high, spread_signs<2, 3>(differs))};
+}
+
+__device__ __forceinline__ float4 keep_where_positive(float4 packed, float4 x) {
+  return float4{x.x > 0.0f ? packed.x : 0.0f, x.y > 0.0f ? packed.y : 0.0f,
+                x.z > 0.0f ? packed.z : 0.0f, x.w > 0.0f ? packed.w : 0.0f};
+}
+
+__device__ __forceinline__ bf16x4 keep_where_positive(bf16x4 packed, bf16x4 x) {
+  const auto kept = [](uint32_t pair, uint32_t x) {
+    uint32_t positive;
+#if __CUDA_ARCH__ >= 900
+    asm("set.gt.u32.bf16x2 %0, %1, %2;" : "=r"(positive) : "r"(x), "r"(0u));
+#else
+    positive = (__uint_as_float(x << 16) > 0.0f ? 0xffffu : 0u) |
+               (__uint_as_float(x & 0xffff0000u) > 0.0f ? 0xffff0000u : 0u);
+#endif
+    return pair & positive;
+  };
+  return bf16x4{kept(packed.low, x.low), kept(packed.high, x.high)};
 }
 
 __device__ __forceinline__ uint32_t load4_bytes(const uint8_t* address) {
