@@ -44,6 +44,7 @@ class Launch:
     parameters: Sequence[tuple[int, bytes]]
     flops: float
     bytes: float
+    cluster: int = 1  # blocks
 
     @property
     def threads(self) -> int:
@@ -76,9 +77,9 @@ class _Noting(Idle):
             kernel(*map(handle_of, arguments), 0)
         finally:
             noted = device.real.kernels.noted_launches()
-        for signature, *rest in noted:
+        for signature, *rest, cluster in noted:
             name = kernel_name(signature)
-            device.launches.append(Launch(device.calls, layer, kernel.__name__, name, *rest, flops, nbytes))
+            device.launches.append(Launch(device.calls, layer, kernel.__name__, name, *rest, flops, nbytes, cluster))
             flops = nbytes = 0.0  # of an op of several kernels, the first has it all
         device.calls += 1
 

@@ -3,8 +3,8 @@
 //
 // Every row computes something from small integers first, with the kernel that is timed, and compares it with what a loop on
 // the host gives; then it is timed on random numbers, which toggle as many wires as a network's (zeros would run faster).
-// Compiled for the emulator it stops behind the comparison. What the emulator lacks, clusters, the driver's copy and graphs,
-// is left out there.
+// Compiled for the emulator it stops behind the comparison. What the emulator lacks, the driver's copy and graphs, is left
+// out there.
 //
 // Clocks are those of the multiprocessor (clock64), from the first instruction of the timed loop to the last result of it, of
 // the block that took longest; seconds are the device's, by events around the launch.
@@ -23,8 +23,6 @@
 inline long long clock64() { return 0; }
 #else
 #include <chrono>
-
-#include "../src/kernels/arch/gpu/cluster.cuh"
 #endif
 
 namespace convnet {
@@ -378,23 +376,13 @@ struct Alone {
   static __device__ __forceinline__ void release(Barrier& empty) { barrier_arrive(empty); }
 };
 
-#if defined(CONVNET_EMU) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900)
-#define CONVNET_CLUSTER(blocks)
-#else
-#define CONVNET_CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
-#endif
-
-#ifndef CONVNET_EMU
 // Clusters of two blocks that need the same boxes: each loads one of a stage's two, into both. A block's `full` expects the
 // bytes of both boxes, whoever has sent for them. Its `empty` counts two arrivals, one of each block, as its copies overwrite
 // the stage in both: whoever has used a stage says so to both. A block can be at most one round ahead of the other, since it
 // fills a stage again only when the other has used its last filling.
 struct Pair {
   static constexpr int kTogether = 2;
-  static __device__ __forceinline__ void meet() {
-    __syncwarp();  // whole warps must come to the cluster's barrier
-    cluster_sync();
-  }
+  static __device__ __forceinline__ void meet() { cluster_sync(); }
   template <class Box>
   static __device__ __forceinline__ void load(unsigned char (*stage)[kBoxBytes],
                                               const TensorMap& map,
@@ -409,17 +397,15 @@ struct Pair {
     for (int rank = 0; rank < kTogether; ++rank) barrier_arrive_at(empty, rank);
   }
 };
-#endif
 
 // One warp per block. The blocks of a cluster read boxes from their own place on; sums [gridDim.x][32], where asked for: every
 // word that arrived times its odd place in the stage.
 template <class Blocks, int kRowBytes>
-__global__ void CONVNET_CLUSTER(Blocks::kTogether) __launch_bounds__(32, 1)
-    copy_boxes_kernel(const __grid_constant__ TensorMap map,
-                      int fillings,
-                      bool summed,
-                      uint32_t* sums,
-                      long long* clocks) {
+__global__ void __launch_bounds__(32, 1) copy_boxes_kernel(const __grid_constant__ TensorMap map,
+                                                           int fillings,
+                                                           bool summed,
+                                                           uint32_t* sums,
+                                                           long long* clocks) {
   using Box = Boxes<kRowBytes>;
   CopyShared& shared = shared_storage<CopyShared>();
   const int lane = threadIdx.x;
@@ -509,7 +495,7 @@ unsigned copying_blocks() {
     return static_cast<unsigned>(std::min(2 * clusters, multiprocessors() / 2 * 2));
   }
 #endif
-  return static_cast<unsigned>(multiprocessors());
+  return static_cast<unsigned>(multiprocessors()) / Blocks::kTogether * Blocks::kTogether;
 }
 
 template <class Blocks, int kRowBytes>
@@ -528,8 +514,8 @@ Timing copy_row(double seconds) {
   const unsigned blocks = copying_blocks<Blocks, kRowBytes>();
   const Buffer<uint32_t> sums(blocks * 32);
   const auto start = [&](int fillings, long long* clocks, bool summed) {
-    launch(copy_boxes_kernel<Blocks, kRowBytes>, Dim3(blocks), Dim3(32), sizeof(CopyShared),
-           nullptr, map, fillings, summed, sums.data(), clocks);
+    launch(copy_boxes_kernel<Blocks, kRowBytes>, Grid(Dim3(blocks), Blocks::kTogether), Dim3(32),
+           sizeof(CopyShared), nullptr, map, fillings, summed, sums.data(), clocks);
   };
   const Buffer<long long> unused(blocks);
   start(kFillings, unused.data(), true);
@@ -893,6 +879,8 @@ const std::map<std::string, Row>& rows() {
     std::map<std::string, Row> rows{
         {"l2 128", copy_row<Alone, 128>},
         {"l2 64", copy_row<Alone, 64>},
+        {"multicast 128", copy_row<Pair, 128>},
+        {"multicast 64", copy_row<Pair, 64>},
         {"mma bf16", mma_row<false>},
         {"mma tf32", mma_row<true>},
         {"ffma", ffma_row},
@@ -907,8 +895,6 @@ const std::map<std::string, Row>& rows() {
         {"launch large graph plain", launch_row<true, false, true>},
         {"launch large graph early", launch_row<true, true, true>},
 #ifndef CONVNET_EMU
-        {"multicast 128", copy_row<Pair, 128>},
-        {"multicast 64", copy_row<Pair, 64>},
         {"copy driver", driver_copy_row},
         {"launch host", queue_row},
 #endif

@@ -97,7 +97,7 @@ def report(compiler: str, program: str, wanted: list[Step] = STEPS) -> dict[str,
 
 
 def _identity(launch: launches.Launch) -> tuple[Any, ...]:
-    return launch.kernel, launch.grid, launch.block, tuple(map(tuple, launch.parameters))
+    return launch.kernel, launch.grid, launch.block, launch.cluster, tuple(map(tuple, launch.parameters))
 
 
 def write(release: str, steps: dict[str, list[dict[str, Any]]]) -> None:

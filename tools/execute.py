@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.launches import Launch
 
 PARAMETERS = 0x210  # where they begin in the bank of constants of sm_90
+CLUSTERS = 0x140  # 1 where the launch asks for clusters
 GENERIC = 0x198  # what the address of the parameters is made from; here it is their place in the bank
 WARP = 32
 
@@ -31,6 +32,7 @@ def constants(launch: Launch) -> bytes:
     """The bank of constants as the kernel finds it."""
     bank = bytearray(PARAMETERS)
     bank[: 4 * 6] = struct.pack("<6I", *launch.block, *launch.grid)
+    bank[CLUSTERS : CLUSTERS + 4] = struct.pack("<I", launch.cluster > 1)
     bank[GENERIC : GENERIC + 4] = struct.pack("<I", PARAMETERS)
     for alignment, value in launch.parameters:
         bank += bytes(-len(bank) % alignment) + value
@@ -98,6 +100,7 @@ class Machine:
             "SR_TID.Z": per_thread(tid // (x * y)), "SR_LANEID": per_thread(tid % WARP),
             "SR_CTAID.X": per_block(chosen % gx), "SR_CTAID.Y": per_block(chosen // gx % gy),
             "SR_CTAID.Z": per_block(chosen // (gx * gy)),
+            "SR_CgaCtaId": per_block(chosen % launch.cluster),
         }  # fmt: skip
         self.size = len(self.exists)
         self.registers: dict[str, Values] = {}
@@ -573,6 +576,7 @@ def _access(m: Machine, code: Instruction, mask: Values | None) -> None:
 
 
 def _tensor_copy(m: Machine, code: Instruction, mask: Values | None) -> None:
+    """One into several blocks of a cluster leaves the second level of cache once."""
     place = m.value(code.operands[1].strip("[]"))
     done = m.true if mask is None else mask
     sizes = np.zeros(m.size, np.int64)

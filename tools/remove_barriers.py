@@ -31,8 +31,8 @@ SECONDS = 120  # a program that runs longer hangs: undisturbed it takes a few
 
 # Calls that order something. raise_registers and prefetch are not among them: they change no result.
 CALLS = (
-    "__syncthreads|__syncwarp|named_barrier|"
-    "barrier_init|fence_barrier_init|barrier_expect|barrier_arrive|barrier_wait|"
+    "__syncthreads|__syncwarp|named_barrier|cluster_sync|"
+    "barrier_init|fence_barrier_init|barrier_expect|barrier_arrive|barrier_arrive_at|barrier_wait|"
     "fence_async_proxy|bulk_commit|bulk_wait|bulk_wait_read|"
     "wgmma_fence|wgmma_commit|wgmma_wait|release|"
     "copy_async_commit|copy_async_wait"

@@ -148,6 +148,7 @@ class Launch:
     kernel: str
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
+    cluster: int  # blocks
     shared_bytes: int
     warp: int
     shared: tuple[Access, ...]
@@ -486,7 +487,8 @@ def _launch(launch: dict[str, Any], where: _Places) -> Launch:
             work[warp] = work.get(warp, 0) + access.requests
     chosen = min(work, key=lambda warp: (-work[warp], warp), default=0)
     return Launch(
-        kernel_name(launch["kernel"]), launch["grid"], launch["block"], launch["shared_bytes"], chosen,
+        kernel_name(launch["kernel"]), launch["grid"], launch["block"], launch["cluster"], launch["shared_bytes"],
+        chosen,
         tuple(a for a, warp in zip(accesses, warps, strict=True) if warp == chosen),
         tuple(a for a in accesses if a.array),
         tuple(

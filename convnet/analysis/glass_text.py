@@ -29,9 +29,10 @@ def as_text(seen: Glass) -> str:
 
 def _launch(title: str, launch: Launch, calls: Sequence[Ordering]) -> Iterator[str]:
     blocks, threads = _product(launch.grid), _product(launch.block)
+    clusters = f" in clusters of {launch.cluster}" if launch.cluster > 1 else ""
     lines = [
         *_wrapped(launch.kernel, "  kernel         "),
-        f"  grid           {_extents(launch.grid)} = {blocks:,} block{'s' * (blocks > 1)}",
+        f"  grid           {_extents(launch.grid)} = {blocks:,} block{'s' * (blocks > 1)}{clusters}",
         f"  block          {_extents(launch.block)} = {threads:,} threads, {-(-threads // 32)} warps",
         f"  shared memory  {launch.shared_bytes:,} bytes a block",
     ]

@@ -22,7 +22,7 @@ PYBIND11_MODULE(_emu, m) {
       for (const convnet::emu::Parameter& p : launch.parameters)
         parameters.append(py::make_tuple(p.alignment, py::bytes(p.bytes)));
       found.append(py::make_tuple(launch.kernel, extents(launch.grid), extents(launch.block),
-                                  launch.shared_bytes, parameters));
+                                  launch.shared_bytes, parameters, launch.cluster));
     }
     return found;
   });

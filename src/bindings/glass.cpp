@@ -78,6 +78,7 @@ py::dict as_dict(const emu::WatchedLaunch& launch) {
   py::dict found;
   found["kernel"] = launch.kernel, found["grid"] = extents(launch.grid);
   found["block"] = extents(launch.block), found["shared_bytes"] = launch.shared_bytes;
+  found["cluster"] = launch.cluster;
   found["accesses"] = as_list(launch.accesses, as_dict),
   found["barriers"] = as_list(launch.barriers, as_dict);
   found["fills"] = as_list(launch.fills, as_dict);

@@ -1,7 +1,7 @@
 // Programs for tests/kernels/test_emu_sm90.py. All data is binary, from stdin and to stdout, so that the tests compute what is expected
 // by themselves. On an error "error: " and what the emulator says goes to stdout instead.
 //
-//   sm90 script SEED THREADS SHARED_BYTES   runs a list of operations, see Script
+//   sm90 script SEED THREADS SHARED_BYTES BLOCKS CLUSTER   runs a list of operations, see Script
 //   sm90 wgmma SEED N ta tb STEPS a-operand b-operand      products of what lies in shared memory; an operand is "start lbo sbo
 //                                           swizzle advance"
 //   sm90 registers SEED N tb b-operand      the same with the first operand in registers
@@ -12,6 +12,7 @@
 #include <cstring>
 #include <iostream>
 #include <map>
+#include <mutex>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -47,9 +48,10 @@ struct Memory {
 
 // --- lists of operations
 
-// "WHO OPERATION NUMBERS..." per line; WHO is *, a thread or a range like 0-31. The tensor is [8 rows][64 columns] of bf16 with
+// "WHO OPERATION NUMBERS..." per line; WHO is *, a thread or a range like 0-31, of block 1 with 1: in front. The tensor is [8 rows][64 columns] of bf16 with
 // the values 0, 1, 2, ...; boxes are all of it with 128-byte swizzle. Barriers lie at the end of shared memory.
 struct Operation {
+  int block;  // -1: all
   int first, last;
   std::string name;
   int x, y, z;
@@ -61,10 +63,12 @@ struct Script {
 };
 
 const Script* script;
-std::map<std::pair<std::size_t, int>, std::string> seen;  // by operation and thread
+std::mutex seen_mutex;
+std::map<std::pair<std::size_t, unsigned>, std::string> seen;  // by operation and thread
 
 void see(std::size_t at, const std::string& text) {
-  seen[{at, static_cast<int>(threadIdx.x)}] = text;
+  const std::lock_guard lock(seen_mutex);
+  seen[{at, blockIdx.x * blockDim.x + threadIdx.x}] = text;
 }
 
 __global__ void script_kernel(const __grid_constant__ TensorMap map, int shared_bytes) {
@@ -76,8 +80,9 @@ __global__ void script_kernel(const __grid_constant__ TensorMap map, int shared_
   Barrier outside;
   for (int i = 0; i < 32; ++i) sum[i] = other[i] = 1.0f;
   for (std::size_t at = 0; at < script->operations.size(); ++at) {
-    const auto& [first, last, name, x, y, z] = script->operations[at];
+    const auto& [block, first, last, name, x, y, z] = script->operations[at];
     const int thread = static_cast<int>(threadIdx.x);
+    if (block >= 0 && block != static_cast<int>(blockIdx.x)) continue;
     if (thread < first || thread > last) continue;
     const auto is = [&](const char* word) { return name == word; };
     const auto see_number = [&](float value) { see(at, value != value ? "nan" : message(value)); };
@@ -89,6 +94,17 @@ __global__ void script_kernel(const __grid_constant__ TensorMap map, int shared_
     if (is("sync")) __syncthreads();
     if (is("syncwarp")) __syncwarp();
     if (is("named")) named_barrier(x, y);
+    if (is("cluster_sync")) cluster_sync();
+    if (is("cluster_sync_elsewhere")) cluster_sync();
+    if (is("rank")) see(at, message(cluster_rank()));
+    if (is("arrive_at")) barrier_arrive_at(barriers[x], y);
+    if (is("multicast"))
+      tma_load_multicast(shared + x, map, barriers[y], static_cast<uint16_t>(z), 0, 0, 0, 0, 0);
+    if (is("peek")) {
+      const float4 value = load4_cluster(reinterpret_cast<const float*>(shared + x), y);
+      see_number(value.x);
+    }
+    if (is("float")) *reinterpret_cast<float*>(shared + x) = static_cast<float>(y);
     if (is("end")) return;
     if (is("init")) barrier_init(barriers[x], y);
     if (is("init_at")) barrier_init(*reinterpret_cast<Barrier*>(shared + x), y);
@@ -150,13 +166,18 @@ TensorMap ramp_map(Memory& tensor) {
 
 void run_script(char** arguments) {
   const int threads = next_number(arguments), bytes = next_number(arguments);
+  const int blocks = next_number(arguments), cluster = next_number(arguments);
   Memory tensor(1024);
   Script mine{ramp_map(tensor), {}};
   for (std::string line; std::getline(std::cin, line);) {
     std::istringstream words(line);
     std::string who;
-    Operation operation{0, threads - 1, "", 0, 0, 0};
+    Operation operation{-1, 0, threads - 1, "", 0, 0, 0};
     words >> who >> operation.name >> operation.x >> operation.y >> operation.z;
+    if (const auto colon = who.find(':'); colon != who.npos) {
+      operation.block = std::atoi(who.c_str());
+      who = who.substr(colon + 1);
+    }
     if (who != "*") {
       operation.first = operation.last = std::atoi(who.c_str());
       if (const auto dash = who.find('-'); dash != who.npos)
@@ -165,10 +186,11 @@ void run_script(char** arguments) {
     mine.operations.push_back(operation);
   }
   script = &mine;
-  launch(script_kernel, Dim3(1), Dim3(static_cast<unsigned>(threads)),
-         static_cast<std::size_t>(bytes), nullptr, mine.map, bytes);
+  launch(script_kernel, Grid(Dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(cluster)),
+         Dim3(static_cast<unsigned>(threads)), static_cast<std::size_t>(bytes), nullptr, mine.map,
+         bytes);
   for (const auto& [key, text] : seen)
-    std::printf("%zu %d %s\n", key.first, key.second, text.c_str());
+    std::printf("%zu %u %s\n", key.first, key.second, text.c_str());
 }
 
 // --- products

@@ -332,9 +332,11 @@ OPERANDS = """
 """
 
 
-def script(run: Run, text: str, threads: int = 128, seed: int = 1, mode: str = "script") -> str:
+def script(
+    run: Run, text: str, threads: int = 128, seed: int = 1, mode: str = "script", blocks: int = 1, cluster: int = 1
+) -> str:
     lines = "\n".join(line for line in text.strip().splitlines() if line)
-    return run(mode, threads, SHARED, data=lines.encode(), seed=seed).decode()
+    return run(mode, threads, SHARED, blocks, cluster, data=lines.encode(), seed=seed).decode()
 
 
 def values(report: str) -> list[str]:
@@ -547,10 +549,156 @@ def test_faults_leave_nothing_behind(checked):
 
 
 def test_a_machine_of_sm_80_has_none_of_this(sm90):
-    for operation in ("init 0 1", "store 0", "wfence", "elect", "proxy"):
+    assert "clusters need sm_90, but the machine is sm_80" in script(sm90, "", mode="script_80", blocks=2, cluster=2)
+    for operation in ("init 0 1", "store 0", "wfence", "elect", "proxy", "rank", "cluster_sync"):
         report = script(sm90, f"0 {operation}", mode="script_80")
         assert re.search(r"needs sm_90, but the machine is sm_80; choose kernels by architecture\(\)", report)
     assert not script(sm90, "* named 1 128", mode="script_80").startswith("error")
+
+
+# Clusters: "1:0" is thread 0 of block 1, a name without a colon means both blocks.
+
+PAIR = """
+0 init 0 1
+0 init 1 2
+0 fence_init
+* cluster_sync
+"""
+END = "* cluster_sync"
+SEEDS = range(1, 9)  # blocks take turns, or one of them goes ahead
+
+
+def pair(run: Run, text: str, seed: int = 1, threads: int = 128) -> str:
+    return script(run, text, threads, seed, blocks=2, cluster=2)
+
+
+def test_blocks_of_a_cluster_have_ranks_in_neighbouring_blocks(sm90, checked):
+    for run in (sm90, checked):
+        for seed in SEEDS:
+            assert values(script(run, "0 rank", seed=seed, blocks=8, cluster=4)) == ["0", "1", "2", "3"] * 2
+            assert values(script(run, "0 rank", seed=seed, blocks=3)) == ["0"] * 3
+
+
+def test_a_load_into_several_blocks_lands_in_each_at_a_time_of_its_own(sm90, checked):
+    text = PAIR + "0 expect 0 1024\n0:0 multicast 1024 0 3\n0 see 1026\n0 wait 0 0\n0 see 1026\n"
+    for run in (sm90, checked):
+        for seed in SEEDS:  # block 1 sees nothing of it yet, or poison
+            seen = values(pair(run, text + END, seed))
+            assert [seen[0], *seen[2:]] == ["nan", "passed", "passed", "1", "1"]
+    # Every block waits for its own bytes: block 0 may be served before block 1, and the other way round.
+    text = PAIR + "0 expect 0 1024\n0:0 multicast 1024 0 3\n0 wait 0 0\n0:0 arrive_at 1 1\n0:0 arrive_at 1 1\n"
+    assert values(pair(sm90, text + "1:0 wait 1 0\n" + END)) == ["passed"] * 3
+
+
+def test_only_the_blocks_of_the_mask_are_loaded_into(sm90):
+    text = PAIR + "1:0 expect 0 1024\n0:0 multicast 1024 0 2\n1:0 wait 0 0\n* cluster_sync\n0 see 1026\n"
+    for seed in SEEDS:
+        assert values(pair(sm90, text, seed)) == ["passed", "nan", "1"]
+
+
+def test_arrivals_at_another_block_count_there(sm90, checked):
+    text = PAIR + "0 arrive_at 1 0\n0 arrive_at 1 1\n0 wait 1 0\n" + END
+    for run in (sm90, checked):
+        for seed in SEEDS:
+            assert values(pair(run, text, seed)) == ["passed"] * 2
+
+
+def test_a_cluster_meets_without_threads_that_have_ended(sm90, checked):
+    for run in (sm90, checked):
+        for seed in SEEDS:
+            assert values(pair(run, "0-31 end\n* cluster_sync\n32 rank", seed)) == ["0", "1"]
+            assert values(pair(run, "1:* end\n* cluster_sync\n0 rank", seed)) == ["0"]
+
+
+def test_a_block_reads_what_another_held_when_they_met(sm90, checked):
+    text = "0:0 float 1024 7\n1:0 float 1024 8\n* cluster_sync\n5 peek 1024 0\n5 peek 1024 1\n* cluster_sync\n"
+    for run in (sm90, checked):
+        for seed in SEEDS:
+            assert values(pair(run, text + "0 float 1024 9", seed)) == ["7", "7", "8", "8"]
+
+
+STILL_READ = OPERANDS.replace("* sync", "0 init 0 1\n0 fence_init\n* cluster_sync")
+CLUSTER_FAULTS = {
+    # before the blocks have met
+    "0 init 0 1\n0 fence_init\n* sync\n0:0 multicast 1024 0 3\n"
+    + END: r"tma_load_multicast in .* (thread 0 of block 1 of the "
+    r"cluster has initialised this barrier in .* but the cluster has not met since|of block 1 .* there is no barrier)",
+    "0 init 0 1\n0 fence_init\n* sync\n0:0 arrive_at 0 1\n"
+    + END: r"barrier_arrive_at in .* (thread 0 of block 1 of the cluster "
+    r"has initialised .* but the cluster has not met since|of block 1 of the cluster there is no barrier)",
+    "0 init 0 1\n* cluster_sync\n0 fence_init\n0:0 arrive_at 0 1\n"
+    + END: r"the cluster has not met since; cluster_sync\(\) "
+    r"belongs behind fence_barrier_init",
+    "0:0 init 0 1\n0:0 fence_init\n* cluster_sync\n0:0 multicast 1024 0 3\n"
+    + END: r"of block 1 of the cluster there is no",
+    # whom they reach
+    PAIR + "0:0 multicast 1024 0 0\n" + END: r"tma_load_multicast in .* to no block: its mask is 0",
+    PAIR + "0:0 multicast 1024 0 7\n" + END: r"tma_load_multicast in .* a cluster of 2 has no block 2",
+    PAIR + "0:0 arrive_at 1 2": r"barrier_arrive_at in .* a cluster of 2 has no block 2",
+    PAIR + "0:0 arrive_at 1 -1": r"a cluster of 2 has no block -1",
+    PAIR + "0:0 peek 1024 2": r"load4_cluster in .* a cluster of 2 has no block 2",
+    # arrivals and bytes
+    PAIR + "0:0 arrive_at 1 1\n0:0 arrive_at 1 1\n0:0 arrive_at 1 1\n" + END: r"barrier_arrive_at in .* by thread "
+    r"\(0,0,0\) of block 0 of the cluster: phase 1 begins before any thread has waited for phase 0",
+    PAIR + "0:0 arrive_at 1 1\n1:0 wait 1 0\n" + END: r"deadlock.*threads 0 of block 1 of the cluster wait for "
+    r"barrier_wait .*of block 1 of the cluster, phase 0: 1 of 2 arrivals",
+    PAIR
+    + "0:0 expect 0 1024\n0:0 multicast 1024 0 3\n0:0 wait 0 0\n"
+    + END: r"of block 1 of the cluster, phase 0: 1 of "
+    r"1 arrivals and -1024 bytes missing|ended while the copy by thread \(0,0,0\) of block 0 .* was under way",
+    PAIR + "0 expect 0 1024\n0 multicast 1024 0 3\n0 wait 0 0\n" + END: r"tma_load_multicast in .* the copy by thread "
+    r"\(0,0,0\) of block . of the cluster .* to the same bytes of block . of the cluster is still under way",
+    PAIR
+    + "0 expect 0 1024\n0:0 multicast 1024 0 3\n* cluster_sync\n1:0 write 1030 1\n0 wait 0 0\n"
+    + END: r"byte 1030 of "
+    r"shared memory of block 1 of the cluster was written while the copy to it by thread \(0,0,0\) of block 0 of the "
+    r"cluster \(tma_load_multicast in .*\) was under way|^8 0 passed",  # where it landed before
+    # a stage that another block still reads
+    STILL_READ
+    + "1:* wfence\n1:* mma 0 2048\n1:* wcommit\n* cluster_sync\n0:0 multicast 2048 0 3\n"
+    + END
+    + "\n1:* wwait 0": r"tma_load_multicast "
+    r"in .* overwrites byte 2048 of shared memory of block 1 of the cluster, which wgmma in .* still reads",
+    # ends
+    PAIR + "1:* end\n0:0 multicast 1024 0 3\n0:0 expect 0 1024\n0:0 wait 0 0": r"block 1 of the cluster has ended; all "
+    r"blocks must meet|the kernel ended while the copy by thread \(0,0,0\) of block 0",
+    PAIR + "0:0 arrive_at 1 1": r"block 1 of the cluster has ended|the block ended while an arrival at its barrier, by "
+    r"thread \(0,0,0\) of block 0 of the cluster \(barrier_arrive_at in .*\), was under way",
+    PAIR + "0:0 peek 1024 1": r"block 1 of the cluster has ended|which block 0 has read .* went with the block before",
+    # values of another block
+    "1:0 float 1024 8\n* sync\n0:0 peek 1024 1\n"
+    + END: r"load4_cluster in .* reads bytes 1024-1039 of shared memory of "
+    r"block 1 of the cluster, which may have been written since the cluster last met",
+    PAIR
+    + "1:0 float 1024 8\n0:0 peek 1024 1\n"
+    + END: r"may have been written since|block 1 .* were written before the "
+    r"cluster met again",
+    PAIR + "0:0 peek 1024 1\n1:0 float 1024 8\n" + END: r"may have been written since|bytes 1024-1039 .* of block 1 of "
+    r"the cluster, which block 0 has read \(load4_cluster in .*\), were written before the cluster met again",
+    PAIR + "0:0 peek 1028 1\n" + END: r"16-byte access in .* no multiple of 16",
+    # the cluster's barrier
+    "0:* cluster_sync\n1:0 init 0 1\n1:0 fence_init\n1:0 wait 0 0": r"deadlock.*threads 0-127 of block 0 of the "
+    r"cluster wait for cluster_sync.*threads 0 of block 1 of the cluster wait for barrier_wait",
+    "0:* cluster_sync\n1:* cluster_sync_elsewhere": r"threads of one cluster meet at different barriers: thread "
+    r"\d+ of block . of the cluster came to script_kernel",
+    "0-15 end\n* cluster_sync": r"cluster_sync in .* was reached by a part of a warp, the rest of which has ended",
+}
+
+
+@pytest.mark.parametrize("text", CLUSTER_FAULTS, ids=range(len(CLUSTER_FAULTS)))
+def test_faults_of_clusters_are_reported(sm90, text):
+    reports = [pair(sm90, text, seed) for seed in SEEDS]
+    for report in reports:
+        assert re.search(CLUSTER_FAULTS[text], report, re.DOTALL), f"{text}\n{report}"
+    assert any(report.startswith("error: ") for report in reports)
+
+
+@pytest.mark.parametrize(("blocks", "cluster"), [(3, 2), (16, 16), (4, 0)])
+def test_grids_that_clusters_do_not_divide_are_refused(sm90, blocks, cluster):
+    wanted = (
+        rf"a cluster has 1 to 8 blocks and divides the grid's first size, got {cluster} and a grid of \({blocks},1,1\)"
+    )
+    assert re.search(wanted, script(sm90, "", blocks=blocks, cluster=cluster))
 
 
 # The pipeline of tests/emu/pipeline.cuh

@@ -374,7 +374,7 @@ def test_a_call_that_nothing_depends_on_is_said_to_go_unnoticed():
 def test_a_conflict_is_drawn():
     lanes = tuple(128 * lane for lane in range(32))
     access = glass.Access("load", "tile/x.cuh:7", "", 4, 1, 128, 128, 32, 1, 0, 32, lanes)
-    launch = glass.Launch("f_kernel", (1, 1, 1), (32, 1, 1), 4096, 0, (access,), (), (), ())
+    launch = glass.Launch("f_kernel", (1, 1, 1), (32, 1, 1), 1, 4096, 0, (access,), (), (), ())
     text = glass_text.as_text(glass.Glass("pack", "fp32", {"N": 3}, 8, "", (launch,), (), None, ()))
     assert text.startswith("pack in fp32 on sm_90, emulated: N=3, as 8 images\n")
     assert "  x.cuh:7  load           4      1          32       1\n" in text
@@ -390,7 +390,7 @@ def test_the_ring_is_drawn():
         glass.Fill(64, 128, 64, 20, 60, 70, 80),
         glass.Fill(0, 64, 64, 90, 0, 0, 0),
     )
-    launch = glass.Launch("f_kernel", (1, 1, 1), (32, 1, 1), 128, 0, (), (), (), fills)
+    launch = glass.Launch("f_kernel", (1, 1, 1), (32, 1, 1), 1, 128, 0, (), (), (), fills)
     text = glass_text.as_text(glass.Glass("pack", "fp32", {}, 0, "", (launch,), (), None, ()))
     assert "  bytes 0-63          0>=##...2\n  bytes 64-127        .1>>>=##.\n" in text
 

@@ -19,7 +19,7 @@ import sass_report
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 machine = pytest.importorskip("benchmarks.machine", reason="the benchmarks come with a checkout only")
 
-GPU_ONLY = {"multicast 128", "multicast 64", "copy driver", "launch host"}
+GPU_ONLY = {"copy driver", "launch host"}
 ROWS = [row.name for group in machine.GROUPS.values() for row in group.rows]
 
 

@@ -228,9 +228,9 @@ def test_launches_run_again_once_they_are_given_back():
     try:
         _emu.relu_forward(64, "fp32", 16, 32, 0)
     finally:
-        [(signature, grid, _, shared_bytes, parameters)] = _emu.noted_launches()
+        [(signature, grid, _, shared_bytes, parameters, cluster)] = _emu.noted_launches()
     assert launches.kernel_name(signature) == "relu_forward_kernel<float>"
-    assert (grid[1:], shared_bytes, len(parameters)) == ((1, 1), 0, 3)
+    assert (grid[1:], shared_bytes, len(parameters), cluster) == ((1, 1), 0, 3, 1)
     assert [int.from_bytes(value, "little") for _, value in parameters] == [64, 16, 32]
     _emu.relu_forward(64, "fp32", x.ctypes.data, y.ctypes.data, 0)
     assert (y == 1).all()

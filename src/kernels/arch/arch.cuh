@@ -3,7 +3,8 @@
 // __launch_bounds__, __restrict__, threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, float4 and what is
 // declared below.
 //
-//   launch(kernel, Dim3 grid, Dim3 block, shared_bytes, stream, args...)   host: starts a kernel, throws when it cannot
+//   launch(kernel, Grid grid, Dim3 block, shared_bytes, stream, args...)   host: starts a kernel, throws when it cannot. A
+//                            Dim3 is a Grid; Grid(Dim3, n) is one whose blocks form clusters of n neighbours along x
 //   begin_kernel()           what every thread of every kernel does before it reads or writes global memory: until then the
 //                            kernels before it on its stream may still be running
 //   shared_storage<T>()      the block's dynamic shared memory seen as a T; the only way to shared memory
@@ -66,6 +67,21 @@
 //   barrier_wait(b, parity)                      until the phase of that parity is complete
 //   named_barrier(id, threads)                   bar.sync: id 1..15, threads a multiple of 32
 //
+// Clusters of blocks (sm_90), which run at the same time and reach each other's shared memory. A launch without them has
+// clusters of one block.
+//   cluster_rank()                               of this block in its cluster
+//   cluster_sync()                               all threads of all blocks of the cluster wait here for each other; whole
+//                                                warps must call. Between the fence_barrier_init() of every block and the
+//                                                first time that one reaches another, and behind the last time
+//   tma_load_multicast(target, map, barrier, blocks, c0..c4)    one thread: tma_load into every block of which `blocks` has
+//                                                the bit, at the same offset; the bytes count as arrived at the same
+//                                                barrier of each of them, at a time of its own
+//   barrier_arrive_at(barrier, rank)             barrier_arrive at the same barrier of another block (or this one). It says
+//                                                that stages were read, and publishes nothing
+//   load4_cluster(address, rank)                 four floats at the same address of another block (or this one): what was
+//                                                there when the cluster last met in cluster_sync(), and must stay there
+//                                                until it meets again
+//
 // Tensor cores of a warpgroup (wgmma, sm_90a; every thread of four neighbouring warps must call)
 //   enum class Swizzle { none, bytes32, bytes64, bytes128 }
 //   operand(start, lbo, sbo, swizzle)            a shared-memory descriptor; start is an address, lbo and sbo are bytes
@@ -89,6 +105,7 @@
 #include "../emu/emu.hpp"
 #else
 #include "gpu/barrier.cuh"
+#include "gpu/cluster.cuh"
 #include "gpu/copy_async.cuh"
 #include "gpu/launch.cuh"
 #include "gpu/math.cuh"

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "../check.hpp"
+#include "cluster.hpp"
 #include "glass.hpp"
 #include "sm90.hpp"
 
@@ -26,20 +27,33 @@ uint32_t shared_number(const Block& block, const void* address, const char* oper
   return kSharedWindow + static_cast<uint32_t>(byte - block.shared.data());
 }
 
+Barrier& counterpart(Barrier& barrier, const Block& block, const char* operation, Site site) {
+  const uint32_t number = shared_number(*here->block, &barrier, operation, site);
+  return *reinterpret_cast<Barrier*>(block.shared.data() + (number - kSharedWindow));
+}
+
 CountingBarrier& CountingBarriers::find(Barrier& barrier, const char* operation, Site site) {
   const uint32_t number = shared_number(block_, &barrier, operation, site);
   const uint64_t index = barrier.state ^ kMark;
   if (index >= barriers_.size() || barriers_[index].address != &barrier)
     fail(message(
         operation, " in ", describe(site), ": at byte ", number - kSharedWindow,
-        " of shared memory there is no barrier; barrier_init() comes first, and nothing else "
-        "may write there"));
+        " of shared memory", block_.of_cluster(),
+        " there is no barrier; barrier_init() comes first, and nothing else may write there"));
   return barriers_[index];
 }
 
 // For the running thread.
 CountingBarrier& CountingBarriers::visible(Barrier& barrier, const char* operation, Site site) {
   CountingBarrier& found = find(barrier, operation, site);
+  if (here->block != &block_) {
+    if (!found.fenced || block_.cluster.meetings() == found.cluster_fenced_at)
+      fail(message(operation, " in ", describe(site), ": thread ", found.owner, block_.of_cluster(),
+                   " has initialised this barrier in ", describe(found.site),
+                   " but the cluster has not met since; cluster_sync() belongs behind "
+                   "fence_barrier_init()"));
+    return found;
+  }
   if (found.owner == here->number) return found;
   if (!found.fenced)
     fail(message(operation, " in ", describe(site), ": thread ", found.owner,
@@ -75,6 +89,7 @@ void CountingBarriers::init(Barrier& barrier, int arrivals, Site site) {
                        .owner = here->number,
                        .fenced = false,
                        .fenced_at = 0,
+                       .cluster_fenced_at = 0,
                        .site = site});
   if (watching) watch_barrier_init(&barrier, arrivals);
 }
@@ -84,6 +99,7 @@ void CountingBarriers::fence() {
     if (barrier.owner == here->number && !barrier.fenced) {
       barrier.fenced = true;
       barrier.fenced_at = block_.meetings();
+      barrier.cluster_fenced_at = block_.cluster.meetings();
     }
 }
 
@@ -96,22 +112,52 @@ void CountingBarriers::complete_phase(CountingBarrier& barrier) {
   if (watching) watch_phase(barrier.address);
 }
 
+// Why there can be no such arrival now; nothing: there can.
+std::string CountingBarriers::refusal(const CountingBarrier& barrier, int bytes) const {
+  if (!barrier.observed)
+    return message("phase ", barrier.phase, " begins before any thread has waited for phase ",
+                   barrier.phase - 1, " to complete");
+  if (barrier.pending < 1)
+    return message("more than the ", barrier.expected,
+                   " arrivals that the barrier was initialised for", state_of(&barrier.phase));
+  if (bytes < 0 || barrier.missing_bytes + bytes > kLimit)
+    return message("a phase can wait for 0 to ", kLimit, " bytes, got ", bytes,
+                   state_of(&barrier.phase));
+  return {};
+}
+
+void CountingBarriers::count_arrival(CountingBarrier& barrier, int bytes) {
+  barrier.missing_bytes += bytes;
+  --barrier.pending;
+  complete_phase(barrier);
+}
+
 void CountingBarriers::arrive(Barrier& barrier, int bytes, const char* operation, Site site) {
   CountingBarrier& found = visible(barrier, operation, site);
-  if (!found.observed)
-    fail(message(operation, " in ", describe(site), ": phase ", found.phase,
-                 " begins before any thread has waited for phase ", found.phase - 1,
-                 " to complete"));
-  if (found.pending < 1)
-    fail(message(operation, " in ", describe(site), ": more than the ", found.expected,
-                 " arrivals that the barrier was initialised for", state_of(&found.phase)));
-  if (bytes < 0 || found.missing_bytes + bytes > kLimit)
-    fail(message(operation, " in ", describe(site), ": a phase can wait for 0 to ", kLimit,
-                 " bytes, got ", bytes, state_of(&found.phase)));
+  if (const std::string why = refusal(found, bytes); !why.empty())
+    fail(message(operation, " in ", describe(site), ": ", why));
   if (watching) watch_barrier(&barrier, operation, bytes, site);
-  found.missing_bytes += bytes;
-  --found.pending;
-  complete_phase(found);
+  count_arrival(found, bytes);
+}
+
+void CountingBarriers::arrive_from_peer(Barrier& barrier, Site site) {
+  CountingBarrier& found = visible(barrier, "barrier_arrive_at", site);
+  if (watching) watch_barrier(&barrier, "barrier_arrive_at", 0, site);
+  arrivals_.push_back({&found, here->block, here->index, site});
+}
+
+void CountingBarriers::land(std::size_t number) {
+  const Arrival arrival = arrivals_[number];
+  arrivals_.erase(arrivals_.begin() + static_cast<std::ptrdiff_t>(number));
+  if (const std::string why = refusal(*arrival.barrier, 0); !why.empty())
+    throw std::runtime_error(message("barrier_arrive_at in ", describe(arrival.site), " by thread ",
+                                     describe(arrival.thread), arrival.by->of_cluster(), ": ",
+                                     why));
+  count_arrival(*arrival.barrier, 0);
+}
+
+void CountingBarriers::land_all() {
+  while (!arrivals_.empty()) land(0);
 }
 
 void CountingBarriers::wait(Barrier& barrier, int parity, Site site) {
@@ -122,7 +168,7 @@ void CountingBarriers::wait(Barrier& barrier, int parity, Site site) {
   // The phase of this parity is the one that was just completed or the one that is going on.
   if ((found.phase & 1) == static_cast<uint64_t>(parity)) {
     const uint64_t awaited = found.phase;
-    block_.wait_while(found.phase, awaited, "barrier_wait", site);
+    block_.cluster.wait_while(found.phase, awaited, "barrier_wait", site);
     // With hardware a thread may look so seldom that it finds the same parity again and waits for the wrong phase.
     if (found.phase != awaited + 1)
       fail(message("barrier_wait in ", describe(site), ": while this thread waited for phase ",
@@ -133,10 +179,10 @@ void CountingBarriers::wait(Barrier& barrier, int parity, Site site) {
 }
 
 // As the engine that copies sees it, which is not the thread that asks for the copy.
-CountingBarrier& CountingBarriers::of_copy(Barrier& barrier, Site site) {
-  CountingBarrier& found = visible(barrier, "tma_load", site);
+CountingBarrier& CountingBarriers::of_copy(Barrier& barrier, const char* operation, Site site) {
+  CountingBarrier& found = visible(barrier, operation, site);
   if (!found.fenced)
-    fail(message("tma_load in ", describe(site), ": this thread has initialised the barrier in ",
+    fail(message(operation, " in ", describe(site), ": this thread has initialised the barrier in ",
                  describe(found.site), " but has not called fence_barrier_init() yet"));
   return found;
 }
@@ -152,6 +198,12 @@ void CountingBarriers::bytes_arrived(CountingBarrier& barrier, int64_t bytes) {
 
 // A phase that is short of bytes when nothing is under way can never complete.
 void CountingBarriers::check_end() const {
+  if (!arrivals_.empty())
+    throw std::runtime_error(message("the block ended while an arrival at its barrier, by thread ",
+                                     describe(arrivals_[0].thread), arrivals_[0].by->of_cluster(),
+                                     " (barrier_arrive_at in ", describe(arrivals_[0].site),
+                                     "), was under way; all blocks must meet in a cluster_sync() "
+                                     "behind the last one"));
   for (const CountingBarrier& barrier : barriers_)
     if (barrier.missing_bytes != 0)
       throw std::runtime_error(message("the kernel ended with other bytes expected than copied",
@@ -172,8 +224,9 @@ std::string CountingBarriers::state_of(const uint64_t* word) const {
     if (&barrier.phase == word)
       return message(" (barrier at byte ",
                      reinterpret_cast<const unsigned char*>(barrier.address) - block_.shared.data(),
-                     " of shared memory, phase ", barrier.phase, ": ", barrier.pending, " of ",
-                     barrier.expected, " arrivals and ", barrier.missing_bytes, " bytes missing)");
+                     " of shared memory", block_.of_cluster(), ", phase ", barrier.phase, ": ",
+                     barrier.pending, " of ", barrier.expected, " arrivals and ",
+                     barrier.missing_bytes, " bytes missing)");
   return {};
 }
 

@@ -1,10 +1,4 @@
-// The threads of one block, run as fibers by one OS thread. Kernels see of this what emu.hpp makes of it.
-//
-// A thread runs until it ends or has to wait. All waiting is one thing: a word of memory that still has the value it had
-// when the wait began. A barrier is such a word (it counts the times that everyone has arrived), so is the meeting of a warp,
-// and the phase of an mbarrier. When a thread waits, the next one in a seeded order whose word has changed goes on. When there
-// is none, one of the copies under way lands (sm90.hpp). When there is none of those either, the block is stuck for ever, and
-// what the threads wait for is reported.
+// A launch, its blocks and their threads. Kernels see of this what emu.hpp makes of it; cluster.hpp runs the threads.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -14,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "fiber.hpp"
 #include "pending_copies.hpp"
 #include "shared_memory.hpp"
 
@@ -29,14 +22,15 @@ struct Index {
 // One kernel launch, shared by the OS threads that run its blocks.
 struct Launch {
   Index grid, block;
+  unsigned cluster;  // blocks of one, neighbours along x
   std::size_t shared_bytes;
   Site site;
   void (*body)(const void* context);  // calls the kernel with its arguments
   const void* context;
 
-  uint64_t seed = 0;    // of the orders of blocks and threads
-  uint64_t blocks = 0;  // in the grid, below 2^32
-  uint64_t step = 1;    // from block to block; shares no factor with `blocks`
+  uint64_t seed = 0;      // of the orders of clusters and threads
+  uint64_t clusters = 0;  // in the grid, below 2^32
+  uint64_t step = 1;      // from cluster to cluster; shares no factor with `clusters`
   std::atomic<uint64_t> taken{0};
   std::atomic<bool> failed{false};
 };
@@ -57,6 +51,8 @@ inline constexpr uint64_t kNothing = 1;
 inline constexpr uint64_t kForEver = 0;
 
 class Block;
+class Cluster;
+class Fiber;
 class Sm90;
 
 // A barrier of some threads of the block.
@@ -95,19 +91,20 @@ class Block {
   Index grid, extent, index;  // gridDim, blockDim, blockIdx
   SharedMemory shared;
   PendingCopies copies;
+  Cluster& cluster;
+  const int rank;  // in the cluster
 
-  Block();
+  Block(Cluster& cluster, int rank);
   ~Block();
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 
-  // Takes blocks of the launch until there are none left. Returns an empty text, or what went wrong (the object must then be
-  // thrown away: threads were left in the middle).
-  std::string run(Launch& launch);
+  void prepare(const Launch& launch);
+  void start(uint64_t number);  // of the block in the grid
+  void end_thread(Thread& thread);
 
   // Called by the running thread, `here`.
   void barrier(Site site);
-  void wait_while(const uint64_t& word, uint64_t seen, const char* waits_for, Site site);
   void check_meeting(const Warp& warp, const char* operation, Site site);
   void named_barrier(int id, int threads, Site site);
 
@@ -115,28 +112,20 @@ class Block {
   Sm90& sm90(const char* operation, Site site);
   Sm90* sm90_in_use() const { return sm90_used_ ? sm90_.get() : nullptr; }
 
-  uint64_t seed() const { return launch_->seed; }
-  int size() const { return static_cast<int>(threads_.size()); }
+  Warp& warp(std::size_t number) { return warps_[number]; }
+  int size() const { return static_cast<int>(extent.x * extent.y * extent.z); }
+  bool ended() const { return live_ == 0; }
+  bool has_torn_warps() const { return torn_warps_ > 0; }
   uint64_t meetings() const { return meetings_; }
   void count_meeting() { ++meetings_; }
+  // " of block 1 of the cluster", nothing where a cluster is one block.
+  std::string of_cluster() const;
 
  private:
-  [[noreturn]] static void fiber_main();
-  void arrange_threads();
-  bool next_block();
-  void start_block(uint64_t position);
-  Thread* end_thread(Thread& thread);
-  Thread* next_ready(const Thread& from);
   void release_barrier();
-  void resume(Thread& thread);
-  std::string describe_threads() const;
-  [[noreturn]] void fail_stuck();
 
-  Launch* launch_ = nullptr;
-  std::vector<Thread> threads_;  // in the order in which they take turns
   std::vector<Warp> warps_;
-  std::size_t first_ = 0;  // whose turn it is first in this block
-  int live_ = 0;
+  int live_ = 0;           // threads
   int arrived_ = 0;        // at the barrier
   uint64_t barriers_ = 0;  // finished ones
   int torn_warps_ = 0;     // some lanes have ended, others not
@@ -145,12 +134,6 @@ class Block {
   NamedBarrier named_[kNamedBarriers];
   std::unique_ptr<Sm90> sm90_;
   bool sm90_used_ = false;  // in this block
-
-  Fiber main_;
-  Fiber* running_ = nullptr;
-  std::vector<std::unique_ptr<Fiber>> fibers_;
-  std::vector<Fiber*> idle_;
-  std::string error_;
 };
 
 // Throws std::runtime_error; in a kernel it ends the launch, and launch() throws it again.
@@ -163,6 +146,8 @@ class Block {
 // What a launch needs from the outside: runs all its blocks on several OS threads, throws std::runtime_error.
 void run_launch(Launch& launch);
 
+// Whether both are the same place in the source.
+bool same(const Site& a, const Site& b);
 std::string describe(Site site);    // "gemm_kernel (gemm.cu:120)"
 std::string describe(Index index);  // "(1,0,0)"
 

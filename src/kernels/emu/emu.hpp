@@ -1,5 +1,5 @@
-// CUDA as kernel sources use it, on the CPU (see arch/arch.cuh). The rest of this folder is how it works: block.hpp runs
-// the threads of a block, launch.hpp the blocks of a grid.
+// CUDA as kernel sources use it, on the CPU (see arch/arch.cuh). The rest of this folder is how it works: cluster.hpp
+// runs the threads of blocks, launch.hpp the clusters of a grid.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -238,6 +238,7 @@ __forceinline__ float fma_rn(float a, float b, float c) { return std::fma(a, b, 
 }  // namespace convnet
 
 #include "barrier.hpp"
+#include "cluster.hpp"
 #include "copy_async.hpp"
 #include "mma.hpp"
 #include "tma.hpp"

@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "cluster.hpp"
 #include "launch.hpp"
 
 // The linker's name for the first byte of this module.
@@ -79,12 +80,12 @@ constexpr int kNoFill = -1;
 struct State {
   std::vector<WatchedArray> arrays;
   Watched found;
-  bool first_block = false;  // block 0 runs
+  const Block* first_block = nullptr;  // block 0, while its cluster runs
   uint64_t time = 0;
   const unsigned char* shared = nullptr;
   std::size_t shared_bytes = 0;
   int threads = 0;
-  std::vector<WatchedWarp> warps;
+  std::vector<WatchedWarp> warps;  // of the blocks of a cluster, one behind the other
   std::map<std::tuple<Key, int, int, int, bool>, std::size_t> index;  // of accesses
   std::vector<int> fill_of_word;     // of shared memory: what was brought there last
   std::vector<std::size_t> commits;  // of each thread
@@ -98,15 +99,23 @@ State state;
 
 bool watched_thread() { return recording && here != nullptr && !state.found.launches.empty(); }
 
+bool in_first_block() { return watched_thread() && here->block == state.first_block; }
+
+// Shared memory of block 0, which other blocks of its cluster reach too.
+bool in_first_block(const void* address) {
+  return watched_thread() && state.first_block != nullptr &&
+         state.first_block->shared.holds(address, 1);
+}
+
+std::size_t watched_warp(const Block& block, int number) {
+  const int warps = (state.threads + kWarpLanes - 1) / kWarpLanes;
+  return static_cast<std::size_t>(block.rank * warps + number);
+}
+
 void set(std::vector<bool>& threads, int number) {
   if (threads.size() < static_cast<std::size_t>(state.threads))
     threads.resize(static_cast<std::size_t>(state.threads));
   threads[static_cast<std::size_t>(number)] = true;
-}
-
-bool same(const Site& a, const Site& b) {
-  return a.line() == b.line() && a.column() == b.column() &&
-         std::strcmp(a.file_name(), b.file_name()) == 0;
 }
 
 // --- Accesses
@@ -177,7 +186,7 @@ void close(std::size_t number) {
 void access_lane(
     const char* operation, int array, int64_t offset, int bytes, bool write, const Place& place) {
   const Thread& thread = *here;
-  WatchedWarp& warp = state.warps[static_cast<std::size_t>(thread.number / kWarpLanes)];
+  WatchedWarp& warp = state.warps[watched_warp(*thread.block, thread.number / kWarpLanes)];
   const auto entry = warp.sequences.try_emplace(SequenceKey{key_of(place), array, bytes, write});
   Sequence& sequence = entry.first->second;
   if (entry.second)
@@ -211,7 +220,7 @@ void access(const char* operation, const void* address, int bytes, bool write, c
   if (!watched_thread()) return;
   const auto* at = static_cast<const unsigned char*>(address);
   if (here->block->shared.holds(at, static_cast<std::size_t>(bytes))) {
-    if (!state.first_block) return;
+    if (!in_first_block()) return;
     access_lane(operation, -1, at - state.shared, bytes, write, place);
     if (!write) watch_shared_read(at, static_cast<std::size_t>(bytes));
   } else if (const int array = array_of(at); array >= 0) {
@@ -312,7 +321,7 @@ bool passes_watched(const char* operation, Site site) {
           calls.insert(calls.end(), {.operation = operation,
                                      .site = site,
                                      .launch = static_cast<int>(state.found.launches.size()) - 1});
-    if (state.first_block) {
+    if (in_first_block()) {
       ++found->calls;
       set(found->threads, here->number);
     }
@@ -326,11 +335,13 @@ void watch_launch(const Launch& launch) {
   state.found.launches.push_back({.kernel = "",
                                   .grid = launch.grid,
                                   .block = launch.block,
+                                  .cluster = launch.cluster,
                                   .shared_bytes = launch.shared_bytes});
   state.index.clear();
   state.time = 0;
   state.threads = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
-  state.warps.assign(static_cast<std::size_t>((state.threads + kWarpLanes - 1) / kWarpLanes), {});
+  const int warps = (state.threads + kWarpLanes - 1) / kWarpLanes;
+  state.warps.assign(static_cast<std::size_t>(warps) * launch.cluster, {});
 }
 
 void watch_beginning(Site site) {
@@ -338,8 +349,9 @@ void watch_beginning(Site site) {
 }
 
 void watch_block_begin(const Block& block) {
-  if (!recording) return;
-  state.first_block = block.index.x == 0 && block.index.y == 0 && block.index.z == 0;
+  if (!recording || block.rank > 0) return;
+  const bool first = block.index.x == 0 && block.index.y == 0 && block.index.z == 0;
+  state.first_block = first ? &block : nullptr;
   state.shared = block.shared.data();
   state.shared_bytes = block.shared.size();
   state.fill_of_word.assign((state.shared_bytes + 3) / 4, kNoFill);
@@ -353,16 +365,20 @@ void watch_block_end(const Block& block) {
 }
 
 void watch_meeting(const Warp&) {
-  if (recording) close(static_cast<std::size_t>(here->number / kWarpLanes));
+  if (recording) close(watched_warp(*here->block, here->number / kWarpLanes));
 }
 
-void watch_meeting_of_block(const Block&) {
+void watch_meeting_of_block(const Block& block) {
   if (!recording) return;
-  for (std::size_t warp = 0; warp < state.warps.size(); ++warp) close(warp);
+  for (std::size_t warp = watched_warp(block, 0);
+       warp <
+       watched_warp(block, 0) + state.warps.size() / static_cast<std::size_t>(block.cluster.size());
+       ++warp)
+    close(warp);
 }
 
 void watch_named_barrier(int id, int threads, bool complete, Site site) {
-  if (!watched_thread() || !state.first_block) return;
+  if (!in_first_block()) return;
   std::vector<WatchedBarrier>& barriers = state.launch().barriers;
   auto found = std::find_if(barriers.begin(), barriers.end(), [&](const WatchedBarrier& barrier) {
     return barrier.kind == "named_barrier" && barrier.at == id;
@@ -375,7 +391,7 @@ void watch_named_barrier(int id, int threads, bool complete, Site site) {
 }
 
 void watch_barrier_init(const void* barrier, int arrivals) {
-  if (!watched_thread() || !state.first_block) return;
+  if (!in_first_block()) return;
   state.launch().barriers.push_back(
       {.kind = "mbarrier",
        .at = static_cast<const unsigned char*>(barrier) - state.shared,
@@ -383,13 +399,13 @@ void watch_barrier_init(const void* barrier, int arrivals) {
 }
 
 void watch_barrier(const void* barrier, const char* operation, int64_t bytes, Site site) {
-  if (!watched_thread() || !state.first_block) return;
+  if (!in_first_block(barrier)) return;
   if (WatchedBarrier* found = find_barrier(barrier))
     use(*found, operation, bytes, here->number, site);
 }
 
 void watch_phase(const void* barrier) {
-  if (!recording || !state.first_block) return;
+  if (!in_first_block(barrier)) return;
   if (WatchedBarrier* found = find_barrier(barrier)) ++found->phases;
   // The copies of a phase have landed when it is complete. It is the one before that which the barrier is in now.
   for (const auto& [key, number] : state.fill_of_phase)
@@ -408,7 +424,7 @@ void watch_copy(const void* target, const void* source, int bytes, bool exists, 
     if (const int array = array_of(static_cast<const unsigned char*>(source)); array >= 0)
       access_lane("copy_async", array, reinterpret_cast<intptr_t>(source), bytes, false,
                   {.code = 0, .site = site});
-  if (!state.first_block) return;
+  if (!in_first_block()) return;
   access_lane("copy_async", -1, static_cast<const unsigned char*>(target) - state.shared, bytes,
               true, {.code = 0, .site = site});
   const auto [entry, is_new] = state.fill_of_group.try_emplace(
@@ -418,21 +434,25 @@ void watch_copy(const void* target, const void* source, int bytes, bool exists, 
 }
 
 void watch_commit() {
-  if (watched_thread()) ++state.commits[static_cast<std::size_t>(here->number)];
+  if (in_first_block()) ++state.commits[static_cast<std::size_t>(here->number)];
 }
 
 void watch_landed(const void* target) {
-  if (!watched_thread() || !state.first_block) return;
+  if (!in_first_block(target)) return;
   const auto word =
       static_cast<std::size_t>(static_cast<const unsigned char*>(target) - state.shared) / 4;
   if (const int number = state.fill_of_word[word]; number != kNoFill)
     state.launch().fills[static_cast<std::size_t>(number)].landed = ++state.time;
 }
 
-void watch_tensor_load(
-    const void* target, std::size_t bytes, const void* barrier, uint64_t phase, Site site) {
-  if (!watched_thread() || !state.first_block) return;
-  watch_barrier(barrier, "tma_load", static_cast<int64_t>(bytes), site);
+void watch_tensor_load(const void* target,
+                       std::size_t bytes,
+                       const void* barrier,
+                       uint64_t phase,
+                       const char* operation,
+                       Site site) {
+  if (!in_first_block(target)) return;
+  watch_barrier(barrier, operation, static_cast<int64_t>(bytes), site);
   const auto [entry, is_new] = state.fill_of_phase.try_emplace({barrier, phase}, kNoFill);
   if (is_new) entry->second = new_fill();
   touch(entry->second, target, bytes);
@@ -460,7 +480,7 @@ void watch_row(const void* global, std::size_t bytes, bool write, Site site) {
 }
 
 void watch_shared_read(const void* address, std::size_t bytes) {
-  if (!recording || !state.first_block) return;
+  if (!in_first_block(address)) return;
   const auto begin =
       static_cast<std::size_t>(static_cast<const unsigned char*>(address) - state.shared);
   for (std::size_t word = begin / 4; word < (begin + bytes + 3) / 4; ++word)

@@ -88,6 +88,7 @@ struct Fill {
 struct WatchedLaunch {
   std::string kernel;  // its signature
   Index grid, block;
+  unsigned cluster;
   std::size_t shared_bytes;
   std::vector<Accesses> accesses{};
   std::vector<WatchedBarrier> barriers{};
@@ -138,8 +139,12 @@ void watch_access(const char* operation, const void* address, int bytes, bool wr
 void watch_copy(const void* target, const void* source, int bytes, bool exists, Site site);
 void watch_commit();
 void watch_landed(const void* target);
-void watch_tensor_load(
-    const void* target, std::size_t bytes, const void* barrier, uint64_t phase, Site site);
+void watch_tensor_load(const void* target,
+                       std::size_t bytes,
+                       const void* barrier,
+                       uint64_t phase,
+                       const char* operation,
+                       Site site);
 void watch_row(const void* global, std::size_t bytes, bool write, Site site);
 void watch_shared_read(const void* address, std::size_t bytes);
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../check.hpp"
+#include "cluster.hpp"
 #include "glass.hpp"
 
 namespace convnet::emu {
@@ -21,22 +22,22 @@ std::atomic<int> played_architecture{90};
 std::atomic<int> noted_multiprocessors{0};  // 0: launches run
 std::vector<Noted> noted;
 
-// Blocks with their stacks, kept from launch to launch. One launch uses each on one OS thread only; between two launches
+// Clusters with their stacks, kept from launch to launch. One launch uses each on one OS thread only; between two launches
 // nothing is on the stacks, so that the next OS thread may be another one.
 std::mutex pool_mutex;
-std::vector<std::unique_ptr<Block>> pool;
+std::vector<std::unique_ptr<Cluster>> pool;
 
-std::unique_ptr<Block> take_block() {
+std::unique_ptr<Cluster> take_cluster() {
   const std::lock_guard lock(pool_mutex);
-  if (pool.empty()) return std::make_unique<Block>();
-  std::unique_ptr<Block> block = std::move(pool.back());
+  if (pool.empty()) return std::make_unique<Cluster>();
+  std::unique_ptr<Cluster> cluster = std::move(pool.back());
   pool.pop_back();
-  return block;
+  return cluster;
 }
 
-void give_back(std::unique_ptr<Block> block) {
+void give_back(std::unique_ptr<Cluster> cluster) {
   const std::lock_guard lock(pool_mutex);
-  pool.push_back(std::move(block));
+  pool.push_back(std::move(cluster));
 }
 
 void check(const Launch& launch) {
@@ -56,6 +57,15 @@ void check(const Launch& launch) {
     throw std::runtime_error(message("launch from ", describe(launch.site),
                                      ": the emulator takes fewer than 2^32 blocks, got ",
                                      describe(grid)));
+  if (launch.cluster < 1 || launch.cluster > kMostClusterBlocks || grid.x % launch.cluster != 0)
+    throw std::runtime_error(message("launch from ", describe(launch.site), ": a cluster has 1 to ",
+                                     kMostClusterBlocks,
+                                     " blocks and divides the grid's first size, got ",
+                                     launch.cluster, " and a grid of ", describe(grid)));
+  if (launch.cluster > 1 && played_architecture < 90)
+    throw std::runtime_error(message("launch from ", describe(launch.site),
+                                     ": clusters need sm_90, but the machine is sm_",
+                                     played_architecture, "; choose kernels by architecture()"));
   if (launch.shared_bytes > 232448)
     throw std::runtime_error(message("launch from ", describe(launch.site),
                                      ": a block has at most 232448 bytes of shared memory, got ",
@@ -79,10 +89,10 @@ void run_launch(Launch& launch) {
   check(launch);
   if (only_checking()) return end_check();
   launch.seed = order_seed;
-  launch.blocks = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
+  launch.clusters = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z / launch.cluster;
   launch.step = launch.seed * 0x9e3779b97f4a7c15u >> 32;
-  while (std::gcd(launch.step, launch.blocks) != 1) ++launch.step;
-  launch.step %= launch.blocks;
+  while (std::gcd(launch.step, launch.clusters) != 1) ++launch.step;
+  launch.step %= launch.clusters;
   if (watching) watch_launch(launch);
 
   std::mutex error_mutex;
@@ -90,10 +100,10 @@ void run_launch(Launch& launch) {
   const auto work = [&] {
     std::string failure;
     try {
-      std::unique_ptr<Block> block = take_block();
-      failure = block->run(launch);
+      std::unique_ptr<Cluster> cluster = take_cluster();
+      failure = cluster->run(launch);
       if (failure.empty()) {
-        give_back(std::move(block));
+        give_back(std::move(cluster));
         return;
       }
     } catch (const std::exception& out_of_memory) {  // must not leave a helper's thread
@@ -106,7 +116,7 @@ void run_launch(Launch& launch) {
   {
     std::vector<std::jthread> helpers;
     const uint64_t wanted =
-        watching ? 1 : std::min<uint64_t>(launch.blocks, static_cast<uint64_t>(threads()));
+        watching ? 1 : std::min<uint64_t>(launch.clusters, static_cast<uint64_t>(threads()));
     for (uint64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
     work();
   }
@@ -132,9 +142,10 @@ bool noting() { return noted_multiprocessors > 0; }
 void note(Launch& launch, std::vector<Parameter> parameters) {
   check(launch);
   launch.seed = order_seed;
-  launch.blocks = 1;
-  noted.push_back({"", launch.grid, launch.block, launch.shared_bytes, std::move(parameters)});
-  const std::string failure = Block().run(launch);
+  launch.clusters = 1;
+  noted.push_back(
+      {"", launch.grid, launch.block, launch.cluster, launch.shared_bytes, std::move(parameters)});
+  const std::string failure = Cluster().run(launch);
   if (noted.back().kernel.empty()) throw std::runtime_error(failure);
 }
 

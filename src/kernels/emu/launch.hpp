@@ -17,9 +17,15 @@ struct Dim3 {
   constexpr Dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+struct Grid {
+  Dim3 blocks;
+  unsigned cluster;
+  constexpr Grid(Dim3 blocks, unsigned cluster = 1) : blocks(blocks), cluster(cluster) {}
+};
+
 namespace emu {
 
-// Chooses the order of blocks, and of threads within a block. A correct kernel gives the same bits for every seed.
+// Chooses the order of clusters, and of threads within a cluster. A correct kernel gives the same bits for every seed.
 void seed_order(uint64_t seed);
 
 // How many OS threads share the blocks of a launch; 0 (the default) means one per core, at most 16.
@@ -39,12 +45,13 @@ struct Parameter {
 struct Noted {
   std::string kernel;  // its signature, template arguments included, as the compiler prints it
   Index grid, block;
+  unsigned cluster;  // blocks
   std::size_t shared_bytes;
   std::vector<Parameter> parameters;
 };
 
 // From now on launches are noted, as on a machine of so many multiprocessors, until noted_launches() gives them back.
-// Of a noted kernel the first block runs up to begin_kernel(), in front of any access to global memory: arguments may
+// Of a noted kernel the first cluster runs up to begin_kernel(), in front of any access to global memory: arguments may
 // be addresses of nothing.
 void note_launches(int multiprocessors);
 std::vector<Noted> noted_launches();
@@ -71,7 +78,7 @@ int multiprocessors();
 // Runs the kernel and returns when it is done. Throws std::runtime_error for whatever went wrong in it.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...),
-            Dim3 grid,
+            Grid grid,
             Dim3 block,
             std::size_t shared_bytes,
             emu::LaunchSite stream,
@@ -86,8 +93,9 @@ void launch(void (*kernel)(Parameters...),
   };
   const Call call{kernel, {static_cast<Parameters>(arguments)...}};
   emu::Launch launch{
-      .grid = {grid.x, grid.y, grid.z},
+      .grid = {grid.blocks.x, grid.blocks.y, grid.blocks.z},
       .block = {block.x, block.y, block.z},
+      .cluster = grid.cluster,
       .shared_bytes = shared_bytes,
       .site = stream.site,
       .body =

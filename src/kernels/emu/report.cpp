@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "../check.hpp"
-#include "block.hpp"
+#include "cluster.hpp"
 #include "copy_async.hpp"
 #include "sm90.hpp"
 
@@ -47,21 +47,22 @@ std::string describe(Site site) {
   return message(name, " (", slash ? slash + 1 : site.file_name(), ":", site.line(), ")");
 }
 
-void Block::fail_stuck() {
+void Cluster::fail_stuck() {
   throw std::runtime_error(message("deadlock, no thread can go on", describe_threads()));
 }
 
+namespace {
+
 // "; threads 0-15 wait for __syncthreads in f (a.cu:3); threads 16-31 have ended", in the order of their numbers.
-std::string Block::describe_threads() const {
-  std::vector<const Thread*> sorted(threads_.size());
-  for (const Thread& thread : threads_) sorted[static_cast<std::size_t>(thread.number)] = &thread;
+std::string describe_threads_of(const Block& block, const std::vector<const Thread*>& sorted) {
   std::vector<std::pair<std::string, std::string>> groups;  // what they do, which
+  const Sm90* sm90 = block.sm90_in_use();
   for (std::size_t i = 0, end = 0; i < sorted.size(); i = end) {
-    const auto activity = [this](const Thread& thread) {
+    const auto activity = [&](const Thread& thread) {
       if (thread.ended()) return std::string("have ended");
       if (thread.ready()) return std::string("were not waiting");
       return message("wait for ", thread.waits_for, " in ", describe(thread.site),
-                     sm90_used_ ? sm90_->state_of(thread.word) : "");
+                     sm90 != nullptr ? sm90->state_of(thread.word) : "");
     };
     const std::string doing = activity(*sorted[i]);
     for (end = i + 1; end < sorted.size() && activity(*sorted[end]) == doing;) ++end;
@@ -72,7 +73,22 @@ std::string Block::describe_threads() const {
     group->second += end - i == 1 ? message(i) : message(i, "-", end - 1);
   }
   std::string text;
-  for (const auto& [doing, which] : groups) text += message("; threads ", which, " ", doing);
+  for (const auto& [doing, which] : groups)
+    text += message("; threads ", which, block.of_cluster(), " ", doing);
+  return text;
+}
+
+}  // namespace
+
+std::string Cluster::describe_threads() const {
+  std::string text;
+  for (int rank = 0; rank < size_; ++rank) {
+    const Block& block = *blocks_[static_cast<std::size_t>(rank)];
+    std::vector<const Thread*> sorted(static_cast<std::size_t>(block.size()));
+    for (const Thread& thread : threads_)
+      if (thread.block == &block) sorted[static_cast<std::size_t>(thread.number)] = &thread;
+    text += describe_threads_of(block, sorted);
+  }
   return text;
 }
 

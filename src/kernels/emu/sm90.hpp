@@ -2,7 +2,8 @@
 // functions that kernels call are in barrier.hpp, tma.hpp and wgmma.hpp.
 //
 // All of it is as unhelpful as the hardware may be. A load makes its destination NaN at once and lands when no thread of the
-// block can go on any more. A store reads its source when the thread waits for it, and then the source must still be what it
+// cluster can go on any more; so does an arrival at the barrier of another block, and a load into several blocks lands in each
+// of them at a time of its own. A store reads its source when the thread waits for it, and then the source must still be what it
 // was. Products happen when their warpgroup waits for them, with what the operands are then, and until then the sums are NaN.
 #pragma once
 #include <array>
@@ -38,31 +39,49 @@ struct CountingBarrier {
   bool observed;      // somebody has waited for the phase before this one
   int owner;          // the thread that initialised it
   bool fenced;        // fence_barrier_init was called ...
-  uint64_t fenced_at;  // ... after so many meetings of the block
+  uint64_t fenced_at, cluster_fenced_at;  // ... after so many meetings of the block, of its cluster
   Site site;
 };
 
 class CountingBarriers {
  public:
   explicit CountingBarriers(Block& block) : block_(block) {}
-  void start() { barriers_.clear(); }
+  void start() {
+    barriers_.clear();
+    arrivals_.clear();
+  }
   void init(Barrier& barrier, int arrivals, Site site);
   void fence();
   void arrive(Barrier& barrier, int bytes, const char* operation, Site site);
+  // The running thread belongs to another block of the cluster; its arrival is under way until it lands.
+  void arrive_from_peer(Barrier& barrier, Site site);
+  std::size_t under_way() const { return arrivals_.size(); }
+  void land(std::size_t arrival);
+  void land_all();
   void wait(Barrier& barrier, int parity, Site site);
-  CountingBarrier& of_copy(Barrier& barrier, Site site);
+  CountingBarrier& of_copy(Barrier& barrier, const char* operation, Site site);
   void bytes_arrived(CountingBarrier& barrier, int64_t bytes);
   void check_end() const;
   const CountingBarrier* overlapping(const unsigned char* begin, std::size_t bytes) const;
   std::string state_of(const uint64_t* word) const;
 
  private:
+  struct Arrival {
+    CountingBarrier* barrier;
+    const Block* by;
+    Index thread;
+    Site site;
+  };
+
   CountingBarrier& find(Barrier& barrier, const char* operation, Site site);
   CountingBarrier& visible(Barrier& barrier, const char* operation, Site site);
+  std::string refusal(const CountingBarrier& barrier, int bytes) const;
+  void count_arrival(CountingBarrier& barrier, int bytes);
   void complete_phase(CountingBarrier& barrier);
 
   Block& block_;
   std::deque<CountingBarrier> barriers_;  // their addresses never change
+  std::vector<Arrival> arrivals_;         // of other blocks' threads, under way
 };
 
 // --- tma.cpp: tensor copies, and what they and tensor cores may read
@@ -71,8 +90,17 @@ class TensorCopies {
  public:
   TensorCopies(Block& block, CountingBarriers& barriers) : block_(block), barriers_(barriers) {}
   void start();
-  void load(void* target, const TensorMap& map, Barrier& barrier, TensorCoordinates at, Site site);
-  bool land_one();
+  // By the running thread, which may belong to another block of the cluster. `watched`: its reads of the tensor count.
+  void load(void* target,
+            const TensorMap& map,
+            Barrier& barrier,
+            TensorCoordinates at,
+            bool watched,
+            const char* operation,
+            Site site);
+  std::size_t under_way() const { return loads_.size(); }
+  void land(std::size_t load);
+  std::size_t draw() { return order_(); }
   void store(const TensorMap& map, const void* source, TensorCoordinates at, Site site);
   void commit();
   void wait(int left, Site site);
@@ -95,7 +123,10 @@ class TensorCopies {
     TensorCoordinates at;
     unsigned char* target;
     CountingBarrier* barrier;
+    const Block* by;
     Index thread;
+    bool watched;
+    const char* operation;
     Site site;
   };
   struct Store {
@@ -118,6 +149,7 @@ class TensorCopies {
   };
 
   void check_box(const void* place, const TensorMap& map, const char* operation, Site site) const;
+  static std::string describe_load(const Load& load);
   std::vector<unsigned char> read_box(const unsigned char* source, const TensorMap& map) const;
   void perform(const Store& store) const;
   ThreadState& mine() { return threads_[static_cast<std::size_t>(here->number)]; }
@@ -152,6 +184,11 @@ class Warpgroups {
   void add(const Product& product, float* sum, const uint32_t* a_registers, Site site);
   void wait(int left, Site site);
   void check_at_rest(const void* begin, std::size_t bytes, Site site);
+  // Fails where a product that is not done reads these bytes of shared memory.
+  void check_unread(const unsigned char* begin,
+                    std::size_t bytes,
+                    const char* operation,
+                    Site site) const;
   void set_registers(int count, bool raise, Site site);
   void end_thread(const Thread& thread);
 
@@ -214,8 +251,15 @@ class Sm90 {
     copies.check_end();
     barriers.check_end();
   }
-  // Lets one of the loads under way arrive, false when there is none.
-  bool land_one() { return copies.land_one(); }
+  void load(void* target,
+            const TensorMap& map,
+            Barrier& barrier,
+            TensorCoordinates at,
+            bool watched,
+            const char* operation,
+            Site site);
+  // Lets one of the loads and arrivals under way to this block land, false when there is none.
+  bool land_one();
   // What is to be said about a word that a thread waits for.
   std::string state_of(const uint64_t* word) const { return barriers.state_of(word); }
 
@@ -226,5 +270,7 @@ class Sm90 {
 
 // The number of an address in shared memory; fails when it is none.
 uint32_t shared_number(const Block& block, const void* address, const char* operation, Site site);
+// What lies in another block where `barrier` lies in that of the running thread.
+Barrier& counterpart(Barrier& barrier, const Block& block, const char* operation, Site site);
 
 }  // namespace convnet::emu

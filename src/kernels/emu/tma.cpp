@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "../check.hpp"
+#include "cluster.hpp"
 #include "glass.hpp"
 #include "sm90.hpp"
 
@@ -61,8 +62,8 @@ void TensorCopies::start() {
   threads_.assign(static_cast<std::size_t>(block_.size()), {});
   if (any_noted_) chunks_.clear();
   any_noted_ = false;
-  order_.seed(static_cast<unsigned>(block_.seed() * 31 + block_.index.x + block_.index.y * 7 +
-                                    block_.index.z * 3 + 1));
+  order_.seed(static_cast<unsigned>(block_.cluster.seed() * 31 + block_.index.x +
+                                    block_.index.y * 7 + block_.index.z * 3 + 1));
 }
 
 void TensorCopies::check_box(const void* place,
@@ -83,41 +84,49 @@ void TensorCopies::check_box(const void* place,
                  " bytes of shared memory"));
 }
 
-void TensorCopies::load(
-    void* target, const TensorMap& map, Barrier& barrier, TensorCoordinates at, Site site) {
-  check_box(target, map, "tma_load", site);
-  CountingBarrier& counting = barriers_.of_copy(barrier, site);
+std::string TensorCopies::describe_load(const Load& load) {
+  return message("the copy by thread ", describe(load.thread), load.by->of_cluster(), " (",
+                 load.operation, " in ", describe(load.site), ")");
+}
+
+void TensorCopies::load(void* target,
+                        const TensorMap& map,
+                        Barrier& barrier,
+                        TensorCoordinates at,
+                        bool watched,
+                        const char* operation,
+                        Site site) {
+  check_box(target, map, operation, site);
+  CountingBarrier& counting = barriers_.of_copy(barrier, operation, site);
   const std::size_t bytes = box_bytes(map);
   auto* begin = static_cast<unsigned char*>(target);
   if (const CountingBarrier* hit = barriers_.overlapping(begin, bytes))
-    fail(message("tma_load in ", describe(site), ": the box of ", bytes, " bytes covers a barrier",
-                 barriers_.state_of(&hit->phase)));
+    fail(message(operation, " in ", describe(site), ": the box of ", bytes,
+                 " bytes covers a barrier", barriers_.state_of(&hit->phase)));
   for (const Load& other : loads_)
     if (other.target < begin + bytes && begin < other.target + box_bytes(other.map))
-      fail(message("tma_load in ", describe(site), ": the copy by thread ", describe(other.thread),
-                   " (tma_load in ", describe(other.site),
-                   ") to the same bytes is still under way"));
+      fail(message(operation, " in ", describe(site), ": ", describe_load(other),
+                   " to the same bytes", block_.of_cluster(), " is still under way"));
   if (any_noted_) {  // what was written there does not matter any more
     const std::size_t first = static_cast<std::size_t>(begin - block_.shared.data()) / kChunk;
     std::fill_n(chunks_.begin() + static_cast<std::ptrdiff_t>(first), bytes / kChunk, Chunk{});
   }
-  if (watching) watch_tensor_load(begin, bytes, &barrier, counting.phase, site);
+  if (watching) watch_tensor_load(begin, bytes, &barrier, counting.phase, operation, site);
   std::memset(begin, 0xff, bytes);
-  loads_.push_back({map, at, begin, &counting, here->index, site});
+  loads_.push_back({map, at, begin, &counting, here->block, here->index, watched, operation, site});
 }
 
-bool TensorCopies::land_one() {
-  if (loads_.empty()) return false;
-  const std::size_t chosen = order_() % loads_.size();
-  const Load load = loads_[chosen];
-  loads_.erase(loads_.begin() + static_cast<std::ptrdiff_t>(chosen));
+void TensorCopies::land(std::size_t number) {
+  const Load load = loads_[number];
+  loads_.erase(loads_.begin() + static_cast<std::ptrdiff_t>(number));
   const std::size_t bytes = box_bytes(load.map);
   for (std::size_t i = 0; i < bytes; ++i)
     if (load.target[i] != 0xff)
       throw std::runtime_error(
           message("byte ", load.target - block_.shared.data() + static_cast<std::ptrdiff_t>(i),
-                  " of shared memory was written while the copy to it by thread ",
-                  describe(load.thread), " (tma_load in ", describe(load.site), ") was under way"));
+                  " of shared memory", block_.of_cluster(), " was written while ",
+                  describe_load(load).substr(0, 8), " to it", describe_load(load).substr(8),
+                  " was under way"));
   unsigned char row[256 * 4];
   const std::size_t row_bytes =
       static_cast<std::size_t>(load.map.box[0] * bytes_of(load.map.element));
@@ -126,14 +135,13 @@ bool TensorCopies::land_one() {
   for_each_row(load.map, load.at, [&](std::size_t offset, std::size_t first, std::size_t count) {
     std::memset(row, 0, row_bytes);
     if (count > 0) std::memcpy(row + first, global + offset, count);
-    if (watching && count > 0) watch_row(global + offset, count, false, load.site);
+    if (watching && load.watched && count > 0) watch_row(global + offset, count, false, load.site);
     for_each_chunk(address, row_bytes, load.map.swizzle, [&](std::size_t at, uint32_t place) {
       std::memcpy(block_.shared.data() + place, row + at, kChunk);
     });
     address += static_cast<uint32_t>(row_bytes);
   });
   barriers_.bytes_arrived(*load.barrier, static_cast<int64_t>(bytes));
-  return true;
 }
 
 std::vector<unsigned char> TensorCopies::read_box(const unsigned char* source,
@@ -203,9 +211,8 @@ void TensorCopies::end_thread(const Thread& thread) {
 
 void TensorCopies::check_end() const {
   if (!loads_.empty())
-    throw std::runtime_error(message(
-        "the kernel ended while the copy by thread ", describe(loads_[0].thread), " (tma_load in ",
-        describe(loads_[0].site), ") was under way; somebody must wait for its barrier"));
+    throw std::runtime_error(message("the kernel ended while ", describe_load(loads_[0]),
+                                     " was under way; somebody must wait for its barrier"));
 }
 
 void TensorCopies::note_write(const unsigned char* begin, std::size_t bytes) {
@@ -245,6 +252,29 @@ void TensorCopies::check_visible(const unsigned char* begin,
                    " of shared memory, which thread ", chunk.writer,
                    " has written, without a barrier since its fence_async_proxy()"));
   }
+}
+
+void Sm90::load(void* target,
+                const TensorMap& map,
+                Barrier& barrier,
+                TensorCoordinates at,
+                bool watched,
+                const char* operation,
+                Site site) {
+  copies.load(target, map, barrier, at, watched, operation, site);
+  warpgroups.check_unread(static_cast<const unsigned char*>(target), box_bytes(map), operation,
+                          site);
+}
+
+bool Sm90::land_one() {
+  const std::size_t loads = copies.under_way(), all = loads + barriers.under_way();
+  if (all == 0) return false;
+  const std::size_t chosen = copies.draw() % all;
+  if (chosen < loads)
+    copies.land(chosen);
+  else
+    barriers.land(chosen - loads);
+  return true;
 }
 
 void bulk_wait(int left, Site site) {
@@ -293,7 +323,7 @@ void tma_load(void* target,
               std::source_location site) {
   if (!emu::here->begun) emu::fail_too_early(site);
   emu::here->block->sm90("tma_load", site)
-      .copies.load(target, map, barrier, {c0, c1, c2, c3, c4}, site);
+      .load(target, map, barrier, {c0, c1, c2, c3, c4}, true, "tma_load", site);
 }
 
 void tma_store(const TensorMap& map,

@@ -4,7 +4,7 @@
 #include <source_location>
 #include <type_traits>
 
-#include "block.hpp"
+#include "cluster.hpp"
 #include "glass.hpp"
 
 namespace convnet {
@@ -27,7 +27,7 @@ T meet(T value, const char* operation, Site site, Combine combine) {
     ++warp.meetings;
     if (watching) watch_meeting(warp);
   } else {
-    here->block->wait_while(warp.meetings, warp.meetings, operation, site);
+    here->block->cluster.wait_while(warp.meetings, warp.meetings, operation, site);
   }
   return out[lane];  // no lane can change `out` before this lane has come to the next meeting
 }

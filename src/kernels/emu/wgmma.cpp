@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "../check.hpp"
+#include "cluster.hpp"
 #include "glass.hpp"
 #include "sm90.hpp"
 #include "tensor_core.hpp"
@@ -261,7 +262,7 @@ void Warpgroups::wait(int left, Site site) {
                  describe(group.site)));
   }
   if (++group.waiting < kGroupThreads) {
-    block_.wait_while(group.waits, group.waits, "wgmma_wait", site);
+    block_.cluster.wait_while(group.waits, group.waits, "wgmma_wait", site);
     return;
   }
   for (int other = 0; other < kGroupThreads; ++other)
@@ -364,6 +365,30 @@ void Warpgroups::check_at_rest(const void* begin, std::size_t bytes, Site site) 
   }
 }
 
+void Warpgroups::check_unread(const unsigned char* begin,
+                              std::size_t bytes,
+                              const char* operation,
+                              Site site) const {
+  const auto first = static_cast<uint32_t>(begin - block_.shared.data()) + kSharedWindow;
+  for (const Group& group : groups_)
+    for (const Issued& product : group.issued) {
+      const auto check = [&](uint64_t descriptor, int extent, bool transposed) {
+        for_each_chunk(
+            Operand(descriptor), extent, transposed, [&](uint32_t, uint32_t, uint32_t at) {
+              if (at >= first && at < first + bytes)
+                fail(message(operation, " in ", describe(site), " overwrites byte ",
+                             at - kSharedWindow, " of shared memory", block_.of_cluster(),
+                             ", which wgmma in ", describe(product.site),
+                             " still reads; its wgmma_wait "
+                             "comes first"));
+            });
+      };
+      if (product.commit) continue;
+      if (!product.a_in_registers) check(product.a, kProductRows, product.transpose_a);
+      check(product.b, product.columns, product.transpose_b);
+    }
+}
+
 void Warpgroups::set_registers(int count, bool raise, Site site) {
   const char* operation = raise ? "raise_registers" : "lower_registers";
   mine(operation, site);
@@ -379,7 +404,7 @@ void Warpgroups::set_registers(int count, bool raise, Site site) {
       registers = count;
       ++releases_;
     } else {
-      block_.wait_while(releases_, releases_, operation, site);
+      block_.cluster.wait_while(releases_, releases_, operation, site);
     }
   }
 }

@@ -1,16 +1,10 @@
-// Blocks of a cluster (sm_90), which reach each other's shared memory. No kernel of the library uses them, and the
-// emulator does not play them: this header is not part of arch.cuh, benchmarks/machine.cu includes it.
-//
-//   cluster_rank()                       of this block in its cluster
-//   cluster_sync()                       all threads of all blocks of the cluster wait here for each other
-//   tma_load_multicast(target, map, barrier, blocks, c0..c4)    one thread: tma_load into every block of which `blocks` has
-//                                        the bit, at the same offset; its bytes count at the same barrier of each of them
-//   barrier_arrive_at(barrier, rank)     barrier_arrive at the same barrier of another block (or this one)
+// Blocks of a cluster (sm_90), which reach each other's shared memory.
 #pragma once
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
+#include "memory.cuh"
 #include "tma.cuh"
 
 namespace convnet {
@@ -23,6 +17,7 @@ __device__ __forceinline__ int cluster_rank() {
 
 // Arriving releases and waiting acquires what was done before by the default of both instructions.
 __device__ __forceinline__ void cluster_sync() {
+  __syncwarp();  // the lanes of a warp must come together
   CONVNET_SM90(asm volatile(
       "barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" :: : "memory"));
 }
@@ -56,6 +51,19 @@ __device__ __forceinline__ void barrier_arrive_at(Barrier& barrier, int rank) {
                    "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
                    "}" ::"r"(shared_address(&barrier)),
                    "r"(rank) : "memory"));
+}
+
+__device__ __forceinline__ float4 load4_cluster(const float* address, int rank) {
+  float4 value{};
+  CONVNET_SM90(
+      asm volatile("{\n"
+                   ".reg .b32 remote;\n"
+                   "mapa.shared::cluster.u32 remote, %4, %5;\n"
+                   "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n"
+                   "}" : "=f"(value.x),
+                   "=f"(value.y), "=f"(value.z), "=f"(value.w) : "r"(shared_address(address)),
+                   "r"(rank) : "memory"));
+  return value;
 }
 
 }  // namespace convnet

@@ -13,6 +13,12 @@ namespace convnet {
 
 using Dim3 = dim3;
 
+struct Grid {
+  Dim3 blocks;
+  unsigned cluster;
+  Grid(Dim3 blocks, unsigned cluster = 1) : blocks(blocks), cluster(cluster) {}
+};
+
 // Of the current device, as two decimal digits: 80, 90, ...
 inline int architecture() {
   int device = 0, major = 0, minor = 0;
@@ -50,7 +56,7 @@ __device__ __forceinline__ void begin_kernel() {
 // Launches on `stream` of the current device and returns at once. More than 48 KiB of dynamic shared memory is opted into.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...),
-            Dim3 grid,
+            Grid grid,
             Dim3 block,
             std::size_t shared_bytes,
             Stream stream,
@@ -61,16 +67,23 @@ void launch(void (*kernel)(Parameters...),
                                     static_cast<int>(shared_bytes)),
                "opting into shared memory");
   if (only_checking()) return end_check();
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (programmatic_launches && architecture() >= 90) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (grid.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {grid.cluster, 1, 1};
+  }
   cudaLaunchConfig_t configuration{};
-  configuration.gridDim = grid;
+  configuration.gridDim = grid.blocks;
   configuration.blockDim = block;
   configuration.dynamicSmemBytes = shared_bytes;
   configuration.stream = stream;
-  configuration.attrs = &early;
-  configuration.numAttrs = programmatic_launches && architecture() >= 90 ? 1 : 0;
+  configuration.attrs = attributes;
+  configuration.numAttrs = count;
   cuda_check(cudaLaunchKernelEx(&configuration, kernel, static_cast<Parameters>(arguments)...),
              "kernel launch");
 }
