@@ -8,7 +8,7 @@
 //            dx is rounded once.
 // Work       64 threads per image (tile/lane_columns.cuh), two passes over the features (sum;
 //            gradient), of which the second reads the cache.
-// Shared     2048 bytes.
+// Shared     1024 bytes.
 // Barriers   those of reduce() (tile/lane_columns.cuh).
 // Needs      lanes a multiple of 8, 1 <= valid <= N.
 // Cost       4 bytes per value of x read and 4 of dx written, half of it in bf16; two exponentials and

@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(kStripThreads) ingest_planar_kernel(IngestShap
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       const Source& source = shared.sources[lane + l];
-      const auto column = static_cast<uint32_t>(source.column + source.step * pixel);
-      const int64_t chroma = source.chroma + column / 2;
+      const int column = source.column + source.step * pixel;
+      const int64_t chroma = source.chroma + (column >> 1);
       const int luma = planes.luma[source.luma + column];
       // 128 less than the bytes, which the constants see to
       const int cb = planes.cb[chroma], cr = planes.cr[chroma];

@@ -9,7 +9,7 @@
 //            Maxima are passed on as they are; sums are float32, rounded once.
 // Work       one thread per four neighbouring lanes of an output pixel (of an input pixel
 //            backward), up to 256 threads per block; a block stays inside one channel of one image
-//            block. Windows of 3 with stride 2 are unrolled.
+//            block. Windows of 3 are unrolled; with stride 2 a thread takes 2x2 input pixels backward.
 // Shared     none: overlapping windows meet in the L1 and L2 caches.
 // Barriers   none.
 // Needs      lanes a multiple of 8, size <= 15, every window with a pixel in it; 16-byte aligned
@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(kQuadThreads, 4) max_pool_forward_kernel(
                                  static_cast<uint32_t>(position[3]) << 24);
 }
 
-// kSize and kStride 0: those of the shape.
-template <class T, int kSize, int kStride>
+template <class T>
 __global__ void __launch_bounds__(kQuadThreads) max_pool_backward_kernel(PoolShape shape,
                                                                          LaneGrid grid,
                                                                          const T* dy,
@@ -84,8 +83,7 @@ __global__ void __launch_bounds__(kQuadThreads) max_pool_backward_kernel(PoolSha
   begin_kernel();
   const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = input pixel
   if (!at.inside) return;
-  const int size = kSize ? kSize : static_cast<int>(shape.size);
-  const int stride = kStride ? kStride : static_cast<int>(shape.stride);
+  const int size = static_cast<int>(shape.size), stride = static_cast<int>(shape.stride);
   const int P = static_cast<int>(shape.P), Q = static_cast<int>(shape.Q),
             W = static_cast<int>(shape.W);
   const int h = at.pixel / W, w = at.pixel - h * W;
@@ -101,11 +99,9 @@ __global__ void __launch_bounds__(kQuadThreads) max_pool_backward_kernel(PoolSha
   const int64_t plane = at.plane * P * Q * shape.lanes + at.lane;
 
   float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll(kSize ? kSize : 1)
   for (int i = 0; i < covering; ++i) {
     // A window too many is read at a legal place and not used: the loads stay free of branches.
     const int p = first_p + i < last_p ? first_p + i : last_p;
-#pragma unroll(kSize ? kSize : 1)
     for (int j = 0; j < covering; ++j) {
       const int q = first_q + j < last_q ? first_q + j : last_q;
       const bool covers = first_p + i <= last_p && first_q + j <= last_q;
@@ -128,6 +124,75 @@ __global__ void __launch_bounds__(kQuadThreads) max_pool_backward_kernel(PoolSha
   }
   store4(dx + (at.plane * grid.pixels + at.pixel) * shape.lanes + at.lane,
          float4{sum[0], sum[1], sum[2], sum[3]});
+}
+
+// Windows of 3, 2 apart: the pixels (2i, 2j) to (2i + 1, 2j + 1) of the padded image lie in no others
+// than the windows i - 1 and i, j - 1 and j, which are read once for the four, and every pixel in places
+// of its own.
+template <class T>
+__global__ void __launch_bounds__(kQuadThreads) max_pool_backward_of_3_kernel(PoolShape shape,
+                                                                              LaneGrid grid,
+                                                                              int columns,
+                                                                              const T* dy,
+                                                                              const uint8_t* argmax,
+                                                                              const T* mask,
+                                                                              T* __restrict__ dx) {
+  begin_kernel();
+  const LanePlace at = lane_place(grid);  // plane = channel of an image block, pixel = four of them
+  if (!at.inside) return;
+  const int i = at.pixel / columns, j = at.pixel - i * columns;
+  const int P = static_cast<int>(shape.P), Q = static_cast<int>(shape.Q);
+  const int H = static_cast<int>(shape.H), W = static_cast<int>(shape.W);
+  const int lanes = static_cast<int>(shape.lanes);
+
+  // A window that does not exist is read at a legal place, and no maximum lies there: the loads stay
+  // free of branches.
+  Packed<T> slopes[2][2], maxima[2][2];
+  uint32_t winners[2][2];
+  const int64_t first = at.plane * (int64_t{P} * Q * lanes) + at.lane;
+#pragma unroll
+  for (int a = 0; a < 2; ++a) {
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      const int p = clamp(i - 1 + a, 0, P - 1), q = clamp(j - 1 + b, 0, Q - 1);
+      const int64_t k = first + int64_t{p * Q + q} * lanes;
+      slopes[a][b] = load_packed(dy + k);
+      winners[a][b] = load4_bytes(argmax + k);
+      if (mask) maxima[a][b] = load_packed(mask + k);
+      if (p != i - 1 + a || q != j - 1 + b) winners[a][b] = 0xffffffffu;
+    }
+  }
+#pragma unroll
+  for (int a = 0; a < 2; ++a)
+#pragma unroll
+    for (int b = 0; b < 2; ++b)
+      if (mask) slopes[a][b] = keep_where_positive(slopes[a][b], maxima[a][b]);
+
+  const int top = 2 * i - static_cast<int>(shape.pad_top);
+  const int left = 2 * j - static_cast<int>(shape.pad_left);
+  T* const image = dx + at.plane * (int64_t{H} * W * lanes) + at.lane;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+#pragma unroll
+    for (int column = 0; column < 2; ++column) {
+      float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+      for (int a = row; a < 2; ++a) {
+#pragma unroll
+        for (int b = column; b < 2; ++b) {
+          const uint32_t position = (row + 2 - 2 * a) * 3 + column + 2 - 2 * b;
+          const float4 quad = unpack4(slopes[a][b]);
+          const float value[4] = {quad.x, quad.y, quad.z, quad.w};
+#pragma unroll
+          for (int l = 0; l < 4; ++l)
+            if ((winners[a][b] >> (8 * l) & 0xffu) == position) sum[l] += value[l];
+        }
+      }
+      const int h = top + row, w = left + column;
+      if (h >= 0 && h < H && w >= 0 && w < W)
+        store4(image + int64_t{h * W + w} * lanes, float4{sum[0], sum[1], sum[2], sum[3]});
+    }
+  }
 }
 
 }  // namespace
@@ -160,15 +225,22 @@ void max_pool_backward(const PoolShape& shape,
                        Stream stream) {
   const char* op = "max_pool_backward";
   check_pool(op, shape);
-  const LaneGrid grid = lane_grid(op, image_blocks(op, shape.N, shape.lanes) * shape.C,
-                                  shape.H * shape.W, shape.lanes);
   require_aligned(op, argmax);
+  const int64_t planes = image_blocks(op, shape.N, shape.lanes) * shape.C;
+  const bool of_3 = shape.size == 3 && shape.stride == 2;
+  const int64_t rows = (shape.H + shape.pad_top + 1) / 2,
+                columns = (shape.W + shape.pad_left + 1) / 2;
+  const LaneGrid grid =
+      lane_grid(op, planes, of_3 ? rows * columns : shape.H * shape.W, shape.lanes);
   with_element(precision, [&](auto element) {
     using T = decltype(element);
-    auto* kernel = shape.size == 3 && shape.stride == 2 ? max_pool_backward_kernel<T, 3, 2>
-                                                        : max_pool_backward_kernel<T, 0, 0>;
-    launch(kernel, grid.grid(), grid.block(), 0, stream, shape, grid, static_cast<const T*>(dy),
-           argmax, static_cast<const T*>(mask), static_cast<T*>(dx));
+    const auto *slopes = static_cast<const T*>(dy), *maxima = static_cast<const T*>(mask);
+    if (of_3)
+      launch(max_pool_backward_of_3_kernel<T>, grid.grid(), grid.block(), 0, stream, shape, grid,
+             static_cast<int>(columns), slopes, argmax, maxima, static_cast<T*>(dx));
+    else
+      launch(max_pool_backward_kernel<T>, grid.grid(), grid.block(), 0, stream, shape, grid, slopes,
+             argmax, maxima, static_cast<T*>(dx));
   });
 }
 

@@ -10,7 +10,7 @@
 //            [N]; losses float32 [N]; control: one Control. Computed in float32, dlogits rounded once.
 // Work       64 threads per image (tile/lane_columns.cuh). Three passes over the classes (maximum;
 //            sum and rank; outputs), of which all but the first read the cache.
-// Shared     2048 bytes: one value, a float or an int, of 64 threads x 8 lanes.
+// Shared     1024 bytes: one value, a float or an int, of 64 threads x 4 lanes.
 // Barriers   those of reduce() (tile/lane_columns.cuh).
 // Needs      lanes a multiple of 8, 1 <= valid <= N.
 // Cost       4 bytes per logit read, 4 for each of probs and dlogits written (in bf16 2, 4 and 2);

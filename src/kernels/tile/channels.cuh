@@ -20,10 +20,6 @@ struct Lanes {
   float v[kLanes];
 };
 
-// Four of them as they lie in memory.
-template <class T>
-using Packed = decltype(load_packed(static_cast<const T*>(nullptr)));
-
 __device__ __forceinline__ Lanes<4> lanes_of(float4 quad) {
   return {{quad.x, quad.y, quad.z, quad.w}};
 }

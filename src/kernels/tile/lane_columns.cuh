@@ -1,9 +1,9 @@
 // One value per image from all of its features, [N/L][features][L]: what the costs compute.
 //
-// Work       a block of 512 threads per 8 neighbouring lanes: 64 threads share the features of a lane,
-//            thread i those of i, i + 64, ..., so that a warp reads four runs of 8 lanes, and even a
-//            small batch occupies several multiprocessors.
-// Shared     2048 bytes: one value, a float or an int, of 64 threads x 8 lanes.
+// Work       a block of 256 threads per 4 neighbouring lanes: 64 threads share the features of a lane,
+//            thread i those of i, i + 64, .... Lanes are few, less than a sector of memory has, so that
+//            even a small batch occupies many multiprocessors: there is little to read, and much to do.
+// Shared     1024 bytes: one value, a float or an int, of 64 threads x 4 lanes.
 // Barriers   in reduce(): what the upper half wrote is visible to the lower one, and the result to
 //            all; the last one keeps the next reduction from overwriting it.
 #pragma once
@@ -13,7 +13,7 @@
 
 namespace convnet {
 
-constexpr int kLanes = 8;      // 32 bytes of float32, the unit of memory traffic
+constexpr int kLanes = 4;
 constexpr int kSegments = 64;  // threads per lane
 constexpr int kThreads = kLanes * kSegments;
 

@@ -42,6 +42,10 @@ __device__ __forceinline__ int64_t map_index() {
   return 4 * (int64_t{blockIdx.x} * kQuadThreads + threadIdx.x);
 }
 
+// A quad as it lies in memory.
+template <class T>
+using Packed = decltype(load_packed(static_cast<const T*>(nullptr)));
+
 // One value, as load4 and store4 do with four.
 __device__ __forceinline__ float load1(const float* address) { return *address; }
 __device__ __forceinline__ float load1(const bf16* address) { return to_float(*address); }
