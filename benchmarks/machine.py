@@ -83,8 +83,9 @@ GROUPS = {
         "What do tensor copies of rows of 128 bytes (strips of forward and backward data) and of 64 bytes (halves of "
         "the lanes in backward filter) bring a multiprocessor out of L2, when all of them read?",
         "bytes per clock and multiprocessor",
-        "about 40, from published figures; at wgmma's full rate tiles of conv2 need 28, of conv5 38, of two pixels 53",
-        "below 38 the 13 x 13 layers wait for L2: share weights in clusters; above 53 tiles of two pixels are "
+        "about 40, from published figures; at wgmma's full rate tiles of conv5 need 38, with shared weights 28, of two "
+        "pixels 53",
+        "below 28 the 13 x 13 layers wait for L2 although clusters share weights; above 53 tiles of two pixels are "
         "possible; 64-byte rows well below 128: whole lanes and fewer stages in backward filter",
         (Row("l2 128", 40.0), Row("l2 64", 40.0)),
         hopper=True,
@@ -93,8 +94,7 @@ GROUPS = {
         "What arrives at a multiprocessor when two blocks of a cluster send each other half of what both need?",
         "bytes per clock and multiprocessor",
         "at least the 53 of tiles of two pixels, which with shared weights take 37 from L2",
-        "no more than without multicast: clusters are not worth building; 53 and more: weights shared by two blocks "
-        "are the next step",
+        "no more than without multicast: clusters bring nothing; 53 and more: tiles of two pixels are possible in them",
         (Row("multicast 128", 53.0), Row("multicast 64", 53.0)),
         hopper=True,
     ),

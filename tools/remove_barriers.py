@@ -31,13 +31,13 @@ SECONDS = 120  # a program that runs longer hangs: undisturbed it takes a few
 
 # Calls that order something. raise_registers and prefetch are not among them: they change no result.
 CALLS = (
-    "__syncthreads|__syncwarp|named_barrier|cluster_sync|"
+    "__syncthreads|__syncwarp|named_barrier|cluster_sync|meet|drain|"
     "barrier_init|fence_barrier_init|barrier_expect|barrier_arrive|barrier_arrive_at|barrier_wait|"
     "fence_async_proxy|bulk_commit|bulk_wait|bulk_wait_read|"
     "wgmma_fence|wgmma_commit|wgmma_wait|release|"
     "copy_async_commit|copy_async_wait"
 )
-CALL = re.compile(rf"(?<![\w.])(?:\w+\.)?(?:{CALLS})(?:<[^;<>]*>)?\([^;]*\);")
+CALL = re.compile(rf"(?<![\w.])(?:\w+\.)?(?:{CALLS})(?:<[^;<>]*>)?\([^;{{]*\);")
 
 # The programs: sources beside the emulator, and the runs whose output must stay.
 OPS = (

@@ -246,7 +246,7 @@ void run_wgmma(const ConvShape& s, const Arguments& a) {
   call.weight = a.weight, call.mask = a.mask;
   call.R = s.R, call.S = s.S, call.stride = 1, call.groups = s.groups, call.parts = 1;
   call.pad_top = s.R - 1 - s.pad_top, call.pad_left = s.S - 1 - s.pad_left;
-  launch_maps<T>("conv_backward_data", call, a.stream);
+  launch_maps<T, SharedWeights>("conv_backward_data", call, a.stream);
 }
 
 using Row = Variant<ConvShape, Arguments>;

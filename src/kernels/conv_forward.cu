@@ -282,7 +282,7 @@ void run_wgmma(const ConvShape& s, const Arguments& a) {
   call.weight = a.weight, call.bias = a.bias, call.relu = a.relu;
   call.R = s.R, call.S = s.S, call.stride = s.stride, call.groups = s.groups, call.parts = 1;
   call.pad_top = s.pad_top, call.pad_left = s.pad_left;
-  launch_maps<T>("conv_forward", call, a.stream);
+  launch_maps<T, SharedWeights>("conv_forward", call, a.stream);
 }
 
 using Row = Variant<ConvShape, Arguments>;

@@ -210,7 +210,9 @@ void run_product(const LinearShape& shape, const ProductArguments& a) {
 // On Hopper. Parts are at most as many as above, for the sake of the workspace, and depend on the same.
 int64_t wgmma_forward_parts(const LinearShape& s) { return std::min(forward_parts(s), int64_t{4}); }
 
+// Backward data sums up to 1024 terms in one part: narrow tiles cost less than adding parts.
 int64_t wgmma_backward_data_parts(const LinearShape& s) {
+  if (s.K <= 1024) return 1;
   const int64_t tiles = ceil_div(s.C, 128) * ceil_div(s.N, 128);
   return std::clamp(132 / tiles, int64_t{1}, std::min(backward_data_parts(s), int64_t{4}));
 }
@@ -226,12 +228,12 @@ void run_wgmma(const LinearShape& shape, const ProductArguments& a) {
   call.parts = even_parts(ceil_div(a.depth, T::kDepth), kParts(shape));
   if (call.parts == 1 && !a.dropout.acts()) {
     call.bias = a.bias, call.relu = a.relu, call.mask = a.mask;
-    launch_maps<T>(a.op, call, a.stream);
+    launch_maps<T, SharedStrip>(a.op, call, a.stream);
     return;
   }
   require(a.workspace, a.op, ": needs a workspace, got a null address");
   call.partial = a.workspace;
-  launch_maps<T>(a.op, call, a.stream);
+  launch_maps<T, SharedStrip>(a.op, call, a.stream);
   sum_parts(count, call.parts, a.workspace, static_cast<bf16*>(a.out), a.stream,
             finish_of<bf16>(shape, a));
 }
@@ -310,20 +312,34 @@ bool few_filters(const LinearShape& s) { return s.K <= 64; }
 bool whole_blocks(const LinearShape& s) { return s.lanes == 64; }
 bool many_blocks(const LinearShape& s) { return s.lanes == 64 && s.N >= 256; }
 
-template <int kBlocks>
+// Whether there are at most 132 tiles, one for each multiprocessor of a large GPU, of 128 images and
+// `width` outputs: narrow ones are for layers that have no more of them.
+bool one_each(const LinearShape& s, int64_t outputs, int64_t width, int64_t parts) {
+  return s.lanes == 64 && ceil_div(outputs, width) * ceil_div(s.N, 128) * parts <= 132;
+}
+template <int kMaps>
+bool narrow_forward(const LinearShape& s) {
+  return one_each(s, s.K, kMaps, wgmma_forward_parts(s));
+}
+template <int kMaps>
+bool narrow_backward_data(const LinearShape& s) {
+  return one_each(s, s.C, kMaps, wgmma_backward_data_parts(s));
+}
+
+template <int kBlocks, int kMaps>
 constexpr ProductRow wgmma_forward(const char* name, const char* when, Takes takes) {
   return {name,        Precision::bf16,
           90,          64 * kBlocks,
-          128,         when,
-          takes,       run_wgmma<MapsTile<128, kBlocks, 64, true>, wgmma_forward_parts>,
+          kMaps,       when,
+          takes,       run_wgmma<MapsTile<kMaps, kBlocks, 64, true>, wgmma_forward_parts>,
           whole_blocks};
 }
-template <int kBlocks>
+template <int kBlocks, int kMaps>
 constexpr ProductRow wgmma_backward_data(const char* name, const char* when, Takes takes) {
   return {name,        Precision::bf16,
           90,          64 * kBlocks,
-          128,         when,
-          takes,       run_wgmma<MapsTile<128, kBlocks, 64, false>, wgmma_backward_data_parts>,
+          kMaps,       when,
+          takes,       run_wgmma<MapsTile<kMaps, kBlocks, 64, false>, wgmma_backward_data_parts>,
           whole_blocks};
 }
 template <int kChannels>
@@ -336,8 +352,9 @@ constexpr GradientRow wgmma_backward_filter(const char* name, const char* when, 
 }
 
 const ProductRow kForward[] = {
-    wgmma_forward<4>("wgmma-256x128", "64 lanes, N >= 256", many_blocks),
-    wgmma_forward<2>("wgmma-128x128", "64 lanes", whole_blocks),
+    wgmma_forward<4, 128>("wgmma-256x128", "64 lanes, N >= 256", many_blocks),
+    wgmma_forward<2, 64>("wgmma-128x64", "64 lanes, at most 132 such tiles", narrow_forward<64>),
+    wgmma_forward<2, 128>("wgmma-128x128", "64 lanes", whole_blocks),
 
     forward<SimtTile<128, 32>>("fp32-128x32", "N <= 32", few_images),
     forward<SimtTile<128, 64>>("fp32-128x64", "N <= 64 or K <= 2048", few_outputs),
@@ -353,8 +370,12 @@ const ProductRow kForward[] = {
 };
 
 const ProductRow kBackwardData[] = {
-    wgmma_backward_data<4>("wgmma-256x128", "64 lanes, N >= 256", many_blocks),
-    wgmma_backward_data<2>("wgmma-128x128", "64 lanes", whole_blocks),
+    wgmma_backward_data<4, 128>("wgmma-256x128", "64 lanes, N >= 256", many_blocks),
+    wgmma_backward_data<2, 32>(
+        "wgmma-128x32", "64 lanes, at most 132 such tiles", narrow_backward_data<32>),
+    wgmma_backward_data<2, 80>(
+        "wgmma-128x80", "64 lanes, at most 132 such tiles", narrow_backward_data<80>),
+    wgmma_backward_data<2, 128>("wgmma-128x128", "64 lanes", whole_blocks),
 
     backward_data<SimtTile<128, 32>>("fp32-128x32", "N <= 32", few_images),
     backward_data<SimtTile<128, 64>>("fp32-128x64", "N <= 64 or C <= 2048", few_inputs),

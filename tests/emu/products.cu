@@ -100,7 +100,7 @@ int differences(const Tensor& found, const std::vector<float>& expected) {
   return wrong;
 }
 
-template <class T>
+template <class T, class Shared>
 void forward(const Problem& t, int parts) {
   Random random{1};
   Tensor x = random_tensor(t.x_count(), random), weight = random_weight(t, random), y(t.y_count());
@@ -126,7 +126,7 @@ void forward(const Problem& t, int parts) {
                       t.groups,
                       parts,
                       parts == 1};
-  launch_maps<T>("forward", call, nullptr);
+  launch_maps<T, Shared>("forward", call, nullptr);
   if (parts > 1) {
     int wrong = 0;
     for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -143,7 +143,7 @@ void forward(const Problem& t, int parts) {
   report(differences(y, expected));
 }
 
-template <class T>
+template <class T, class Shared>
 void backward_data(const Problem& t, bool masked = false) {
   Random random{2};
   Tensor dy = random_tensor(t.y_count(), random), weight = random_weight(t, random),
@@ -170,7 +170,7 @@ void backward_data(const Problem& t, bool masked = false) {
                       t.groups,
                       1,
                       false};
-  launch_maps<T>("backward_data", call, nullptr);
+  launch_maps<T, Shared>("backward_data", call, nullptr);
   report(differences(dx, expected));
 }
 
@@ -256,20 +256,37 @@ constexpr Problem kFeatures{1, 1, 130, 1, 3, 72,
                             1, 1, 1,   3, 1, 0};  // 3 blocks of images are the columns
 
 constexpr Problem kManyFeatures{1, 1, 600, 1, 3, 72, 1, 1, 1, 3, 1, 0};
+constexpr Problem kFewFeatures{1, 1, 72, 1, 3, 130, 1, 1, 1, 3, 1, 0};
 
+template <int kMaps, int kPixels, int kDepth = 16>
+using Forward = MapsTile<kMaps, kPixels, kDepth, true>;
+template <int kMaps, int kPixels, int kDepth = 32>
+using Backward = MapsTile<kMaps, kPixels, kDepth, false>;
+
+// In pairs where there are two blocks of images, or maps for two tiles of a linear layer.
 const std::map<std::string, std::function<void()>> kScenarios{
-    {"linear", [] { forward<MapsTile<64, 2, 64, true>>(kFeatures, 1); }},
+    {"linear", [] { forward<Forward<64, 2, 64>, SharedStrip>(kFeatures, 1); }},
+    {"linear-pairs", [] { forward<Forward<64, 4, 64>, SharedStrip>(kFeatures, 1); }},
     {"linear-update", [] { linear_update<FilterTile<2, 1, 128>>(kManyFeatures); }},
-    {"linear-backward", [] { backward_data<MapsTile<64, 4, 64, false>>(kFeatures); }},
-    {"forward-wide", [] { forward<MapsTile<64, 4, 16, true>>(kWide, 1); }},
-    {"backward-data-wide", [] { backward_data<MapsTile<48, 3, 32, false>>(kFiveTaps); }},
+    {"linear-backward", [] { backward_data<Backward<64, 4, 64>, SharedStrip>(kFeatures); }},
+    {"linear-backward-pairs",
+     [] { backward_data<Backward<64, 4, 64>, SharedStrip>(kFewFeatures, true); }},
+    {"linear-backward-80", [] { backward_data<Backward<80, 4, 64>, SharedStrip>(kFeatures); }},
+    {"linear-backward-32", [] { backward_data<Backward<32, 4, 64>, SharedStrip>(kFewFeatures); }},
+    {"forward-wide", [] { forward<Forward<64, 4>, SharedWeights>(kWide, 1); }},
+    {"backward-data-wide", [] { backward_data<Backward<48, 3>, SharedWeights>(kFiveTaps); }},
     {"backward-filter-wide", [] { backward_filter<FilterTile<3, 3, 16>>(kWide); }},
-    {"forward", [] { forward<MapsTile<64, 4, 16, true>>(kPadded, 1); }},
-    {"forward-strided", [] { forward<MapsTile<64, 4, 16, true>>(kStrided, 1); }},
-    {"forward-parts", [] { forward<MapsTile<64, 4, 16, true>>(kPadded, 2); }},
-    {"forward-odd", [] { forward<MapsTile<64, 3, 16, true>>(kPadded, 1); }},
-    {"backward-data", [] { backward_data<MapsTile<48, 4, 32, false>>(kPadded); }},
-    {"backward-data-masked", [] { backward_data<MapsTile<48, 3, 32, false>>(kPadded, true); }},
+    {"forward", [] { forward<Forward<64, 4>, SharedNothing>(kPadded, 1); }},
+    {"forward-pairs", [] { forward<Forward<64, 4>, SharedWeights>(kPadded, 1); }},
+    {"forward-pairs-wide", [] { forward<Forward<96, 4>, SharedWeights>(kPadded, 1); }},
+    {"forward-strided", [] { forward<Forward<64, 4>, SharedWeights>(kStrided, 1); }},
+    {"forward-parts", [] { forward<Forward<64, 4>, SharedWeights>(kPadded, 2); }},
+    {"forward-odd", [] { forward<Forward<64, 3>, SharedNothing>(kPadded, 1); }},
+    {"backward-data", [] { backward_data<Backward<48, 4>, SharedNothing>(kPadded); }},
+    {"backward-data-pairs", [] { backward_data<Backward<48, 4>, SharedWeights>(kPadded); }},
+    {"backward-data-masked", [] { backward_data<Backward<48, 3>, SharedNothing>(kPadded, true); }},
+    {"backward-data-pairs-masked",
+     [] { backward_data<Backward<48, 3>, SharedWeights>(kPadded, true); }},
     {"backward-filter", [] { backward_filter<FilterTile<2, 3, 16>>(kPadded); }},
     {"backward-filter-strided", [] { backward_filter<FilterTile<2, 3, 16>>(kStrided); }},
     {"backward-filter-window", [] { backward_filter<WindowTile<3, 3, 16, 96>>(kPadded); }},

@@ -40,14 +40,15 @@ MEANT = {
     ("conv5", "conv_forward"): {64: "wgmma-192x128", 1024: "wgmma-256x128"},
     ("conv5", "conv_backward_data"): "wgmma-192x192",
     ("conv5", "conv_backward_filter"): "wgmma-128x3x64",
+    ("fc6", "linear_forward"): {64: "wgmma-128x128", 256: "wgmma-256x128"},
+    ("fc6", "linear_backward_data"): {64: "wgmma-128x80", 256: "wgmma-256x128"},
+    ("fc7", "linear_forward"): {64: "wgmma-128x128", 256: "wgmma-256x128"},
+    ("fc7", "linear_backward_data"): {64: "wgmma-128x128", 256: "wgmma-256x128"},
+    ("fc8", "linear_forward"): {64: "wgmma-128x64", 256: "wgmma-256x128"},
+    ("fc8", "linear_backward_data"): {64: "wgmma-128x32", 256: "wgmma-256x128"},
     **{
-        (layer, op): names
+        (layer, "linear_backward_filter"): {64: "wgmma-128x128", 256: "wgmma-128x256"}
         for layer in ("fc6", "fc7", "fc8")
-        for op, names in {
-            "linear_forward": {64: "wgmma-128x128", 256: "wgmma-256x128"},
-            "linear_backward_data": {64: "wgmma-128x128", 256: "wgmma-256x128"},
-            "linear_backward_filter": {64: "wgmma-128x128", 256: "wgmma-128x256"},
-        }.items()
     },
 }
 

@@ -71,8 +71,9 @@
 // clusters of one block.
 //   cluster_rank()                               of this block in its cluster
 //   cluster_sync()                               all threads of all blocks of the cluster wait here for each other; whole
-//                                                warps must call. Between the fence_barrier_init() of every block and the
-//                                                first time that one reaches another, and behind the last time
+//                                                warps must call. It belongs between the fence_barrier_init() of every
+//                                                block and the first time that one reaches another. No block may end
+//                                                before it has waited for all that others send it
 //   tma_load_multicast(target, map, barrier, blocks, c0..c4)    one thread: tma_load into every block of which `blocks` has
 //                                                the bit, at the same offset; the bytes count as arrived at the same
 //                                                barrier of each of them, at a time of its own

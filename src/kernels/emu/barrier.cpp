@@ -112,11 +112,14 @@ void CountingBarriers::complete_phase(CountingBarrier& barrier) {
   if (watching) watch_phase(barrier.address);
 }
 
-// Why there can be no such arrival now; nothing: there can.
-std::string CountingBarriers::refusal(const CountingBarrier& barrier, int bytes) const {
-  if (!barrier.observed)
-    return message("phase ", barrier.phase, " begins before any thread has waited for phase ",
-                   barrier.phase - 1, " to complete");
+// Why there can be no such arrival now; nothing: there can. Whoever waits for a phase must find the next one incomplete; only
+// threads of another block, which do not wait for this one's, may have come to that one already.
+std::string CountingBarriers::refusal(const CountingBarrier& barrier,
+                                      int bytes,
+                                      bool from_peer) const {
+  if (!barrier.observed && (!from_peer || barrier.pending == 1))
+    return message("phase ", barrier.phase, from_peer ? " ends" : " begins",
+                   " before any thread has waited for phase ", barrier.phase - 1, " to complete");
   if (barrier.pending < 1)
     return message("more than the ", barrier.expected,
                    " arrivals that the barrier was initialised for", state_of(&barrier.phase));
@@ -134,7 +137,7 @@ void CountingBarriers::count_arrival(CountingBarrier& barrier, int bytes) {
 
 void CountingBarriers::arrive(Barrier& barrier, int bytes, const char* operation, Site site) {
   CountingBarrier& found = visible(barrier, operation, site);
-  if (const std::string why = refusal(found, bytes); !why.empty())
+  if (const std::string why = refusal(found, bytes, false); !why.empty())
     fail(message(operation, " in ", describe(site), ": ", why));
   if (watching) watch_barrier(&barrier, operation, bytes, site);
   count_arrival(found, bytes);
@@ -149,7 +152,7 @@ void CountingBarriers::arrive_from_peer(Barrier& barrier, Site site) {
 void CountingBarriers::land(std::size_t number) {
   const Arrival arrival = arrivals_[number];
   arrivals_.erase(arrivals_.begin() + static_cast<std::ptrdiff_t>(number));
-  if (const std::string why = refusal(*arrival.barrier, 0); !why.empty())
+  if (const std::string why = refusal(*arrival.barrier, 0, true); !why.empty())
     throw std::runtime_error(message("barrier_arrive_at in ", describe(arrival.site), " by thread ",
                                      describe(arrival.thread), arrival.by->of_cluster(), ": ",
                                      why));
@@ -202,8 +205,7 @@ void CountingBarriers::check_end() const {
     throw std::runtime_error(message("the block ended while an arrival at its barrier, by thread ",
                                      describe(arrivals_[0].thread), arrivals_[0].by->of_cluster(),
                                      " (barrier_arrive_at in ", describe(arrivals_[0].site),
-                                     "), was under way; all blocks must meet in a cluster_sync() "
-                                     "behind the last one"));
+                                     "), was under way; the block must wait for it"));
   for (const CountingBarrier& barrier : barriers_)
     if (barrier.missing_bytes != 0)
       throw std::runtime_error(message("the kernel ended with other bytes expected than copied",

@@ -234,9 +234,10 @@ Block& Cluster::peer(int rank, const char* operation, Site site) {
                  rank));
   Block& found = *blocks_[static_cast<std::size_t>(rank)];
   if (found.ended())
-    fail(message(operation, " in ", describe(site), ": block ", rank,
-                 " of the cluster has ended; all blocks must meet in a cluster_sync() behind the "
-                 "last time that one reaches another"));
+    fail(
+        message(operation, " in ", describe(site), ": block ", rank,
+                " of the cluster has ended; it must wait for all that other blocks send it, or for "
+                "them in a cluster_sync()"));
   return found;
 }
 

@@ -75,7 +75,7 @@ class CountingBarriers {
 
   CountingBarrier& find(Barrier& barrier, const char* operation, Site site);
   CountingBarrier& visible(Barrier& barrier, const char* operation, Site site);
-  std::string refusal(const CountingBarrier& barrier, int bytes) const;
+  std::string refusal(const CountingBarrier& barrier, int bytes, bool from_peer) const;
   void count_arrival(CountingBarrier& barrier, int bytes);
   void complete_phase(CountingBarrier& barrier);
 

@@ -30,6 +30,10 @@
 // Schedule   one block per multiprocessor takes every gridDim.x-th tile; rows from the middle
 //            outwards, the short ones last. The producer runs ahead into the next tile while the
 //            consumers still store.
+// Clusters   of two blocks where tiles come in pairs that share an operand: weights, in two blocks of
+//            images with the same pixels and maps; or the strip, in a linear layer, under neighbouring
+//            maps. Half of the shared boxes come from the other block, and L2 reads them once. A
+//            pair has the same rows, chunks and masks: the same fillings in the same order.
 #pragma once
 #include "epilogue.cuh"
 #include "variants.cuh"
@@ -55,6 +59,20 @@ struct MapsProblem {
   }
 };
 
+// What two neighbouring tiles have in common, whose blocks then form a cluster.
+struct SharedNothing {
+  static constexpr int kCluster = 1;
+  static constexpr bool kWeights = false, kStrip = false;
+};
+struct SharedWeights {
+  static constexpr int kCluster = 2;
+  static constexpr bool kWeights = true, kStrip = false;
+};
+struct SharedStrip {
+  static constexpr int kCluster = 2;
+  static constexpr bool kWeights = false, kStrip = true;
+};
+
 template <int kMapsPerTile, int kPixelsPerTile, int kDepthPerStage, bool kForwardPass>
 struct MapsTile {
   static constexpr int kMaps = kMapsPerTile, kPixels = kPixelsPerTile, kDepth = kDepthPerStage;
@@ -68,12 +86,13 @@ struct MapsTile {
   static constexpr Swizzle kWeightSwizzle = kForward || kDepth == 64 ? Swizzle::bytes128
                                             : kDepth == 32           ? Swizzle::bytes64
                                                                      : Swizzle::bytes32;
-  static constexpr int kChunk = kMaps % 64 == 0 ? 64 : 48;  // maps that are rounded at a time
+  // Maps that are rounded at a time.
+  static constexpr int kChunk = kMaps % 64 == 0 ? 64 : kMaps % 48 == 0 ? 48 : kMaps;
   // Buffers for finished pixels, of each consumer warpgroup: two hide a store behind the next pixel,
   // where they leave enough room for stages.
   static constexpr int kBuffers = kPixelsEach > 1 && kMaps <= 128 ? 2 : 1;
   static constexpr int kBufferBytes = kMaps * kSpan;
-  static_assert(kMaps % kChunk == 0 && kMaps <= 256);
+  static_assert(kChunk % 16 == 0 && kMaps <= 256);
   static_assert(kDepth == 16 || kDepth == 32 || kDepth == 64);
 
   __host__ __device__ static constexpr int strip_pixels(int stride, int S) {
@@ -133,12 +152,20 @@ struct MapsPlace {
   }
 };
 
-template <class T>
+template <class T, class Shared>
 __device__ __forceinline__ void produce(const MapsProblem& p,
                                         const TensorMap& in,
                                         const TensorMap& weight,
                                         const TensorMap& mask,
-                                        StageRing ring) {
+                                        ClusterRing<Shared::kCluster> ring) {
+  // The number `turn` of the boxes of an operand.
+  const auto copy = [&](bool shared, int turn, void* target, const TensorMap& map, int c0, int c1,
+                        int c2, int c3, int c4) {
+    if (shared)
+      ring.copy_shared(turn, target, map, c0, c1, c2, c3, c4);
+    else
+      tma_load(target, map, ring.full(), c0, c1, c2, c3, c4);
+  };
   const int strip_bytes = T::strip_bytes(p.stride, p.S);
   const int bytes = strip_bytes + T::weight_bytes(p.S);
   const int tiles = int(p.tiles());
@@ -148,16 +175,16 @@ __device__ __forceinline__ void produce(const MapsProblem& p,
       for (int chunk = place.chunk_begin; chunk < place.chunk_end; ++chunk) {
         unsigned char* stage = ring.begin(bytes);
         const int c = chunk * T::kDepth;
-        tma_load(stage, in, ring.full(), 0, place.group * p.in_maps + c,
-                 place.column * p.stride - p.pad_left, place.row * p.stride - p.pad_top + r,
-                 place.block);
+        copy(Shared::kStrip, chunk, stage, in, 0, place.group * p.in_maps + c,
+             place.column * p.stride - p.pad_left, place.row * p.stride - p.pad_top + r,
+             place.block);
         unsigned char* weights = stage + strip_bytes;
         if constexpr (T::kForward) {
           for (int span = 0; span < T::kSpans; ++span)
-            tma_load(weights + span * p.S * T::kTapBytes, weight, ring.full(),
-                     place.map + 64 * span, c, 0, r, place.group);
+            copy(Shared::kWeights, chunk + span, weights + span * p.S * T::kTapBytes, weight,
+                 place.map + 64 * span, c, 0, r, place.group);
         } else {
-          tma_load(weights, weight, ring.full(), c, place.map, 0, p.R - 1 - r, place.group);
+          copy(Shared::kWeights, chunk, weights, weight, c, place.map, 0, p.R - 1 - r, place.group);
         }
         ring.next();
       }
@@ -173,6 +200,7 @@ __device__ __forceinline__ void produce(const MapsProblem& p,
       }
     }
   }
+  ring.drain();
 }
 
 // One pixel's sums on their way to memory.
@@ -345,11 +373,11 @@ __device__ __forceinline__ void multiply_some(float (&sum)[T::kPixelsEach][T::kM
   wgmma_commit();
 }
 
-template <class T>
+template <class T, class Ring>
 __device__ __forceinline__ void consume(const MapsProblem& p,
                                         int warpgroup,
                                         MapsOutput<T>& output,
-                                        StageRing ring) {
+                                        Ring ring) {
   const int strip_bytes = T::strip_bytes(p.stride, p.S);
   const int tiles = int(p.tiles());
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
@@ -414,7 +442,7 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
   if (threadIdx.x % kWarpgroup == 0) bulk_wait<0>();
 }
 
-template <class T>
+template <class T, class Shared>
 __global__ void __launch_bounds__(T::kThreads, 1)
     wgmma_maps_kernel(const __grid_constant__ TensorMap in,
                       const __grid_constant__ TensorMap weight,
@@ -424,10 +452,10 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                       const float* bias,
                       float* partial) {
   RingBarriers& barriers = shared_storage<RingBarriers>();
-  StageRing ring(barriers, p.ring);
+  ClusterRing<Shared::kCluster> ring(barriers, p.ring);
   if (threadIdx.x == 0) ring.initialise(T::kConsumers * kWarpgroup / 32);
   begin_kernel();
-  __syncthreads();  // the barriers exist
+  ring.meet();
 
   const int warpgroup = warp_uniform(int(threadIdx.x) / kWarpgroup);
   if (warpgroup == T::kConsumers) {
@@ -435,14 +463,14 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     if (threadIdx.x / 32 % 4 == 0 && elect_one()) {
       prefetch(in);
       prefetch(weight);
-      produce<T>(p, in, weight, mask, ring);
+      produce<T, Shared>(p, in, weight, mask, ring);
     }
   } else {
     become_consumer<T::kConsumers>();
     unsigned char* buffers = reinterpret_cast<unsigned char*>(&barriers) + p.ring.bytes() +
                              warpgroup * T::kBuffers * T::kBufferBytes;
     MapsOutput<T> output{p, bias, partial, out, buffers, 1 + warpgroup};
-    consume<T>(p, warpgroup, output, ring);
+    consume(p, warpgroup, output, ring);
   }
 }
 
@@ -468,7 +496,8 @@ inline double rounds_of_tiles(const Activation& out, int64_t groups, int maps, i
   return static_cast<double>(ceil_div(tiles, 132)) * out.columns / row;
 }
 
-template <class T>
+// Shared: what tiles in pairs have in common, where they come in pairs.
+template <class T, class Shared>
 void launch_maps(const char* op, const MapsCall& call, Stream stream) {
   const Activation &in = call.in, &out = call.out;
   MapsProblem p{};
@@ -495,8 +524,14 @@ void launch_maps(const char* op, const MapsCall& call, Stream stream) {
   if (call.mask) mask.data = call.mask;
   const int filters = T::kForward ? p.out_maps : p.in_maps;
   const int channels = T::kForward ? p.in_maps : p.out_maps;
-  launch(wgmma_maps_kernel<T>, Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))),
-         Dim3(T::kThreads), T::shared_bytes(p.ring), stream,
+  // Neighbouring tiles differ in their block of images first, then in their pixels, then in their maps.
+  const int alike = Shared::kWeights ? p.blocks : p.blocks * p.column_tiles == 1 ? p.map_tiles : 1;
+  const bool pairs = alike % Shared::kCluster == 0;
+  const unsigned cluster = pairs ? Shared::kCluster : 1;
+  const int64_t most = multiprocessors() / cluster * cluster;
+  launch(pairs ? wgmma_maps_kernel<T, Shared> : wgmma_maps_kernel<T, SharedNothing>,
+         Grid(Dim3(unsigned(std::min(p.tiles(), most))), cluster), Dim3(T::kThreads),
+         T::shared_bytes(p.ring), stream,
          load_map("input", in, T::kDepth, T::strip_pixels(p.stride, p.S)),
          weight_map(call.weight, call.groups, channels, call.R, call.S, filters,
                     T::kForward ? 64 : T::kDepth, T::kForward ? T::kDepth : T::kMaps,

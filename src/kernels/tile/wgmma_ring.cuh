@@ -4,11 +4,17 @@
 //            warpgroups. The producer fills the stages in turn by tensor copies; consumers multiply
 //            straight from them and hand them back. Every stage has two mbarriers: `full` completes
 //            when all bytes of a filling have arrived, `empty` when every consumer warp has let go.
+// Clusters   Blocks of a cluster fill each other's stages with what all of them need (copy_shared). They
+//            all go through the same fillings in the same order, and `empty` counts the consumer warps
+//            of all blocks, since a copy overwrites a stage in all of them: a block is at most one
+//            filling of a stage ahead of the others. A block ends when all have let go of all of its
+//            stages: nothing is on its way to it then.
 // Stage and  are one thing: a StageRing knows its place and how often it came round. A barrier's phase p
 // phase      has parity p & 1; the first filling of a stage waits for the phase before the first,
 //            which counts as complete.
-// Order      producer: begin() - tma_load()s - next(). Consumer: await() - wgmma, commit - next(),
-//            and release() of that stage once a wgmma_wait covers what read it.
+// Order      all threads: meet(). Producer: begin() - tma_load()s - next(), and in the end drain().
+//            Consumer: await() - wgmma, commit - next(), and release() of that stage once a wgmma_wait
+//            covers what read it.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -45,18 +51,27 @@ inline RingShape ring_shape(int64_t stage_bytes, int64_t others) {
                    static_cast<int>(std::min<int64_t>(stage_bytes, kMostShared))};
 }
 
-class StageRing {
+template <int kCluster>
+class ClusterRing {
  public:
-  __device__ __forceinline__ StageRing(RingBarriers& barriers, const RingShape& shape)
+  __device__ __forceinline__ ClusterRing(RingBarriers& barriers, const RingShape& shape)
       : barriers_(barriers), shape_(shape) {}
 
-  // By one thread of the block, before a __syncthreads.
+  // By one thread of the block, before all meet. `consumer_warps`: of a block.
   __device__ __forceinline__ void initialise(int consumer_warps) {
     for (int i = 0; i < shape_.stages; ++i) {
       barrier_init(barriers_.full[i], 1);
-      barrier_init(barriers_.empty[i], consumer_warps);
+      barrier_init(barriers_.empty[i], kCluster * consumer_warps);
     }
     fence_barrier_init();
+  }
+
+  // All threads, before the first filling: the barriers of all blocks exist then.
+  __device__ __forceinline__ void meet() {
+    if constexpr (kCluster > 1)
+      cluster_sync();
+    else
+      __syncthreads();
   }
 
   // Producer: waits until the stage is free and announces how many bytes will arrive in it.
@@ -66,6 +81,22 @@ class StageRing {
     return data();
   }
   __device__ __forceinline__ Barrier& full() { return barriers_.full[stage_]; }
+
+  // Producer, behind the last filling: waits until the other blocks reach this one no more.
+  __device__ __forceinline__ void drain() {
+    for (int i = 0; kCluster > 1 && i < shape_.stages; ++i, next())
+      barrier_wait(barriers_.empty[stage_], parity_ ^ 1);
+  }
+
+  // Producer: a box for this stage that all blocks of the cluster need; the one whose turn it is sends
+  // for it.
+  __device__ __forceinline__ void copy_shared(
+      int turn, void* target, const TensorMap& map, int c0, int c1, int c2, int c3, int c4) {
+    if constexpr (kCluster == 1)
+      tma_load(target, map, full(), c0, c1, c2, c3, c4);
+    else if (turn % kCluster == cluster_rank())
+      tma_load_multicast(target, map, full(), (1 << kCluster) - 1, c0, c1, c2, c3, c4);
+  }
 
   // Consumer: waits until the stage is full.
   __device__ __forceinline__ unsigned char* await() {
@@ -77,11 +108,17 @@ class StageRing {
     if (++stage_ == shape_.stages) stage_ = 0, parity_ ^= 1;
   }
 
-  // Consumer, all warps: this warp has read the stage that lies `back` behind for the last time.
+  // Consumer, all warps: this warp has read the stage that lies `back` behind for the last time. One
+  // lane tells each block.
   __device__ __forceinline__ void release(int back) {
-    if (threadIdx.x % 32 != 0) return;
+    const int lane = threadIdx.x % 32;
+    if (lane >= kCluster) return;
     const int stage = stage_ - back;
-    barrier_arrive(barriers_.empty[stage < 0 ? stage + shape_.stages : stage]);
+    Barrier& empty = barriers_.empty[stage < 0 ? stage + shape_.stages : stage];
+    if constexpr (kCluster > 1)
+      barrier_arrive_at(empty, lane);
+    else
+      barrier_arrive(empty);
   }
 
  private:
@@ -95,6 +132,8 @@ class StageRing {
   int stage_ = 0;
   uint32_t parity_ = 0;
 };
+
+using StageRing = ClusterRing<1>;
 
 // Registers per thread: the kernel starts with an equal share of 65536 (168 or 128 per thread), of
 // which the producer gives most to the consumers.
