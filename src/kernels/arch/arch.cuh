@@ -66,6 +66,8 @@
 //   wgmma<N, transpose_a, transpose_b>(sum[N / 2], a, b)     sum += 64 x N products over 16 bf16 terms; transpose: the
 //                                                            operand lies M- or N-major; a may also be a thread's four
 //                                                            registers of mma_bf16, then without transpose_a
+//   wgmma_tf32<N>(sum[N / 2], a[4], b)           the same over 8 tf32 terms, which must have been rounded; a is a thread's
+//                                                registers of mma_tf32, b lies K-major
 //   wgmma_fence()                                before the first wgmma, and after any thread touched `sum`
 //   wgmma_commit(), wgmma_wait<left>()           groups of them; `sum` and the operands are in use until then
 //   hold(sum)                                    keeps the compiler from moving accesses of `sum` across it: before the
