@@ -34,6 +34,7 @@
 #include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
 #include "tile/wgmma_filter.cuh"
+#include "tile/wgmma_filter_tf32.cuh"
 
 namespace convnet {
 namespace {
@@ -256,22 +257,46 @@ int64_t most_parts(const ConvShape& s) {
   return T::takes(s.stride, s.Q) ? wgmma_parts<T>(s) : 1;
 }
 
+// A tile's call, but for its operands.
 template <class T>
-void run_wgmma(const ConvShape& s, const Arguments& a) {
-  const int64_t blocks = s.N / s.lanes, weights = s.K * (s.C / s.groups) * s.R * s.S;
+FilterCall call_of(const ConvShape& s, const Arguments& a) {
   FilterCall call{};
-  call.dy = image_activation(a.dy, s.K, s.P, s.Q, blocks);
-  call.x = image_activation(a.x, s.C, s.H, s.W, blocks);
   call.R = s.R, call.S = s.S, call.stride = s.stride, call.groups = s.groups;
   call.pad_top = s.pad_top, call.pad_left = s.pad_left;
   call.parts = wgmma_parts<T>(s);
   require_workspace(a, call.parts);
   call.dweight = call.parts > 1 ? a.workspace : a.dweight;
-  launch_filter<T>("conv_backward_filter", call, a.stream);
-  if (call.parts > 1) sum_parts(weights, call.parts, a.workspace, a.dweight, a.stream);
+  return call;
+}
+
+// What follows the products.
+template <class Element>
+void add_up(const ConvShape& s, const Arguments& a, int64_t parts) {
+  const int64_t blocks = s.N / s.lanes, weights = s.K * (s.C / s.groups) * s.R * s.S;
+  if (parts > 1) sum_parts(weights, parts, a.workspace, a.dweight, a.stream);
   if (a.dbias)  // behind the sums of dweight, so that both may use the same workspace
-    sum_rows(blocks, s.K, s.P * s.Q * s.lanes, static_cast<const bf16*>(a.dy), a.dbias, a.workspace,
-             a.stream);
+    sum_rows(blocks, s.K, s.P * s.Q * s.lanes, static_cast<const Element*>(a.dy), a.dbias,
+             a.workspace, a.stream);
+}
+
+template <class T>
+void run_wgmma(const ConvShape& s, const Arguments& a) {
+  const int64_t blocks = s.N / s.lanes;
+  FilterCall call = call_of<T>(s, a);
+  call.dy = image_activation(a.dy, s.K, s.P, s.Q, blocks);
+  call.x = image_activation(a.x, s.C, s.H, s.W, blocks);
+  launch_filter<T>("conv_backward_filter", call, a.stream);
+  add_up<bf16>(s, a, call.parts);
+}
+
+template <class T>
+void run_wgmma_tf32(const ConvShape& s, const Arguments& a) {
+  const int64_t blocks = s.N / s.lanes;
+  FilterCall call = call_of<T>(s, a);
+  call.dy = float_activation(a.dy, s.K, s.P, s.Q, blocks);
+  call.x = float_activation(a.x, s.C, s.H, s.W, blocks);
+  launch_filter_tf32<T>("conv_backward_filter", call, a.stream);
+  add_up<float>(s, a, call.parts);
 }
 
 using Row = Variant<ConvShape, Arguments>;
@@ -299,11 +324,30 @@ constexpr Row wgmma(const char* name, const char* when) {
           when, takes_wgmma<T, kRule>, run_wgmma<T>, takes_wgmma<T, any>};
 }
 
+// The same, and several taps.
+template <class T, bool (*kRule)(const ConvShape&)>
+bool takes_wgmma_tf32(const ConvShape& s) {
+  const int64_t channels = s.C / s.groups;
+  return takes_wgmma<T, kRule>(s) && s.S >= 3 &&
+         3 * channels >= 2 * round_up(channels, T::kChannels);
+}
+
+template <class T, bool (*kRule)(const ConvShape&)>
+constexpr Row wgmma_tf32(const char* name, const char* when) {
+  return {name, Precision::tf32,            90,                T::kFilters,         T::kColumns,
+          when, takes_wgmma_tf32<T, kRule>, run_wgmma_tf32<T>, takes_wgmma<T, any>};
+}
+
 using FiveTaps = FilterTile<2, 5, 48>;
 using ThreeTaps48 = FilterTile<2, 3, 48>;
 using ThreeTaps192 = FilterTile<3, 3, 64>;
 using ThreeTaps = FilterTile<2, 3, 64>;
 using OneTap = FilterTile<2, 1, 128>;
+
+using FiveTapsTf32 = FilterTileTf32<2, 5, 48>;
+using ThreeTaps48Tf32 = FilterTileTf32<2, 3, 48>;
+using ThreeTaps192Tf32 = FilterTileTf32<3, 3, 64>;
+using ThreeTapsTf32 = FilterTileTf32<2, 3, 64>;
 
 int64_t channels(const ConvShape& s) { return s.C / s.groups; }
 
@@ -318,6 +362,13 @@ const Row kVariants[] = {
     wgmma<ThreeTaps48, up_to_48>("wgmma-128x3x48", "64 lanes, C/g <= 48"),
     wgmma<ThreeTaps192, times_192>("wgmma-192x3x64", "64 lanes, K/g a multiple of 192, not of 128"),
     wgmma<ThreeTaps, any>("wgmma-128x3x64", "64 lanes"),
+
+    wgmma_tf32<FiveTapsTf32, five_taps>("wgmma-tf32-128x5x48",
+                                        "64 lanes, S >= 4, C/g a multiple of 48"),
+    wgmma_tf32<ThreeTaps48Tf32, up_to_48>("wgmma-tf32-128x3x48", "64 lanes, S >= 3, C/g 32..48"),
+    wgmma_tf32<ThreeTaps192Tf32, times_192>(
+        "wgmma-tf32-192x3x64", "64 lanes, S >= 3, K/g a multiple of 192, not of 128"),
+    wgmma_tf32<ThreeTapsTf32, any>("wgmma-tf32-128x3x64", "64 lanes, S >= 3"),
 
     row<SimtTile<128, 16, 4>>(
         "fp32-128x16", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),
@@ -343,7 +394,7 @@ int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision precisi
   check("conv_backward_filter_workspace", shape);
   const int64_t weights = shape.K * (shape.C / shape.groups) * shape.R * shape.S;
   int64_t parts = split_of(shape).parts;  // of every row, so that any may be forced
-  if (precision == Precision::bf16 && shape.lanes == 64)
+  if (precision != Precision::fp32 && shape.lanes == 64)  // tiles are the same in both
     parts = std::max({parts, most_parts<FiveTaps>(shape), most_parts<ThreeTaps48>(shape),
                       most_parts<ThreeTaps192>(shape), most_parts<ThreeTaps>(shape),
                       most_parts<OneTap>(shape)});

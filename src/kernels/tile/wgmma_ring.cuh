@@ -84,7 +84,7 @@ class StageRing {
     barrier_arrive(barriers_.empty[stage < 0 ? stage + shape_.stages : stage]);
   }
 
- private:
+ protected:
   __device__ __forceinline__ unsigned char* data() const {
     return reinterpret_cast<unsigned char*>(&barriers_) + kStagesOffset +
            stage_ * shape_.stage_bytes;

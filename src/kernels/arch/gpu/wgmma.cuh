@@ -161,6 +161,10 @@ __device__ __forceinline__ void wgmma_tf32(float (&sum)[N / 2],
   CONVNET_SM90(CONVNET_EACH_N(CONVNET_WGMMA_TF32));
 }
 
+__device__ __forceinline__ void store4_operand(float* place, float4 value) {
+  *reinterpret_cast<float4*>(place) = value;
+}
+
 __device__ __forceinline__ void wgmma_fence() {
   CONVNET_SM90(asm volatile("wgmma.fence.sync.aligned;" :: : "memory"));
 }
