@@ -5,7 +5,7 @@
 //            and, with a mask, where mask[n,c,h,w] > 0 does not hold: the mask is x, the output of
 //            a ReLU, and dx is then the gradient in front of it. An implicit GEMM: GEMM-M =
 //            channels of a group, GEMM-N = (block, h, w, lane), reduction over (r, s, k), filters
-//            innermost. (On Hopper, in bf16: tile/wgmma_maps.cuh.)
+//            innermost. (On Hopper: tile/wgmma_maps.cuh in bf16, tile/wgmma_maps_tf32.cuh in tf32.)
 // Tensors    dy [N/L][K][P][Q][L], weight [g][C/g][R][S][K/g] (bf16: rows padded to K8),
 //            dx, mask [N/L][C][H][W][L]; all by precision, sums float32.
 // Work       one launch per phase, the pixels of one (h mod stride, w mod stride): they share their
@@ -293,10 +293,14 @@ bool takes_wgmma_tf32(const ConvShape& s) {
 
 template <class T, bool (*kRule)(const ConvShape&)>
 constexpr Row wgmma_tf32(const char* name, const char* when) {
-  return {name,         Precision::tf32,
-          90,           64 * T::kPixels,
-          T::kMaps,     when,
-          takes_wgmma_tf32<T, kRule>, run_wgmma_tf32<T>,
+  return {name,
+          Precision::tf32,
+          90,
+          64 * T::kPixels,
+          T::kMaps,
+          when,
+          takes_wgmma_tf32<T, kRule>,
+          run_wgmma_tf32<T>,
           takes_wgmma_tf32<T, any>};
 }
 
@@ -310,8 +314,8 @@ const Row kVariants[] = {
     wgmma<192, 3, times_192>("wgmma-192x192", "64 lanes, stride 1, C/g a multiple of 192"),
     wgmma<128, 3, any>("wgmma-192x128", "64 lanes, stride 1"),
 
-    wgmma_tf32<MapsTileTf32<48, 8, 2, 5, false>, up_to_48>(
-        "wgmma-tf32-512x48x5", "64 lanes, stride 1, S = 5, C/g <= 48"),
+    wgmma_tf32<MapsTileTf32<48, 8, 2, 5, false>, up_to_48>("wgmma-tf32-512x48x5",
+                                                           "64 lanes, stride 1, S = 5, C/g <= 48"),
     wgmma_tf32<MapsTileTf32<128, 4, 2, 5, false>, any>("wgmma-tf32-256x128x5",
                                                        "64 lanes, stride 1, S = 5"),
     wgmma_tf32<MapsTileTf32<192, 3, 3, 3, false>, times_192>(

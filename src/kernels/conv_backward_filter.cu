@@ -4,7 +4,7 @@
 //            x[n,c,p*stride-pad+r,q*stride-pad+s], x zero outside the image; dbias[k] = sum over n,
 //            p, q of dy[n,k,p,q]. An implicit GEMM: GEMM-M = (c, r, s), GEMM-N = filters of a
 //            group, reduction over (block, p, q, lane), in which both operands are contiguous. (On
-//            Hopper, in bf16: tile/wgmma_filter.cuh.)
+//            Hopper: tile/wgmma_filter.cuh in bf16, tile/wgmma_filter_tf32.cuh in tf32.)
 // Tensors    dy [N/L][K][P][Q][L], x [N/L][C][H][W][L] by precision; dweight [g][C/g][R][S][K/g],
 //            dbias [K] and sums float32. workspace, float32: [parts] times dweight, or [N/L] times
 //            dbias, the larger; rows padded to 4 floats.
@@ -334,8 +334,15 @@ bool takes_wgmma_tf32(const ConvShape& s) {
 
 template <class T, bool (*kRule)(const ConvShape&)>
 constexpr Row wgmma_tf32(const char* name, const char* when) {
-  return {name, Precision::tf32,            90,                T::kFilters,         T::kColumns,
-          when, takes_wgmma_tf32<T, kRule>, run_wgmma_tf32<T>, takes_wgmma<T, any>};
+  return {name,
+          Precision::tf32,
+          90,
+          T::kFilters,
+          T::kColumns,
+          when,
+          takes_wgmma_tf32<T, kRule>,
+          run_wgmma_tf32<T>,
+          takes_wgmma<T, any>};
 }
 
 using FiveTaps = FilterTile<2, 5, 48>;
@@ -354,6 +361,7 @@ int64_t channels(const ConvShape& s) { return s.C / s.groups; }
 bool five_taps(const ConvShape& s) { return s.S >= 4 && channels(s) % 48 == 0; }
 bool one_tap(const ConvShape& s) { return s.S == 1; }
 bool up_to_48(const ConvShape& s) { return channels(s) <= 48; }
+bool any_192(const ConvShape& s) { return filters(s) % 192 == 0; }
 bool times_192(const ConvShape& s) { return filters(s) % 192 == 0 && filters(s) % 128 != 0; }
 
 const Row kVariants[] = {
@@ -366,8 +374,8 @@ const Row kVariants[] = {
     wgmma_tf32<FiveTapsTf32, five_taps>("wgmma-tf32-128x5x48",
                                         "64 lanes, S >= 4, C/g a multiple of 48"),
     wgmma_tf32<ThreeTaps48Tf32, up_to_48>("wgmma-tf32-128x3x48", "64 lanes, S >= 3, C/g 32..48"),
-    wgmma_tf32<ThreeTaps192Tf32, times_192>(
-        "wgmma-tf32-192x3x64", "64 lanes, S >= 3, K/g a multiple of 192, not of 128"),
+    wgmma_tf32<ThreeTaps192Tf32, any_192>("wgmma-tf32-192x3x64",
+                                          "64 lanes, S >= 3, K/g a multiple of 192, not of 128"),
     wgmma_tf32<ThreeTapsTf32, any>("wgmma-tf32-128x3x64", "64 lanes, S >= 3"),
 
     row<SimtTile<128, 16, 4>>(
@@ -393,7 +401,7 @@ const Row kVariants[] = {
 int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision precision) {
   check("conv_backward_filter_workspace", shape);
   const int64_t weights = shape.K * (shape.C / shape.groups) * shape.R * shape.S;
-  int64_t parts = split_of(shape).parts;  // of every row, so that any may be forced
+  int64_t parts = split_of(shape).parts;                  // of every row, so that any may be forced
   if (precision != Precision::fp32 && shape.lanes == 64)  // tiles are the same in both
     parts = std::max({parts, most_parts<FiveTaps>(shape), most_parts<ThreeTaps48>(shape),
                       most_parts<ThreeTaps192>(shape), most_parts<ThreeTaps>(shape),

@@ -3,7 +3,8 @@
 // What       y[n,k,p,q] = bias[k] + sum over c, r, s of weight[k,c,r,s]
 //            x[n,c,p*stride-pad+r,q*stride-pad+s], plus what y held before where asked, then ReLU
 //            where asked; zero outside the image, grouped. An implicit GEMM: GEMM-M = filters of a group, GEMM-N = (block, p, q, lane),
-//            reduction over (c, r, s). (On Hopper, in bf16: tile/wgmma_maps.cuh.)
+//            reduction over (c, r, s). (On Hopper: tile/wgmma_maps.cuh in bf16,
+//            tile/wgmma_maps_tf32.cuh in tf32.)
 // Tensors    x [N/L][C][H][W][L], weight [g][C/g][R][S][K/g] (bf16: rows padded to K8), bias [K], y
 //            [N/L][K][P][Q][L]; x, weight and y by precision, bias and sums float32. Order of each
 //            sum, by the number of channels of a group: whole units of 8 (fp32) or 16 (tf32, bf16)
@@ -327,10 +328,14 @@ bool takes_wgmma_tf32(const ConvShape& s) {
 
 template <class T, bool (*kRule)(const ConvShape&)>
 constexpr Row wgmma_tf32(const char* name, const char* when) {
-  return {name,         Precision::tf32,
-          90,           64 * T::kPixels,
-          T::kMaps,     when,
-          takes_wgmma_tf32<T, kRule>, run_wgmma_tf32<T>,
+  return {name,
+          Precision::tf32,
+          90,
+          64 * T::kPixels,
+          T::kMaps,
+          when,
+          takes_wgmma_tf32<T, kRule>,
+          run_wgmma_tf32<T>,
           takes_wgmma_tf32<T, any>};
 }
 

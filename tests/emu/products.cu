@@ -13,6 +13,7 @@
 
 #include "arch/arch.cuh"
 #include "tile/wgmma_filter.cuh"
+#include "tile/wgmma_filter_tf32.cuh"
 #include "tile/wgmma_maps.cuh"
 #include "tile/wgmma_maps_tf32.cuh"
 
@@ -58,7 +59,8 @@ using Tensor = TensorOf<bf16>;
 template <class T = bf16>
 TensorOf<T> random_tensor(std::size_t count, Random& random) {
   TensorOf<T> t(count);
-  for (std::size_t i = 0; i < count; ++i) t.data[i] = of_float<T>(static_cast<float>(random.next()));
+  for (std::size_t i = 0; i < count; ++i)
+    t.data[i] = of_float<T>(static_cast<float>(random.next()));
   return t;
 }
 
@@ -216,7 +218,8 @@ void forward_tf32(const Problem& t) {
       expected[t.y(b, g, k, p, q) + n] +=
           x.data[t.x(b, g, c, h, w) + n] * weight.data[t.parameter(g, c, r, s, k)];
   });
-  launch_maps_tf32<T>("forward", t.shape(), float_activation(x.data, t.groups * t.C, t.H, t.W, t.blocks),
+  launch_maps_tf32<T>("forward", t.shape(),
+                      float_activation(x.data, t.groups * t.C, t.H, t.W, t.blocks),
                       float_activation(y.data, t.groups * t.K, t.P, t.Q, t.blocks), weight.data,
                       {bias.data(), nullptr, y.data}, true, nullptr);
   for (std::size_t i = 0; i < expected.size(); ++i)
@@ -247,10 +250,15 @@ void backward_data_tf32(const Problem& t, bool masked = false) {
   report(differences(dx, expected));
 }
 
-template <class T>
-void backward_filter(const Problem& t, int parts) {
+// What both arithmetics are checked with: `launch` takes the call.
+template <class Element, class Launch>
+void backward_filter_of(const Problem& t,
+                        int parts,
+                        Activation (*activation)(const void*, int64_t, int64_t, int64_t, int64_t),
+                        const Launch& launch) {
   Random random{3};
-  Tensor dy = random_tensor(t.y_count(), random), x = random_tensor(t.x_count(), random);
+  const auto dy = random_tensor<Element>(t.y_count(), random),
+             x = random_tensor<Element>(t.x_count(), random);
   const std::size_t count = t.parameters();
   std::vector<float> expected(count), found(parts * round_up(count, 4));
   t.for_each([&](int b, int g, int c, int k, int r, int s, int p, int q, int h, int w) {
@@ -258,17 +266,9 @@ void backward_filter(const Problem& t, int parts) {
       expected[t.parameter(g, c, r, s, k)] +=
           to_float(dy.data[t.y(b, g, k, p, q) + n]) * to_float(x.data[t.x(b, g, c, h, w) + n]);
   });
-  const FilterCall call{image_activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks),
-                        image_activation(x.data, t.groups * t.C, t.H, t.W, t.blocks),
-                        found.data(),
-                        t.R,
-                        t.S,
-                        t.stride,
-                        t.pad,
-                        t.pad,
-                        t.groups,
-                        parts};
-  launch_filter<T>("backward_filter", call, nullptr);
+  launch(FilterCall{activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks),
+                    activation(x.data, t.groups * t.C, t.H, t.W, t.blocks), found.data(), t.R, t.S,
+                    t.stride, t.pad, t.pad, t.groups, parts});
   int wrong = 0;
   for (std::size_t i = 0; i < count; ++i) {
     float sum = 0;
@@ -276,6 +276,20 @@ void backward_filter(const Problem& t, int parts) {
     wrong += sum != expected[i];
   }
   report(wrong);
+}
+
+template <class T>
+void backward_filter(const Problem& t, int parts) {
+  backward_filter_of<bf16>(t, parts, image_activation, [](const FilterCall& call) {
+    launch_filter<T>("backward_filter", call, nullptr);
+  });
+}
+
+template <class T>
+void backward_filter_tf32(const Problem& t, int parts) {
+  backward_filter_of<float>(t, parts, float_activation, [](const FilterCall& call) {
+    launch_filter_tf32<T>("backward_filter", call, nullptr);
+  });
 }
 
 // One step of a linear layer's weights; its numbers keep everything exact.
@@ -343,6 +357,9 @@ const std::map<std::string, std::function<void()>> kScenarios{
     {"backward-data-tf32-masked",
      [] { backward_data_tf32<MapsTileTf32<32, 3, 3, 3, false>>(kWideTf32, true); }},
     {"backward-filter", [] { backward_filter<FilterTile<2, 3, 16>>(kPadded, 3); }},
+    {"backward-filter-tf32", [] { backward_filter_tf32<FilterTileTf32<2, 3, 16>>(kPadded, 3); }},
+    {"backward-filter-tf32-wide",
+     [] { backward_filter_tf32<FilterTileTf32<3, 3, 16>>(kWideTf32, 1); }},
     {"backward-filter-strided", [] { backward_filter<FilterTile<2, 3, 16>>(kStrided, 1); }},
 };
 

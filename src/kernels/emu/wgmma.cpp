@@ -77,9 +77,9 @@ double number(uint16_t bits) {
 std::size_t lane_of_group() { return static_cast<std::size_t>(here->number % kGroupThreads); }
 
 bool operator==(const Product& x, const Product& y) {
-  return x.commit == y.commit && x.tf32 == y.tf32 && x.columns == y.columns && x.transpose_a == y.transpose_a &&
-         x.transpose_b == y.transpose_b && x.a_in_registers == y.a_in_registers && x.a == y.a &&
-         x.b == y.b;
+  return x.commit == y.commit && x.tf32 == y.tf32 && x.columns == y.columns &&
+         x.transpose_a == y.transpose_a && x.transpose_b == y.transpose_b &&
+         x.a_in_registers == y.a_in_registers && x.a == y.a && x.b == y.b;
 }
 
 std::string describe(const Product& x) {
@@ -89,7 +89,8 @@ std::string describe(const Product& x) {
     text << "0x" << std::hex << value;
     return text.str();
   };
-  return message(x.tf32 ? "wgmma_tf32<" : "wgmma<", x.columns, "> with a=", x.a_in_registers ? "registers" : hex(x.a),
+  return message(x.tf32 ? "wgmma_tf32<" : "wgmma<", x.columns,
+                 "> with a=", x.a_in_registers ? "registers" : hex(x.a),
                  x.transpose_a ? " transposed" : "", " b=", hex(x.b),
                  x.transpose_b ? " transposed" : "");
 }
@@ -335,21 +336,21 @@ void Warpgroups::gather(
 // b of a product in tf32, whose 16 bytes hold four terms where bf16 has eight.
 void Warpgroups::gather_tf32(const Issued& product, double* out) const {
   const unsigned char* shared = block_.shared.data();
-  for_each_chunk(Operand(product.b), product.columns, false,
-                 [&](uint32_t column, uint32_t k, uint32_t at) {
-                   const uint32_t first = at - kSharedWindow;
-                   uint32_t bits[4];
-                   std::memcpy(bits, shared + first, 16);
-                   if (watching) watch_shared_read(shared + first, 16);
-                   for (uint32_t i = 0; i < 4; ++i) {
-                     if ((bits[i] & kCut) != 0)
-                       fail(message("wgmma_tf32 in ", describe(product.site), ": byte ", first + 4 * i,
-                                    " of shared memory begins a value of b that was not rounded "
-                                    "with round_tf32, hardware would truncate it"));
-                     out[(k / 2 + i) * static_cast<uint32_t>(product.columns) + column] =
-                         std::bit_cast<float>(bits[i]);
-                   }
-                 });
+  for_each_chunk(
+      Operand(product.b), product.columns, false, [&](uint32_t column, uint32_t k, uint32_t at) {
+        const uint32_t first = at - kSharedWindow;
+        uint32_t bits[4];
+        std::memcpy(bits, shared + first, 16);
+        if (watching) watch_shared_read(shared + first, 16);
+        for (uint32_t i = 0; i < 4; ++i) {
+          if ((bits[i] & kCut) != 0)
+            fail(message("wgmma_tf32 in ", describe(product.site), ": byte ", first + 4 * i,
+                         " of shared memory begins a value of b that was not rounded "
+                         "with round_tf32, hardware would truncate it"));
+          out[(k / 2 + i) * static_cast<uint32_t>(product.columns) + column] =
+              std::bit_cast<float>(bits[i]);
+        }
+      });
 }
 
 // a that came in registers.
@@ -357,8 +358,7 @@ void Warpgroups::place_a(const Issued& product) {
   const int terms = product.terms();
   for (int lane = 0; lane < kGroupThreads; ++lane) {
     const auto& values = product.a_values[static_cast<std::size_t>(lane)];
-    if (!std::equal(values.begin(), values.end(),
-                    product.a_places[static_cast<std::size_t>(lane)]))
+    if (!std::equal(values.begin(), values.end(), product.a_places[static_cast<std::size_t>(lane)]))
       fail(message("thread ", lane, " of the warpgroup has changed the registers a of wgmma in ",
                    describe(product.site), " before its wgmma_wait"));
     const int first = lane / 32 * 16 + lane % 32 / 4, quad = lane % 4;

@@ -19,7 +19,7 @@ namespace convnet {
 template <int kConsumerCount, int kTapsPerTile, int kChannelsPerTile>
 struct FilterTileTf32 : FilterTile<kConsumerCount, kTapsPerTile, kChannelsPerTile> {
   static constexpr int kLanes = 16, kQuarters = 4, kProducts = 2;  // of eight lanes
-  static constexpr int kOfPreparer = 56;  // registers
+  static constexpr int kOfPreparer = 56;                           // registers
 };
 
 template <class T>
@@ -65,9 +65,8 @@ __device__ __forceinline__ void prepare(const FilterProblem& p, PreparedRing rin
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
     for (int left = stages_of(p, FilterPlace<T>(p, index)); left > 0; --left) {
       prepare_rows(reinterpret_cast<float*>(ring.await() + p.chunk_pixels * T::kDyBytes),
-                   x_pixels<T>(p) * T::kChannels, [](int n) {
-                     return n % kTermsTf32 / 2 * 4 + n / kTermsTf32 * 2 + n % 2;
-                   });
+                   x_pixels<T>(p) * T::kChannels,
+                   [](int n) { return n % kTermsTf32 / 2 * 4 + n / kTermsTf32 * 2 + n % 2; });
       ring.announce();
       ring.next();
     }
@@ -85,7 +84,7 @@ __device__ __forceinline__ void multiply_pixel(float (&sum)[T::kColumns / 2],
   const float4 u = load4(dy), v = load4(dy + 8 * T::kLanes);
 #pragma unroll
   for (int n = 0; n < T::kProducts; ++n) {
-    uint32_t(&a)[4] = fragments[n];
+    uint32_t (&a)[4] = fragments[n];
     a[0] = rounded_bits(n == 0 ? u.x : u.z), a[1] = rounded_bits(n == 0 ? v.x : v.z);
     a[2] = rounded_bits(n == 0 ? u.y : u.w), a[3] = rounded_bits(n == 0 ? v.y : v.w);
     hold(a);

@@ -26,7 +26,11 @@
 
 namespace convnet {
 
-template <int kMapsPerTile, int kPixelsPerTile, int kConsumerCount, int kTapsPerRow, bool kForwardPass>
+template <int kMapsPerTile,
+          int kPixelsPerTile,
+          int kConsumerCount,
+          int kTapsPerRow,
+          bool kForwardPass>
 struct MapsTileTf32 {
   static constexpr int kMaps = kMapsPerTile, kPixels = kPixelsPerTile, kTaps = kTapsPerRow;
   static constexpr bool kForward = kForwardPass;
@@ -43,7 +47,7 @@ struct MapsTileTf32 {
   static constexpr int kRowBytes = kDepth * 4;  // of weights: a span of the 64-byte swizzle
   static constexpr int kTapBytes = kMaps * kRowBytes;
   static constexpr int kStageBytes = 2 * kHalfBytes + kTaps * kTapBytes;
-  static constexpr int kBox = 32;    // maps: rows of weights that a warp transposes
+  static constexpr int kBox = 32;  // maps: rows of weights that a warp transposes
   static constexpr int kChunk = kMaps % 32 == 0 ? 32 : 16;  // maps that are stored at a time
   static_assert(kMaps % 16 == 0 && kMaps <= 256 && (!kForward || kMaps % kBox == 0));
   static_assert(kStrip <= 256);
@@ -172,8 +176,8 @@ struct MapsFragments {
       for (int j = 0; j < kCount; ++j) {
         const int s = group * kPixels + i - j;
         if (s < 0 || s >= T::kTaps) continue;
-        wgmma_tf32<T::kMaps>(
-            sum[j], a[i], advance(weights, (T::kForward ? s : T::kTaps - 1 - s) * T::kTapBytes));
+        wgmma_tf32<T::kMaps>(sum[j], a[i],
+                             advance(weights, (T::kForward ? s : T::kTaps - 1 - s) * T::kTapBytes));
       }
     wgmma_commit();
   }
@@ -195,10 +199,8 @@ struct MapsPixel {
   int first;       // the same of all groups
   int64_t offset;  // of this map
 
-  __device__ __forceinline__ MapsPixel(const MapsProblem& p,
-                                       const MapsOutputTf32& to,
-                                       const MapsPlace<T>& place,
-                                       int column)
+  __device__ __forceinline__
+  MapsPixel(const MapsProblem& p, const MapsOutputTf32& to, const MapsPlace<T>& place, int column)
       : p(p), to(to) {
     const MapsThread me;
     map = place.map + 2 * me.quad;
@@ -283,7 +285,8 @@ __device__ __forceinline__ void consume_tile(const MapsProblem& p,
         if (p.masked) MapsPixel<T>(p, to, place, column + j).prefetch_mask();
       }
     }
-    const int strip = MapsThread().lane / 32 * T::kHalfBytes + (column - place.column) * T::kPixelBytes;
+    const int strip =
+        MapsThread().lane / 32 * T::kHalfBytes + (column - place.column) * T::kPixelBytes;
     using Fragments = MapsFragments<T, kCount>;
     Fragments fragments[2];  // one is loaded while the other is multiplied
     for (int step = 0; step < stages; ++step) {
@@ -398,13 +401,13 @@ void launch_maps_tf32(const char* op,
           p.tiles(), "; run the batch in parts");
   const int64_t K = s.K / s.groups, row = K * 4, channels = s.C, taps = s.R * s.S;
   const TensorMap weights =
-      T::kForward
-          ? tensor_map("weight", Element::float32, weight, {T::kBox, channels, K / T::kBox, taps, 1},
-                       {taps * row, T::kBox * 4, row, channels * taps * row},
-                       {T::kBox, T::kDepth, T::kMaps / T::kBox, T::kTaps, 1}, Swizzle::none)
-          : tensor_map("weight", Element::float32, weight, {K, channels, taps, 1, 1},
-                       {taps * row, row, channels * taps * row, channels * taps * row},
-                       {T::kDepth, T::kMaps, T::kTaps, 1, 1}, Swizzle::bytes64);
+      T::kForward ? tensor_map("weight", Element::float32, weight,
+                               {T::kBox, channels, K / T::kBox, taps, 1},
+                               {taps * row, T::kBox * 4, row, channels * taps * row},
+                               {T::kBox, T::kDepth, T::kMaps / T::kBox, T::kTaps, 1}, Swizzle::none)
+                  : tensor_map("weight", Element::float32, weight, {K, channels, taps, 1, 1},
+                               {taps * row, row, channels * taps * row, channels * taps * row},
+                               {T::kDepth, T::kMaps, T::kTaps, 1, 1}, Swizzle::bytes64);
   launch(wgmma_maps_tf32_kernel<T>, Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))),
          Dim3(T::kThreads), std::size_t(p.ring.bytes()), stream,
          load_map_tf32("input", in, 32, T::kDepth, T::kStrip, Swizzle::bytes128), weights, p, to);

@@ -89,9 +89,9 @@ __device__ __forceinline__ void store_slots(float* row, const Terms& terms) {
 #pragma unroll
   for (int chunk = 0; chunk < 4; ++chunk) {
     const int first = chunk / 2 * kTermsTf32 + chunk % 2;
-    store4_operand(row + (chunk ^ swizzle) * 4,
-                   round_tf32(float4{terms(first), terms(first + 2), terms(first + 4),
-                                     terms(first + 6)}));
+    store4_operand(
+        row + (chunk ^ swizzle) * 4,
+        round_tf32(float4{terms(first), terms(first + 2), terms(first + 4), terms(first + 6)}));
   }
 }
 
@@ -129,12 +129,8 @@ inline Activation float_activation(
 }
 
 // Boxes of `lanes` lanes, a span of the swizzle, of `maps` maps of `columns` neighbouring columns.
-inline TensorMap load_map_tf32(const char* what,
-                               const Activation& a,
-                               int lanes,
-                               int maps,
-                               int columns,
-                               Swizzle swizzle) {
+inline TensorMap load_map_tf32(
+    const char* what, const Activation& a, int lanes, int maps, int columns, Swizzle swizzle) {
   return tensor_map(what, Element::float32, a.data, {64, a.maps, a.columns, a.rows, a.blocks},
                     {a.map_stride, a.column_stride, a.row_stride, a.block_stride},
                     {lanes, maps, columns, 1, 1}, swizzle);
