@@ -314,13 +314,13 @@ const Row kVariants[] = {
     wgmma<192, 3, times_192>("wgmma-192x192", "64 lanes, stride 1, C/g a multiple of 192"),
     wgmma<128, 3, any>("wgmma-192x128", "64 lanes, stride 1"),
 
-    wgmma_tf32<MapsTileTf32<48, 8, 2, 5, false>, up_to_48>("wgmma-tf32-512x48x5",
+    wgmma_tf32<MapsTileTf32<48, 8, 2, 5, false>, up_to_48>("wgmma_tf32-512x48x5",
                                                            "64 lanes, stride 1, S = 5, C/g <= 48"),
-    wgmma_tf32<MapsTileTf32<128, 4, 2, 5, false>, any>("wgmma-tf32-256x128x5",
+    wgmma_tf32<MapsTileTf32<128, 4, 2, 5, false>, any>("wgmma_tf32-256x128x5",
                                                        "64 lanes, stride 1, S = 5"),
     wgmma_tf32<MapsTileTf32<192, 3, 3, 3, false>, times_192>(
-        "wgmma-tf32-192x192x3", "64 lanes, stride 1, S = 3, C/g a multiple of 192"),
-    wgmma_tf32<MapsTileTf32<128, 3, 3, 3, false>, any>("wgmma-tf32-192x128x3",
+        "wgmma_tf32-192x192x3", "64 lanes, stride 1, S = 3, C/g a multiple of 192"),
+    wgmma_tf32<MapsTileTf32<128, 3, 3, 3, false>, any>("wgmma_tf32-192x128x3",
                                                        "64 lanes, stride 1, S = 3"),
 
     row<SimtTile<16, 256, 4>>(

@@ -371,12 +371,12 @@ const Row kVariants[] = {
     wgmma<ThreeTaps192, times_192>("wgmma-192x3x64", "64 lanes, K/g a multiple of 192, not of 128"),
     wgmma<ThreeTaps, any>("wgmma-128x3x64", "64 lanes"),
 
-    wgmma_tf32<FiveTapsTf32, five_taps>("wgmma-tf32-128x5x48",
+    wgmma_tf32<FiveTapsTf32, five_taps>("wgmma_tf32-128x5x48",
                                         "64 lanes, S >= 4, C/g a multiple of 48"),
-    wgmma_tf32<ThreeTaps48Tf32, up_to_48>("wgmma-tf32-128x3x48", "64 lanes, S >= 3, C/g 32..48"),
-    wgmma_tf32<ThreeTaps192Tf32, any_192>("wgmma-tf32-192x3x64",
+    wgmma_tf32<ThreeTaps48Tf32, up_to_48>("wgmma_tf32-128x3x48", "64 lanes, S >= 3, C/g 32..48"),
+    wgmma_tf32<ThreeTaps192Tf32, any_192>("wgmma_tf32-192x3x64",
                                           "64 lanes, S >= 3, K/g a multiple of 192, not of 128"),
-    wgmma_tf32<ThreeTapsTf32, any>("wgmma-tf32-128x3x64", "64 lanes, S >= 3"),
+    wgmma_tf32<ThreeTapsTf32, any>("wgmma_tf32-128x3x64", "64 lanes, S >= 3"),
 
     row<SimtTile<128, 16, 4>>(
         "fp32-128x16", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),

@@ -523,10 +523,10 @@ FAULTS = {
     OPERANDS + "5 noted 4096 2\n* sync\n* wfence\n* mma 0 2048\n* wcommit\n* wwait 0": None,  # not an operand
     # tf32: bytes of 64 make numbers whose low bits are set
     "0 fill 0 8192 0\n* proxy\n* sync\n* wfence\n* mma_tf32 0 2048\n* wcommit\n* wwait 0": None,
-    "0 fill 0 8192 0\n0 fill 4000 4 64\n* proxy\n* sync\n* wfence\n* mma_tf32 0 2048\n* wcommit\n* wwait 0": r"wgmma_tf32 in "
-    r".* byte 4000 of shared memory begins a value of b that was not rounded",
-    "99 touch_a 2\n* wfence\n* mma_tf32 0 2048\n* wcommit\n* wwait 0": r"thread \(99,0,0\).*wgmma_tf32 in .* register 2 of "
-    r"a was not rounded with round_tf32",
+    "0 fill 0 8192 0\n0 fill 4000 4 64\n* proxy\n* sync\n* wfence\n* mma_tf32 0 2048\n* wcommit\n* wwait 0": r"wgmma"
+    r"_tf32 in .* byte 4000 of shared memory begins a value of b that was not rounded",
+    "99 touch_a 2\n* wfence\n* mma_tf32 0 2048\n* wcommit\n* wwait 0": r"thread \(99,0,0\).*wgmma_tf32 in .*"
+    r"register 2 of a was not rounded with round_tf32",
     "* wfence\n0-63 mma_tf32 0 2048\n64-127 mma_registers 0 2048\n* wcommit\n* wwait 0": r"must call the same: "
     r"wgmma(_tf32)?<64> with a=registers",
     # descriptors

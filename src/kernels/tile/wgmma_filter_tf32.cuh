@@ -73,17 +73,16 @@ __device__ __forceinline__ void prepare(const FilterProblem& p, PreparedRing rin
   }
 }
 
-// The products of one pixel, each a group of its own, behind which the one before is done: then
-// `done(number)` is called. `dy`: the thread's first filter and lanes.
-template <class T, class Done>
+// The products of one pixel, each a group of its own. `dy`: the thread's first filter and lanes.
+template <class T>
 __device__ __forceinline__ void multiply_pixel(float (&sum)[T::kColumns / 2],
                                                uint32_t (&fragments)[T::kProducts][4],
                                                const float* dy,
-                                               uint64_t x,
-                                               const Done& done) {
+                                               uint64_t x) {
   const float4 u = load4(dy), v = load4(dy + 8 * T::kLanes);
 #pragma unroll
   for (int n = 0; n < T::kProducts; ++n) {
+    wgmma_wait<1>();  // the product of these registers before this one is done
     uint32_t (&a)[4] = fragments[n];
     a[0] = rounded_bits(n == 0 ? u.x : u.z), a[1] = rounded_bits(n == 0 ? v.x : v.z);
     a[2] = rounded_bits(n == 0 ? u.y : u.w), a[3] = rounded_bits(n == 0 ? v.y : v.w);
@@ -91,8 +90,6 @@ __device__ __forceinline__ void multiply_pixel(float (&sum)[T::kColumns / 2],
     wgmma_fence();
     wgmma_tf32<T::kColumns>(sum, a, advance(x, n * kTermsTf32 * 4));
     wgmma_commit();
-    wgmma_wait<1>();
-    done(n);
   }
 }
 
@@ -114,34 +111,23 @@ __device__ __forceinline__ void consume(const FilterProblem& p,
     hold(sum);
 
     uint32_t fragments[T::kProducts][4];  // one is rounded while the other is multiplied
-    bool first = true;
     for (FilterWalk walk(p, place.first_chunk, place.last_chunk); walk.left > 0; walk.next(p)) {
       if (!walk.exists(p, place.r)) continue;
-      const int pixels = walk.column_end(p) - walk.column(p);
+      const int pixels = works ? walk.column_end(p) - walk.column(p) : 0;
       for (int quarter = 0; quarter < T::kQuarters; ++quarter) {
         unsigned char* stage = ring.await_ready();
         const float* dy = reinterpret_cast<float*>(stage) + filter * T::kLanes + lane % 4 * 4;
         const uint64_t x = operand(stage + dy_bytes, kAtom, 8 * T::kRow, Swizzle::bytes64);
-        if (!works) {
-          __syncwarp();  // all lanes have come so far
-          ring.next();
-          ring.release(1);
-          continue;
-        }
 #pragma unroll 1
         for (int i = 0; i < pixels; ++i)
           multiply_pixel<T>(sum, fragments, dy + i * T::kFilters * T::kLanes,
-                            advance(x, i * p.stride * T::kXBytes), [&](int n) {
-                              // the products of the stage before this one
-                              if (i == 0 && n == 0 && !first) ring.release(1);
-                            });
-        first = false;
+                            advance(x, i * p.stride * T::kXBytes));
+        wgmma_wait<0>();  // the other warpgroups multiply meanwhile
         ring.next();
+        ring.release(1);
       }
     }
-    wgmma_wait<0>();
     hold(sum);
-    if (!first) ring.release(1);
     if (!works) continue;
     // Computed again: meanwhile its registers were the products'.
     const FilterPlace<T> end(p, warp_uniform(index));

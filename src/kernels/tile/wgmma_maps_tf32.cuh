@@ -48,7 +48,7 @@ struct MapsTileTf32 {
   static constexpr int kTapBytes = kMaps * kRowBytes;
   static constexpr int kStageBytes = 2 * kHalfBytes + kTaps * kTapBytes;
   static constexpr int kBox = 32;  // maps: rows of weights that a warp transposes
-  static constexpr int kChunk = kMaps % 32 == 0 ? 32 : 16;  // maps that are stored at a time
+  static constexpr int kChunk = 16;  // maps that are stored at a time
   static_assert(kMaps % 16 == 0 && kMaps <= 256 && (!kForward || kMaps % kBox == 0));
   static_assert(kStrip <= 256);
 
@@ -140,7 +140,7 @@ struct MapsThread {
 template <class T, int kCount>
 struct MapsFragments {
   static constexpr int kStrip = kCount - 1 + T::kTaps;
-  static constexpr int kGroups = (kStrip + 3) / 4;  // of products, to go through the strip
+  static constexpr int kGroups = (kStrip + 2) / 3;  // of products, to go through the strip
   static constexpr int kPixels = (kStrip + kGroups - 1) / kGroups;
   uint32_t a[kPixels][4];
 
@@ -259,57 +259,54 @@ struct MapsPixel {
   }
 };
 
-// A tile of which this warpgroup has kCount pixels, from `column` on.
+// A tile of which this warpgroup has kCount pixels, from `column` on. With none it lets the stages pass.
 template <class T, int kCount>
 __device__ __forceinline__ void consume_tile(const MapsProblem& p,
                                              const MapsPlace<T>& place,
+                                             int index,
                                              int column,
                                              const MapsOutputTf32& to,
                                              PreparedRing& ring) {
+  constexpr int kSome = kCount > 0 ? kCount : 1;
   const int stages = stages_of(place);
-  if constexpr (kCount == 0) {
-    for (int left = stages; left > 0; --left) {
-      ring.await_ready();
-      __syncwarp();  // all lanes have come so far
-      ring.next();
-      ring.release(1);
+  float sum[kSome][T::kMaps / 2];
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+#pragma unroll
+    for (int i = 0; i < T::kMaps / 2; ++i) sum[j][i] = 0.0f;
+    hold(sum[j]);
+    if constexpr (!T::kForward) {
+      if (p.masked) MapsPixel<T>(p, to, place, column + j).prefetch_mask();
     }
-  } else {
-    float sum[kCount][T::kMaps / 2];
+  }
+  const int strip =
+      MapsThread().lane / 32 * T::kHalfBytes + (column - place.column) * T::kPixelBytes;
+  using Fragments = MapsFragments<T, kSome>;
+  Fragments fragments[2];  // one is loaded while the other is multiplied
+  for (int step = 0; step < stages; ++step) {
+    const unsigned char* stage = ring.await_ready();
+    const uint64_t weights =
+        operand(stage + 2 * T::kHalfBytes, kAtom, 8 * T::kRowBytes, Swizzle::bytes64);
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) {
-#pragma unroll
-      for (int i = 0; i < T::kMaps / 2; ++i) sum[j][i] = 0.0f;
-      hold(sum[j]);
-      if constexpr (!T::kForward) {
-        if (p.masked) MapsPixel<T>(p, to, place, column + j).prefetch_mask();
-      }
-    }
-    const int strip =
-        MapsThread().lane / 32 * T::kHalfBytes + (column - place.column) * T::kPixelBytes;
-    using Fragments = MapsFragments<T, kCount>;
-    Fragments fragments[2];  // one is loaded while the other is multiplied
-    for (int step = 0; step < stages; ++step) {
-      const unsigned char* stage = ring.await_ready();
-      const uint64_t weights =
-          operand(stage + 2 * T::kHalfBytes, kAtom, 8 * T::kRowBytes, Swizzle::bytes64);
-#pragma unroll
-      for (int i = 0; i < T::kSteps * Fragments::kGroups; ++i) {
-        const int eight = i / Fragments::kGroups, group = i % Fragments::kGroups;
+    for (int i = 0; i < T::kSteps * Fragments::kGroups; ++i) {
+      const int eight = i / Fragments::kGroups, group = i % Fragments::kGroups;
+      wgmma_wait<1>();                          // the products of these fragments before are done,
+      if (i == 1 && step > 0) ring.release(1);  // and now all of the stage before
+      if constexpr (kCount > 0) {
         fragments[i % 2].load(reinterpret_cast<const float*>(stage + strip), eight, group);
         fragments[i % 2].multiply(sum, advance(weights, eight * kTermsTf32 * 4), group);
-        wgmma_wait<1>();  // the group before is done
-        if (i == 0 && step > 0) ring.release(1);
       }
-      ring.next();
     }
-    wgmma_wait<0>();
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) hold(sum[j]);
-    if (stages > 0) ring.release(1);
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) MapsPixel<T>(p, to, place, column + j).store(sum[j]);
+    ring.next();
   }
+  wgmma_wait<0>();
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) hold(sum[j]);
+  if (stages > 0) ring.release(1);
+  // Computed again: meanwhile its registers were the products'.
+  const MapsPlace<T> end(p, warp_uniform(index));
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) MapsPixel<T>(p, to, end, column + j).store(sum[j]);
 }
 
 template <class T>
@@ -325,19 +322,19 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
     const int column = place.column + warpgroup * each + min(warpgroup, more);
     switch (each + (warpgroup < more)) {
       case 4:
-        if constexpr (T::kPixelsEach >= 4) consume_tile<T, 4>(p, place, column, to, ring);
+        if constexpr (T::kPixelsEach >= 4) consume_tile<T, 4>(p, place, index, column, to, ring);
         break;
       case 3:
-        if constexpr (T::kPixelsEach >= 3) consume_tile<T, 3>(p, place, column, to, ring);
+        if constexpr (T::kPixelsEach >= 3) consume_tile<T, 3>(p, place, index, column, to, ring);
         break;
       case 2:
-        if constexpr (T::kPixelsEach >= 2) consume_tile<T, 2>(p, place, column, to, ring);
+        if constexpr (T::kPixelsEach >= 2) consume_tile<T, 2>(p, place, index, column, to, ring);
         break;
       case 1:
-        consume_tile<T, 1>(p, place, column, to, ring);
+        consume_tile<T, 1>(p, place, index, column, to, ring);
         break;
       default:
-        consume_tile<T, 0>(p, place, column, to, ring);
+        consume_tile<T, 0>(p, place, index, column, to, ring);
         break;
     }
   }
