@@ -186,6 +186,8 @@ CONV_TENSOR = [
     ConvCase("filters-192-odd-columns-N65", 65, 24, 3, 5, 192, 3, 3, padding=1, relu=True),
     ConvCase("channels-192-N64", 64, 192, 3, 3, 48, 3, 3, padding=1),
     ConvCase("channels-48-filter-5-N64", 64, 48, 4, 7, 56, 5, 5, padding=2),
+    ConvCase("filters-64-filter-5-N64", 64, 16, 3, 5, 64, 5, 5, padding=2),
+    ConvCase("groups2-filters-32-filter-5-N64", 64, 32, 3, 4, 64, 5, 5, padding=2, groups=2),
     ConvCase("groups2-maps-32-N128", 128, 64, 4, 5, 80, 3, 3, padding=1, groups=2),
     ConvCase("pointwise-maps-136-N64", 64, 40, 3, 5, 136, 1, 1),
     ConvCase("stride2-N64", 64, 16, 9, 11, 24, 3, 3, stride=2, padding=1),

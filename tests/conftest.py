@@ -170,7 +170,8 @@ class Arithmetic:
 
 
 TENSOR_CORES = [
-    Arithmetic("emu", "tf32"),
+    Arithmetic("emu", "tf32", 80),
+    Arithmetic("emu", "tf32", 90),
     Arithmetic("emu", "bf16", 80),
     Arithmetic("emu", "bf16", 90),
     Arithmetic("cuda", "tf32"),

@@ -60,8 +60,9 @@ RULES = [
     Rule("MmaTile<Tf32", contain=("HMMA", "LDGSTS")),
     Rule("MmaTile<Bf16", contain=("HMMA", "LDGSTS", "LDSM")),
     Rule("gradient_kernel<.*WeightUpdate", contain=("CCTL",)),
-    Rule("wgmma_maps", ("sm_90a",), contain=("HGMMA", "UTMALDG", "UTMASTG"), lack=("HMMA", "FFMA", "LDGSTS")),
+    Rule("wgmma_maps_kernel", ("sm_90a",), contain=("HGMMA", "UTMALDG", "UTMASTG"), lack=("HMMA", "FFMA", "LDGSTS")),
     Rule("wgmma_filter", ("sm_90a",), contain=("HGMMA", "UTMALDG"), lack=("HMMA", "FFMA", "LDGSTS")),
+    Rule("wgmma.*tf32", ("sm_90a",), contain=("HGMMA", "UTMALDG", "LDS", "STS"), lack=("HMMA", "FFMA", "LDGSTS")),
 ]
 
 # {("sm_80", "relu.cu", "relu_forward_kernel"): {"LDG": 2, ...}}

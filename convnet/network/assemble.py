@@ -73,7 +73,7 @@ def input_fold(network: spec.NetworkSpec, precision: str) -> int:
     alone = len(first.terms) == 1 and all(-1 not in placed.inputs for placed in others)
     layer = first.layer
     if (
-        precision == "bf16"
+        precision in ("bf16", "tf32")
         and alone
         and isinstance(layer, spec.Conv)
         and layer.tied

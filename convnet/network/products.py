@@ -100,6 +100,8 @@ class ConvLayer(LayerOnDevice):
         for i, (weight, product) in enumerate(zip(self.weights, self.products, strict=True)):
             if self.precision == "bf16":
                 self.filters[i] = empty(product.weight_copy, BF16)
+            elif self.folds:
+                self.filters[i] = empty(product.weight)
             if self.folds:
                 self.dfilters[i] = empty(product.weight)
             elif self.precision == "bf16":
@@ -155,7 +157,7 @@ class ConvLayer(LayerOnDevice):
     def fold_weights(self) -> None:
         """Makes the folded copy anew: an update does not write it."""
         if self.folds:
-            ops.fold_weight(self.stream, self.shapes[0], self.weights[0].value, self.filters[0])
+            ops.fold_weight(self.stream, self.shapes[0], self.precision, self.weights[0].value, self.filters[0])
 
 
 @dataclass

@@ -47,6 +47,11 @@ def _product(shape: ConvShape | LinearShape, precision: str) -> tuple[int, ...]:
     return shape.weight_copy if precision == "bf16" else shape.weight
 
 
+def _folded(shape: ConvShape, precision: str) -> tuple[int, ...]:
+    """The same of a folded layer."""
+    return _product(shape.folded, precision)
+
+
 def _control() -> tuple[int, ...]:
     return (WORDS,)
 
@@ -523,10 +528,10 @@ def cast_weight(stream: Stream, weight: Annotated[Array, reads("weight.size", F3
 
 @op("fold_weight")
 def fold_weight(
-    stream: Stream, shape: ConvShape,
-    weight: Annotated[Array, reads("weight", F32)], copy: Annotated[Array, writes("shape.folded.weight_copy", BF16)],
+    stream: Stream, shape: ConvShape, precision: str,
+    weight: Annotated[Array, reads("weight", F32)], copy: Annotated[Array, writes(_folded)],
 ) -> None:  # fmt: skip
-    """copy = the weights of ``shape.folded`` in bfloat16, from those of ``shape``."""
+    """copy = the weights of ``shape.folded`` as products in ``precision`` read them, from those of ``shape``."""
 
 
 @op("unfold_gradient")

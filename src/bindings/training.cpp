@@ -88,7 +88,7 @@ void register_training(py::module_& m) {
         "decay", "momentum", "stream"});
   bind(m, "sgd_many", &sgd_many, {"updates", "control", "stream"});
   bind(m, "cast_weight", &cast_weight, {"count", "columns", "weight", "copy", "stream"});
-  bind(m, "fold_weight", &fold_weight, {"shape", "weight", "copy", "stream"});
+  bind(m, "fold_weight", &fold_weight, {"shape", "precision", "weight", "copy", "stream"});
   bind(m, "unfold_gradient", &unfold_gradient, {"shape", "folded", "gradient", "stream"});
 }
 

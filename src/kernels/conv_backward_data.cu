@@ -5,7 +5,7 @@
 //            and, with a mask, where mask[n,c,h,w] > 0 does not hold: the mask is x, the output of
 //            a ReLU, and dx is then the gradient in front of it. An implicit GEMM: GEMM-M =
 //            channels of a group, GEMM-N = (block, h, w, lane), reduction over (r, s, k), filters
-//            innermost. (On Hopper, in bf16: tile/wgmma_maps.cuh.)
+//            innermost. (On Hopper: tile/wgmma_maps.cuh in bf16, tile/wgmma_maps_tf32.cuh in tf32.)
 // Tensors    dy [N/L][K][P][Q][L], weight [g][C/g][R][S][K/g] (bf16: rows padded to K8),
 //            dx, mask [N/L][C][H][W][L]; all by precision, sums float32.
 // Work       one launch per phase, the pixels of one (h mod stride, w mod stride): they share their
@@ -30,6 +30,7 @@
 #include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
 #include "tile/wgmma_maps.cuh"
+#include "tile/wgmma_maps_tf32.cuh"
 
 namespace convnet {
 namespace {
@@ -249,6 +250,15 @@ void run_wgmma(const ConvShape& s, const Arguments& a) {
   launch_maps<T, SharedWeights>("conv_backward_data", call, a.stream);
 }
 
+template <class T>
+void run_wgmma_tf32(const ConvShape& s, const Arguments& a) {
+  const int64_t blocks = s.N / s.lanes;
+  launch_maps_tf32<T>("conv_backward_data", s, float_activation(a.dy, s.K, s.P, s.Q, blocks),
+                      float_activation(a.dx, s.C, s.H, s.W, blocks), a.weight,
+                      {nullptr, static_cast<const float*>(a.mask), static_cast<float*>(a.dx)},
+                      false, a.stream);
+}
+
 using Row = Variant<ConvShape, Arguments>;
 
 template <class T>
@@ -276,6 +286,24 @@ constexpr Row wgmma(const char* name, const char* when) {
           when, takes_wgmma<T, kRule>, run_wgmma<T>, takes_wgmma<T, any>};
 }
 
+template <class T, bool (*kRule)(const ConvShape&)>
+bool takes_wgmma_tf32(const ConvShape& s) {
+  return T::takes(s, s.K / s.groups, s.W) && kRule(s);
+}
+
+template <class T, bool (*kRule)(const ConvShape&)>
+constexpr Row wgmma_tf32(const char* name, const char* when) {
+  return {name,
+          Precision::tf32,
+          90,
+          64 * T::kPixels,
+          T::kMaps,
+          when,
+          takes_wgmma_tf32<T, kRule>,
+          run_wgmma_tf32<T>,
+          takes_wgmma_tf32<T, any>};
+}
+
 bool up_to_48(const ConvShape& s) { return channels(s) <= 48; }
 bool up_to_64(const ConvShape& s) { return channels(s) <= 64; }
 bool times_192(const ConvShape& s) { return channels(s) % 192 == 0; }
@@ -285,6 +313,15 @@ const Row kVariants[] = {
     wgmma<64, 4, up_to_64>("wgmma-256x64", "64 lanes, stride 1, C/g <= 64"),
     wgmma<192, 3, times_192>("wgmma-192x192", "64 lanes, stride 1, C/g a multiple of 192"),
     wgmma<128, 3, any>("wgmma-192x128", "64 lanes, stride 1"),
+
+    wgmma_tf32<MapsTileTf32<48, 8, 2, 5, false>, up_to_48>("wgmma_tf32-512x48x5",
+                                                           "64 lanes, stride 1, S = 5, C/g <= 48"),
+    wgmma_tf32<MapsTileTf32<128, 4, 2, 5, false>, any>("wgmma_tf32-256x128x5",
+                                                       "64 lanes, stride 1, S = 5"),
+    wgmma_tf32<MapsTileTf32<192, 3, 3, 3, false>, times_192>(
+        "wgmma_tf32-192x192x3", "64 lanes, stride 1, S = 3, C/g a multiple of 192"),
+    wgmma_tf32<MapsTileTf32<128, 3, 3, 3, false>, any>("wgmma_tf32-192x128x3",
+                                                       "64 lanes, stride 1, S = 3"),
 
     row<SimtTile<16, 256, 4>>(
         "fp32-16x256", "C/g <= 16", [](const ConvShape& s) { return channels(s) <= 16; }),

@@ -4,10 +4,10 @@
 //            x[n,c,p*stride-pad+r,q*stride-pad+s], x zero outside the image; dbias[k] = sum over n,
 //            p, q of dy[n,k,p,q]. An implicit GEMM: GEMM-M = (c, r, s), GEMM-N = filters of a
 //            group, reduction over (block, p, q, lane), in which both operands are contiguous. (On
-//            Hopper, in bf16: tile/wgmma_filter.cuh.)
+//            Hopper: tile/wgmma_filter.cuh in bf16, tile/wgmma_filter_tf32.cuh in tf32.)
 // Tensors    dy [N/L][K][P][Q][L], x [N/L][C][H][W][L] by precision; dweight [g][C/g][R][S][K/g],
 //            dbias [K] and sums float32. workspace, float32: [parts] times dweight and [N/L] times
-//            dbias (on Hopper, in bf16: [parts] times both), rows padded to 4 floats.
+//            dbias (on Hopper: [parts] times both), rows padded to 4 floats.
 // Work       the reduction is cut into parts of about kPartColumns (pixel, lane) columns, whose
 //            number depends on N, P and Q alone. One block per output tile and part, blockIdx =
 //            (c r s, part and filters, group); kVariants chooses the tile by the number of filters.
@@ -34,6 +34,7 @@
 #include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
 #include "tile/wgmma_filter.cuh"
+#include "tile/wgmma_filter_tf32.cuh"
 #include "tile/wgmma_window.cuh"
 
 namespace convnet {
@@ -253,11 +254,13 @@ int64_t part_stride(const ConvShape& s) {
 
 constexpr const char* kOp = "conv_backward_filter";
 
+template <class T>
 FilterCall filter_call(const ConvShape& s, const Arguments& a) {
   const int64_t blocks = s.N / s.lanes;
+  const auto activation = T::kPrecision == Precision::tf32 ? float_activation : image_activation;
   FilterCall call{};
-  call.dy = image_activation(a.dy, s.K, s.P, s.Q, blocks);
-  call.x = image_activation(a.x, s.C, s.H, s.W, blocks);
+  call.dy = activation(a.dy, s.K, s.P, s.Q, blocks);
+  call.x = activation(a.x, s.C, s.H, s.W, blocks);
   call.R = s.R, call.S = s.S, call.stride = s.stride, call.groups = s.groups;
   call.pad_top = s.pad_top, call.pad_left = s.pad_left;
   call.dweight = a.dweight, call.dbias = a.dbias;
@@ -266,23 +269,28 @@ FilterCall filter_call(const ConvShape& s, const Arguments& a) {
 
 template <class T>
 int64_t parts_of(const ConvShape& s) {
-  return chunk_pixels_of<T>(s.stride, s.Q) > 0 ? filter_problem<T>(kOp, filter_call(s, {})).parts
+  return chunk_pixels_of<T>(s.stride, s.Q) > 0 ? filter_problem<T>(kOp, filter_call<T>(s, {})).parts
                                                : 1;
 }
 
 template <class T>
 void run_wgmma(const ConvShape& s, const Arguments& a) {
-  FilterCall call = filter_call(s, a);
+  FilterCall call = filter_call<T>(s, a);
   const int parts = int(parts_of<T>(s));
-  if (parts == 1) return launch_filter<T>(kOp, call, a.stream);
-  require_workspace(a, parts);
   const int64_t weights = s.K * (s.C / s.groups) * s.R * s.S;
-  call.dweight = a.workspace;
-  if (a.dbias) call.dbias = a.workspace + round_up(weights, 4);
-  call.part_stride = part_stride(s);
-  launch_filter<T>(kOp, call, a.stream);
-  sum_gradients({weights, parts, call.part_stride, call.dweight, a.dweight},
-                {a.dbias ? s.K : 0, parts, call.part_stride, call.dbias, a.dbias}, a.stream);
+  require_workspace(a, parts);
+  if (parts > 1) {
+    call.dweight = a.workspace;
+    if (a.dbias) call.dbias = a.workspace + round_up(weights, 4);
+    call.part_stride = part_stride(s);
+  }
+  if constexpr (T::kPrecision == Precision::tf32)
+    launch_filter_tf32<T>(kOp, call, a.stream);
+  else
+    launch_filter<T>(kOp, call, a.stream);
+  if (parts > 1)
+    sum_gradients({weights, parts, call.part_stride, call.dweight, a.dweight},
+                  {a.dbias ? s.K : 0, parts, call.part_stride, call.dbias, a.dbias}, a.stream);
 }
 
 using Row = Variant<ConvShape, Arguments>;
@@ -307,7 +315,7 @@ bool takes_wgmma(const ConvShape& s) {
 template <class T, bool (*kRule)(const ConvShape&)>
 constexpr Row wgmma(const char* name, const char* when) {
   return {name,
-          Precision::bf16,
+          T::kPrecision,
           90,
           T::kFilters,
           T::kTapRows * T::kTaps * T::kChannels,
@@ -317,12 +325,32 @@ constexpr Row wgmma(const char* name, const char* when) {
           takes_wgmma<T, any>};
 }
 
+// The same, and several taps.
+template <class T, bool (*kRule)(const ConvShape&)>
+bool takes_wgmma_tf32(const ConvShape& s) {
+  const int64_t channels = s.C / s.groups;
+  return takes_wgmma<T, kRule>(s) && s.S >= 3 &&
+         3 * channels >= 2 * round_up(channels, T::kChannels);
+}
+
+template <class T, bool (*kRule)(const ConvShape&)>
+constexpr Row wgmma_tf32(const char* name, const char* when) {
+  Row row = wgmma<T, kRule>(name, when);
+  row.takes = takes_wgmma_tf32<T, kRule>;
+  return row;
+}
+
 using FiveTaps = FilterTile<2, 5, 48>;
 using NineTaps = WindowTile<3, 3, 48, 96>;
 using ThreeTaps48 = FilterTile<2, 3, 48>;
 using ThreeTaps192 = FilterTile<3, 3, 64>;
 using ThreeTaps = FilterTile<2, 3, 64>;
 using OneTap = FilterTile<2, 1, 128>;
+
+using FiveTapsTf32 = FilterTileTf32<2, 5, 48>;
+using ThreeTaps48Tf32 = FilterTileTf32<2, 3, 48>;
+using ThreeTaps192Tf32 = FilterTileTf32<3, 3, 64>;
+using ThreeTapsTf32 = FilterTileTf32<2, 3, 64>;
 
 int64_t channels(const ConvShape& s) { return s.C / s.groups; }
 
@@ -341,6 +369,13 @@ const Row kVariants[] = {
     wgmma<ThreeTaps48, up_to_48>("wgmma-128x3x48", "64 lanes, C/g <= 48"),
     wgmma<ThreeTaps192, times_192>("wgmma-192x3x64", "64 lanes, K/g a multiple of 192"),
     wgmma<ThreeTaps, any>("wgmma-128x3x64", "64 lanes"),
+
+    wgmma_tf32<FiveTapsTf32, five_taps>("wgmma_tf32-128x5x48",
+                                        "64 lanes, S >= 4, C/g a multiple of 48"),
+    wgmma_tf32<ThreeTaps48Tf32, up_to_48>("wgmma_tf32-128x3x48", "64 lanes, S >= 3, C/g 32..48"),
+    wgmma_tf32<ThreeTaps192Tf32, times_192>("wgmma_tf32-192x3x64",
+                                            "64 lanes, S >= 3, K/g a multiple of 192"),
+    wgmma_tf32<ThreeTapsTf32, any>("wgmma_tf32-128x3x64", "64 lanes, S >= 3"),
 
     row<SimtTile<128, 16, 4>>(
         "fp32-128x16", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),
@@ -368,12 +403,16 @@ int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision precisi
   const int64_t parts = split_of(shape).parts;
   int64_t floats = sum_rows_workspace(shape.N / shape.lanes, shape.K) +
                    (parts > 1 ? parts * round_up(weights, 4) : 0);
-  if (precision == Precision::bf16 && shape.lanes == 64)  // of every row, so that any may be forced
-    floats =
-        std::max(floats, part_stride(shape) *
-                             std::max({parts_of<FiveTaps>(shape), parts_of<NineTaps>(shape),
-                                       parts_of<ThreeTaps48>(shape), parts_of<ThreeTaps192>(shape),
-                                       parts_of<ThreeTaps>(shape), parts_of<OneTap>(shape)}));
+  // Of every row, so that any may be forced.
+  int64_t most = 0;
+  if (precision == Precision::bf16 && shape.lanes == 64)
+    most = std::max({parts_of<FiveTaps>(shape), parts_of<NineTaps>(shape),
+                     parts_of<ThreeTaps48>(shape), parts_of<ThreeTaps192>(shape),
+                     parts_of<ThreeTaps>(shape), parts_of<OneTap>(shape)});
+  if (precision == Precision::tf32 && shape.lanes == 64)
+    most = std::max({parts_of<FiveTapsTf32>(shape), parts_of<ThreeTaps48Tf32>(shape),
+                     parts_of<ThreeTaps192Tf32>(shape), parts_of<ThreeTapsTf32>(shape)});
+  floats = std::max(floats, most * part_stride(shape));
   return floats * int64_t{sizeof(float)};
 }
 

@@ -3,7 +3,8 @@
 // What       y[n,k,p,q] = bias[k] + sum over c, r, s of weight[k,c,r,s]
 //            x[n,c,p*stride-pad+r,q*stride-pad+s], plus what y held before where asked, then ReLU
 //            where asked; zero outside the image, grouped. An implicit GEMM: GEMM-M = filters of a group, GEMM-N = (block, p, q, lane),
-//            reduction over (c, r, s). (On Hopper, in bf16: tile/wgmma_maps.cuh.)
+//            reduction over (c, r, s). (On Hopper: tile/wgmma_maps.cuh in bf16,
+//            tile/wgmma_maps_tf32.cuh in tf32.)
 // Tensors    x [N/L][C][H][W][L], weight [g][C/g][R][S][K/g] (bf16: rows padded to K8), bias [K], y
 //            [N/L][K][P][Q][L]; x, weight and y by precision, bias and sums float32. Order of each
 //            sum, by the number of channels of a group: whole units of 8 (fp32) or 16 (tf32, bf16)
@@ -33,6 +34,7 @@
 #include "tile/tensor_core.cuh"
 #include "tile/variants.cuh"
 #include "tile/wgmma_maps.cuh"
+#include "tile/wgmma_maps_tf32.cuh"
 
 namespace convnet {
 namespace {
@@ -285,6 +287,14 @@ void run_wgmma(const ConvShape& s, const Arguments& a) {
   launch_maps<T, SharedWeights>("conv_forward", call, a.stream);
 }
 
+template <class T>
+void run_wgmma_tf32(const ConvShape& s, const Arguments& a) {
+  const int64_t blocks = s.N / s.lanes;
+  launch_maps_tf32<T>("conv_forward", s, float_activation(a.x, s.C, s.H, s.W, blocks),
+                      float_activation(a.y, s.K, s.P, s.Q, blocks), a.weight,
+                      {a.bias, nullptr, static_cast<float*>(a.y)}, a.relu, a.stream);
+}
+
 using Row = Variant<ConvShape, Arguments>;
 
 template <class T>
@@ -311,9 +321,28 @@ constexpr Row wgmma(const char* name, const char* when) {
           when, takes_wgmma<T, kRule>, run_wgmma<T>, takes_wgmma<T, any>};
 }
 
+template <class T, bool (*kRule)(const ConvShape&)>
+bool takes_wgmma_tf32(const ConvShape& s) {
+  return T::takes(s, s.C / s.groups, s.Q) && kRule(s);
+}
+
+template <class T, bool (*kRule)(const ConvShape&)>
+constexpr Row wgmma_tf32(const char* name, const char* when) {
+  return {name,
+          Precision::tf32,
+          90,
+          64 * T::kPixels,
+          T::kMaps,
+          when,
+          takes_wgmma_tf32<T, kRule>,
+          run_wgmma_tf32<T>,
+          takes_wgmma_tf32<T, any>};
+}
+
 bool up_to_64(const ConvShape& s) { return filters(s) <= 64; }
 bool up_to_96(const ConvShape& s) { return filters(s) <= 96; }
 bool times_192(const ConvShape& s) { return filters(s) % 192 == 0 && filters(s) % 128 != 0; }
+bool any_192(const ConvShape& s) { return filters(s) % 192 == 0; }
 // Tiles of three pixels read more per product than those of four; they pay where they fill the
 // multiprocessors better.
 bool in_threes(const ConvShape& s) {
@@ -328,6 +357,15 @@ const Row kVariants[] = {
     wgmma<128, 3, in_threes>("wgmma-192x128", "64 lanes, fewer rounds than with four pixels"),
     wgmma<128, 4, any>("wgmma-256x128", "64 lanes"),
     wgmma<128, 2, any>("wgmma-128x128", "64 lanes, wide filters"),
+
+    wgmma_tf32<MapsTileTf32<128, 4, 2, 5, true>, any>("wgmma_tf32-256x128x5",
+                                                      "64 lanes, stride 1, S = 5"),
+    wgmma_tf32<MapsTileTf32<96, 4, 2, 3, true>, up_to_96>("wgmma_tf32-256x96x3",
+                                                          "64 lanes, stride 1, S = 3, K/g <= 96"),
+    wgmma_tf32<MapsTileTf32<192, 3, 3, 3, true>, any_192>(
+        "wgmma_tf32-192x192x3", "64 lanes, stride 1, S = 3, K/g a multiple of 192"),
+    wgmma_tf32<MapsTileTf32<128, 3, 3, 3, true>, any>("wgmma_tf32-192x128x3",
+                                                      "64 lanes, stride 1, S = 3"),
 
     row<SimtTile<16, 256, 4>>(
         "fp32-16x256", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),

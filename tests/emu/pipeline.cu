@@ -23,6 +23,7 @@ __global__ void __launch_bounds__(128) columns_kernel(float* out, const uint32_t
   const uint64_t b = operand(shared, 1024, 1024, Swizzle::bytes128);
   wgmma<N, kTransposeA, kTransposeB>(sum, operand(shared, 1024, 1024, Swizzle::bytes32), b);
   wgmma<N, kTransposeB>(sum, a, b);
+  wgmma_tf32<N>(sum, a, b);
   wgmma_commit();
   wgmma_wait<0>();
   hold(sum);

@@ -13,7 +13,9 @@
 
 #include "arch/arch.cuh"
 #include "tile/wgmma_filter.cuh"
+#include "tile/wgmma_filter_tf32.cuh"
 #include "tile/wgmma_maps.cuh"
+#include "tile/wgmma_maps_tf32.cuh"
 #include "tile/wgmma_window.cuh"
 
 namespace convnet {
@@ -31,19 +33,35 @@ struct Random {
   }
 };
 
-// A bfloat16 tensor at a multiple of 128 bytes.
-struct Tensor {
-  std::vector<bf16> memory;
-  bf16* data;
-  explicit Tensor(std::size_t count) : memory(count + 64, bf16{0xffff}) {
+template <class T>
+T of_float(float x);
+template <>
+bf16 of_float(float x) {
+  return to_bf16(x);
+}
+template <>
+float of_float(float x) {
+  return x;
+}
+float to_float(float x) { return x; }
+
+// A tensor at a multiple of 128 bytes.
+template <class T>
+struct TensorOf {
+  std::vector<T> memory;
+  T* data;
+  explicit TensorOf(std::size_t count) : memory(count + 128 / sizeof(T), of_float<T>(NAN)) {
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    data = memory.data() + (128 - address % 128) % 128 / 2;
+    data = memory.data() + (128 - address % 128) % 128 / sizeof(T);
   }
 };
+using Tensor = TensorOf<bf16>;
 
-Tensor random_tensor(std::size_t count, Random& random) {
-  Tensor t(count);
-  for (std::size_t i = 0; i < count; ++i) t.data[i] = to_bf16(static_cast<float>(random.next()));
+template <class T = bf16>
+TensorOf<T> random_tensor(std::size_t count, Random& random) {
+  TensorOf<T> t(count);
+  for (std::size_t i = 0; i < count; ++i)
+    t.data[i] = of_float<T>(static_cast<float>(random.next()));
   return t;
 }
 
@@ -58,6 +76,14 @@ struct Problem {
   }
   std::size_t weight(int g, int c, int r, int s, int k) const {
     return (((std::size_t(g) * C + c) * R + r) * S + s) * filters8() + k;
+  }
+  // Of float32 weights and their gradient, whose rows have no padding.
+  std::size_t parameter(int g, int c, int r, int s, int k) const {
+    return (((std::size_t(g) * C + c) * R + r) * S + s) * K + k;
+  }
+  std::size_t parameters() const { return parameter(groups, 0, 0, 0, 0); }
+  ConvShape shape() const {
+    return {blocks * kL, groups * C, H, W, groups * K, R, S, P, Q, stride, pad, pad, groups, kL};
   }
   std::size_t x_count() const { return x(blocks, 0, 0, 0, 0); }
   std::size_t y_count() const { return y(blocks, 0, 0, 0, 0); }
@@ -174,20 +200,71 @@ void backward_data(const Problem& t, bool masked = false) {
   report(differences(dx, expected));
 }
 
+int differences(const TensorOf<float>& found, const std::vector<float>& expected) {
+  int wrong = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) wrong += found.data[i] != expected[i];
+  return wrong;
+}
+
 template <class T>
-void backward_filter(const Problem& t) {
-  Random random{3};
-  Tensor dy = random_tensor(t.y_count(), random), x = random_tensor(t.x_count(), random);
-  const std::size_t count = std::size_t(t.groups) * t.C * t.R * t.S * t.K;
-  const std::size_t filters = std::size_t(t.groups) * t.K, biases = round_up(count, 4);
-  const auto at = [&](int g, int c, int r, int s, int k) {
-    return (((std::size_t(g) * t.C + c) * t.R + r) * t.S + s) * t.K + k;
-  };
-  // dweight, and dbias behind it
-  std::vector<float> expected(biases + filters);
+void forward_tf32(const Problem& t) {
+  Random random{1};
+  const auto x = random_tensor<float>(t.x_count(), random),
+             weight = random_tensor<float>(t.parameters(), random);
+  TensorOf<float> y(t.y_count());
+  std::vector<float> bias(std::size_t(t.groups) * t.K), expected(t.y_count());
+  for (float& b : bias) b = static_cast<float>(random.next());
   t.for_each([&](int b, int g, int c, int k, int r, int s, int p, int q, int h, int w) {
     for (int n = 0; n < kL; ++n)
-      expected[at(g, c, r, s, k)] +=
+      expected[t.y(b, g, k, p, q) + n] +=
+          x.data[t.x(b, g, c, h, w) + n] * weight.data[t.parameter(g, c, r, s, k)];
+  });
+  launch_maps_tf32<T>("forward", t.shape(),
+                      float_activation(x.data, t.groups * t.C, t.H, t.W, t.blocks),
+                      float_activation(y.data, t.groups * t.K, t.P, t.Q, t.blocks), weight.data,
+                      {bias.data(), nullptr, y.data}, true, nullptr);
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    expected[i] =
+        std::max(expected[i] + bias[i / (std::size_t(t.P) * t.Q * kL) % bias.size()], 0.0f);
+  report(differences(y, expected));
+}
+
+template <class T>
+void backward_data_tf32(const Problem& t, bool masked = false) {
+  Random random{2};
+  const auto dy = random_tensor<float>(t.y_count(), random),
+             weight = random_tensor<float>(t.parameters(), random),
+             mask = random_tensor<float>(t.x_count(), random);
+  TensorOf<float> dx(t.x_count());
+  std::vector<float> expected(t.x_count());
+  t.for_each([&](int b, int g, int c, int k, int r, int s, int p, int q, int h, int w) {
+    for (int n = 0; n < kL; ++n)
+      expected[t.x(b, g, c, h, w) + n] +=
+          dy.data[t.y(b, g, k, p, q) + n] * weight.data[t.parameter(g, c, r, s, k)];
+  });
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    if (masked && mask.data[i] <= 0) expected[i] = 0;
+  launch_maps_tf32<T>("backward_data", t.shape(),
+                      float_activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks),
+                      float_activation(dx.data, t.groups * t.C, t.H, t.W, t.blocks), weight.data,
+                      {nullptr, masked ? mask.data : nullptr, dx.data}, false, nullptr);
+  report(differences(dx, expected));
+}
+
+// What both arithmetics are checked with.
+template <class T, class Element>
+void backward_filter_of(const Problem& t,
+                        Activation (*activation)(const void*, int64_t, int64_t, int64_t, int64_t),
+                        void (*launch)(const char*, const FilterCall&, Stream)) {
+  Random random{3};
+  const auto dy = random_tensor<Element>(t.y_count(), random),
+             x = random_tensor<Element>(t.x_count(), random);
+  const std::size_t count = t.parameters(), biases = round_up(count, 4);
+  const std::size_t filters = std::size_t(t.groups) * t.K;
+  std::vector<float> expected(biases + filters);  // dweight, and dbias behind it
+  t.for_each([&](int b, int g, int c, int k, int r, int s, int p, int q, int h, int w) {
+    for (int n = 0; n < kL; ++n)
+      expected[t.parameter(g, c, r, s, k)] +=
           to_float(dy.data[t.y(b, g, k, p, q) + n]) * to_float(x.data[t.x(b, g, c, h, w) + n]);
   });
   for (int b = 0; b < t.blocks; ++b)
@@ -197,15 +274,15 @@ void backward_filter(const Problem& t) {
           expected[biases + k] +=
               to_float(dy.data[t.y(b, int(k) / t.K, int(k) % t.K, pixel / t.Q, pixel % t.Q) + n]);
   FilterCall call{};
-  call.dy = image_activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks);
-  call.x = image_activation(x.data, t.groups * t.C, t.H, t.W, t.blocks);
+  call.dy = activation(dy.data, t.groups * t.K, t.P, t.Q, t.blocks);
+  call.x = activation(x.data, t.groups * t.C, t.H, t.W, t.blocks);
   call.R = t.R, call.S = t.S, call.stride = t.stride, call.groups = t.groups;
   call.pad_top = call.pad_left = t.pad;
   call.part_stride = biases + round_up(filters, 4);
   const int parts = filter_problem<T>("backward_filter", call).parts;
   std::vector<float> found(parts * call.part_stride, NAN);
   call.dweight = found.data(), call.dbias = found.data() + biases;
-  launch_filter<T>("backward_filter", call, nullptr);
+  launch("backward_filter", call, nullptr);
   int wrong = 0;
   for (std::size_t i = 0; i < expected.size(); ++i) {
     if (i >= count && i < biases) continue;  // between the two
@@ -214,6 +291,16 @@ void backward_filter(const Problem& t) {
     wrong += !(sum == expected[i]);
   }
   report(wrong);
+}
+
+template <class T>
+void backward_filter(const Problem& t) {
+  backward_filter_of<T, bf16>(t, image_activation, launch_filter<T>);
+}
+
+template <class T>
+void backward_filter_tf32(const Problem& t) {
+  backward_filter_of<T, float>(t, float_activation, launch_filter_tf32<T>);
 }
 
 // One step of a linear layer's weights; its numbers keep everything exact.
@@ -258,6 +345,10 @@ constexpr Problem kFeatures{1, 1, 130, 1, 3, 72,
 constexpr Problem kManyFeatures{1, 1, 600, 1, 3, 72, 1, 1, 1, 3, 1, 0};
 constexpr Problem kFewFeatures{1, 1, 72, 1, 3, 130, 1, 1, 1, 3, 1, 0};
 
+constexpr Problem kWideTf32{1, 2, 32, 3, 13, 64, 3, 3, 3, 13, 1, 1};
+constexpr Problem kFiveTapsTf32{1, 1, 20, 5, 14, 36, 5, 5, 5, 14, 1, 2};
+constexpr Problem kPaddedTf32{2, 1, 40, 4, 5, 32, 3, 3, 4, 5, 1, 1};
+
 template <int kMaps, int kPixels, int kDepth = 16>
 using Forward = MapsTile<kMaps, kPixels, kDepth, true>;
 template <int kMaps, int kPixels, int kDepth = 32>
@@ -290,6 +381,15 @@ const std::map<std::string, std::function<void()>> kScenarios{
     {"backward-filter", [] { backward_filter<FilterTile<2, 3, 16>>(kPadded); }},
     {"backward-filter-strided", [] { backward_filter<FilterTile<2, 3, 16>>(kStrided); }},
     {"backward-filter-window", [] { backward_filter<WindowTile<3, 3, 16, 96>>(kPadded); }},
+    {"forward-tf32", [] { forward_tf32<MapsTileTf32<64, 4, 2, 3, true>>(kWideTf32); }},
+    {"forward-tf32-three", [] { forward_tf32<MapsTileTf32<32, 3, 3, 3, true>>(kPaddedTf32); }},
+    {"backward-data-tf32",
+     [] { backward_data_tf32<MapsTileTf32<48, 8, 2, 5, false>>(kFiveTapsTf32); }},
+    {"backward-data-tf32-masked",
+     [] { backward_data_tf32<MapsTileTf32<32, 3, 3, 3, false>>(kWideTf32, true); }},
+    {"backward-filter-tf32", [] { backward_filter_tf32<FilterTileTf32<2, 3, 16>>(kPadded); }},
+    {"backward-filter-tf32-wide",
+     [] { backward_filter_tf32<FilterTileTf32<3, 3, 16>>(kWideTf32); }},
 };
 
 }  // namespace

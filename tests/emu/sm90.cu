@@ -5,6 +5,7 @@
 //   sm90 wgmma SEED N ta tb STEPS a-operand b-operand      products of what lies in shared memory; an operand is "start lbo sbo
 //                                           swizzle advance"
 //   sm90 registers SEED N tb b-operand      the same with the first operand in registers
+//   sm90 tf32 SEED N b-operand              the same in tf32
 //   sm90 load|store SEED element(0 bf16, 1 float32) sizes[5] strides[4] box[5] swizzle coordinates[5] offset tensor_bytes
 //   sm90 pipeline SEED MISTAKE M N K
 #include <cstdio>
@@ -137,6 +138,7 @@ __global__ void script_kernel(const __grid_constant__ TensorMap map, int shared_
     if (is("mma_part"))
       wgmma<32, false, false>(*reinterpret_cast<float (*)[16]>(sum), plain(x), plain(y));
     if (is("mma_registers")) wgmma<64, false>(sum, a, plain(y));
+    if (is("mma_tf32")) wgmma_tf32<64>(sum, a, plain(y));
     if (is("mma_bits")) wgmma<64, false, false>(sum, plain(x) | uint64_t{1} << y, plain(0));
     if (is("mma_128"))
       wgmma<64, false, false>(sum, operand(shared + x, 16, y, Swizzle::bytes128), plain(0));
@@ -206,8 +208,10 @@ OperandArguments next_operand(char**& arguments) {
   return x;
 }
 
+enum class First { in_shared, in_registers, tf32_in_registers };
+
 // `data` is shared memory and then the sums, [128][N / 2]; the sums are overwritten.
-template <int N, bool kTransposeA, bool kTransposeB, bool kRegisters>
+template <int N, bool kTransposeA, bool kTransposeB, First kFirst>
 __global__ void product_kernel(
     unsigned char* data, int shared_bytes, int steps, OperandArguments a, OperandArguments b) {
   begin_kernel();
@@ -221,13 +225,15 @@ __global__ void product_kernel(
   float sum[N / 2];
   for (int i = 0; i < N / 2; ++i) sum[i] = values[i];
   uint32_t fragment[4] = {};
-  if (kRegisters)
+  if (kFirst != First::in_shared)
     for (int i = 0; i < 4; ++i) fragment[i] = registers[i];
   const uint64_t b_operand =
       operand(shared + b.start, b.lbo, b.sbo, static_cast<Swizzle>(b.swizzle));
   hold(sum);
   wgmma_fence();
-  if constexpr (kRegisters) {
+  if constexpr (kFirst == First::tf32_in_registers) {
+    wgmma_tf32<N>(sum, fragment, b_operand);
+  } else if constexpr (kFirst == First::in_registers) {
     wgmma<N, kTransposeB>(sum, fragment, b_operand);
   } else {
     const uint64_t a_operand =
@@ -242,52 +248,55 @@ __global__ void product_kernel(
   for (int i = 0; i < N / 2; ++i) values[i] = sum[i];
 }
 
-template <bool kTransposeA, bool kTransposeB, bool kRegisters>
+template <bool kTransposeA, bool kTransposeB, First kFirst>
 void run_product(int N, int steps, OperandArguments a, OperandArguments b) {
   Bytes data = read_all();
   const std::size_t sums = static_cast<std::size_t>(128 * N / 2 * 4);
-  const int bytes = static_cast<int>(data.size() - sums - (kRegisters ? 2048 : 0));
+  const int bytes = static_cast<int>(data.size() - sums - (kFirst == First::in_shared ? 0 : 2048));
   const auto run = [&](auto kernel) {
     launch(kernel, Dim3(1), Dim3(128), static_cast<std::size_t>(bytes), nullptr, data.data(), bytes,
            steps, a, b);
   };
   switch (N) {
     case 8:
-      run(product_kernel<8, kTransposeA, kTransposeB, kRegisters>);
+      run(product_kernel<8, kTransposeA, kTransposeB, kFirst>);
       break;
     case 40:
-      run(product_kernel<40, kTransposeA, kTransposeB, kRegisters>);
+      run(product_kernel<40, kTransposeA, kTransposeB, kFirst>);
       break;
     case 64:
-      run(product_kernel<64, kTransposeA, kTransposeB, kRegisters>);
+      run(product_kernel<64, kTransposeA, kTransposeB, kFirst>);
       break;
     case 192:
-      run(product_kernel<192, kTransposeA, kTransposeB, kRegisters>);
+      run(product_kernel<192, kTransposeA, kTransposeB, kFirst>);
       break;
     default:
-      run(product_kernel<256, kTransposeA, kTransposeB, kRegisters>);
+      run(product_kernel<256, kTransposeA, kTransposeB, kFirst>);
       break;
   }
   write_all(data.data() + bytes, sums);
 }
 
-void products(char** arguments, bool registers) {
+void products(char** arguments, First first) {
   const int N = next_number(arguments);
-  if (registers) {
+  if (first == First::tf32_in_registers)
+    return run_product<false, false, First::tf32_in_registers>(N, 1, {}, next_operand(arguments));
+  if (first == First::in_registers) {
     const int tb = next_number(arguments);
     const OperandArguments b = next_operand(arguments);
-    tb ? run_product<false, true, true>(N, 1, {}, b) : run_product<false, false, true>(N, 1, {}, b);
+    tb ? run_product<false, true, First::in_registers>(N, 1, {}, b)
+       : run_product<false, false, First::in_registers>(N, 1, {}, b);
     return;
   }
   const int ta = next_number(arguments), tb = next_number(arguments),
             steps = next_number(arguments);
   const OperandArguments a = next_operand(arguments), b = next_operand(arguments);
   if (ta)
-    tb ? run_product<true, true, false>(N, steps, a, b)
-       : run_product<true, false, false>(N, steps, a, b);
+    tb ? run_product<true, true, First::in_shared>(N, steps, a, b)
+       : run_product<true, false, First::in_shared>(N, steps, a, b);
   else
-    tb ? run_product<false, true, false>(N, steps, a, b)
-       : run_product<false, false, false>(N, steps, a, b);
+    tb ? run_product<false, true, First::in_shared>(N, steps, a, b)
+       : run_product<false, false, First::in_shared>(N, steps, a, b);
 }
 
 // --- copies
@@ -410,8 +419,9 @@ int main(int count, char** arguments) {
   try {
     if (mode == "script") convnet::run_script(rest);
     if (mode == "script_80") convnet::emu::set_architecture(80), convnet::run_script(rest);
-    if (mode == "wgmma") convnet::products(rest, false);
-    if (mode == "registers") convnet::products(rest, true);
+    if (mode == "wgmma") convnet::products(rest, convnet::First::in_shared);
+    if (mode == "registers") convnet::products(rest, convnet::First::in_registers);
+    if (mode == "tf32") convnet::products(rest, convnet::First::tf32_in_registers);
     if (mode == "load") convnet::copies(rest, true);
     if (mode == "store") convnet::copies(rest, false);
     if (mode == "pipeline") convnet::run_pipeline(rest);

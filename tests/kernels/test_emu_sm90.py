@@ -185,6 +185,28 @@ def test_wgmma_takes_its_first_operand_from_registers(sm90, transposed, N):
     )
 
 
+@pytest.mark.parametrize("swizzle", range(4))
+@pytest.mark.parametrize("N", [8, 64, 192])
+def test_wgmma_in_tf32_multiplies_eight_terms(sm90, N, swizzle):
+    random = np.random.default_rng(N)
+    a, b = random.integers(-8, 9, (64, 8)), random.integers(-8, 9, (N, 8))
+    old = random.integers(-100, 101, (64, N)).astype(np.float32)
+    registers = np.zeros((128, 4), np.float32)
+    for t, j in itertools.product(range(128), range(4)):
+        registers[t, j] = a[16 * (t // 32) + t % 32 // 4 + 8 * (j % 2), t % 4 + 4 * (j // 2)]
+    operand = Operand(N, False, swizzle, 1024, False)
+    shared = np.full(SHARED // 4, np.nan, np.float32)
+    for n, k in itertools.product(range(N), range(8)):  # where the two bf16 terms 2 k and 2 k + 1 would lie
+        place = operand.start + offset(n, 2 * k, False, operand.span, operand.lbo, operand.sbo)
+        shared[swizzled(place, operand.span) // 4] = b[n, k]
+    data = shared.tobytes() + to_threads(old).tobytes() + registers.tobytes()
+    result = sm90("tf32", N, *operand.arguments(), data=data)
+    assert not result.startswith(b"error"), result.decode()
+    np.testing.assert_array_equal(
+        np.frombuffer(result, np.float32).reshape(128, -1), to_threads((old + a @ b.T).astype(np.float32))
+    )
+
+
 @pytest.mark.parametrize("scale", [1.0, 2.0**-70, 2.0**60])  # the middle, numbers without leading one, infinity
 def test_a_product_is_one_sum_cut_toward_zero(sm90, checked, scale):
     random = np.random.default_rng(3)
@@ -501,6 +523,14 @@ FAULTS = {
     r"changed the registers a of wgmma",
     OPERANDS + "5 noted 2050 2\n* sync\n* wfence\n* mma 0 2048": r"wgmma in .* reads byte 2048 .* which thread 5",
     OPERANDS + "5 noted 4096 2\n* sync\n* wfence\n* mma 0 2048\n* wcommit\n* wwait 0": None,  # not an operand
+    # tf32: bytes of 64 make numbers whose low bits are set
+    "0 fill 0 8192 0\n* proxy\n* sync\n* wfence\n* mma_tf32 0 2048\n* wcommit\n* wwait 0": None,
+    "0 fill 0 8192 0\n0 fill 4000 4 64\n* proxy\n* sync\n* wfence\n* mma_tf32 0 2048\n* wcommit\n* wwait 0": r"wgmma"
+    r"_tf32 in .* byte 4000 of shared memory begins a value of b that was not rounded",
+    "99 touch_a 2\n* wfence\n* mma_tf32 0 2048\n* wcommit\n* wwait 0": r"thread \(99,0,0\).*wgmma_tf32 in .*"
+    r"register 2 of a was not rounded with round_tf32",
+    "* wfence\n0-63 mma_tf32 0 2048\n64-127 mma_registers 0 2048\n* wcommit\n* wwait 0": r"must call the same: "
+    r"wgmma(_tf32)?<64> with a=registers",
     # descriptors
     "* wfence\n* mma 31008 0": r"operand a: it leaves the 32768 bytes of shared memory \(start 31008, LBO 128, SBO 256",
     "* wfence\n* mma 0 31008": r"operand b: it leaves",

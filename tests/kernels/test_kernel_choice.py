@@ -53,6 +53,25 @@ MEANT = {
 }
 
 
+# The same in tf32; what is not here takes the kernels of its precision. A third number is that of columns of taps.
+MEANT_TF32 = {
+    ("conv1", "conv_forward"): "wgmma_tf32-256x96x3",
+    ("conv1", "conv_backward_filter"): "wgmma_tf32-128x3x48",
+    ("conv2", "conv_forward"): "wgmma_tf32-256x128x5",
+    ("conv2", "conv_backward_data"): "wgmma_tf32-512x48x5",
+    ("conv2", "conv_backward_filter"): "wgmma_tf32-128x5x48",
+    ("conv3", "conv_forward"): "wgmma_tf32-192x192x3",
+    ("conv3", "conv_backward_data"): "wgmma_tf32-192x128x3",
+    ("conv3", "conv_backward_filter"): "wgmma_tf32-192x3x64",
+    ("conv4", "conv_forward"): "wgmma_tf32-192x192x3",
+    ("conv4", "conv_backward_data"): "wgmma_tf32-192x192x3",
+    ("conv4", "conv_backward_filter"): "wgmma_tf32-192x3x64",
+    ("conv5", "conv_forward"): "wgmma_tf32-192x128x3",
+    ("conv5", "conv_backward_data"): "wgmma_tf32-192x192x3",
+    ("conv5", "conv_backward_filter"): "wgmma_tf32-128x3x64",
+}
+
+
 def meant(layer: str, op: str, N: int) -> str:
     names = MEANT[layer, op]
     return names if isinstance(names, str) else names[max(least for least in names if least <= N)]
@@ -72,7 +91,15 @@ def test_bf16_on_hopper(emulator, N):
 
 
 @pytest.mark.parametrize("N", [64, 128, 256, 1024])
-@pytest.mark.parametrize(("precision", "architecture"), [("bf16", 80), ("tf32", 80), ("tf32", 90), ("fp32", 90)])
+def test_tf32_on_hopper(emulator, N):
+    found = choices(emulator, "tf32", N, 90)
+    assert set(found) == set(MEANT)
+    assert {key: found.pop(key) for key in MEANT_TF32} == MEANT_TF32
+    assert all(name.startswith("tf32") for name in found.values()), found
+
+
+@pytest.mark.parametrize("N", [64, 128, 256, 1024])
+@pytest.mark.parametrize(("precision", "architecture"), [("bf16", 80), ("tf32", 80), ("fp32", 90)])
 def test_everything_else_takes_the_kernels_of_its_precision(emulator, N, precision, architecture):
     found = choices(emulator, precision, N, architecture)
     assert set(found) == set(MEANT)
@@ -106,6 +133,31 @@ def conv(N: int = 64, **sizes: int) -> ConvShape:
 )
 def test_what_no_tuned_kernel_takes_a_generic_one_takes(emulator, op, shape):
     assert selection.choice(emulator, op, shape, "bf16", 90).startswith("bf16")
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        ("conv_forward", conv(N=32)),
+        ("conv_forward", conv(C=8)),  # half of a chunk of 16 channels does not exist
+        ("conv_forward", conv(C=48, groups=2)),  # it reaches into the next group
+        ("conv_forward", conv(K=40)),  # filters come in boxes of 32
+        ("conv_forward", conv(stride=2)),
+        ("conv_forward", conv(R=2, S=2)),  # a tile has a width of its own
+        ("conv_forward", conv(R=1, S=3, H=1, W=40_000, padding=(0, 0, 1, 1))),
+        ("conv_backward_data", conv(N=32)),
+        ("conv_backward_data", conv(K=8)),
+        ("conv_backward_data", conv(K=30)),  # rows of weights at no multiple of 16 bytes
+        ("conv_backward_data", conv(stride=2)),
+        ("conv_backward_data", conv(R=4, S=4)),
+        ("conv_backward_filter", conv(N=8)),
+        ("conv_backward_filter", conv(C=3)),  # most of a tile of channels does not exist
+        ("conv_backward_filter", conv(R=2, S=2)),  # most of its taps
+    ],
+    ids=str,
+)
+def test_what_no_tuned_kernel_takes_in_tf32(emulator, op, shape):
+    assert selection.choice(emulator, op, shape, "tf32", 90).startswith("tf32")
 
 
 def local_shape(shape: ConvShape) -> LocalShape:
@@ -172,6 +224,30 @@ def test_the_tables_do_what_they_say(emulator, op, precision):
 )
 def test_tiles_on_hopper_follow_the_extents(emulator, op, shape, name):
     assert selection.choice(emulator, op, shape, "bf16", 90) == name
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "name"),
+    [
+        ("conv_forward", conv(R=5, S=5), "wgmma_tf32-256x128x5"),
+        ("conv_forward", conv(K=96), "wgmma_tf32-256x96x3"),
+        ("conv_forward", conv(K=128), "wgmma_tf32-192x128x3"),
+        ("conv_forward", conv(K=192), "wgmma_tf32-192x192x3"),
+        ("conv_forward", conv(K=256), "wgmma_tf32-192x128x3"),
+        ("conv_backward_data", conv(C=48, R=5, S=5), "wgmma_tf32-512x48x5"),
+        ("conv_backward_data", conv(C=56, R=5, S=5), "wgmma_tf32-256x128x5"),
+        ("conv_backward_data", conv(C=48), "wgmma_tf32-192x128x3"),
+        ("conv_backward_data", conv(C=192, K=12), "wgmma_tf32-192x192x3"),
+        ("conv_backward_filter", conv(C=48, S=3), "wgmma_tf32-128x3x48"),
+        ("conv_backward_filter", conv(C=48, S=4), "wgmma_tf32-128x5x48"),
+        ("conv_backward_filter", conv(C=56, S=4), "wgmma_tf32-128x3x64"),
+        ("conv_backward_filter", conv(K=192, stride=2), "wgmma_tf32-192x3x64"),
+        ("conv_backward_filter", conv(K=256), "wgmma_tf32-128x3x64"),
+    ],
+    ids=str,
+)
+def test_tiles_in_tf32_follow_the_extents(emulator, op, shape, name):
+    assert selection.choice(emulator, op, shape, "tf32", 90) == name
 
 
 def test_a_kernel_can_be_forced(emulator):

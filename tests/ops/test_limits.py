@@ -129,7 +129,7 @@ def ingest(shape):
 
 
 def fold(shape):
-    emu.fold_weight(shape, *NOTHING[:2], 0)
+    emu.fold_weight(shape, "bf16", *NOTHING[:2], 0)
 
 
 def unfold(shape):

@@ -108,25 +108,27 @@ def integers(size, seed):
     return np.random.default_rng(seed).integers(-8, 9, size).astype(np.float32)
 
 
-def on_device(machine, shape, filters):
+def on_device(machine, shape, filters, precision):
     """``filters`` (K, C, R, S) folded by the device, and what lies in the padding of their rows."""
-    copy = machine.empty(shape.folded.weight_copy, BF16)
-    ops.fold_weight(machine.stream, shape, machine.put(pack_weight(filters, 1)), copy)
-    values = to_float32(copy.download())
+    bf16 = precision == "bf16"
+    copy = machine.empty(shape.folded.weight_copy, BF16) if bf16 else machine.empty(shape.folded.weight)
+    ops.fold_weight(machine.stream, shape, precision, machine.put(pack_weight(filters, 1)), copy)
+    values = to_float32(copy.download()) if bf16 else copy.download()
     return unpack_weight(values[..., : shape.K]), values[..., shape.K :]
 
 
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
 @pytest.mark.parametrize("shape", FOLDED, ids=lambda s: f"{s.K}x{s.C}x{s.R}x{s.S}-stride-{s.stride}")
-def test_folded_weight(machine, shape):
+def test_folded_weight(machine, shape, precision):
     """Rounded, each tap in its place, zero where there is none; and it convolves a folded image to the same result."""
     size = (shape.K, shape.C, shape.R, shape.S)
     filters = np.random.default_rng(1).standard_normal(size, dtype=np.float32)
-    folded, padding = on_device(machine, shape, filters)
-    np.testing.assert_array_equal(folded, fold(reference.held(filters, "bf16"), shape.stride))
+    folded, padding = on_device(machine, shape, filters, precision)
+    np.testing.assert_array_equal(folded, fold(reference.held(filters, precision), shape.stride))
     assert not padding.any()
 
     filters, x = integers(size, 2), integers((shape.N, shape.C, shape.H, shape.W), 3)
-    folded, _ = on_device(machine, shape, filters)
+    folded, _ = on_device(machine, shape, filters, precision)
     window = {"top": 0, "left": 0, "P": shape.P, "Q": shape.Q}
     y = reference.conv_forward(x, filters, stride=shape.stride, **window)
     np.testing.assert_array_equal(reference.conv_forward(fold(x, shape.stride), folded, stride=1, **window), y)

@@ -1,7 +1,7 @@
 // The machine that a kernel source is compiled for: a GPU (nvcc) or the emulator (a C++ compiler), under the same names.
 // Kernel sources include this header and use nothing of CUDA beyond __global__, __device__, __forceinline__,
-// __launch_bounds__, __restrict__, threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, float4 and what is
-// declared below.
+// __launch_bounds__, __restrict__, threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, float2, float4 and
+// what is declared below.
 //
 //   launch(kernel, Grid grid, Dim3 block, shared_bytes, stream, args...)   host: starts a kernel, throws when it cannot. A
 //                            Dim3 is a Grid; Grid(Dim3, n) is one whose blocks form clusters of n neighbours along x
@@ -9,6 +9,7 @@
 //                            kernels before it on its stream may still be running
 //   shared_storage<T>()      the block's dynamic shared memory seen as a T; the only way to shared memory
 //   load4 / store4           four neighbouring values, float (16-byte aligned) or bf16 (8-byte aligned), as four floats
+//   load2 / store2           two neighbouring floats, 8-byte aligned
 //   prefetch_l2(address)         starts to bring the 128 bytes that hold it into the second level of cache
 //   load_packed(address)     four neighbouring values as they lie in memory, for whoever waits to use them: float4 or bf16x4
 //   unpack4(packed)          as four floats
@@ -90,6 +91,9 @@
 //   wgmma<N, transpose_a, transpose_b>(sum[N / 2], a, b)     sum += 64 x N products over 16 bf16 terms; transpose: the
 //                                                            operand lies M- or N-major; a may also be a thread's four
 //                                                            registers of mma_bf16, then without transpose_a
+//   wgmma_tf32<N>(sum[N / 2], a[4], b)           the same over 8 tf32 terms, which must have been rounded; a is a thread's
+//                                                registers of mma_tf32, b lies K-major
+//   store4_operand(place, float4)                four values of an operand, 16 bytes of shared memory
 //   wgmma_fence()                                before the first wgmma, and after any thread touched `sum`
 //   wgmma_commit(), wgmma_wait<left>()           groups of them; `sum` and the operands are in use until then
 //   hold(sum)                                    keeps the compiler from moving accesses of `sum` across it: before the

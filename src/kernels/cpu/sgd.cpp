@@ -44,7 +44,9 @@ void sgd_many(const Updates& updates, Control* control, Stream stream) {
 }
 
 void cast_weight(int64_t, int64_t, const float*, bf16*, Stream) { cpu::fp32_only(Precision::bf16); }
-void fold_weight(const ConvShape&, const float*, bf16*, Stream) { cpu::fp32_only(Precision::bf16); }
+void fold_weight(const ConvShape&, Precision, const float*, void*, Stream) {
+  cpu::fp32_only(Precision::bf16);
+}
 void unfold_gradient(const ConvShape&, const float*, float*, Stream) {
   cpu::fp32_only(Precision::bf16);
 }

@@ -27,6 +27,10 @@
 #define blockDim (::convnet::emu::here->block->extent)
 #define gridDim (::convnet::emu::here->block->grid)
 
+struct alignas(8) float2 {
+  float x, y;
+};
+
 struct alignas(16) float4 {
   float x, y, z, w;
 };
@@ -94,6 +98,19 @@ __forceinline__ void store4(float* address,
                             float4 value,
                             std::source_location site = std::source_location::current()) {
   std::memcpy(emu::aligned<16>(address, site), &value, 16);
+}
+
+__forceinline__ float2 load2(const float* address,
+                             std::source_location site = std::source_location::current()) {
+  float2 value;
+  std::memcpy(&value, emu::aligned<8>(address, site), 8);
+  return value;
+}
+
+__forceinline__ void store2(float* address,
+                            float2 value,
+                            std::source_location site = std::source_location::current()) {
+  std::memcpy(emu::aligned<8>(address, site), &value, 8);
 }
 
 __forceinline__ float to_float(bf16 x) {
@@ -243,3 +260,14 @@ __forceinline__ float fma_rn(float a, float b, float c) { return std::fma(a, b, 
 #include "mma.hpp"
 #include "tma.hpp"
 #include "wgmma.hpp"
+
+namespace convnet {
+
+__forceinline__ void store4_operand(float* place,
+                                    float4 value,
+                                    std::source_location site = std::source_location::current()) {
+  emu::note_shared_write(place, sizeof value, site);
+  store4(place, value, site);
+}
+
+}  // namespace convnet

@@ -171,9 +171,12 @@ inline constexpr int kProductRows = 64, kProductTerms = 16;
 // What all threads of a warpgroup call alike.
 struct Product {
   bool commit = false;  // no product but the end of a group
+  bool tf32 = false;    // else bf16
   int columns = 0;
   bool transpose_a = false, transpose_b = false, a_in_registers = false;
   uint64_t a = 0, b = 0;
+
+  int terms() const { return tf32 ? kProductTerms / 2 : kProductTerms; }
 };
 
 class Warpgroups {
@@ -223,6 +226,8 @@ class Warpgroups {
   void perform(Group& group, const Issued& product);
   void gather(
       uint64_t descriptor, int extent, bool transposed, bool terms_first, double* out) const;
+  void gather_tf32(const Issued& product, double* out) const;
+  void place_a(const Issued& product);
 
   Block& block_;
   TensorCopies& copies_;

@@ -68,6 +68,9 @@ void for_each_sum(int thread, int columns, Visit visit) {
     visit(i, (row + i / 2 % 2 * 8) * columns + i / 4 * 8 + column + i % 2);
 }
 
+// Low bits of a tf32 value that hardware ignores.
+constexpr uint32_t kCut = 0x1fff;
+
 double number(uint16_t bits) {
   return static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(bits) << 16));
 }
@@ -75,9 +78,9 @@ double number(uint16_t bits) {
 std::size_t lane_of_group() { return static_cast<std::size_t>(here->number % kGroupThreads); }
 
 bool operator==(const Product& x, const Product& y) {
-  return x.commit == y.commit && x.columns == y.columns && x.transpose_a == y.transpose_a &&
-         x.transpose_b == y.transpose_b && x.a_in_registers == y.a_in_registers && x.a == y.a &&
-         x.b == y.b;
+  return x.commit == y.commit && x.tf32 == y.tf32 && x.columns == y.columns &&
+         x.transpose_a == y.transpose_a && x.transpose_b == y.transpose_b &&
+         x.a_in_registers == y.a_in_registers && x.a == y.a && x.b == y.b;
 }
 
 std::string describe(const Product& x) {
@@ -87,7 +90,8 @@ std::string describe(const Product& x) {
     text << "0x" << std::hex << value;
     return text.str();
   };
-  return message("wgmma<", x.columns, "> with a=", x.a_in_registers ? "registers" : hex(x.a),
+  return message(x.tf32 ? "wgmma_tf32<" : "wgmma<", x.columns,
+                 "> with a=", x.a_in_registers ? "registers" : hex(x.a),
                  x.transpose_a ? " transposed" : "", " b=", hex(x.b),
                  x.transpose_b ? " transposed" : "");
 }
@@ -209,6 +213,10 @@ void Warpgroups::add(const Product& product, float* sum, const uint32_t* a_regis
   if (product.commit) return;
   join(group, issued, sum, site);
   if (product.a_in_registers) {
+    for (int i = 0; product.tf32 && i < 4; ++i)
+      if ((a_registers[i] & kCut) != 0)
+        fail(message("wgmma_tf32 in ", describe(site), ": register ", i,
+                     " of a was not rounded with round_tf32, hardware would truncate it"));
     std::copy_n(a_registers, 4, issued.a_values[lane].begin());
     issued.a_places[lane] = a_registers;
   }
@@ -326,29 +334,61 @@ void Warpgroups::gather(
                  });
 }
 
+// b of a product in tf32, whose 16 bytes hold four terms where bf16 has eight.
+void Warpgroups::gather_tf32(const Issued& product, double* out) const {
+  const unsigned char* shared = block_.shared.data();
+  for_each_chunk(
+      Operand(product.b), product.columns, false, [&](uint32_t column, uint32_t k, uint32_t at) {
+        const uint32_t first = at - kSharedWindow;
+        uint32_t bits[4];
+        std::memcpy(bits, shared + first, 16);
+        if (watching) watch_shared_read(shared + first, 16);
+        for (uint32_t i = 0; i < 4; ++i) {
+          if ((bits[i] & kCut) != 0)
+            fail(message("wgmma_tf32 in ", describe(product.site), ": byte ", first + 4 * i,
+                         " of shared memory begins a value of b that was not rounded "
+                         "with round_tf32, hardware would truncate it"));
+          out[(k / 2 + i) * static_cast<uint32_t>(product.columns) + column] =
+              std::bit_cast<float>(bits[i]);
+        }
+      });
+}
+
+// a that came in registers.
+void Warpgroups::place_a(const Issued& product) {
+  const int terms = product.terms();
+  for (int lane = 0; lane < kGroupThreads; ++lane) {
+    const auto& values = product.a_values[static_cast<std::size_t>(lane)];
+    if (!std::equal(values.begin(), values.end(), product.a_places[static_cast<std::size_t>(lane)]))
+      fail(message("thread ", lane, " of the warpgroup has changed the registers a of wgmma in ",
+                   describe(product.site), " before its wgmma_wait"));
+    const int first = lane / 32 * 16 + lane % 32 / 4, quad = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+      double* row = a_.data() + (first + i % 2 * 8) * terms;
+      const uint32_t value = values[static_cast<std::size_t>(i)];
+      if (product.tf32) {
+        row[i / 2 * 4 + quad] = std::bit_cast<float>(value);
+      } else {
+        row[i / 2 * 8 + quad * 2] = number(static_cast<uint16_t>(value));
+        row[i / 2 * 8 + quad * 2 + 1] = number(static_cast<uint16_t>(value >> 16));
+      }
+    }
+  }
+}
+
 void Warpgroups::perform(Group& group, const Issued& product) {
   const int columns = product.columns;
   a_.resize(kProductRows * kProductTerms);
   b_.resize(static_cast<std::size_t>(kProductTerms * columns));
-  if (!product.a_in_registers) {
+  if (product.a_in_registers)
+    place_a(product);
+  else
     gather(product.a, kProductRows, product.transpose_a, false, a_.data());
-  } else {
-    for (int lane = 0; lane < kGroupThreads; ++lane) {
-      const auto& values = product.a_values[static_cast<std::size_t>(lane)];
-      if (!std::equal(values.begin(), values.end(),
-                      product.a_places[static_cast<std::size_t>(lane)]))
-        fail(message("thread ", lane, " of the warpgroup has changed the registers a of wgmma in ",
-                     describe(product.site), " before its wgmma_wait"));
-      for (int j = 0; j < 8; ++j) {
-        const int row = lane / 32 * 16 + lane % 32 / 4 + j / 2 % 2 * 8;
-        const int k = j / 4 * 8 + lane % 4 * 2 + j % 2;
-        a_[static_cast<std::size_t>(row * kProductTerms + k)] =
-            number(static_cast<uint16_t>(values[static_cast<std::size_t>(j / 2)] >> (j % 2 * 16)));
-      }
-    }
-  }
-  gather(product.b, columns, product.transpose_b, true, b_.data());
-  multiply_add(kProductRows, columns, kProductTerms, a_.data(), b_.data(),
+  if (product.tf32)
+    gather_tf32(product, b_.data());
+  else
+    gather(product.b, columns, product.transpose_b, true, b_.data());
+  multiply_add(kProductRows, columns, product.terms(), a_.data(), b_.data(),
                group.sums[product.sums].values.data());
 }
 
@@ -417,7 +457,8 @@ void Warpgroups::end_thread(const Thread& thread) {
       fail(message("the thread ended without wgmma_wait for wgmma in ", describe(issued.site)));
 }
 
-void wgmma(int columns,
+void wgmma(bool tf32,
+           int columns,
            bool transpose_a,
            bool transpose_b,
            float* sum,
@@ -426,7 +467,8 @@ void wgmma(int columns,
            uint64_t b,
            Site site) {
   here->block->sm90("wgmma", site)
-      .warpgroups.add({.columns = columns,
+      .warpgroups.add({.tf32 = tf32,
+                       .columns = columns,
                        .transpose_a = transpose_a,
                        .transpose_b = transpose_b,
                        .a_in_registers = a_registers != nullptr,

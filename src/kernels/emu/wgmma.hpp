@@ -11,8 +11,9 @@ namespace emu {
 
 using Site = std::source_location;
 
-// `a_registers` is nullptr when `a` is a descriptor.
-void wgmma(int columns,
+// `a_registers` is nullptr when `a` is a descriptor; of tf32 it never is.
+void wgmma(bool tf32,
+           int columns,
            bool transpose_a,
            bool transpose_b,
            float* sum,
@@ -41,7 +42,7 @@ void wgmma(float (&sum)[N / 2],
            uint64_t b,
            std::source_location site = std::source_location::current()) {
   static_assert(N % 8 == 0 && N >= 8 && N <= 256);
-  emu::wgmma(N, kTransposeA, kTransposeB, sum, a, nullptr, b, site);
+  emu::wgmma(false, N, kTransposeA, kTransposeB, sum, a, nullptr, b, site);
 }
 
 // `a` is a warp's fragment of mma_bf16; its registers are in use as those of `sum` are.
@@ -51,7 +52,16 @@ void wgmma(float (&sum)[N / 2],
            uint64_t b,
            std::source_location site = std::source_location::current()) {
   static_assert(N % 8 == 0 && N >= 8 && N <= 256);
-  emu::wgmma(N, false, kTransposeB, sum, 0, a, b, site);
+  emu::wgmma(false, N, false, kTransposeB, sum, 0, a, b, site);
+}
+
+template <int N>
+void wgmma_tf32(float (&sum)[N / 2],
+                const uint32_t (&a)[4],
+                uint64_t b,
+                std::source_location site = std::source_location::current()) {
+  static_assert(N % 8 == 0 && N >= 8 && N <= 256);
+  emu::wgmma(true, N, false, false, sum, 0, a, b, site);
 }
 
 void wgmma_fence(std::source_location site = std::source_location::current());

@@ -97,6 +97,7 @@ __device__ __forceinline__ void clear_sums(float (&sum)[kCount]) {
 
 template <int kConsumerCount, int kTapsPerTile, int kChannelsPerTile>
 struct FilterTile {
+  static constexpr Precision kPrecision = Precision::bf16;
   static constexpr int kConsumers = kConsumerCount;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
   static constexpr int kFilters = kConsumers * 64;
@@ -131,8 +132,9 @@ struct FilterTile {
   }
 
   // Whether this warpgroup's filters exist.
+  template <class Part>
   static __device__ __forceinline__ bool works(const FilterProblem& p,
-                                               const FilterPart<FilterTile>& part,
+                                               const Part& part,
                                                int warpgroup) {
     return part.filter + 64 * warpgroup < p.K;
   }
@@ -156,11 +158,9 @@ struct FilterTile {
     wgmma_commit();
   }
 
-  static __device__ __forceinline__ void store(const FilterProblem& p,
-                                               const FilterPart<FilterTile>& part,
-                                               const Sums& sum,
-                                               int warpgroup,
-                                               float* dweight) {
+  template <class Part>
+  static __device__ __forceinline__ void store(
+      const FilterProblem& p, const Part& part, const Sums& sum, int warpgroup, float* dweight) {
     const bool whole = part.s + kTaps <= p.S && part.channel + kChannels <= p.C &&
                        part.filter + 64 * (warpgroup + 1) <= p.K;
     if (whole)
@@ -169,21 +169,14 @@ struct FilterTile {
       store<false>(p, part, sum, warpgroup, dweight);
   }
 
-  // The first filter of this thread's sums; the others are 8 further on.
-  static __device__ __forceinline__ int first_filter(const FilterPart<FilterTile>& part,
-                                                     int warpgroup) {
-    return part.filter + 64 * warpgroup + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
-  }
-
  private:
   // kWhole: all taps, channels and filters of the tile exist.
-  template <bool kWhole>
-  static __device__ __forceinline__ void store(const FilterProblem& p,
-                                               const FilterPart<FilterTile>& part,
-                                               const Sums& sum,
-                                               int warpgroup,
-                                               float* dweight) {
-    const int channel = part.channel + threadIdx.x % 4 * 2, filter = first_filter(part, warpgroup);
+  template <bool kWhole, class Part>
+  static __device__ __forceinline__ void store(
+      const FilterProblem& p, const Part& part, const Sums& sum, int warpgroup, float* dweight) {
+    const int thread = threadIdx.x % kWarpgroup;
+    const int channel = part.channel + thread % 4 * 2;
+    const int filter = part.filter + 64 * warpgroup + thread / 32 * 16 + thread % 32 / 4;
     const int next_channel = p.R * p.S * p.K;
     float* first = dweight + (int64_t{part.group} * p.C + channel) * next_channel +
                    (part.r * p.S + part.s) * p.K + filter;
@@ -228,13 +221,15 @@ int chunk_pixels_of(int64_t stride, int64_t columns) {
 template <class T>
 struct FilterPart {
   int group, filter, channel, r, s;
-  int row_tile;  // of filter rows
+  int row_tile;       // of filter rows
+  int unit, run_end;  // where it begins, and its run ends
   int first_chunk, last_chunk;
   int number;  // of the tile's parts
   int end;     // of its units
   bool last;   // of the tile
 
-  __device__ __forceinline__ FilterPart(const FilterProblem& p, int unit, int run_end) {
+  __device__ __forceinline__ FilterPart(const FilterProblem& p, int unit, int run_end)
+      : unit(unit), run_end(run_end) {
     int tile = unit / p.line, begin = tile * p.line;
     for (row_tile = 0; begin + p.units(row_tile) <= unit; ++row_tile) begin += p.units(row_tile);
     const int units = p.units(row_tile), tile_end = begin + units;
@@ -427,10 +422,12 @@ template <class T>
 __device__ __forceinline__ void update_sums(const FilterProblem& p,
                                             const FilterPart<T>& part,
                                             const float (&sum)[T::kColumns / 2],
-                                            int first_filter,
+                                            int warpgroup,
                                             const WeightUpdate& target,
                                             const Rates& rates) {
   if (rates.stopped) return;
+  const int thread = threadIdx.x % kWarpgroup;
+  const int first_filter = part.filter + 64 * warpgroup + thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll
   for (int i = 0; i < T::kColumns / 2; ++i) {
     const int channel = part.channel + threadIdx.x % 4 * 2 + i / 4 * 8 + i % 2;
@@ -547,15 +544,17 @@ __device__ __forceinline__ void consume(const FilterProblem& p,
       if (out.slices)
         update_slices<T>(p, part, sum, warpgroup, works, out.target, rates, ring);
       else if (works)
-        update_sums<T>(p, part, sum, T::first_filter(part, warpgroup), out.target, rates);
+        update_sums<T>(p, part, sum, warpgroup, out.target, rates);
     } else {
-      int number = part.number;
-      do {
-        if (biased) bias.store(p, part, warpgroup, number, out.dbias);
+      T::store(p, part, sum, warpgroup, out.dweight + part.number * p.part_stride);
+      if (biased) bias.store(p, part, warpgroup, part.number, out.dbias);
+      T::clear(sum);
+      bias.sum = 0.0f;
+      for (int number = part.number + 1; part.last && number < p.parts;
+           ++number) {  // it has no such part
         T::store(p, part, sum, warpgroup, out.dweight + number * p.part_stride);
-        T::clear(sum);
-        bias.sum = 0.0f;
-      } while (part.last && ++number < p.parts);  // zeros for the parts that it does not have
+        if (biased) bias.store(p, part, warpgroup, number, out.dbias);
+      }
     }
   });
 }

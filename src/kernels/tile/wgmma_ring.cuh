@@ -121,7 +121,7 @@ class ClusterRing {
       barrier_arrive(empty);
   }
 
- private:
+ protected:
   __device__ __forceinline__ unsigned char* data() const {
     return reinterpret_cast<unsigned char*>(&barriers_) + kStagesOffset +
            stage_ * shape_.stage_bytes;

@@ -17,6 +17,7 @@ namespace convnet {
 
 template <int kTapRowsPerTile, int kTapsPerTile, int kChannelsPerTile, int kFiltersPerTile>
 struct WindowTile {
+  static constexpr Precision kPrecision = Precision::bf16;
   static constexpr int kConsumers = 2;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
   static constexpr int kFilters = kFiltersPerTile;
@@ -99,10 +100,7 @@ struct WindowTile {
                                                const Sums& sum,
                                                int warpgroup,
                                                float* dweight) {
-    // Held, or the compiler works all places out in front of the products, in registers that are theirs.
-    uint32_t held[1] = {threadIdx.x % kWarpgroup};
-    convnet::hold(held);
-    const int thread = int(held[0]), lane = thread % 32;
+    const int thread = threadIdx.x % kWarpgroup, lane = thread % 32;
     const int filter = part.filter + lane % 4 * 2;
 #pragma unroll
     for (int b = 0; b < kEach; ++b)

@@ -19,6 +19,14 @@ __device__ __forceinline__ float4 load4(const float* address) {
   return *reinterpret_cast<const float4*>(address);
 }
 
+__device__ __forceinline__ float2 load2(const float* address) {
+  return *reinterpret_cast<const float2*>(address);
+}
+
+__device__ __forceinline__ void store2(float* address, float2 value) {
+  *reinterpret_cast<float2*>(address) = value;
+}
+
 __device__ __forceinline__ void store4(float* address, float4 value) {
   *reinterpret_cast<float4*>(address) = value;
 }

@@ -128,6 +128,15 @@ __device__ __forceinline__ uint64_t advance(uint64_t descriptor, int bytes) {
                  : CONVNET_S##n                                                        \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                 \
                    "n"(kTransposeB ? 1 : 0));
+
+#define CONVNET_WGMMA_TF32(n, o0, o1, o2, o3, o4, o5)                                  \
+  if constexpr (N == n)                                                                \
+    asm volatile("{\n.reg .pred scale;\nsetp.ne.b32 scale, 1, 0;\n"                    \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k8.f32.tf32.tf32 {"           \
+                 CONVNET_R##n "}, {%" #o0 ", %" #o1 ", %" #o2 ", %" #o3 "}, %" #o4     \
+                 ", scale, 1, 1;\n}"                                                   \
+                 : CONVNET_S##n                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 // clang-format on
 
 template <int N, bool kTransposeA, bool kTransposeB>
@@ -141,6 +150,19 @@ template <int N, bool kTransposeB>
 __device__ __forceinline__ void wgmma(float (&sum)[N / 2], const uint32_t (&a)[4], uint64_t b) {
   static_assert(N % 8 == 0 && N >= 8 && N <= 256);
   CONVNET_SM90(CONVNET_EACH_N(CONVNET_WGMMA_REGISTERS));
+}
+
+// The same over eight tf32 terms, `a` a fragment of mma_tf32.
+template <int N>
+__device__ __forceinline__ void wgmma_tf32(float (&sum)[N / 2],
+                                           const uint32_t (&a)[4],
+                                           uint64_t b) {
+  static_assert(N % 8 == 0 && N >= 8 && N <= 256);
+  CONVNET_SM90(CONVNET_EACH_N(CONVNET_WGMMA_TF32));
+}
+
+__device__ __forceinline__ void store4_operand(float* place, float4 value) {
+  *reinterpret_cast<float4*>(place) = value;
 }
 
 __device__ __forceinline__ void wgmma_fence() {
