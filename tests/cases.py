@@ -500,6 +500,9 @@ LRN_POOL = [
     LrnPoolCase("beta-half-N2", 2, 6, 5, 7, beta=0.5),
     LrnPoolCase("windows-of-three-strides-N2", 2, 6, 7, 8, size=3, stride=1),
     LrnPoolCase("largest-window-N16", 16, 4, 17, 16, size=15, stride=1),
+    LrnPoolCase("windows-of-11-N3", 3, 6, 24, 19, size=11, stride=6),  # the largest of which backward keeps positions
+    LrnPoolCase("windows-of-12-N3", 3, 6, 19, 24, size=12, stride=6),
+    LrnPoolCase("windows-for-all-threads-N64", 64, 6, 9, 11, size=4, stride=2),
     *(replace(case, C=case.C // 8) for case in _lrn_pools("alexnet", "shrunk", 2)),
     *_lrn_pools("alexnet-tiny", "tiny", 8),
 ]
