@@ -186,7 +186,7 @@ _PARTS = ("meet", "arrives", "brings", "waits")
 
 
 def _part(operation: str) -> str:
-    parts = {"named_barrier": "meet", "barrier_wait": "waits", "tma_load": "brings"}
+    parts = {"named_barrier": "meet", "barrier_wait": "waits", "tma_load": "brings", "tma_load_multicast": "brings"}
     return parts.get(operation, "arrives")
 
 

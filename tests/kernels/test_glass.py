@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -234,6 +235,24 @@ def test_the_ring_of_tensor_copies():
         assert 0 < fill.issued < fill.landed < fill.first_read < fill.last_read
     (stored,) = (a for a in launch.arrays if a.operation == "tma_store")
     assert (stored.array, stored.asked, stored.share) == ("y", 2 * 64 * 64 * 4 * 4, 1.0)
+
+
+def test_two_blocks_of_a_cluster_bring_each_other_what_both_need():
+    seen = look("conv_forward", "N=128 C=64 H=4 W=4 K=64", "bf16")
+    (launch,) = seen.launches
+    assert launch.cluster == 2
+    # Tiles are rows of four pixels, of two or three rows of filters (10 of them) and 4 chunks of 16 channels.
+    stages = 10 * 4
+    strip, weights = 6 * 16 * 128, 3 * 16 * 128
+    brought, counts = Counter(), Counter()
+    for use in (use for barrier in launch.barriers for use in barrier.uses):
+        brought[use.operation] += use.bytes
+        counts[use.operation] += use.count
+    assert brought["tma_load"] == stages * strip
+    assert brought["tma_load_multicast"] == stages * weights  # from both blocks
+    assert brought["barrier_expect"] == stages * (strip + weights)
+    assert named(launch.arrays, "weight", "tma_load").asked == stages * weights  # once for both
+    assert counts["barrier_arrive_at"] == 2 * 8 * stages  # by eight warps of both blocks
 
 
 def test_matrices_are_read_where_the_kernel_asks_for_them():

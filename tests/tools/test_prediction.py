@@ -318,6 +318,21 @@ def test_instructions_are_counted_as_often_as_they_run():
     assert (found.loaded.tolist(), found.stored.tolist()) == ([8 * 16] * 3, [8 * 2] * 3)
 
 
+@pytest.mark.parametrize(("cluster", "stored"), [(1, [128] * 4), (2, [128, 0] * 2), (4, [128, 0, 0, 0])])
+def test_blocks_know_their_places_in_a_cluster(cluster, stored):
+    lines = (
+        "S2UR UR4, SR_CgaCtaId", "ISETP.NE.U32.AND P0, PT, RZ, UR4, PT",
+        "LDC R3, c[0x0][0x140]",  # whether there are clusters
+        "ISETP.EQ.U32.AND P1, PT, R3, 0x1, PT", "@!P1 BRA 0x60", "UCGABAR_ARV", "@!P0 STG.E desc[UR6][R4.64], R8",
+        "EXIT",
+    )  # fmt: skip
+    code = code_of("\n".join(f"        /*{16 * i:04x}*/ {line} ;" for i, line in enumerate(lines)), [])
+    launch = launches.Launch(0, "", "", "f", (4, 1, 1), (32, 1, 1), 0, [], 0.0, 0.0, cluster)
+    found = execute.execute(code, launch)
+    assert found.stored.tolist() == stored
+    assert found.total("UCGABAR_ARV") == (4 if cluster > 1 else 0)
+
+
 def test_a_loop_that_does_not_end_is_an_error(monkeypatch):
     code = code_of("_Z1fv:\n.L_x_0:\n        /*0000*/                   BRA `(.L_x_0) ;\n", [])
     monkeypatch.setattr(execute.Machine, "most_steps", 10)
