@@ -360,7 +360,7 @@ const Row kVariants[] = {
 
     wgmma_tf32<MapsTileTf32<128, 4, 2, 5, true>, any>("wgmma_tf32-256x128x5",
                                                       "64 lanes, stride 1, S = 5"),
-    wgmma_tf32<MapsTileTf32<96, 4, 2, 3, true>, up_to_96>("wgmma_tf32-256x96x3",
+    wgmma_tf32<MapsTileTf32<96, 6, 2, 3, true>, up_to_96>("wgmma_tf32-384x96x3",
                                                           "64 lanes, stride 1, S = 3, K/g <= 96"),
     wgmma_tf32<MapsTileTf32<192, 3, 3, 3, true>, any_192>(
         "wgmma_tf32-192x192x3", "64 lanes, stride 1, S = 3, K/g a multiple of 192"),

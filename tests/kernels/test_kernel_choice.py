@@ -55,7 +55,7 @@ MEANT = {
 
 # The same in tf32; what is not here takes the kernels of its precision. A third number is that of columns of taps.
 MEANT_TF32 = {
-    ("conv1", "conv_forward"): "wgmma_tf32-256x96x3",
+    ("conv1", "conv_forward"): "wgmma_tf32-384x96x3",
     ("conv1", "conv_backward_filter"): "wgmma_tf32-128x3x48",
     ("conv2", "conv_forward"): "wgmma_tf32-256x128x5",
     ("conv2", "conv_backward_data"): "wgmma_tf32-512x48x5",
@@ -230,7 +230,7 @@ def test_tiles_on_hopper_follow_the_extents(emulator, op, shape, name):
     ("op", "shape", "name"),
     [
         ("conv_forward", conv(R=5, S=5), "wgmma_tf32-256x128x5"),
-        ("conv_forward", conv(K=96), "wgmma_tf32-256x96x3"),
+        ("conv_forward", conv(K=96), "wgmma_tf32-384x96x3"),
         ("conv_forward", conv(K=128), "wgmma_tf32-192x128x3"),
         ("conv_forward", conv(K=192), "wgmma_tf32-192x192x3"),
         ("conv_forward", conv(K=256), "wgmma_tf32-192x128x3"),

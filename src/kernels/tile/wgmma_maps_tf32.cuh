@@ -311,12 +311,13 @@ __device__ __forceinline__ void consume_tile(const MapsProblem& p,
 
 template <class T>
 __device__ __forceinline__ void consume(const MapsProblem& p,
-                                        int warpgroup,
                                         const MapsOutputTf32& to,
                                         PreparedRing ring) {
   const int tiles = int(p.tiles());
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
     const MapsPlace<T> place(p, index);
+    const int warpgroup =
+        warp_uniform(int(threadIdx.x) / kWarpgroup);  // no register is left for it
     const int width = place.column_end - place.column;
     const int each = width / T::kConsumers, more = width % T::kConsumers;
     const int column = place.column + warpgroup * each + min(warpgroup, more);
@@ -363,7 +364,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     }
   } else {
     become_prepared_consumer<T::kConsumers, T::kOfPreparer>();
-    consume<T>(p, warpgroup, to, ring);
+    consume<T>(p, to, ring);
   }
 }
 
