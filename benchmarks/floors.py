@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from convnet.network.spec import Conv, Dropout, Linear, Lrn, NetworkSpec, Placed, Pool, placed_layers
 
-# products per second as FLOP/s, by precision: wgmma in bf16, mma.sync in tf32 (wgmma would do 395), FFMA in fp32
-FLOPS = {"bf16": 790e12, "tf32": 250e12, "fp32": 54e12}
+# products per second as FLOP/s, by precision: wgmma in bf16 and tf32, FFMA in fp32
+FLOPS = {"bf16": 790e12, "tf32": 395e12, "fp32": 54e12}
 BYTES = 4.3e12
 
 # What a step consists of; "forward" is inference, the others are training.

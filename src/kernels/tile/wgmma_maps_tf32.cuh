@@ -49,7 +49,8 @@ struct MapsTileTf32 {
   static constexpr int kStageBytes = 2 * kHalfBytes + kTaps * kTapBytes;
   static constexpr int kBox = 32;    // maps: rows of weights that a warp transposes
   static constexpr int kChunk = 16;  // maps that are stored at a time
-  static_assert(kMaps % 16 == 0 && kMaps <= 256 && (!kForward || kMaps % kBox == 0));
+  static_assert(kMaps % 16 == 0 && kMaps <= 256 && kMaps % kChunk == 0 &&
+                (!kForward || kMaps % kBox == 0));
   static_assert(kStrip <= 256);
 
   static RingShape ring() { return ring_shape(round_up(kStageBytes, kAtom), 0); }
@@ -209,9 +210,9 @@ struct MapsPixel {
              column * p.column_stride + me.lane;
   }
 
-  // Every second line of the mask's maps, by every second of the lanes that share one.
+  // By one thread of those whose lanes share a line.
   __device__ __forceinline__ void prefetch_mask() const {
-    if (threadIdx.x % 32 >= 4) return;
+    if (threadIdx.x % 64 >= 4) return;
 #pragma unroll 1
     for (int m = 0; m < T::kMaps; m += 8)
       for (int e = 0; e < 2; ++e)
@@ -228,7 +229,7 @@ struct MapsPixel {
   // kChunk maps at a time: what meets them is under way together.
   __device__ __forceinline__ void store(const float (&sum)[T::kMaps / 2]) const {
     float* target = to.out + offset;
-    const float* mask = to.mask + offset;
+    const float* mask = p.masked ? to.mask + offset : nullptr;
 #pragma unroll
     for (int begin = 0; begin < T::kMaps; begin += T::kChunk) {
       float2 met[T::kChunk / 4];  // mask, or bias
@@ -238,8 +239,8 @@ struct MapsPixel {
         met[i] = float2{0.0f, 0.0f};
         if constexpr (T::kForward) {
           if (to.bias && map + m < p.out_maps) met[i].x = to.bias[first + m];
-        } else {
-          if (p.masked && map + m < p.out_maps) met[i] = load2(mask + i % 2 * p.map_stride);
+        } else if (p.masked) {
+          if (map + m < p.out_maps) met[i] = load2(mask + i % 2 * p.map_stride);
           if (i % 2) mask += 8 * p.map_stride;
         }
       }
