@@ -134,6 +134,7 @@ TESTS: dict[str, tuple[Stage, ...]] = {
     "tile/linear_operands.cuh": (every_kernel("linear"), LINEAR),
     "tile/wgmma_filter.cuh": FILTER_PRODUCTS,
     "tile/wgmma_filter_tf32.cuh": FILTER_PRODUCTS,
+    "tile/wgmma_window.cuh": FILTER_PRODUCTS,
     "tile/conv_problem.cuh": CONVOLUTIONS,
     "tile/wgmma_maps.cuh": PRODUCTS,
     "tile/wgmma_maps_tf32.cuh": CONVOLUTIONS,

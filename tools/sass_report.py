@@ -27,6 +27,8 @@ COLUMNS = {
     "HMMA": "products of a warp (mma.sync)",
     "LDSM": "matrix loads (ldmatrix)",
     "LDGSTS": "asynchronous copies (cp.async)",
+    "LDS": "loads from shared memory",
+    "STS": "stores to shared memory",
     "CCTL": "prefetches into the second level of cache",
     "FFMA": "multiply-adds in float32",
     "LDL": "loads from local memory",
