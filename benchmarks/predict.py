@@ -197,13 +197,13 @@ def of(instructions: dict[str, float], *names: str) -> float:
 
 def tensor_clocks(instructions: dict[str, float]) -> tuple[float, float]:
     """Of all products by wgmma, and of all by mma.sync, at the peak rate. Four warps issue a wgmma together; it takes
-    the time of its multiplications, or that in which its operands leave shared memory: 64 x 16 and 16 x N values at 128
-    bytes a clock. In tf32, over 8 terms at half the rate, the first operand comes from registers."""
+    the time of its multiplications, or that in which its operands leave shared memory: 64 x 16 values, unless they come
+    from registers (".R"), and 16 x N at 128 bytes a clock. In tf32 terms are 8, of twice the bytes at half the rate."""
     wgmma = 0.0
     for kind, n in instructions.items():
         if kind.startswith("HGMMA.64x"):
-            columns, terms = map(int, kind.split("x")[1:])
-            wgmma += n / 4 * (columns / 2 if terms == 8 else max(columns / 2, 16 + columns / 4))
+            columns = int(kind.split("x")[1])
+            wgmma += n / 4 * max(columns / 2, (0 if kind.endswith(".R") else 16) + columns / 4)
     return wgmma, of(instructions, "HMMA")  # 2048 FLOP in tf32, 4096 in bf16: one clock each
 
 

@@ -63,7 +63,8 @@ def width(name: str) -> int:
 def kind(code: Instruction) -> str:
     """What an instruction is counted as: its name, with the shape of a product or the bytes of an access."""
     if code.base == "HGMMA":
-        return "HGMMA.none" if code.operands[0] == "RZ" else ".".join(code.name.split(".")[:2])
+        shape = ".".join(code.name.split(".")[:2])  # of which the first operand may be in registers
+        return "HGMMA.none" if code.operands[0] == "RZ" else shape + ".R" * is_register(code.operands[1])
     if code.base in ("HMMA", "MUFU"):
         return ".".join(code.name.split(".")[:2])
     if code.base in ACCESSES | {"LDS", "STS"}:

@@ -341,8 +341,7 @@ constexpr Row wgmma_tf32(const char* name, const char* when) {
 
 bool up_to_64(const ConvShape& s) { return filters(s) <= 64; }
 bool up_to_96(const ConvShape& s) { return filters(s) <= 96; }
-bool times_192(const ConvShape& s) { return filters(s) % 192 == 0 && filters(s) % 128 != 0; }
-bool any_192(const ConvShape& s) { return filters(s) % 192 == 0; }
+bool times_192(const ConvShape& s) { return filters(s) % 192 == 0; }
 // Tiles of three pixels read more per product than those of four; they pay where they fill the
 // multiprocessors better.
 bool in_threes(const ConvShape& s) {
@@ -353,7 +352,7 @@ bool in_threes(const ConvShape& s) {
 const Row kVariants[] = {
     wgmma<64, 4, up_to_64>("wgmma-256x64", "64 lanes, K/g <= 64"),
     wgmma<96, 8, up_to_96>("wgmma-512x96", "64 lanes, K/g <= 96"),
-    wgmma<192, 3, times_192>("wgmma-192x192", "64 lanes, K/g a multiple of 192, not of 128"),
+    wgmma<192, 3, times_192>("wgmma-192x192", "64 lanes, K/g a multiple of 192"),
     wgmma<128, 3, in_threes>("wgmma-192x128", "64 lanes, fewer rounds than with four pixels"),
     wgmma<128, 4, any>("wgmma-256x128", "64 lanes"),
     wgmma<128, 2, any>("wgmma-128x128", "64 lanes, wide filters"),
@@ -362,7 +361,7 @@ const Row kVariants[] = {
                                                       "64 lanes, stride 1, S = 5"),
     wgmma_tf32<MapsTileTf32<96, 6, 2, 3, true>, up_to_96>("wgmma_tf32-384x96x3",
                                                           "64 lanes, stride 1, S = 3, K/g <= 96"),
-    wgmma_tf32<MapsTileTf32<192, 3, 3, 3, true>, any_192>(
+    wgmma_tf32<MapsTileTf32<192, 3, 3, 3, true>, times_192>(
         "wgmma_tf32-192x192x3", "64 lanes, stride 1, S = 3, K/g a multiple of 192"),
     wgmma_tf32<MapsTileTf32<128, 3, 3, 3, true>, any>("wgmma_tf32-192x128x3",
                                                       "64 lanes, stride 1, S = 3"),

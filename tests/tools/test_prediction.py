@@ -42,7 +42,7 @@ def test_every_launch_is_one_kernel_of_the_machine_code(step):
 
 def flops(instructions):
     """Of all products."""
-    shapes = [(n, *map(int, kind.split("x")[1:])) for kind, n in instructions.items() if "HGMMA.64" in kind]
+    shapes = [(n, *map(int, kind.removesuffix(".R").split("x")[1:])) for kind, n in instructions.items() if "HGMMA.64" in kind]
     wgmma = sum(n / 4 * 2 * 64 * columns * terms for n, columns, terms in shapes)
     return wgmma + 2048 * instructions.get("HMMA.1688", 0) + 4096 * instructions.get("HMMA.16816", 0)
 
@@ -120,7 +120,8 @@ def counted(**changes):
         ({"instructions": {"LDS.128": 132e6}}, "shared", 4e6 / predict.CLOCK),
         ({"instructions": {"HGMMA.64x128x16": 4 * 132e4}}, "tensor", 64e4 / predict.TENSOR / predict.CLOCK),
         ({"instructions": {"HGMMA.64x48x16": 4 * 132e4}}, "tensor", 28e4 / predict.TENSOR / predict.CLOCK),
-        ({"instructions": {"HGMMA.64x48x8": 4 * 132e4}}, "tensor", 24e4 / predict.TENSOR / predict.CLOCK),
+        ({"instructions": {"HGMMA.64x48x16.R": 4 * 132e4}}, "tensor", 24e4 / predict.TENSOR / predict.CLOCK),
+        ({"instructions": {"HGMMA.64x48x8.R": 4 * 132e4}}, "tensor", 24e4 / predict.TENSOR / predict.CLOCK),
         ({"instructions": {"HMMA.1688": 132e6}}, "tensor", 1e6 / predict.MMA_SYNC / predict.TENSOR / predict.CLOCK),
         ({"loaded": 10e9, "stored": 2e9}, "memory", 12e9 / predict.floors.BYTES),
         ({"heaviest": 2.0, "instructions": {"MOV": 132e6}}, "issue", 2e6 / 4 / predict.ISSUE / predict.CLOCK),

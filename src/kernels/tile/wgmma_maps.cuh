@@ -22,14 +22,17 @@
 //            A mask comes behind a tile's last stage in stages of its own, each one pixel of
 //            either consumer warpgroup, [kMaps][64 lanes] as the epilogue writes it: it has arrived
 //            when the products are done.
-// Operands   A = strip, lanes contiguous: M-major. B = weights: forward N-major, backward K-major.
+// Operands   A = strip, lanes contiguous: M-major. B = weights: forward N-major, backward K-major. Tiles
+//            of fewer than 64 maps take A through registers under filters of five columns: from shared
+//            memory it would hold up the product, and a pixel serves several taps.
 // Epilogue   sums + bias, ReLU, to bfloat16; stmatrix.trans turns [lane][map] fragments into
 //            [map][lanes] rows in shared memory, a tensor store writes rows of 128 bytes, clipped
 //            to the maps of the group. ldmatrix.trans does the reverse with a mask. With several
 //            parts: float32 partial sums instead, straight to memory in sectors of 32 bytes.
-// Schedule   one block per multiprocessor takes every gridDim.x-th tile; rows from the middle
-//            outwards, the short ones last. The producer runs ahead into the next tile while the
-//            consumers still store.
+// Schedule   one block per multiprocessor takes a tile of every round of all blocks: the wide ones
+//            first, of either kind rows from the middle outwards, those with fewer taps last, and
+//            rounds to and fro (for_tiles), so that blocks get about as much to multiply. The producer
+//            runs ahead into the next tile while the consumers still store.
 // Clusters   of two blocks where tiles come in pairs that share an operand: weights, in two blocks of
 //            images with the same pixels and maps; or the strip, in a linear layer, under neighbouring
 //            maps. Half of the shared boxes come from the other block, and L2 reads them once. A
@@ -48,15 +51,14 @@ struct MapsProblem {
   int R, S, stride, pad_top, pad_left;
   int groups, blocks;
   int column_tiles, map_tiles;
-  int parts, chunks_per_part;  // of kDepth input maps
+  int wide_columns, width;        // so many column tiles are a pixel wider than the others' `width`
+  int all, wide, rounds;          // tiles, the wide ones first, and how many each block gets
+  int strip_bytes, weight_bytes;  // of a stage
+  int parts, chunks_per_part;     // of kDepth input maps
   // Elements of `out` from a part, block, map, row and column to the next.
   int64_t part_stride, block_stride, map_stride, row_stride, column_stride;
   bool relu, masked;
   RingShape ring;
-
-  __host__ __device__ int64_t tiles() const {
-    return int64_t{out_rows} * parts * groups * map_tiles * column_tiles * blocks;
-  }
 };
 
 // What two neighbouring tiles have in common, whose blocks then form a cluster.
@@ -77,7 +79,7 @@ template <int kMapsPerTile, int kPixelsPerTile, int kDepthPerStage, bool kForwar
 struct MapsTile {
   static constexpr int kMaps = kMapsPerTile, kPixels = kPixelsPerTile, kDepth = kDepthPerStage;
   static constexpr bool kForward = kForwardPass;
-  static constexpr int kConsumers = 2;
+  static constexpr int kConsumers = 2, kOfProducer = 40;  // registers
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
   static constexpr int kPixelsEach = (kPixels + kConsumers - 1) / kConsumers;  // at most
   static constexpr int kPixelBytes = kDepth * kSpan;
@@ -92,6 +94,9 @@ struct MapsTile {
   // where they leave enough room for stages.
   static constexpr int kBuffers = kPixelsEach > 1 && kMaps <= 128 ? 2 : 1;
   static constexpr int kBufferBytes = kMaps * kSpan;
+  // Of narrow tiles the first operand takes longer to leave shared memory than to be multiplied: it
+  // goes through registers, and there serves several taps.
+  static constexpr bool kThroughRegisters = !kForward && kMaps < 64 && kPixelsEach > 1;
   static_assert(kChunk % 16 == 0 && kMaps <= 256);
   static_assert(kDepth == 16 || kDepth == 32 || kDepth == 64);
 
@@ -131,19 +136,22 @@ struct MapsPlace {
   int r_begin, r_end, chunk_begin, chunk_end;
 
   __device__ __forceinline__ MapsPlace(const MapsProblem& p, int index) {
+    const bool wide = index < p.wide;
+    if (!wide) index -= p.wide;
     block = index % p.blocks;
     index /= p.blocks;
-    const int column_tile = index % p.column_tiles;
-    index /= p.column_tiles;
+    const int columns = wide ? p.wide_columns : p.column_tiles - p.wide_columns;
+    const int column_tile = index % columns;
+    index /= columns;
     map = index % p.map_tiles * T::kMaps;
     index /= p.map_tiles;
     group = index % p.groups;
     index /= p.groups;
     part = index % p.parts;
     row = row_from_middle(index / p.parts, p.out_rows);
-    // Tiles of a row are equally wide, up to one pixel.
-    column = column_tile * p.out_columns / p.column_tiles;
-    column_end = (column_tile + 1) * p.out_columns / p.column_tiles;
+    const int width = p.width + wide;
+    column = column_tile * width + (wide ? 0 : p.wide_columns * (width + 1));
+    column_end = column + width;
     const int first_row = row * p.stride - p.pad_top;
     r_begin = max(0, -first_row);
     r_end = min(p.R, p.in_rows - first_row);
@@ -151,6 +159,20 @@ struct MapsPlace {
     chunk_end = min(chunk_begin + p.chunks_per_part, (p.in_maps + T::kDepth - 1) / T::kDepth);
   }
 };
+
+// Calls f with the number of every tile that is this block's: one of each round of all blocks. The last
+// round, and every second one in front of it, goes backwards: who had the longest tiles of the round
+// before gets the shortest, or none. The blocks of a cluster stay neighbours.
+template <int kCluster, class Function>
+__device__ __forceinline__ void for_tiles(const MapsProblem& p, Function f) {
+  for (int round = 0; round < p.rounds; ++round) {
+    const int blocks = gridDim.x, block = blockIdx.x;
+    const bool backwards = (p.rounds - round) % 2 == 1;
+    const int index =
+        round * blocks + (backwards ? blocks - kCluster - block + 2 * (block % kCluster) : block);
+    if (index < p.all) f(index);
+  }
+}
 
 template <class T, class Shared>
 __device__ __forceinline__ void produce(const MapsProblem& p,
@@ -166,19 +188,16 @@ __device__ __forceinline__ void produce(const MapsProblem& p,
     else
       tma_load(target, map, ring.full(), c0, c1, c2, c3, c4);
   };
-  const int strip_bytes = T::strip_bytes(p.stride, p.S);
-  const int bytes = strip_bytes + T::weight_bytes(p.S);
-  const int tiles = int(p.tiles());
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+  for_tiles<Shared::kCluster>(p, [&](int index) {
     const MapsPlace<T> place(p, index);
     for (int r = place.r_begin; r < place.r_end; ++r)
       for (int chunk = place.chunk_begin; chunk < place.chunk_end; ++chunk) {
-        unsigned char* stage = ring.begin(bytes);
+        unsigned char* stage = ring.begin(p.strip_bytes + p.weight_bytes);
         const int c = chunk * T::kDepth;
         copy(Shared::kStrip, chunk, stage, in, 0, place.group * p.in_maps + c,
              place.column * p.stride - p.pad_left, place.row * p.stride - p.pad_top + r,
              place.block);
-        unsigned char* weights = stage + strip_bytes;
+        unsigned char* weights = stage + p.strip_bytes;
         if constexpr (T::kForward) {
           for (int span = 0; span < T::kSpans; ++span)
             copy(Shared::kWeights, chunk + span, weights + span * p.S * T::kTapBytes, weight,
@@ -199,7 +218,7 @@ __device__ __forceinline__ void produce(const MapsProblem& p,
         ring.next();
       }
     }
-  }
+  });
   ring.drain();
 }
 
@@ -373,14 +392,49 @@ __device__ __forceinline__ void multiply_some(float (&sum)[T::kPixelsEach][T::kM
   wgmma_commit();
 }
 
-template <class T, class Ring>
+// All kS taps of kCount pixels at stride 1, pixel by pixel of the strip, from `first` on; taps outside of
+// the image are zeros. Without a branch, as above.
+template <class T, int kCount, int kS>
+__device__ __forceinline__ void multiply_strip(float (&sum)[T::kPixelsEach][T::kMaps / 2],
+                                               const unsigned char* first,
+                                               uint64_t weights) {
+  constexpr int kProducts = T::kDepth / kTerms;
+  const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
+  // Matrices in the order (lanes 0-7, eight maps), (lanes 8-15, the same maps), and the next eight maps.
+  const int map = lane / 16 * 8 + lane % 8, sixteen = (2 * warp + lane / 8 % 2) ^ map % 8;
+  const unsigned char* row = first + map * kSpan + sixteen * 16;
+  uint32_t fragments[2][kProducts][4];  // one pixel's are loaded while the other's are multiplied
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < (kCount - 1) * T::kConsumers + kS; ++i) {
+    wgmma_wait<1>();  // the products of these fragments before are done
+    auto& a = fragments[i % 2];
+    const void* rows[kProducts];
+#pragma unroll
+    for (int n = 0; n < kProducts; ++n) rows[n] = row + i * T::kPixelBytes + n * kTerms * kSpan;
+    load_matrices_transposed(a, rows);
+#pragma unroll
+    for (int n = 0; n < kProducts; ++n) hold(a[n]);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      const int s = i - j * T::kConsumers;
+      if (s < 0 || s >= kS) continue;
+#pragma unroll
+      for (int n = 0; n < kProducts; ++n)
+        wgmma<T::kMaps, false>(sum[j], a[n],
+                               advance(weights, (kS - 1 - s) * T::kTapBytes + n * kTerms * 2));
+    }
+    wgmma_commit();
+  }
+}
+
+template <class T, class Shared>
 __device__ __forceinline__ void consume(const MapsProblem& p,
                                         int warpgroup,
                                         MapsOutput<T>& output,
-                                        Ring ring) {
-  const int strip_bytes = T::strip_bytes(p.stride, p.S);
-  const int tiles = int(p.tiles());
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+                                        ClusterRing<Shared::kCluster> ring) {
+  for_tiles<Shared::kCluster>(p, [&](int index) {
     const MapsPlace<T> place(p, index);
     float sum[T::kPixelsEach][T::kMaps / 2];
     int s_begin[T::kPixelsEach], s_end[T::kPixelsEach];  // taps inside the image
@@ -404,15 +458,27 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
       unsigned char* stage = ring.await();
       const uint64_t strip = operand(stage, kAtom, kAtom, Swizzle::bytes128);
       const uint64_t weights =
-          T::kForward ? operand(stage + strip_bytes, p.S * T::kTapBytes, kAtom, T::kWeightSwizzle)
-                      : operand(stage + strip_bytes, kAtom, 8 * T::kDepth * 2, T::kWeightSwizzle);
+          T::kForward ? operand(stage + p.strip_bytes, p.S * T::kTapBytes, kAtom, T::kWeightSwizzle)
+                      : operand(stage + p.strip_bytes, kAtom, 8 * T::kDepth * 2, T::kWeightSwizzle);
       const MapsOperands<T> operands{strip, weights, warpgroup * p.stride, T::kConsumers * p.stride,
                                      p.S};
       bool done = false;
+      if constexpr (T::kThroughRegisters) {
+        const int left = place.column_end - place.column - warpgroup;
+        const int count = (left + T::kConsumers - 1) / T::kConsumers;
+        const unsigned char* first = stage + warpgroup * T::kPixelBytes;
+        const auto multiply = [&](auto pixels) {
+          if (count != pixels.value || p.S != 5 || p.stride != 1) return;
+          multiply_strip<T, pixels.value, 5>(sum, first, weights);
+          done = true;
+        };
+        multiply(std::integral_constant<int, T::kPixelsEach>{});
+        multiply(std::integral_constant<int, T::kPixelsEach - 1>{});
+      }
       // Wide tiles have registers for the most frequent filters alone.
       if constexpr (T::kMaps <= 128) {
         if (p.S == 1) done = multiply_whole<T, 1>(sum, operands, whole);
-        if (p.S == 5 && T::kDepth < 64) done = multiply_whole<T, 5>(sum, operands, whole);
+        if (!done && p.S == 5 && T::kDepth < 64) done = multiply_whole<T, 5>(sum, operands, whole);
       }
       if (p.S == 3 && T::kDepth < 64) done = multiply_whole<T, 3>(sum, operands, whole);
       if (!done) multiply_some(sum, operands, s_begin, s_end);
@@ -438,7 +504,7 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
         ring.release(1);
       }
     }
-  }
+  });
   if (threadIdx.x % kWarpgroup == 0) bulk_wait<0>();
 }
 
@@ -459,22 +525,41 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
   const int warpgroup = warp_uniform(int(threadIdx.x) / kWarpgroup);
   if (warpgroup == T::kConsumers) {
-    become_producer<T::kConsumers>();
+    become_producer<T::kConsumers, T::kOfProducer>();
     if (threadIdx.x / 32 % 4 == 0 && elect_one()) {
       prefetch(in);
       prefetch(weight);
       produce<T, Shared>(p, in, weight, mask, ring);
     }
   } else {
-    become_consumer<T::kConsumers>();
+    become_consumer<T::kConsumers, T::kOfProducer>();
     unsigned char* buffers = reinterpret_cast<unsigned char*>(&barriers) + p.ring.bytes() +
                              warpgroup * T::kBuffers * T::kBufferBytes;
     MapsOutput<T> output{p, bias, partial, out, buffers, 1 + warpgroup};
-    consume(p, warpgroup, output, ring);
+    consume<T, Shared>(p, warpgroup, output, ring);
   }
 }
 
 // ---- host
+
+// Cuts the output into tiles of at most `pixels` of a row, equally wide up to one, and `maps`.
+inline void cut_output(const char* op, MapsProblem& p, int pixels, int maps) {
+  p.column_tiles = int(ceil_div(p.out_columns, pixels));
+  p.width = p.out_columns / p.column_tiles, p.wide_columns = p.out_columns % p.column_tiles;
+  p.map_tiles = int(ceil_div(p.out_maps, maps));
+  const int64_t of_a_column = int64_t{p.out_rows} * p.parts * p.groups * p.map_tiles * p.blocks;
+  const int64_t all = of_a_column * p.column_tiles;
+  require(all < int64_t{1} << 30, op, ": the output has too many tiles for one launch, got ", all,
+          "; run the batch in parts");
+  p.all = int(all), p.wide = int(of_a_column * p.wide_columns);
+}
+
+// Blocks of a launch, a multiple of `cluster` where the tiles are.
+inline unsigned blocks_for(MapsProblem& p, int cluster) {
+  const int blocks = std::min(p.all, multiprocessors() / cluster * cluster);
+  p.rounds = int(ceil_div(p.all, blocks));
+  return unsigned(blocks);
+}
 
 // What a launch over maps needs to know; the tile adds the rest.
 struct MapsCall {
@@ -507,17 +592,15 @@ void launch_maps(const char* op, const MapsCall& call, Stream stream) {
   p.R = int(call.R), p.S = int(call.S), p.stride = int(call.stride);
   p.pad_top = int(call.pad_top), p.pad_left = int(call.pad_left);
   p.groups = int(call.groups), p.blocks = int(in.blocks);
-  p.column_tiles = int(ceil_div(out.columns, T::kPixels));
-  p.map_tiles = int(ceil_div(p.out_maps, T::kMaps));
   p.parts = int(call.parts);
   p.chunks_per_part = int(ceil_div(ceil_div(p.in_maps, T::kDepth), call.parts));
   p.block_stride = out.block_stride / 2, p.map_stride = out.map_stride / 2;
   p.row_stride = out.row_stride / 2, p.column_stride = out.column_stride / 2;
   p.part_stride = out.maps * out.columns * out.rows * out.blocks * 64;
   p.relu = call.relu, p.masked = call.mask != nullptr;
+  p.strip_bytes = T::strip_bytes(p.stride, p.S), p.weight_bytes = T::weight_bytes(p.S);
   p.ring = T::ring(call.stride, call.S);
-  require(p.tiles() < int64_t{1} << 31, op, ": the output has too many tiles for one launch, got ",
-          p.tiles(), "; run the batch in parts");
+  cut_output(op, p, T::kPixels, T::kMaps);
   require(out.columns * (p.column_tiles + 1) < int64_t{1} << 31, op,
           ": a row must have fewer than 2^15 columns, got ", out.columns);
   Activation mask = out;  // without one, a copy that nobody reads
@@ -528,10 +611,9 @@ void launch_maps(const char* op, const MapsCall& call, Stream stream) {
   const int alike = Shared::kWeights ? p.blocks : p.blocks * p.column_tiles == 1 ? p.map_tiles : 1;
   const bool pairs = alike % Shared::kCluster == 0;
   const unsigned cluster = pairs ? Shared::kCluster : 1;
-  const int64_t most = multiprocessors() / cluster * cluster;
+  const unsigned blocks = blocks_for(p, int(cluster));
   launch(pairs ? wgmma_maps_kernel<T, Shared> : wgmma_maps_kernel<T, SharedNothing>,
-         Grid(Dim3(unsigned(std::min(p.tiles(), most))), cluster), Dim3(T::kThreads),
-         T::shared_bytes(p.ring), stream,
+         Grid(Dim3(blocks), cluster), Dim3(T::kThreads), T::shared_bytes(p.ring), stream,
          load_map("input", in, T::kDepth, T::strip_pixels(p.stride, p.S)),
          weight_map(call.weight, call.groups, channels, call.R, call.S, filters,
                     T::kForward ? 64 : T::kDepth, T::kForward ? T::kDepth : T::kMaps,

@@ -47,8 +47,9 @@ struct MapsTileTf32 {
   static constexpr int kRowBytes = kDepth * 4;  // of weights: a span of the 64-byte swizzle
   static constexpr int kTapBytes = kMaps * kRowBytes;
   static constexpr int kStageBytes = 2 * kHalfBytes + kTaps * kTapBytes;
-  static constexpr int kBox = 32;    // maps: rows of weights that a warp transposes
-  static constexpr int kChunk = 16;  // maps that are stored at a time
+  static constexpr int kBox = 32;  // maps: rows of weights that a warp transposes
+  // Maps that are stored at a time: fewer where sums leave few registers.
+  static constexpr int kChunk = kPixelsEach * kMaps > 256 ? 8 : 16;
   static_assert(kMaps % 16 == 0 && kMaps <= 256 && kMaps % kChunk == 0 &&
                 (!kForward || kMaps % kBox == 0));
   static_assert(kStrip <= 256);
@@ -74,8 +75,7 @@ __device__ __forceinline__ void produce(const MapsProblem& p,
                                         const TensorMap& in,
                                         const TensorMap& weight,
                                         PreparedRing ring) {
-  const int tiles = int(p.tiles());
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+  for_tiles<1>(p, [&](int index) {
     const MapsPlace<T> place(p, index);
     for (int r = place.r_begin; r < place.r_end; ++r)
       for (int chunk = place.chunk_begin; chunk < place.chunk_end; ++chunk) {
@@ -94,7 +94,7 @@ __device__ __forceinline__ void produce(const MapsProblem& p,
                    (p.R - 1 - r) * T::kTaps, 0, 0);
         ring.next();
       }
-  }
+  });
 }
 
 // The weights of a stage, by all preparing warps.
@@ -119,15 +119,14 @@ __device__ __forceinline__ void prepare_weights(float* weights) {
 
 template <class T>
 __device__ __forceinline__ void prepare(const MapsProblem& p, PreparedRing ring) {
-  const int tiles = int(p.tiles());
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+  for_tiles<1>(p, [&](int index) {
     const MapsPlace<T> place(p, index);
     for (int left = stages_of(place); left > 0; --left) {
       prepare_weights<T>(reinterpret_cast<float*>(ring.await() + 2 * T::kHalfBytes));
       ring.announce();
       ring.next();
     }
-  }
+  });
 }
 
 // What a thread reads and writes of a pixel: two neighbouring lanes, number `lane` and the next.
@@ -314,8 +313,7 @@ template <class T>
 __device__ __forceinline__ void consume(const MapsProblem& p,
                                         const MapsOutputTf32& to,
                                         PreparedRing ring) {
-  const int tiles = int(p.tiles());
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+  for_tiles<1>(p, [&](int index) {
     const MapsPlace<T> place(p, index);
     const int warpgroup =
         warp_uniform(int(threadIdx.x) / kWarpgroup);  // no register is left for it
@@ -339,7 +337,7 @@ __device__ __forceinline__ void consume(const MapsProblem& p,
         consume_tile<T, 0>(p, place, index, column, to, ring);
         break;
     }
-  }
+  });
 }
 
 template <class T>
@@ -388,16 +386,13 @@ void launch_maps_tf32(const char* op,
   p.pad_top = int(T::kForward ? s.pad_top : s.R - 1 - s.pad_top);
   p.pad_left = int(T::kForward ? s.pad_left : s.S - 1 - s.pad_left);
   p.groups = int(s.groups), p.blocks = int(in.blocks);
-  p.column_tiles = int(ceil_div(out.columns, T::kPixels));
-  p.map_tiles = int(ceil_div(p.out_maps, T::kMaps));
   p.parts = 1;
   p.chunks_per_part = int(ceil_div(p.in_maps, T::kDepth));
   p.block_stride = out.block_stride / 4, p.map_stride = out.map_stride / 4;
   p.row_stride = out.row_stride / 4, p.column_stride = out.column_stride / 4;
   p.relu = relu, p.masked = to.mask != nullptr;
   p.ring = T::ring();
-  require(p.tiles() < int64_t{1} << 31, op, ": the output has too many tiles for one launch, got ",
-          p.tiles(), "; run the batch in parts");
+  cut_output(op, p, T::kPixels, T::kMaps);
   const int64_t K = s.K / s.groups, row = K * 4, channels = s.C, taps = s.R * s.S;
   const TensorMap weights =
       T::kForward ? tensor_map("weight", Element::float32, weight,
@@ -407,8 +402,8 @@ void launch_maps_tf32(const char* op,
                   : tensor_map("weight", Element::float32, weight, {K, channels, taps, 1, 1},
                                {taps * row, row, channels * taps * row, channels * taps * row},
                                {T::kDepth, T::kMaps, T::kTaps, 1, 1}, Swizzle::bytes64);
-  launch(wgmma_maps_tf32_kernel<T>, Dim3(unsigned(std::min<int64_t>(p.tiles(), multiprocessors()))),
-         Dim3(T::kThreads), std::size_t(p.ring.bytes()), stream,
+  const Dim3 grid(blocks_for(p, 1));
+  launch(wgmma_maps_tf32_kernel<T>, grid, Dim3(T::kThreads), std::size_t(p.ring.bytes()), stream,
          load_map_tf32("input", in, 32, T::kDepth, T::kStrip, Swizzle::bytes128), weights, p, to);
 }
 

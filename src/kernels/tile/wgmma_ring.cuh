@@ -76,7 +76,7 @@ class ClusterRing {
 
   // Producer: waits until the stage is free and announces how many bytes will arrive in it.
   __device__ __forceinline__ unsigned char* begin(int bytes) {
-    barrier_wait(barriers_.empty[stage_], parity_ ^ 1);
+    await_empty();
     barrier_expect(barriers_.full[stage_], bytes);
     return data();
   }
@@ -84,8 +84,7 @@ class ClusterRing {
 
   // Producer, behind the last filling: waits until the other blocks reach this one no more.
   __device__ __forceinline__ void drain() {
-    for (int i = 0; kCluster > 1 && i < shape_.stages; ++i, next())
-      barrier_wait(barriers_.empty[stage_], parity_ ^ 1);
+    for (int i = 0; kCluster > 1 && i < shape_.stages; ++i, next()) await_empty();
   }
 
   // Producer: a box for this stage that all blocks of the cluster need; the one whose turn it is sends
@@ -121,6 +120,11 @@ class ClusterRing {
       barrier_arrive(empty);
   }
 
+ private:
+  __device__ __forceinline__ void await_empty() {
+    barrier_wait(barriers_.empty[stage_], parity_ ^ 1);
+  }
+
  protected:
   __device__ __forceinline__ unsigned char* data() const {
     return reinterpret_cast<unsigned char*>(&barriers_) + kStagesOffset +
@@ -136,14 +140,15 @@ class ClusterRing {
 using StageRing = ClusterRing<1>;
 
 // Registers per thread: the kernel starts with an equal share of 65536 (168 or 128 per thread), of
-// which the producer gives most to the consumers.
-template <int kConsumers>
+// which the producer keeps kOfProducer and gives the others to the consumers.
+template <int kConsumers, int kOfProducer = kConsumers == 2 ? 24 : 32>
 __device__ __forceinline__ void become_producer() {
-  lower_registers<kConsumers == 2 ? 24 : 32>();
+  lower_registers<kOfProducer>();
 }
-template <int kConsumers>
+template <int kConsumers, int kOfProducer = kConsumers == 2 ? 24 : 32>
 __device__ __forceinline__ void become_consumer() {
-  raise_registers<kConsumers == 2 ? 240 : 160>();
+  constexpr int kAll = kConsumers == 2 ? 3 * 168 : 4 * 128;
+  raise_registers<(kAll - kOfProducer) / kConsumers / 8 * 8>();
 }
 
 // Numbers rows from the middle outwards: those at the rim, where taps fall outside, come last, so that the last
