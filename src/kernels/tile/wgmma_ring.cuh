@@ -74,7 +74,12 @@ class ClusterRing {
       __syncthreads();
   }
 
-  // Producer: waits until the stage is free and announces how many bytes will arrive in it.
+  // Producer: waits until the stage is free.
+  __device__ __forceinline__ void await_empty() {
+    barrier_wait(barriers_.empty[stage_], parity_ ^ 1);
+  }
+
+  // Producer: the same, and announces how many bytes will arrive in it.
   __device__ __forceinline__ unsigned char* begin(int bytes) {
     await_empty();
     barrier_expect(barriers_.full[stage_], bytes);
@@ -118,11 +123,6 @@ class ClusterRing {
       barrier_arrive_at(empty, lane);
     else
       barrier_arrive(empty);
-  }
-
- private:
-  __device__ __forceinline__ void await_empty() {
-    barrier_wait(barriers_.empty[stage_], parity_ ^ 1);
   }
 
  protected:
