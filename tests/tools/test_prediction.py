@@ -42,7 +42,9 @@ def test_every_launch_is_one_kernel_of_the_machine_code(step):
 
 def flops(instructions):
     """Of all products."""
-    shapes = [(n, *map(int, kind.removesuffix(".R").split("x")[1:])) for kind, n in instructions.items() if "HGMMA.64" in kind]
+    shapes = [
+        (n, *map(int, kind.removesuffix(".R").split("x")[1:])) for kind, n in instructions.items() if "HGMMA.64" in kind
+    ]
     wgmma = sum(n / 4 * 2 * 64 * columns * terms for n, columns, terms in shapes)
     return wgmma + 2048 * instructions.get("HMMA.1688", 0) + 4096 * instructions.get("HMMA.16816", 0)
 
