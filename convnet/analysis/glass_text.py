@@ -287,7 +287,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _who(threads: Sequence[int]) -> str:
-    """Whole warps, the same lane of several, or threads."""
+    """Whole warps, the same lanes of several, or threads."""
     if not threads:
         return "other blocks"
     warps = sorted({thread // 32 for thread in threads})
@@ -295,8 +295,8 @@ def _who(threads: Sequence[int]) -> str:
     if len(threads) == 32 * len(warps):
         return name
     lanes = sorted({thread % 32 for thread in threads})
-    if len(lanes) == 1 and len(threads) > 1:
-        return f"lane {lanes[0]} of {name}"
+    if len(threads) == len(lanes) * len(warps) and len(warps) > 1:
+        return f"lane{'s' * (len(lanes) > 1)} {_ranges(lanes)} of {name}"
     return f"thread{'s' * (len(threads) > 1)} {_ranges(threads)}"
 
 

@@ -404,7 +404,6 @@ __device__ __forceinline__ void multiply_strip(float (&sum)[T::kPixelsEach][T::k
   const int map = lane / 16 * 8 + lane % 8, sixteen = (2 * warp + lane / 8 % 2) ^ map % 8;
   const unsigned char* row = first + map * kSpan + sixteen * 16;
   uint32_t fragments[2][kProducts][4];  // one pixel's are loaded while the other's are multiplied
-  wgmma_wait<0>();
 #pragma unroll
   for (int i = 0; i < (kCount - 1) * T::kConsumers + kS; ++i) {
     wgmma_wait<1>();  // the products of these fragments before are done
@@ -427,6 +426,7 @@ __device__ __forceinline__ void multiply_strip(float (&sum)[T::kPixelsEach][T::k
     }
     wgmma_commit();
   }
+  wgmma_wait<0>();  // the fragments are in use until then
 }
 
 template <class T, class Shared>
