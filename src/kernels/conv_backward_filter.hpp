@@ -12,7 +12,7 @@ namespace convnet {
 int64_t conv_backward_filter_workspace(const ConvShape& shape, Precision precision);
 
 // dy [N/L][K][P][Q][L], x [N/L][C][H][W][L] -> dweight [g][C/g][R][S][K/g], dbias [K] or null.
-// Deterministic: partial sums go to the workspace and are added in a fixed order that depends on N, P and Q alone.
+// Deterministic: partial sums go to the workspace and are added in a fixed order that depends on the shape alone.
 void conv_backward_filter(const ConvShape& shape,
                           Precision precision,
                           const void* dy,

@@ -14,8 +14,8 @@
 // Stage      what one chunk needs for one half of its lanes:
 //              x   [(pixels - 1) * stride + kTaps pixels][kChannels][32 lanes]
 //              dy  [pixels][kFilters][32 lanes]
-//            in the 64-byte swizzle; halves, so that four stages fit beside each other, and a copy has
-//            the time of three others to arrive. Channels and filters beyond the last read another
+//            in the 64-byte swizzle; halves, so that three stages or more fit beside each other, and a
+//            copy has the time of the others to arrive. Channels and filters beyond the last read another
 //            group's or zeros, into sums that nobody stores.
 // Operands   both lie with the reduction, over the lanes, contiguous: K-major. The kTaps x kChannels
 //            columns of a pixel's product are that many neighbouring rows of x: the taps of a filter
@@ -26,7 +26,7 @@
 //            lanes each, pixel after pixel, and are added at the end of the part.
 // Epilogue   float32 sums straight to memory in sectors of 32 bytes (eight neighbouring filters);
 //            parts, and those of dbias behind them, are added in ascending order by tile/sums.cuh.
-// Update     of a linear layer: sums are gradients of weights that are updated in part. Behind the
+// Update     of a linear layer: sums are gradients of weights that are updated in place. Behind the
 //            last chunk of a tile, the producer fills stages with slices of its weights and
 //            velocities:
 //              w, v [filters / 32][32 channels][32 filters], float32
@@ -111,9 +111,7 @@ struct FilterTile {
   static constexpr int kBox = 32;                      // filters: a span of the 128-byte swizzle
   static constexpr int kBoxBytes = kSlice * kBox * 4;  // one of the boxes of a slice
   static constexpr int kSliceBytes = kFilters * kSlice * 4;  // of weights or velocities
-  static_assert(kChannels % 8 == 0 && kColumns <= 256);
-
-  static_assert(kXBytes % kAtom == 0);
+  static_assert(kXBytes % kAtom == 0 && kColumns <= 256);
 
   using Sums = float[kColumns / 2];
 
