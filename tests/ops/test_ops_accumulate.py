@@ -69,7 +69,7 @@ def test_the_old_output_comes_behind_the_bias(arithmetic, layer, case):
     """To the bit: what is stored without it, plus what was there."""
     if arithmetic.precision == "bf16":
         pytest.skip("sums are not stored before they are rounded")
-    if (arithmetic.precision, arithmetic.architecture) == ("tf32", 90):
+    if (arithmetic.precision, arithmetic.architecture, layer) == ("tf32", 90, conv) and case.N >= 64:
         pytest.skip("where nothing is added the kernels of Hopper sum up, in another order")
     plain, old, _ = layer(arithmetic, case, integers=False, accumulate=False, relu=False)
     found, *_ = layer(arithmetic, case, integers=False, accumulate=True, relu=False)
