@@ -15,8 +15,8 @@ namespace convnet {
 namespace {
 
 constexpr int64_t kFeatures = 256;  // per product
-constexpr int64_t kGradient =
-    1 << 17;  // floats of a weight's gradient that are made and used in the cache
+// Floats of a weight's gradient that are made and used in the cache.
+constexpr int64_t kGradient = 1 << 17;
 
 // Features k0 to k1 of y = weight^T x for the lanes of a block. The weight is read once, where it lies, and sums stay in
 // the cache; or else by BLAS, which copies it first.
@@ -37,6 +37,13 @@ void features(const LinearShape& shape,
     for (int64_t k = 0; k < n; ++k)
       for (int64_t l = 0; l < L; ++l) y[k * L + l] = sums[l * n + k];
   });
+}
+
+// Calls `use(first, last)` for the pieces of the weight's rows whose gradients are made at a time. The same with and
+// without an update: in which order BLAS sums may depend on how many rows there are.
+template <typename Use>
+void in_gradient_pieces(const LinearShape& shape, Use use) {
+  cpu::in_pieces(shape.C, std::max<int64_t>(1, kGradient / shape.K), use);
 }
 
 // Gradient of rows first to last of the weight: x dy^T, summed over the image blocks in order.
@@ -161,7 +168,7 @@ void linear_backward_filter(const LinearShape& shape,
                             float*,
                             Stream) {
   cpu::check("linear_backward_filter", precision, shape);
-  cpu::in_pieces(shape.C, kFeatures, [&](int64_t first, int64_t last) {
+  in_gradient_pieces(shape, [&](int64_t first, int64_t last) {
     gradient_rows(shape, dy, x, first, last, dweight + first * shape.K);
   });
   bias_gradient(shape, dy, dbias);
@@ -184,16 +191,14 @@ void linear_backward_filter_update(const LinearShape& shape,
   cpu::check("linear_backward_filter_update", copy ? Precision::bf16 : precision, shape);
   const cpu::Rates rates(*control, {rate, decay, momentum});
   if (!control->stopped)
-    cpu::in_pieces(shape.C, std::max<int64_t>(1, kGradient / shape.K),
-                   [&](int64_t first, int64_t last) {
-                     const int64_t at = first * shape.K, n = (last - first) * shape.K;
-                     float* const gradient = cpu::scratch(cpu::Scratch::gradient, n);
-                     gradient_rows(shape, dy, x, first, last, gradient);
-                     cpu::vectorised([&]() CONVNET_INLINE {
-                       if (!cpu::update(n, weight + at, velocity + at, gradient, rates))
-                         cpu::spoil(control);
-                     });
-                   });
+    in_gradient_pieces(shape, [&](int64_t first, int64_t last) {
+      const int64_t at = first * shape.K, n = (last - first) * shape.K;
+      float* const gradient = cpu::scratch(cpu::Scratch::gradient, n);
+      gradient_rows(shape, dy, x, first, last, gradient);
+      cpu::vectorised([&]() CONVNET_INLINE {
+        if (!cpu::update(n, weight + at, velocity + at, gradient, rates)) cpu::spoil(control);
+      });
+    });
   bias_gradient(shape, dy, dbias);
 }
 
