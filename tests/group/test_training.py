@@ -135,7 +135,9 @@ def batch(random: np.random.Generator, n: int, size: int = 36):
     return images, random.integers(0, 3, n), windows, random.standard_normal((n, 3)).astype(np.float32)
 
 
-def stepped(shards: int, device: str = "cpu", rate: float = 0.01, **changes) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+def stepped(
+    shards: int, device: str = "cpu", rate: float = 0.01, **changes
+) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """Losses and weights of five steps, of which the last has fewer images than there are shards."""
     settings = {"num_classes": 3, "crop": 32, "width": 0.25, "seed": SEED, **changes}
     random, losses = np.random.default_rng(1), []
@@ -257,8 +259,8 @@ def test_a_gradient_that_is_not_finite_in_one_slice_is_known_to_all():
 
 
 def test_the_shards_decide_the_bits():
-    """Other shards, other sums: no weight has the same bits, but what is computed before the first sum has. At a rate at
-    which every weight moves by more than its last bits."""
+    """Other shards, other sums: no weight has the same bits, but what is computed before the first sum has. At a rate
+    at which every weight moves by more than its last bits."""
     one, other = (stepped(shards, rate=0.3, dropout=0.0) for shards in (2, SHARDS))
     np.testing.assert_array_equal(one[0][0], other[0][0])
     assert not any(np.array_equal(one[1][name], other[1][name]) for name in one[1])
