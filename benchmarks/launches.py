@@ -1,6 +1,6 @@
-"""The kernel launches of a training step, as the launchers choose them for an H200, without running any.
+"""The kernel launches of a training step, or of inference, as the launchers choose them for an H200; none is run.
 
-The code that allocates and queues a step runs on a device without memory, and the emulator notes what its launchers
+The code that allocates and queues them runs on a device without memory, and the emulator notes what its launchers
 would start on a machine of 132 multiprocessors (``note_launches`` in ``_emu``).
 """
 
@@ -97,20 +97,25 @@ class _Device(Counting):
         return _Noting(self)
 
 
-def of_step(spec: NetworkSpec, batch_size: int, precision: str) -> list[Launch]:
-    """In the order in which they are queued. Images are there already, as luma and chroma planes."""
+def of(part: str, spec: NetworkSpec, batch_size: int, precision: str) -> list[Launch]:
+    """In the order in which they are queued. ``part``: a "step", whose images are on the device already, as luma and
+    chroma planes, and brought in by its first kernel; or "forward", from the input of the first layer to the logits, in
+    test mode, as one graph has it.
+    """
     device = _Device()
     side = Side(device, precision, 0, 1, shared=True)
     lanes = device.lanes(batch_size)
     N = padded(batch_size, lanes)
     wiring = Wiring(spec, [side], N, lanes, 0, fused=True)
     intake = Intake([side], N, lanes, spec.crop, input_fold(spec, precision))
-    intake.keep(batch_size, STORED)
-    windows, noise = np.zeros((batch_size, 3), np.int32), np.zeros((batch_size, 3), np.float32)
-    intake.kept(np.arange(batch_size), windows, noise)
+    if part == "step":
+        intake.keep(batch_size, STORED)
+        windows, noise = np.zeros((batch_size, 3), np.int32), np.zeros((batch_size, 3), np.float32)
+        intake.kept(np.arange(batch_size), windows, noise)
     wiring.read(intake.slots[0].inputs)
-    wiring.forward(train=True)
-    wiring.backward(intake.slots[0].labels, batch_size, {})
+    wiring.forward(train=part == "step")
+    if part == "step":
+        wiring.backward(intake.slots[0].labels, batch_size, {})
     return device.launches
 
 

@@ -1,11 +1,13 @@
-"""How long a training step will take on an H200, before anyone has measured it: kernel by kernel, and what binds each.
+"""How long a training step, or inference, will take on an H200, before anyone has measured it: what binds each kernel.
 
-Example: python -m benchmarks.predict --precision bf16 -b 128
+Examples: python -m benchmarks.predict --precision bf16 -b 128
+          python -m benchmarks.predict --part forward -b 8
 
-Needs no GPU. Which kernels a step starts, with which grids, the launchers themselves say
+Needs no GPU. Which kernels are started, with which grids, the launchers themselves say
 (``benchmarks/launches.py``); how many instructions of each kind they execute was counted from their machine code by
-``tools/count_instructions.py`` and is committed for 128 images of ``alexnet`` (tests/golden/instructions.json); other
-steps are counted when they are asked for, which takes a minute or two, nvcc and nvdisasm. A kernel takes the time of
+``tools/count_instructions.py`` and is committed for steps of 128 images of ``alexnet`` and inference of up to 8 of them
+(tests/golden/instructions.json); all else is counted when it is asked for, which takes a minute or two, nvcc and
+nvdisasm. A kernel takes the time of
 the resource that it keeps busy the longest, on the multiprocessor with the most work, and a constant for its start. One
 kernel runs at a time.
 
@@ -33,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "instructions.json"
 COUNTING = ROOT / "tools" / "count_instructions.py"
 WARP = 32
+PARTS = ("step", "forward")
 
 # Assumptions, none of them measured by this project. Rates are what well-tuned programs reach on an H200: those of
 # floors.py, and the others in proportion to them.
@@ -85,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.predict", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="alexnet", help="network (default: alexnet)")
     parser.add_argument("-b", "--batch-size", type=int, default=128, help="images (default: 128)")
+    parser.add_argument(
+        "--part", choices=PARTS, default="step", help="of a training step, or inference (default: step)"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the kernels (default: bf16)")
     parser.add_argument(
         "--beside", metavar="FILE.json", help="measured by benchmarks.timeline: compares, writes nothing"
@@ -93,23 +99,24 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.beside:
         measured = read_timeline(options.beside)
-        predicted = step(network(measured["model"]), measured["batch_size"], measured["precision"])
+        predicted = work("step", network(measured["model"]), measured["batch_size"], measured["precision"])
         print(beside(predicted, measured))
         return 0
-    results = step(network(options.model), options.batch_size, options.precision)
+    results = work(options.part, network(options.model), options.batch_size, options.precision)
     print(report(results))
     print(f"written to {timing.write('predict', 'none', results, options.output)}")
     return 0
 
 
-def step(spec: NetworkSpec, batch_size: int, precision: str) -> dict[str, Any]:
-    """Predictions for all kernels of a training step, and their sum.
+def work(part: str, spec: NetworkSpec, batch_size: int, precision: str) -> dict[str, Any]:
+    """Predictions for all kernels of a training step, or of inference, and their sum.
 
-    Raises ``ValueError`` where the instructions of such a step have not been counted.
+    Raises ``ValueError`` where the instructions of these have not been counted.
     """
-    started, counted = launches.of_step(spec, batch_size, precision), counts(spec.name, batch_size, precision)
+    started = launches.of(part, spec, batch_size, precision)
+    counted = counts(part, spec.name, batch_size, precision)
     if len(started) != len(counted):
-        raise ValueError(f"a step has {len(started)} launches, {len(counted)} were counted; {REMEDY}")
+        raise ValueError(f"{part} has {len(started)} launches, {len(counted)} were counted; {REMEDY}")
     predicted = []
     for launch, count in zip(started, counted, strict=True):
         there = tuple(count["grid"]), tuple(count["block"]), count["shared_bytes"]
@@ -121,9 +128,9 @@ def step(spec: NetworkSpec, batch_size: int, precision: str) -> dict[str, Any]:
             )
         predicted.append(predict(launch, count))
     return {
-        "model": spec.name, "batch_size": batch_size, "precision": precision,
-        "step_seconds": sum(x.seconds for x in predicted),
-        "floor_seconds": floors.total(floors.plan(spec, batch_size, precision), precision),
+        "part": part, "model": spec.name, "batch_size": batch_size, "precision": precision,
+        "seconds": sum(x.seconds for x in predicted),
+        "floor_seconds": floors.total(floors.plan(spec, batch_size, precision, part), precision),
         "launches": len(predicted),
         "assumptions": {
             "clock": CLOCK, "tensor_share": TENSOR, "mma_sync_share": MMA_SYNC, "issue_share": ISSUE,
@@ -137,24 +144,24 @@ def step(spec: NetworkSpec, batch_size: int, precision: str) -> dict[str, Any]:
 REMEDY = "run python tools/count_instructions.py --update where nvcc and nvdisasm are"
 
 
-def key(model: str, batch_size: int, precision: str) -> str:
-    return f"{model} {batch_size} {precision}"
+def key(part: str, model: str, batch_size: int, precision: str) -> str:
+    return f"{part} of {model}, {batch_size} images, {precision}"
 
 
-def counts(model: str, batch_size: int, precision: str) -> list[dict[str, Any]]:
-    """What every launch of such a step executes: committed, or counted now."""
-    steps = json.loads(GOLDEN.read_text())["steps"]
-    if key(model, batch_size, precision) in steps:
-        found: list[dict[str, Any]] = steps[key(model, batch_size, precision)]
+def counts(part: str, model: str, batch_size: int, precision: str) -> list[dict[str, Any]]:
+    """What every launch of such work executes: committed, or counted now."""
+    wanted, known = key(part, model, batch_size, precision), json.loads(GOLDEN.read_text())["launches"]
+    if wanted in known:
+        found: list[dict[str, Any]] = known[wanted]
         return found
-    print(f"counting the instructions of {model} with {batch_size} images in {precision}", file=sys.stderr, flush=True)
-    command = [sys.executable, str(COUNTING), "--step", model, str(batch_size), precision]
+    print(f"counting the instructions of: {wanted}", file=sys.stderr, flush=True)
+    command = [sys.executable, str(COUNTING), "--of", part, model, str(batch_size), precision]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(
-            f"the instructions of {model} with {batch_size} images in {precision} cannot be counted here "
-            f"({(done.stderr.strip().splitlines() or ['no reason given'])[-1]}); without a compiler there are "
-            f"{', '.join(steps)}"
+            f"the instructions of {wanted} cannot be counted here "
+            f"({(done.stderr.strip().splitlines() or ['no reason given'])[-1]}); without a compiler there are: "
+            f"{'; '.join(known)}"
         )
     counted: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return counted
@@ -253,8 +260,8 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join([
         timing.table(header, rows),
         "bound by " + ", ".join(f"{name} {1e6 * value:.0f} us" for name, value in shares),
-        f"{results['launches']} launches, {1e3 * results['step_seconds']:.3f} ms a step (predicted), floor "
-        f"{1e3 * results['floor_seconds']:.3f} ms; {results['batch_size'] / results['step_seconds']:,.0f} images/s",
+        f"{results['launches']} launches, {1e3 * results['seconds']:.3f} ms (predicted), floor "
+        f"{1e3 * results['floor_seconds']:.3f} ms; {results['batch_size'] / results['seconds']:,.0f} images/s",
     ])  # fmt: skip
 
 

@@ -221,7 +221,7 @@ class Theirs:
 def model(spec: NetworkSpec, images: int, bandwidth: float, latency: float) -> Row:
     """Steps of ``images`` images per GPU in bfloat16: what crosses, by itself, beside what is predicted for computing.
     Where all of it goes on behind the computing a step takes the longer of both, where nothing does their sum."""
-    computing = json.loads(PREDICTED.read_text())["step_seconds"]
+    computing = json.loads(PREDICTED.read_text())["seconds"]
     rows = []
     for n in MANY:
         row: Row = {"gpus": n}

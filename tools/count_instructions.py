@@ -1,10 +1,10 @@
-"""How many instructions every kernel of a training step executes, counted from its machine code for sm_90a.
+"""How many instructions every kernel of a training step or of inference executes, from its machine code for sm_90a.
 
     python tools/count_instructions.py            compiles the kernels, compares with what is committed
     python tools/count_instructions.py --update   writes it (tests/golden/instructions.json)
-    python tools/count_instructions.py --step alexnet 256 bf16    counts another step, and prints its entries as JSON
+    python tools/count_instructions.py --of step alexnet 256 bf16    counts another, and prints its entries as JSON
 
-Which kernels a step starts, and with what parameters, comes from benchmarks/launches.py; execute.py follows the
+Which kernels are started, and with what parameters, comes from benchmarks/launches.py; execute.py follows the
 branches that they take. Needs nvcc and nvdisasm, as sass_report.py does, and the emulator. benchmarks/predict.py makes
 times of it.
 """
@@ -32,8 +32,12 @@ from convnet.network.networks import network
 
 GOLDEN = predict.GOLDEN
 ARCHITECTURE = "sm_90a"
-Step = tuple[str, int, str]  # network, images, precision
-STEPS: list[Step] = [("alexnet", 128, "bf16"), ("alexnet", 128, "tf32"), ("alexnet", 128, "fp32")]
+Work = tuple[str, str, int, str]  # step or forward, network, images, precision
+COMMITTED: list[Work] = [
+    (part, "alexnet", images, precision)
+    for part, images in (("step", 128), ("forward", 8), ("forward", 1))
+    for precision in ("bf16", "tf32", "fp32")
+]
 
 
 @dataclass(frozen=True)
@@ -81,36 +85,39 @@ def count(name: str, kernel: Kernel, launch: launches.Launch) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def report(compiler: str, program: str, wanted: list[Step] = STEPS) -> dict[str, list[dict[str, Any]]]:
-    """Every launch of the steps that are ``wanted``. Equal launches are executed once."""
-    steps = {predict.key(*step): launches.of_step(network(step[0]), *step[1:]) for step in wanted}
+def report(compiler: str, program: str, wanted: list[Work] = COMMITTED) -> dict[str, list[dict[str, Any]]]:
+    """Every launch of what is ``wanted``. Equal launches are executed once."""
+    works = {
+        predict.key(part, model, images, precision): launches.of(part, network(model), images, precision)
+        for part, model, images, precision in wanted
+    }
     compiled = kernels(compiler, program)
     different: dict[tuple[Any, ...], tuple[str, Kernel, launches.Launch]] = {}
-    for launch in (launch for step in steps.values() for launch in step):
+    for launch in (launch for work in works.values() for launch in work):
         names = [name for name in compiled if launches.is_kernel(launch.kernel, name)]
         if len(names) != 1:
             raise RuntimeError(f"{launch.kernel} should be one of the compiled kernels, and is {names or 'none'}")
         different[_identity(launch)] = names[0], compiled[names[0]], launch
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         counted = dict(zip(different, pool.map(count, *zip(*different.values(), strict=True)), strict=True))
-    return {name: [counted[_identity(launch)] for launch in step] for name, step in steps.items()}
+    return {name: [counted[_identity(launch)] for launch in work] for name, work in works.items()}
 
 
 def _identity(launch: launches.Launch) -> tuple[Any, ...]:
     return launch.kernel, launch.grid, launch.block, launch.cluster, tuple(map(tuple, launch.parameters))
 
 
-def write(release: str, steps: dict[str, list[dict[str, Any]]]) -> None:
+def write(release: str, works: dict[str, list[dict[str, Any]]]) -> None:
     lines = ",\n".join(
-        f' "{name}": [\n' + ",\n".join("  " + json.dumps(entry) for entry in step) + "\n ]"
-        for name, step in steps.items()
+        f' "{name}": [\n' + ",\n".join("  " + json.dumps(entry) for entry in work) + "\n ]"
+        for name, work in works.items()
     )
-    GOLDEN.write_text(f'{{"nvcc": "{release}", "steps": {{\n{lines}\n}}}}\n')
+    GOLDEN.write_text(f'{{"nvcc": "{release}", "launches": {{\n{lines}\n}}}}\n')
 
 
 def differences(counted: dict[str, list[dict[str, Any]]], golden: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Launches that are not what is committed."""
-    found = [f"{name}: is one of the steps here or there only" for name in sorted({*counted} ^ {*golden})]
+    found = [f"{name}: is counted here or there only" for name in sorted({*counted} ^ {*golden})]
     for name in sorted({*counted} & {*golden}):
         if len(counted[name]) != len(golden[name]):
             found.append(f"{name}: {len(counted[name])} launches, {len(golden[name])} are committed")
@@ -126,22 +133,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write what is counted")
     parser.add_argument(
-        "--step", nargs=3, metavar=("MODEL", "IMAGES", "PRECISION"), help="print the entries of this one"
+        "--of", nargs=4, metavar=("PART", "MODEL", "IMAGES", "PRECISION"), help="print the entries of this one"
     )
     options = parser.parse_args()
     compiler, program = cubins.nvcc(), sass_report.nvdisasm()
     if compiler is None or program is None:
         print("count_instructions: needs nvcc (or CUDACXX) and nvdisasm (or NVDISASM)", file=sys.stderr)
         return 2
-    if options.step:
-        model, images, precision = options.step
-        (entries,) = report(compiler, program, [(model, int(images), precision)]).values()
+    if options.of:
+        part, model, images, precision = options.of
+        (entries,) = report(compiler, program, [(part, model, int(images), precision)]).values()
         print(json.dumps(entries))
         return 0
     counted, release = report(compiler, program), cubins.release(compiler)
-    for name, step in counted.items():
-        total = sum(sum(entry["instructions"].values()) for entry in step)
-        print(f"{name}: {len(step)} launches, {total / 1e6:.0f} million instructions of warps")
+    for name, work in counted.items():
+        total = sum(sum(entry["instructions"].values()) for entry in work)
+        print(f"{name}: {len(work)} launches, {total / 1e6:.0f} million instructions of warps")
     if options.update:
         write(release, counted)
         return 0
@@ -149,7 +156,7 @@ def main() -> int:
     if golden["nvcc"] != release:
         print(f"what is committed is of nvcc {golden['nvcc']}, this is {release}: not compared")
         return 0
-    found = differences(counted, golden["steps"])
+    found = differences(counted, golden["launches"])
     print("\n".join(found) or "all as committed")
     return 1 if found else 0
 

@@ -11,7 +11,7 @@ import os
 VARIABLE = "CONVNET_OFF"
 PARTS = {
     "programmatic": "a kernel may start while the one before it ends (GPUs from sm_90 on)",
-    "graph": "a training step is captured once and launched as a whole",
+    "graph": "a training step, or a forward pass, is captured once and launched as a whole",
     "fused": "what belongs together runs as one kernel",
     "intake": "the next batch comes in on a stream of its own while a step runs",
 }

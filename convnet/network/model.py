@@ -116,6 +116,7 @@ class Network:
         self._last = 0  # images of the last forward, whose activations are there
         self._kept = False  # are there gradients?
         self._step_exchanges: list[tuple[str, str, int]] = []  # of a whole step
+        self._forward_exchanges: list[tuple[str, str, int]] = []  # and of a forward pass by itself
         self._closed = False
         self._fold = input_fold(self.spec, precision)
         self._head = self._made_head(parallel, seed)
@@ -125,6 +126,7 @@ class Network:
         self._wiring.read(self._intake.slots[0].inputs)
         self.set_input(np.zeros((3, self.spec.crop, self.spec.crop), np.float32))
         self._reduction = Reduction(self._wiring, group, self._shares) if self._shares.shards > 1 else None
+        self._passes = Graphs(self._wiring.streams)  # forward, whose settings are always the same
         self._graphs = Graphs(self._wiring.streams + (self._reduction.streams if self._reduction else []))
         self._parameters = list(parameter_shapes(self.spec))
         self.load_weights(initial_weights(self.spec, seed))
@@ -507,9 +509,14 @@ class Network:
             for side in self._sides:
                 side.stream.upload(side.control, control_words(self.steps_done))
         self._wiring.read(self._intake.take(0))
-        self._wiring.forward(train)
+        self._passes.run(train, None, partial(self._queue_forward, train))
+        self._wiring.exchange.log[:] = self._forward_exchanges
         self._intake.give_back(0)
         return unpack_activations(self._wiring.logits.download(), n) if logits else np.empty(0, np.float32)
+
+    def _queue_forward(self, train: bool) -> None:
+        self._wiring.forward(train)
+        self._forward_exchanges = list(self._wiring.exchange.log)
 
     def _run_backward(self, labels: Values) -> tuple[Values, Values]:
         self._check_open()

@@ -12,9 +12,9 @@
 //            memory order (Flat; the first layer's 3 channels would leave most rows of a unit empty
 //            tap by tap).
 // Work       one block per output tile: blockIdx = (pixels, filters, group); kVariants chooses the
-//            tile by the number of filters. A tile skips taps that fall outside the image for all
-//            of its pixels (ByTap): up to 10 % of a 3x3 layer at 13x13, about half of it where a
-//            tile is two pixels of 64 lanes.
+//            tile by the number of filters, and a small one for a few images. A tile skips taps that
+//            fall outside the image for all of its pixels (ByTap): up to 10 % of a 3x3 layer at
+//            13x13, about half of it where a tile is two pixels of 64 lanes.
 // Shared     a ring of both operands (tile/gemm_tile.cuh), 33 KiB for 128 x 128 sums in fp32, 51
 //            KiB in tf32 and bf16.
 // Barriers   one per stage (tile/gemm_tile.cuh).
@@ -307,6 +307,10 @@ int64_t filters(const ConvShape& s) { return s.K / s.groups; }
 bool any(const ConvShape&) { return true; }
 bool few(const ConvShape& s) { return filters(s) <= 32; }
 bool half_filled(const ConvShape& s) { return half_filled_tiles(filters(s)); }
+// Of a few images: tiles of 128 x 128 would leave most of a GPU idle.
+bool few_tiles(const ConvShape& s) {
+  return ceil_div(s.N * s.P * s.Q, 128) * ceil_div(filters(s), 128) * s.groups <= 63;
+}
 
 // On Hopper: whole blocks of 64 images, and channels that fill most of their chunks.
 template <class T, bool (*kRule)(const ConvShape&)>
@@ -373,14 +377,17 @@ const Row kVariants[] = {
                            [](const ConvShape& s) {
                              return filters(s) <= 48 || (filters(s) > 64 && filters(s) <= 96);
                            }),
+    row<SimtTile<64, 64, 4>>("fp32-64x64", "128x128 tiles <= 63", few_tiles),
     row<SimtTile<64, 128>>("fp32-64x128", "K/g <= 64 or 129..192", half_filled),
     row<SimtTile<128, 128>>("fp32-128x128", "any", any),
 
     row<MmaTile<Tf32, 32, 128, 32, 32>>("tf32-32x128", "K/g <= 32", few),
+    row<MmaTile<Tf32, 64, 64, 32, 32>>("tf32-64x64", "128x128 tiles <= 63", few_tiles),
     row<MmaTile<Tf32, 64, 128, 32, 64>>("tf32-64x128", "K/g <= 64 or 129..192", half_filled),
     row<MmaTile<Tf32, 128, 128, 64, 64>>("tf32-128x128", "any", any),
 
     row<MmaTile<Bf16, 32, 128, 32, 32>>("bf16-32x128", "K/g <= 32", few),
+    row<MmaTile<Bf16, 64, 64, 32, 32>>("bf16-64x64", "128x128 tiles <= 63", few_tiles),
     row<MmaTile<Bf16, 64, 128, 32, 64>>("bf16-64x128", "K/g <= 64 or 129..192", half_filled),
     row<MmaTile<Bf16, 128, 128, 64, 64>>("bf16-128x128", "any", any),
 };

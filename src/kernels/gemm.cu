@@ -1,10 +1,11 @@
 // Fully-connected layers: forward and both gradients.
 //
 // What       forward y[k,n] = bias[k] + sum over c of weight[c,k] x[c,n], plus what y held before
-//            where asked, then ReLU and dropout where asked; backward data dx[c,n] = sum over k of weight[c,k] dy[k,n], with a
-//            mask 0 where mask[c,n] > 0 does not hold; backward filter dweight[c,k] = sum over n of
-//            x[c,n] dy[k,n], dbias[k] = sum over n of dy[k,n]; with update, dweight[c,k] is not
-//            stored but is the gradient in a step of SGD of weight[c,k] (tile/update.cuh).
+//            where asked, then ReLU and dropout where asked; backward data dx[c,n] = sum over k of
+//            weight[c,k] dy[k,n], with a mask 0 where mask[c,n] > 0 does not hold; backward filter
+//            dweight[c,k] = sum over n of x[c,n] dy[k,n], dbias[k] = sum over n of dy[k,n]; with
+//            update, dweight[c,k] is not stored but is the gradient in a step of SGD of weight[c,k]
+//            (tile/update.cuh).
 // Tensors    x and mask [N/L][C][L], weight [C][K] (bf16: [C][K8]), y [N/L][K][L] by precision; bias,
 //            dweight, dbias and sums float32. workspace, float32: [parts] of y or dx, or [N/L] of
 //            dbias, rows padded to 4 floats. With update weight and velocity float32 [C][K], copy
@@ -304,6 +305,7 @@ constexpr GradientRow backward_filter(const char* name, const char* when, Takes 
 // Few images take a narrow tile, so that the idle columns cost little; few outputs take the middle
 // one, for more blocks.
 bool any(const LinearShape&) { return true; }
+bool one_block(const LinearShape& s) { return s.N <= 8; }
 bool few_images(const LinearShape& s) { return s.N <= 32; }
 bool few_outputs(const LinearShape& s) { return s.N <= 64 || s.K <= 2048; }
 bool few_inputs(const LinearShape& s) { return s.N <= 64 || s.C <= 2048; }
@@ -356,6 +358,7 @@ const ProductRow kForward[] = {
     wgmma_forward<2, 64>("wgmma-128x64", "64 lanes, at most 132 such tiles", narrow_forward<64>),
     wgmma_forward<2, 128>("wgmma-128x128", "64 lanes", whole_blocks),
 
+    forward<SimtTile<128, 8, 4>>("fp32-128x8", "N <= 8", one_block),
     forward<SimtTile<128, 32>>("fp32-128x32", "N <= 32", few_images),
     forward<SimtTile<128, 64>>("fp32-128x64", "N <= 64 or K <= 2048", few_outputs),
     forward<SimtTile<128, 128>>("fp32-128x128", "any", any),

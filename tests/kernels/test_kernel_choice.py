@@ -106,6 +106,16 @@ def test_everything_else_takes_the_kernels_of_its_precision(emulator, N, precisi
     assert all(name.startswith(precision) for name in found.values()), found
 
 
+@pytest.mark.parametrize("precision", ["bf16", "tf32", "fp32"])
+def test_a_few_images_take_small_tiles(emulator, precision):
+    """Of eight images the layers behind conv2 have at most 33 tiles of 128 x 128, for 132 multiprocessors."""
+    found = choices(emulator, precision, 8, 90)
+    small = {f"conv{k}" for k in (3, 4, 5)}
+    assert {layer for (layer, op), name in found.items() if name == f"{precision}-64x64"} == small
+    assert all(op == "conv_forward" for (layer, op), name in found.items() if name == f"{precision}-64x64")
+    assert found["conv2", "conv_forward"] == f"{precision}-128x128"
+
+
 LOCAL_PASSES = ("local_forward", "local_backward_data", "local_backward_filter")
 
 
@@ -165,10 +175,12 @@ def local_shape(shape: ConvShape) -> LocalShape:
 
 
 def said(when: str, sizes: dict[str, int]) -> bool:
-    """Whether words such as "K/g <= 64 or 129..192" hold."""
+    """Whether words such as "K/g <= 64 or 129..192" hold, or "128x128 tiles <= 63"."""
     size = 0
     for words in when.split(" or "):
-        name, most, low, high = re.fullmatch(r"(?:(\S+) )?(?:<= (\d+)|(?:in )?(\d+)\.\.(\d+))|any", words).groups()
+        name, most, low, high = re.fullmatch(
+            r"(?:(\S+(?: tiles)?) )?(?:<= (\d+)|(?:in )?(\d+)\.\.(\d+))|any", words
+        ).groups()
         size = sizes[name] if name else size
         if words == "any" or int(low or 0) <= size <= int(most or high):
             return True
@@ -184,7 +196,9 @@ def test_the_tables_do_what_they_say(emulator, op, precision):
     edges = {int(number) + by for row in rows for number in re.findall(r"\d+", row["when"]) for by in (-1, 0, 1)}
     for size in sorted(edges | {8}):
         many = -(-max(size, 72) // 8) * 8  # images, where these do not count
-        shapes = [conv(N=8, C=size, K=8), conv(N=8, C=8, K=size), conv(N=8, C=2 * size, K=2 * size, groups=2)]
+        channels = [{"C": size, "K": 8}, {"C": 8, "K": size}, {"C": 2 * size, "K": 2 * size, "groups": 2}]
+        shapes = [conv(N=8, H=H, W=H, **some) for some in channels for H in (9, 36)]
+        shapes.append(conv(N=8, H=16, W=size, C=8, K=128))  # so many tiles of 128 x 128
         if op in LOCAL_PASSES:
             shapes = [local_shape(shape) for shape in shapes]
         if op.startswith("linear"):
@@ -193,6 +207,9 @@ def test_the_tables_do_what_they_say(emulator, op, precision):
         for shape in shapes:
             groups = getattr(shape, "groups", 1)
             sizes = {"N": shape.N, "C": shape.C, "K": shape.K, "C/g": shape.C // groups, "K/g": shape.K // groups}
+            if isinstance(shape, ConvShape):
+                tiles = -(-shape.N * shape.P * shape.Q // 128) * -(-sizes["K/g"] // 128) * groups
+                sizes["128x128 tiles"] = tiles
             meant = next(row["name"] for row in rows if said(row["when"], sizes))
             assert selection.choice(emulator, op, shape, precision, 80) == meant, shape
 

@@ -53,6 +53,26 @@ def test_partial_batches_and_changes_between_steps(device):
         assert_same(a, b)
 
 
+def test_inference_is_launched_as_a_whole(arithmetic):
+    """From the second pass on, of any number of images, whatever weights there are by then: the bits of work that is
+    queued piece by piece, with a training step in between."""
+    found = []
+    for capturing in (True, False):
+        with opened(arithmetic.device, arithmetic.precision) as net:
+            net._passes.capturing = capturing
+            passes = []
+            for k, (images, labels, windows, noise) in enumerate(batches(5)):
+                passes.append(net.evaluate_batch(images[: N - k], windows[: N - k]))
+                if k == 3:
+                    net.train_step(images, labels, windows, noise).get()
+            passes.append(net.forward(np.full((1, 3, 32, 32), 0.5, np.float32)))
+            found.append(passes)
+            assert net._passes.launched == (5 if capturing else 0)
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(found[0][3][:2], found[0][4][:2])  # the step was felt
+
+
 def test_two_devices(pair):  # noqa: F811
     """What two devices do at once is what they do in parts, with all exchanges inside of one graph."""
     with opened(pair[1]) as one, opened(pair[1]) as other:
@@ -61,9 +81,14 @@ def test_two_devices(pair):  # noqa: F811
         assert other._graphs.launched == 2
         (batch,) = batches(1)
         other.evaluate_batch(batch[0], batch[2])
-        assert other.exchanges() != one.exchanges()
+        evaluated = other.exchanges()
+        assert evaluated != one.exchanges()
         other.train_step(*batch).get()  # launched as a whole: what crossed is known from when it was queued
         assert other.exchanges() == one.exchanges()
+        for _ in range(3):
+            other.evaluate_batch(batch[0], batch[2])
+        assert other._passes.launched == 3
+        assert other.exchanges() == evaluated
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])

@@ -40,7 +40,7 @@ def test_hybrid_by_hand():
 
 def test_a_model_says_what_lies_between_all_and_nothing_at_the_same_time():
     told = scale.model(network("alexnet"), 128, 50e9, 2e-6)
-    computing = json.loads(scale.PREDICTED.read_text())["step_seconds"]
+    computing = json.loads(scale.PREDICTED.read_text())["seconds"]
     assert [row["gpus"] for row in told["rows"]] == list(scale.MANY)
     for row in told["rows"]:
         for name in ("data", "hybrid"):

@@ -1,4 +1,4 @@
-"""The prediction of a training step: launches noted by the emulator, instructions executed, what is made of them."""
+"""The prediction of a training step, and of inference: launches noted by the emulator, instructions executed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import execute
 import numpy as np
 import pytest
 import sass_report
-from count_instructions import STEPS
+from count_instructions import COMMITTED
 from machine_code import code_of, sections
 
 from benchmarks import launches, predict
@@ -28,7 +28,11 @@ GOLDEN = json.loads(predict.GOLDEN.read_text())
 def step(request):
     """Precision, launches of a step of alexnet with 128 images, and what was counted of them."""
     spec = network("alexnet")
-    return request.param, launches.of_step(spec, 128, request.param), predict.counts("alexnet", 128, request.param)
+    return (
+        request.param,
+        launches.of("step", spec, 128, request.param),
+        predict.counts("step", "alexnet", 128, request.param),
+    )
 
 
 def test_every_launch_is_one_kernel_of_the_machine_code(step):
@@ -98,8 +102,8 @@ def test_a_prediction_is_the_sum_of_its_kernels(step, tmp_path, capsys):
     assert predict.main(["--precision", precision, "-b", "128", "-o", str(file)]) == 0
     found = json.loads(file.read_text())
     assert found["launches"] == len(found["kernels"]) == len(started)
-    assert found["step_seconds"] == pytest.approx(sum(kernel["seconds"] for kernel in found["kernels"]))
-    assert found["step_seconds"] > found["floor_seconds"] > 0
+    assert found["seconds"] == pytest.approx(sum(kernel["seconds"] for kernel in found["kernels"]))
+    assert found["seconds"] > found["floor_seconds"] > 0
     for kernel in found["kernels"]:
         longest = max(kernel["resources"], key=kernel["resources"].get)
         assert kernel["seconds"] == pytest.approx(predict.START + kernel["resources"][longest])
@@ -152,6 +156,45 @@ def test_blocks_at_once(threads, registers, shared, blocks):
     assert predict.blocks_at_once(launch, registers) == blocks
 
 
+@pytest.fixture(scope="module", params=[(precision, images) for precision in PRECISIONS for images in (1, 8)])
+def inference(request):
+    """Precision, images, launches of a forward pass of alexnet, and what was counted of them."""
+    precision, images = request.param
+    started = launches.of("forward", network("alexnet"), images, precision)
+    return precision, images, started, predict.counts("forward", "alexnet", images, precision)
+
+
+def test_inference_is_bound_by_the_weights_of_linear_layers(inference, tmp_path, capsys):
+    """Each product of fc6 and fc7 takes the time of reading its weights; where tensor cores multiply nothing else takes
+    as long as that of fc6; and a forward pass is the sum of its kernels."""
+    precision, images, started, counted = inference
+    file = tmp_path / "predicted.json"
+    options = ["--part", "forward", "--precision", precision, "-b", str(images), "-o", str(file)]
+    assert predict.main(options) == 0
+    found = json.loads(file.read_text())
+    assert (found["part"], found["launches"], len(started)) == ("forward", len(counted), len(counted))
+    assert found["seconds"] == pytest.approx(sum(kernel["seconds"] for kernel in found["kernels"]))
+    assert found["seconds"] > found["floor_seconds"] > 0
+    products = {k["layer"]: k for k in found["kernels"] if "product_kernel" in k["kernel"]}
+    size = 2 if precision == "bf16" else 4
+    for layer, weights in (("fc6", 9216 * 4096), ("fc7", 4096 * 4096)):
+        assert products[layer]["bound"] == "memory"
+        reading = size * weights / predict.floors.BYTES
+        assert reading < products[layer]["seconds"] - predict.START < 1.05 * reading
+    if precision != "fp32":
+        assert max(found["kernels"], key=lambda k: k["seconds"]) == products["fc6"]
+    assert f"{len(counted)} launches" in capsys.readouterr().out
+
+
+def test_one_image_takes_the_launches_of_eight():
+    """The kernels compute images in blocks of eight."""
+    few, many = (launches.of("forward", network("alexnet"), images, "bf16") for images in (1, 8))
+    assert few == many
+    assert [launch.op for launch in few] == [
+        *("conv_forward", "lrn_pool_forward") * 2, *["conv_forward"] * 3, "max_pool_forward", *["linear_forward"] * 6
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_another_step_is_counted_when_it_is_asked_for(tmp_path):
     """As if it was the committed one, whose kernels and instructions it has; and another network."""
@@ -161,8 +204,8 @@ def test_another_step_is_counted_when_it_is_asked_for(tmp_path):
     assert predict.main(["--model", "alexnet-tiny", "-b", "8", "--precision", "tf32", "-o", str(file)]) == 0
     found = json.loads(file.read_text())
     assert found["launches"] == len(found["kernels"]) > 30
-    assert found["step_seconds"] > found["floor_seconds"] > 0
-    started = launches.of_step(network("alexnet-tiny"), 8, "tf32")
+    assert found["seconds"] > found["floor_seconds"] > 0
+    started = launches.of("step", network("alexnet-tiny"), 8, "tf32")
     for kernel, launch in zip(found["kernels"], started, strict=True):
         assert (kernel["op"], kernel["blocks"]) == (launch.op, launch.blocks)
         assert kernel["instructions"] >= launch.blocks * launch.threads / 32  # every warp has some
@@ -173,26 +216,27 @@ def test_another_step_is_counted_when_it_is_asked_for(tmp_path):
 def test_what_cannot_be_counted_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(predict, "COUNTING", tmp_path / "count.py")
     predict.COUNTING.write_text("raise SystemExit('needs a compiler')")
-    with pytest.raises(ValueError, match=r"alexnet with 64 images in bf16 cannot be counted here \(needs a compiler\)"):
-        predict.step(network("alexnet"), 64, "bf16")
+    with pytest.raises(ValueError, match=r"alexnet, 64 images, bf16 cannot be counted here \(needs a compiler\)"):
+        predict.work("step", network("alexnet"), 64, "bf16")
 
 
 def test_counts_of_other_launches_are_an_error(monkeypatch, tmp_path):
     changed = json.loads(predict.GOLDEN.read_text())
-    changed["steps"]["alexnet 128 bf16"][1]["grid"][0] += 1
+    name = predict.key("step", "alexnet", 128, "bf16")
+    changed["launches"][name][1]["grid"][0] += 1
     monkeypatch.setattr(predict, "GOLDEN", tmp_path / "instructions.json")
     predict.GOLDEN.write_text(json.dumps(changed))
     with pytest.raises(ValueError, match=r"conv1 conv_forward starts wgmma_maps_kernel.*counted was.*\(133, 1, 1\)"):
-        predict.step(network("alexnet"), 128, "bf16")
-    launches = len(changed["steps"]["alexnet 128 bf16"])
-    del changed["steps"]["alexnet 128 bf16"][0]
+        predict.work("step", network("alexnet"), 128, "bf16")
+    launches = len(changed["launches"][name])
+    del changed["launches"][name][0]
     predict.GOLDEN.write_text(json.dumps(changed))
     with pytest.raises(ValueError, match=f"{launches} launches, {launches - 1} were counted"):
-        predict.step(network("alexnet"), 128, "bf16")
+        predict.work("step", network("alexnet"), 128, "bf16")
 
 
 def test_measured_stands_beside_predicted(tmp_path, capsys):
-    predicted = predict.step(network("alexnet"), 128, "bf16")
+    predicted = predict.work("step", network("alexnet"), 128, "bf16")
     calls = {}
     for kernel in predicted["kernels"]:
         call = calls.setdefault(kernel["call"], {"layer": kernel["layer"], "kernel": kernel["op"], "seconds": 0.0})
@@ -419,27 +463,25 @@ def test_arithmetic(what):
 # ---- what is committed
 
 
-def test_the_steps_are_those_that_were_counted():
-    assert list(GOLDEN["steps"]) == [predict.key(*step) for step in STEPS]
+def test_what_is_committed_is_what_was_counted():
+    assert list(GOLDEN["launches"]) == [predict.key(*work) for work in COMMITTED]
 
 
 def test_what_is_written_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(count_instructions, "GOLDEN", tmp_path / "instructions.json")
-    count_instructions.write("13.0", GOLDEN["steps"])
-    assert json.loads(count_instructions.GOLDEN.read_text()) == {"nvcc": "13.0", "steps": GOLDEN["steps"]}
+    count_instructions.write("13.0", GOLDEN["launches"])
+    assert json.loads(count_instructions.GOLDEN.read_text()) == {"nvcc": "13.0", "launches": GOLDEN["launches"]}
 
 
 def test_differences_are_named():
-    changed = json.loads(json.dumps(GOLDEN["steps"]))
-    assert count_instructions.differences(changed, GOLDEN["steps"]) == []
-    name = predict.key(*STEPS[0])
+    changed = json.loads(json.dumps(GOLDEN["launches"]))
+    assert count_instructions.differences(changed, GOLDEN["launches"]) == []
+    name = predict.key(*COMMITTED[0])
     changed[name][3]["loaded"] += 1
-    [found] = count_instructions.differences(changed, GOLDEN["steps"])
+    [found] = count_instructions.differences(changed, GOLDEN["launches"])
     assert found.startswith(f"{name}, launch 3, {changed[name][3]['kernel']}: loaded ")
     del changed[name]
-    assert count_instructions.differences(changed, GOLDEN["steps"]) == [
-        f"{name}: is one of the steps here or there only"
-    ]
+    assert count_instructions.differences(changed, GOLDEN["launches"]) == [f"{name}: is counted here or there only"]
 
 
 @pytest.mark.slow
@@ -449,4 +491,4 @@ def test_what_is_committed_is_what_the_compiler_makes():
         pytest.skip("nvcc or nvdisasm is not installed")
     if cubins.release(compiler) != GOLDEN["nvcc"]:
         pytest.skip(f"counts are of nvcc {GOLDEN['nvcc']}, this is {cubins.release(compiler)}")
-    assert not count_instructions.differences(count_instructions.report(compiler, program), GOLDEN["steps"])
+    assert not count_instructions.differences(count_instructions.report(compiler, program), GOLDEN["launches"])
