@@ -77,6 +77,15 @@ def steps(found: list[Row], kind: str, model: str = MODEL) -> dict[tuple[str, in
     return rows
 
 
+def predictions(found: list[Row]) -> dict[tuple[str, int, str], float]:
+    """The newest images/s of ``benchmarks.predict``, by precision, images and part."""
+    return {
+        (results["precision"], results["batch_size"], results["part"]): results["batch_size"] / results["seconds"]
+        for results in found
+        if results["benchmark"] == "predict" and results["model"] == MODEL
+    }
+
+
 def machine(found: list[Row], kind: str) -> str:
     """What the newest step on a device of this kind was measured on."""
     for results in reversed(found):
@@ -91,20 +100,21 @@ def machine(found: list[Row], kind: str) -> str:
 
 def section(found: list[Row]) -> str:
     """What stands between the marks."""
-    gpu = steps(found, "cuda")
+    gpu, predicted = steps(found, "cuda"), predictions(found)
     lines = [
         f'Training steps of `{MODEL}` on one GPU ({machine(found, "cuda")}); "floor" is what an H200 needs at least, '
-        "everything fused:",
+        "everything fused; predicted is what these kernels should do there (`benchmarks/predict.py`):",
         "",
-        "| precision | images | images/s (share of the floor) | at the floor | best PyTorch | ratio | memory, theirs |",
-        "|---|---|---|---|---|---|---|",
-        *(_step(precision, n, gpu.get((precision, n, "step"))) for precision in PRECISIONS for n in BATCHES),
+        "| precision | images | images/s (share of the floor) | predicted | at the floor | best PyTorch | ratio | memory, "
+        "theirs |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_step(precision, n, gpu, predicted) for precision in PRECISIONS for n in BATCHES),
         "",
-        "Inference, images/s (and the ratio to the best PyTorch):",
+        "Inference, images/s (and the ratio to the best PyTorch; or what is predicted):",
         "",
         f"| precision | {' | '.join(f'N = {n}' for n in INFERENCE)} |",
         f"|{'---|' * (len(INFERENCE) + 1)}",
-        *(f"| {p} | {' | '.join(_inference(gpu.get((p, n, 'forward'))) for n in INFERENCE)} |" for p in PRECISIONS),
+        *(f"| {p} | {' | '.join(_inference(p, n, gpu, predicted) for n in INFERENCE)} |" for p in PRECISIONS),
         "",
         f"On a CPU ({machine(found, 'cpu')}), float32:",
         "",
@@ -138,16 +148,22 @@ def section(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _step(precision: str, n: int, row: Row | None) -> str:
+Rows = dict[tuple[str, int, str], Row]
+Predicted = dict[tuple[str, int, str], float]
+
+
+def _step(precision: str, n: int, rows: Rows, predicted: Predicted) -> str:
+    key = precision, n, "step"
     floor = n / floors.total(floors.plan(network(MODEL), n, precision), precision)
-    cells = [precision, str(n), MISSING, f"{floor:,.0f}", MISSING, "", ""]
-    if row:
+    should = f"{predicted[key]:,.0f}" if key in predicted else ""
+    cells = [precision, str(n), MISSING, should, f"{floor:,.0f}", MISSING, "", ""]
+    if row := rows.get(key):
         theirs = row.get("torch")
         share = f" ({100 * row['floor_share']:.0f} %)" if "floor_share" in row else ""
         cells[2] = f"{row['images_per_second']:,.0f}{share}"
-        cells[4:6] = [_peer(theirs), _ratio(theirs)] if theirs else [MISSING, ""]
+        cells[5:7] = [_peer(theirs), _ratio(theirs)] if theirs else [MISSING, ""]
         sizes = (r["memory_bytes"] for r in (row, theirs) if r and r.get("memory_bytes"))
-        cells[6] = " / ".join(f"{size / 1e9:.2f} GB" for size in sizes)
+        cells[7] = " / ".join(f"{size / 1e9:.2f} GB" for size in sizes)
     return f"| {' | '.join(cells)} |"
 
 
@@ -159,9 +175,10 @@ def _ratio(row: Row) -> str:
     return f"{row['ratio']:.2f} (+- {100 * row['ratio_noise']:.0f} %)"
 
 
-def _inference(row: Row | None) -> str:
-    if not row:
-        return MISSING
+def _inference(precision: str, n: int, rows: Rows, predicted: Predicted) -> str:
+    key = precision, n, "forward"
+    if not (row := rows.get(key)):
+        return MISSING + (f" ({predicted[key]:,.0f} predicted)" if key in predicted else "")
     return f"{row['images_per_second']:,.0f}" + (f" ({row['torch']['ratio']:.2f})" if "torch" in row else "")
 
 

@@ -852,12 +852,16 @@ def test_tables_of_what_was_measured():
     older = {**shared, "date": "2026-01-01", "best": [{**rows[0], "images_per_second": 1.0}]}
     places = [{"place": place, "images_per_second": 50e3, "waiting": 0.25} for place in report.PLACES]
     loops = {"benchmark": "train", "device": "cuda:0", "model": "alexnet", "precision": "bf16", "batch_size": 128}
-    found = [older, {**shared, "date": "2026-01-02", "best": rows}, {**loops, "date": "2026-01-03", "rows": places}]
+    foreseen = {"benchmark": "predict", "model": "alexnet", "precision": "bf16", "date": "2025-12-01"}
+    found = [
+        {**foreseen, "part": "step", "batch_size": 128, "seconds": 1.28e-3},
+        {**foreseen, "part": "forward", "batch_size": 8, "seconds": 1e-4},
+        *(older, {**shared, "date": "2026-01-02", "best": rows}, {**loops, "date": "2026-01-03", "rows": places}),
+    ]
     shown = report.section(found)
-    floor = (
-        "| bf16 | 128 | 90,000 (73 %) | 123,271 | 40,000 (graph, channels_last) | 2.25 (+- 1 %) | 1.00 GB / 2.00 GB |"
-    )
-    assert floor in shown
+    beside = "40,000 (graph, channels_last) | 2.25 (+- 1 %) | 1.00 GB / 2.00 GB |"
+    assert f"| bf16 | 128 | 90,000 (73 %) | 100,000 | 123,271 | {beside}" in shown
+    assert "| bf16 | not measured | not measured (80,000 predicted) | not measured |" in shown
     assert "| bf16 | 256 | not measured |" in shown
     assert "90,000 (2.25)" in shown
     assert "50,000 (25 %)" in shown
