@@ -105,8 +105,8 @@ def section(found: list[Row]) -> str:
         f'Training steps of `{MODEL}` on one GPU ({machine(found, "cuda")}); "floor" is what an H200 needs at least, '
         "everything fused; predicted is what these kernels should do there (`benchmarks/predict.py`):",
         "",
-        "| precision | images | images/s (share of the floor) | predicted | at the floor | best PyTorch | ratio | memory, "
-        "theirs |",
+        "| precision | images | images/s (share of the floor) | predicted | at the floor | best PyTorch | ratio | "
+        "memory, theirs |",
         "|---|---|---|---|---|---|---|---|",
         *(_step(precision, n, gpu, predicted) for precision in PRECISIONS for n in BATCHES),
         "",
