@@ -486,9 +486,19 @@ def test_differences_are_named():
 
 @pytest.mark.slow
 def test_what_is_committed_is_what_the_compiler_makes():
+    """Of every kernel the launch with the fewest instructions; ``tools/count_instructions.py`` compares all of them."""
     compiler, program = cubins.nvcc(), sass_report.nvdisasm()
     if compiler is None or program is None:
         pytest.skip("nvcc or nvdisasm is not installed")
     if cubins.release(compiler) != GOLDEN["nvcc"]:
         pytest.skip(f"counts are of nvcc {GOLDEN['nvcc']}, this is {cubins.release(compiler)}")
-    assert not count_instructions.differences(count_instructions.report(compiler, program), GOLDEN["launches"])
+    kernels, least = count_instructions.kernels(compiler, program), {}
+    for part, model, images, precision in COMMITTED:
+        started = launches.of(part, network(model), images, precision)
+        for launch, count in zip(started, predict.counts(part, model, images, precision), strict=True):
+            there = least.setdefault(count["kernel"], (launch, count))
+            if sum(count["instructions"].values()) < sum(there[1]["instructions"].values()):
+                least[count["kernel"]] = launch, count
+    assert len(least) > 60
+    for name, (launch, count) in least.items():
+        assert count_instructions.count(name, kernels[name], launch) == count
