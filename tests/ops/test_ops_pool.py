@@ -139,6 +139,20 @@ def test_wrong_references_fail(case):
         assert reference.ratio(y, zeros, 0.0) > 0, "forward does not notice padding that takes part as zero"
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+def test_windows_of_minus_infinity_have_a_place_inside(machine, precision, padding):
+    """The first that lies in the image, as where other values are equal."""
+    case = cases.PoolCase("infinite", 3, 2, 7, 8, 3, 2, padding=padding)
+    x = np.full((case.N, case.C, case.H, case.W), -np.inf, np.float32)
+    shape = machine.padded(case.shape(N=case.N))
+    y, argmax = machine.activations(shape.y, precision), machine.empty(shape.y, np.uint8)
+    ops.max_pool_forward(machine.stream, shape, precision, machine.put_images(x, precision), y, argmax)
+    places = reference.pool_forward(np.zeros_like(x), **case.geometry)[1]
+    assert (machine.images(y, case.N) == -np.inf).all()
+    np.testing.assert_array_equal(machine.images(argmax, case.N), places)
+    assert (places.max() > 0) == (padding > 0)
+
+
 def test_nan_shows_and_the_first_takes_the_gradient(device, precision):
     options = {"device": device, "precision": precision}
     x = np.arange(32, dtype=np.float32).reshape(1, 2, 4, 4)
