@@ -195,7 +195,7 @@ class Wiring:
         for side in self.sides:
             here = [layer for block in self.learning for layer in block if layer.side is side and not layer.frozen]
             take_steps(side, [update for layer in here for update in layer.updates(rates, taken)])
-            for layer in here:
+            for layer in [] if taken else here:
                 if isinstance(layer, ConvLayer):
                     layer.fold_weights()
 

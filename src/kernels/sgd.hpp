@@ -1,5 +1,7 @@
 // Momentum SGD with weight decay, the paper's update, in place on contiguous float32 values.
 #pragma once
+#include <optional>
+
 #include "control.hpp"
 #include "shapes.hpp"
 
@@ -12,15 +14,24 @@ namespace convnet {
 // counts as 0 in the first line: a weight that is not finite spoils no velocity.
 // copy (may be null): the new weight in bfloat16, rows of `columns` values padded as by cast_weight, which also writes the
 // zeros between them: here they stay as they are. Without a copy `columns` may be anything.
+// folded: of the weight of a folded convolution, whose products write the gradient and read the copy. Both lie folded
+// (fold.hpp): what is computed are the bits of unfold_gradient, the update and fold_weight, one behind the other, but in the
+// copy all that has no original stays as it is, too. There must be a copy then, and `columns` may be anything.
 // Where g is not finite, w and v stay as they are and the control block gets `spoiled`.
+struct Folded {
+  ConvShape shape;      // before folding
+  Precision precision;  // of the products
+};
+
 struct Update {
   int64_t count;
   float* weight;
   float* velocity;
   const float* gradient;
-  bf16* copy;
+  void* copy;
   int64_t columns;
   Factors factors;
+  std::optional<Folded> folded;
 };
 
 constexpr int kMostUpdates = 32;
