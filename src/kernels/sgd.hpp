@@ -7,6 +7,14 @@
 
 namespace convnet {
 
+// Of the weight of a folded convolution, whose products write the gradient and read the copy: both lie folded (fold.hpp).
+// What is computed are the bits of unfold_gradient, the update and fold_weight, one behind the other, but in the copy all
+// that has no original stays as it is, too. There must be a copy then, and `columns` may be anything.
+struct Folded {
+  ConvShape shape;      // before folding
+  Precision precision;  // of the products
+};
+
 // One tensor of `count` values:
 //   v <- momentum * v - lr * (weight_decay * w + g);  w <- w + v, each operation rounded to float32 in this order (no FMA):
 //   v = (momentum * v) - (lr * ((weight_decay * w) + g))
@@ -14,15 +22,7 @@ namespace convnet {
 // counts as 0 in the first line: a weight that is not finite spoils no velocity.
 // copy (may be null): the new weight in bfloat16, rows of `columns` values padded as by cast_weight, which also writes the
 // zeros between them: here they stay as they are. Without a copy `columns` may be anything.
-// folded: of the weight of a folded convolution, whose products write the gradient and read the copy. Both lie folded
-// (fold.hpp): what is computed are the bits of unfold_gradient, the update and fold_weight, one behind the other, but in the
-// copy all that has no original stays as it is, too. There must be a copy then, and `columns` may be anything.
 // Where g is not finite, w and v stay as they are and the control block gets `spoiled`.
-struct Folded {
-  ConvShape shape;      // before folding
-  Precision precision;  // of the products
-};
-
 struct Update {
   int64_t count;
   float* weight;

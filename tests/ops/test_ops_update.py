@@ -77,6 +77,14 @@ def test_at_most_32_tensors():
     emu.sgd_many((), 16, 0)
 
 
+def test_32_tensors_at_once(machine):
+    control = machine.put(control_words(**CONSTANTS))
+    updates = [ops.Update(*map(machine.put, drawn((5, i + 1))), None, 1.0, 1.0, 1.0) for i in range(32)]
+    ops.sgd_many(machine.stream, updates, control)
+    for i, update in enumerate(updates):
+        np.testing.assert_array_equal(update.weight.download(), reference.sgd(*drawn((5, i + 1)), **CONSTANTS)[0])
+
+
 def test_cpu_folds_nothing():
     from convnet.kernels import _cpu as cpu
 
