@@ -131,6 +131,16 @@ def address(draw: Any, name: str, slot: int) -> int:
     return BASE + SLOT * KEPT.get(name, draw(st.integers(0, 15)) if draw(st.integers(0, 9)) == 0 else slot)
 
 
+def valid_update(draw: Any) -> tuple[Any, ...]:
+    """Of a folded weight, too, where a device has any."""
+    arrays = [BASE + SLOT * k for k in (1, 2, 3)]
+    if sys.argv[1] != "emu" or draw(st.booleans()):
+        return 64, *arrays, None, 8, 1.0, 1.0, 1.0, None
+    shape = valid_shape(draw, "ConvShape")
+    count = shape.C // shape.groups * shape.R * shape.S * shape.K
+    return count, *arrays, BASE + SLOT * 4, 8, 1.0, 1.0, 1.0, (shape, draw(st.sampled_from(PRECISIONS)))
+
+
 def valid(draw: Any, name: str, kind: str, optional: bool, slot: int) -> Any:
     if kind in shapes.__dict__:
         return None if optional else valid_shape(draw, kind)
@@ -138,9 +148,7 @@ def valid(draw: Any, name: str, kind: str, optional: bool, slot: int) -> Any:
         left_out = optional and name not in ("workspace", "control") and draw(st.booleans())
         return None if left_out else address(draw, name, slot)
     if kind == "updates":
-        return tuple(
-            (64, *(BASE + SLOT * k for k in (1, 2, 3)), None, 8, 1.0, 1.0, 1.0) for _ in range(draw(st.integers(0, 3)))
-        )
+        return tuple(valid_update(draw) for _ in range(draw(st.integers(0, 3))))
     if name == "precision":  # others, which a CPU does not compute in, are wrong values there
         return draw(st.sampled_from(PRECISIONS if sys.argv[1] == "emu" else ("fp32",)))
     if kind == "kind":
@@ -165,7 +173,7 @@ def changed(draw: Any, name: str, kind: str, value: Any) -> Any:
         return draw(st.sampled_from([0, *JUNK, *wrong]))
     if kind == "updates" and value:
         update = list(value[0])
-        at = draw(st.integers(0, 8))
+        at = draw(st.integers(0, 9))
         update[at] = draw(st.sampled_from([*JUNK, 0, update[at]]))
         return draw(st.sampled_from([(tuple(update),), (update,), (update[:3],), value * 100]))
     if name in ("count", "columns"):

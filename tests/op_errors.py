@@ -147,7 +147,7 @@ def written(value: Any, arguments: dict[str, Any]) -> str:
     """What a kernel was given: by the name it has among the op's arguments, or as it is."""
     if isinstance(value, tuple):
         return "(" + ", ".join(written(item, arguments) for item in value) + ")"
-    names = [n for n, given in arguments.items() if given is value or getattr(given, "handle", None) is value]
+    names = [n for n, given in arguments.items() if getattr(given, "handle", given) is value]
     return names[0] if names else repr(value)
 
 

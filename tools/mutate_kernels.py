@@ -130,6 +130,7 @@ TESTS: dict[str, tuple[Stage, ...]] = {
     "tile/lane_columns.cuh": (tests("ops_costs", "ops_softmax"),),
     "tile/update.cuh": (OF_GEMM, UPDATES),
     "tile/weight_copy.cuh": (OF_CAST, UPDATES),
+    "tile/folding.cuh": (UPDATES,),
     "tile/sums.cuh": FILTER_PRODUCTS,
     "tile/linear_operands.cuh": (every_kernel("linear"), LINEAR),
     "tile/wgmma_filter.cuh": FILTER_PRODUCTS,

@@ -23,6 +23,7 @@ import numpy as np
 from ..devices.protocol import Array, Device, Stream
 from ..kernels.control import WORDS, control_words
 from ..kernels.precision import activation_dtype
+from ..kernels.shapes import ConvShape
 from ..ops import ops
 from .plan import Plan
 from .spec import Pace
@@ -68,21 +69,32 @@ def take_steps(side: Side, updates: Sequence[ops.Update]) -> None:
         ops.sgd_many(side.stream, updates[start : start + MOST_TENSORS], side.control)
 
 
+@dataclass(frozen=True)
+class Folded:
+    """What the products of a folded layer write and read of its weight, which keeps ``shape``."""
+
+    shape: ConvShape
+    gradient: Array
+    copy: Array
+
+
 class Parameter:
     """A weight or bias with its gradient and velocity, all float32, and how fast it learns. ``copy``: of a weight in
-    bfloat16, where products read that. ``summed``: the gradient over all shards of a batch that is shared out.
+    bfloat16, where products read that; or ``folded``. ``summed``: the gradient over all shards of a batch that is
+    shared out.
     """
 
     def __init__(self, name: str, device: Device, shape: tuple[int, ...], pace: Pace):
         self.name, self.pace = name, pace
         self.value, self.velocity = device.empty(shape), device.empty(shape)
         self.copy: Array | None = None
+        self.folded: Folded | None = None
         self.summed: Array | None = None
         self._gradient: Array | None = None
 
     @property
     def gradient(self) -> Array:
-        """Memory for it comes with the first use: fused updates of linear layers never have any."""
+        """Memory for it comes with the first use: fused updates of linear layers, and of folded ones, have none."""
         if self._gradient is None:
             self._gradient = self.value.device.empty(self.value.shape)
         return self._gradient
@@ -90,6 +102,13 @@ class Parameter:
     def rate(self, rates: Mapping[str, float]) -> float:
         """The factor on the learning rate, 0 where it keeps its value."""
         return self.pace.lr * rates.get(self.name, 1.0)
+
+    def update(self, rate: float, folded: bool) -> ops.Update:
+        """Its step; with ``folded``, of one that folds, from the folded gradient, and with its copy."""
+        factors = rate, self.pace.decay, self.pace.momentum
+        if folded and (f := self.folded):
+            return ops.Update(self.value, self.velocity, f.gradient, f.copy, *factors, f.shape)
+        return ops.Update(self.value, self.velocity, self.summed or self.gradient, self.copy, *factors)
 
 
 @dataclass(frozen=True)
@@ -162,13 +181,10 @@ class LayerOnDevice(ABC):
         ``dy`` is what ``backward_data`` left."""
 
     def updates(self, rates: Mapping[str, float], taken: bool) -> list[ops.Update]:
-        """The step of all parameters, copies included; with ``taken``, of those that ``backward_weights`` left."""
+        """The step of all parameters, copies included; with ``taken``, of those that ``backward_weights`` left, from
+        what it has left. Without, nothing writes a folded copy."""
         parameters = self.parameters[-1:] if taken and self.steps_backward else self.parameters
-        return [
-            ops.Update(p.value, p.velocity, p.summed or p.gradient, p.copy, rate, p.pace.decay, p.pace.momentum)
-            for p in parameters
-            if (rate := p.rate(rates))
-        ]
+        return [p.update(rate, taken) for p in parameters if (rate := p.rate(rates))]
 
     def copy_weights(self) -> None:
         """Makes the copies anew, after the weights were replaced."""

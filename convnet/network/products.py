@@ -13,7 +13,7 @@ from ..kernels.precision import BF16
 from ..kernels.shapes import ConvShape, DropoutShape, GatherShape, LinearShape, LocalShape
 from ..ops import ops
 from ..ops.layout import places_of_channels
-from .layers import LayerOnDevice, Parameter, Side
+from .layers import Folded, LayerOnDevice, Parameter, Side
 from .spec import Pace
 
 
@@ -73,7 +73,8 @@ class ConvLayer(LayerOnDevice):
     """Convolution with bias and activation; of several inputs the products are added up, in their order.
 
     Where its input lies folded, products are those of ``shape.folded``, which have more terms for the tensor cores to
-    work on at a time; the parameters keep their shape, and only what the products read and write is folded.
+    work on at a time; the parameters keep their shape, and only what the products read and write is folded. A step
+    takes it as it lies; for whoever asks for gradients they are unfolded.
     """
 
     shapes: tuple[ConvShape, ...]
@@ -95,15 +96,16 @@ class ConvLayer(LayerOnDevice):
         bias = (self.shapes[0].K,) if self.tied else self.shapes[0].position_bias
         self.bias = self._parameter("bias", bias, self.paces.bias)
         self.filters = [w.value for w in self.weights]  # what products read
-        self.dfilters = [w.gradient for w in self.weights]  # and write
+        self.dfilters: list[Array] = []  # and write
         empty, kernels = self.side.device.empty, self.side.device.kernels
-        for i, (weight, product) in enumerate(zip(self.weights, self.products, strict=True)):
+        for i, (weight, shape, product) in enumerate(zip(self.weights, self.shapes, self.products, strict=True)):
             if self.precision == "bf16":
                 self.filters[i] = empty(product.weight_copy, BF16)
             elif self.folds:
                 self.filters[i] = empty(product.weight)
+            self.dfilters.append(empty(product.weight) if self.folds else weight.gradient)
             if self.folds:
-                self.dfilters[i] = empty(product.weight)
+                weight.folded = Folded(shape, self.dfilters[i], self.filters[i])
             elif self.precision == "bf16":
                 weight.copy = self.filters[i]
             self.side.needs_workspace(kernels.conv_backward_filter_workspace(product, self.precision))
@@ -147,7 +149,7 @@ class ConvLayer(LayerOnDevice):
             pick = self.picks[i]
             operands = dy, pick.picked if pick else read.x, self.dfilters[i], dbias, self.side.workspace
             ops.conv_backward_filter(self.stream, self.products[i], self.precision, *operands)
-            if self.folds:
+            if self.folds and rates is None:
                 ops.unfold_gradient(self.stream, self.shapes[i], self.dfilters[i], self.weights[i].gradient)
 
     def copy_weights(self) -> None:
@@ -155,7 +157,7 @@ class ConvLayer(LayerOnDevice):
         self.fold_weights()
 
     def fold_weights(self) -> None:
-        """Makes the folded copy anew: an update does not write it."""
+        """Makes the folded copy anew, where no update has written it."""
         if self.folds:
             ops.fold_weight(self.stream, self.shapes[0], self.precision, self.weights[0].value, self.filters[0])
 

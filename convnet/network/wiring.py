@@ -191,12 +191,12 @@ class Wiring:
         self._update(rates, taken=False)
 
     def _update(self, rates: Mapping[str, float], taken: bool) -> None:
-        """``taken``: some parameters took their step in ``backward`` already."""
+        """``taken``: some parameters took their step in ``backward`` already, and folded copies are written along."""
         for side in self.sides:
             here = [layer for block in self.learning for layer in block if layer.side is side and not layer.frozen]
             take_steps(side, [update for layer in here for update in layer.updates(rates, taken)])
             for layer in here:
-                if isinstance(layer, ConvLayer):
+                if isinstance(layer, ConvLayer) and not taken:
                     layer.fold_weights()
 
     def _share_control(self) -> None:

@@ -34,7 +34,7 @@ from ..kernels.shapes import (
     SoftmaxShape,
     SpatialNormShape,
 )
-from .declare import DECLARED, Scratch, op, reads, writes
+from .declare import DECLARED, Declaration, Scratch, op, reads, writes
 
 F32, I32, U8, U32 = np.float32, np.int32, np.uint8, np.uint32
 
@@ -91,6 +91,8 @@ OutWeight = Annotated[Array, writes("weight", F32)]
 OutBias = Annotated[Array, writes("K", F32)]
 Updated = Annotated[Array, writes("weight.size", F32)]
 Copy = Annotated[Array, writes(_copied, BF16)]
+FoldedGradient = Annotated[Array, reads("shape.folded.weight", F32)]
+FoldedCopy = Annotated[Array, writes(_folded)]
 # the rest
 Maxima = Annotated[Array, reads("y", U8)]
 OutMaxima = Annotated[Array, writes("y", U8)]
@@ -479,6 +481,10 @@ class Update:
 
     ``rate``, ``decay`` and ``momentum`` multiply the learning rate, the weight decay and the momentum in the control
     block. With ``decay`` 0 the weight takes no part in its velocity.
+
+    ``folded``: the weight is that of this convolution, and ``gradient`` and ``copy`` are those of ``folded.folded``:
+    what ``unfold_gradient`` reads, and what ``fold_weight`` has written, in float32 or bfloat16, where the precision of
+    the products is another than "bf16" or that.
     """
 
     weight: Array
@@ -488,6 +494,7 @@ class Update:
     rate: float
     decay: float
     momentum: float
+    folded: ConvShape | None = None
 
 
 @op("pack")
@@ -511,13 +518,29 @@ def sgd(
 
 @op("sgd_many", launches=False)
 def sgd_many(stream: Stream, updates: Sequence[Update], control: OutControl) -> None:
-    """The update of up to 32 tensors in one launch, to the bits of ``sgd`` one by one."""
+    """The update of up to 32 tensors in one launch, to the bits of ``sgd`` one by one; of one that is ``folded``, to
+    those of ``unfold_gradient``, ``sgd`` and ``fold_weight``, where that has made the copy before."""
     rows = []
     for u in updates:
         arrays, factors = (u.weight, u.velocity, u.gradient, u.copy), (u.rate, u.decay, u.momentum)
-        DECLARED["sgd"].check("sgd_many", (stream, *arrays, control, *factors))
-        rows.append((u.weight.size, *arrays, _columns(u.weight), *factors))
+        folded = None
+        if u.folded is None:
+            DECLARED["sgd"].check("sgd_many", (stream, *arrays, control, *factors))
+        else:
+            folded = u.folded, "bf16" if u.copy and u.copy.dtype == BF16 else "tf32"
+            _FOLDED_UPDATE.check("sgd_many", (stream, *folded, *arrays, control))
+        rows.append((u.weight.size, *arrays, _columns(u.weight), *factors, folded))
     stream.launch(stream.device.kernels.sgd_many, tuple(rows), control)
+
+
+def _folded_update(
+    stream: Stream, shape: ConvShape, precision: str, weight: OutWeight, velocity: OutWeight,
+    gradient: FoldedGradient, copy: FoldedCopy, control: OutControl,
+) -> None:  # fmt: skip
+    """What ``sgd_many`` takes of a folded weight."""
+
+
+_FOLDED_UPDATE = Declaration("sgd_many", _folded_update)
 
 
 @op("cast_weight", launches=False)
@@ -529,14 +552,11 @@ def cast_weight(stream: Stream, weight: Annotated[Array, reads("weight.size", F3
 @op("fold_weight")
 def fold_weight(
     stream: Stream, shape: ConvShape, precision: str,
-    weight: Annotated[Array, reads("weight", F32)], copy: Annotated[Array, writes(_folded)],
+    weight: Annotated[Array, reads("weight", F32)], copy: FoldedCopy,
 ) -> None:  # fmt: skip
     """copy = the weights of ``shape.folded`` as products in ``precision`` read them, from those of ``shape``."""
 
 
 @op("unfold_gradient")
-def unfold_gradient(
-    stream: Stream, shape: ConvShape,
-    folded: Annotated[Array, reads("shape.folded.weight", F32)], gradient: OutWeight,
-) -> None:  # fmt: skip
+def unfold_gradient(stream: Stream, shape: ConvShape, folded: FoldedGradient, gradient: OutWeight) -> None:
     """The gradient for the weights of ``shape``, gathered from that for the weights of ``shape.folded``."""

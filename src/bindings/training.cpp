@@ -16,7 +16,17 @@ namespace convnet::bindings {
 template <>
 inline constexpr const char* kKind<Updates> = "updates";
 
-// A sequence of tuples: what sgd takes, without the control block and the stream.
+std::optional<Folded> to_folded(const Place& place, const py::object& value) {
+  if (value.is_none()) return std::nullopt;
+  if (!py::isinstance<py::tuple>(value) || py::len(value) != 2)
+    throw py::type_error(message(describe(place), " must be a shape and a precision, got ",
+                                 py::repr(value).cast<std::string>()));
+  const auto [shape, precision] = value.cast<std::tuple<py::object, py::object>>();
+  return Folded{to_shape<ConvShape>(place, shape), to_precision(place, precision)};
+}
+
+// A sequence of tuples: what sgd takes, without the control block and the stream, and of a folded weight shape and
+// precision, else None.
 template <>
 Updates to_shape(const Place& place, py::handle object) {
   const auto at = [&](const char* field) { return Place{place.function, place.argument, field}; };
@@ -24,12 +34,12 @@ Updates to_shape(const Place& place, py::handle object) {
   for (const py::handle item : py::reinterpret_borrow<py::iterable>(object)) {
     require(updates.count < kMostUpdates, place.function, ": takes at most ", kMostUpdates,
             " tensors; update the rest in another call");
-    if (!py::isinstance<py::tuple>(item) || py::len(item) != 9)
-      throw py::type_error(message(describe(place), " must be tuples of nine, got ",
+    if (!py::isinstance<py::tuple>(item) || py::len(item) != 10)
+      throw py::type_error(message(describe(place), " must be tuples of ten, got ",
                                    py::repr(item).cast<std::string>()));
-    const auto [count, weight, velocity, gradient, copy, columns, rate, decay, momentum] =
+    const auto [count, weight, velocity, gradient, copy, columns, rate, decay, momentum, folded] =
         item.cast<std::tuple<py::object, py::object, py::object, py::object, py::object, py::object,
-                             py::object, py::object, py::object>>();
+                             py::object, py::object, py::object, py::object>>();
     const auto address = [&](const char* field, const py::object& value, bool may_be_null) {
       return to_address(at(field), value, may_be_null,
                         std::min<std::size_t>(16, largest_alignment()));
@@ -39,10 +49,11 @@ Updates to_shape(const Place& place, py::handle object) {
         reinterpret_cast<float*>(address("weight", weight, false)),
         reinterpret_cast<float*>(address("velocity", velocity, false)),
         reinterpret_cast<const float*>(address("gradient", gradient, false)),
-        reinterpret_cast<bf16*>(address("copy", copy, true)),
+        reinterpret_cast<void*>(address("copy", copy, true)),
         static_cast<std::int64_t>(to_unsigned(at("columns"), columns, std::uint64_t{1} << 40)),
         {to_float(at("rate"), rate), to_float(at("decay"), decay),
-         to_float(at("momentum"), momentum)}};
+         to_float(at("momentum"), momentum)},
+        to_folded(at("folded"), folded)};
   }
   return updates;
 }

@@ -17,16 +17,12 @@
 #include "fold.hpp"
 
 #include "arch/arch.cuh"
+#include "tile/folding.cuh"
 #include "tile/quads.cuh"
 #include "tile/weight_copy.cuh"
 
 namespace convnet {
 namespace {
-
-struct Folding {
-  int s;
-  int R, S, folded_R, folded_S;  // taps
-};
 
 // `columns`: of a row of the copy.
 template <class T>
@@ -60,25 +56,8 @@ __global__ void __launch_bounds__(kQuadThreads) unfold_gradient_kernel(
   begin_kernel();
   const int64_t i = int64_t{blockIdx.x} * kQuadThreads + threadIdx.x;
   if (i >= count) return;
-  const int64_t row = i / columns, line = row / f.S, c = line / f.R;
-  const int r = static_cast<int>(line - c * f.R), t = static_cast<int>(row - line * f.S);
-  const int64_t plane = (c * f.s + r % f.s) * f.s + t % f.s;
-  const int64_t from = (plane * f.folded_R + r / f.s) * f.folded_S + t / f.s;
-  gradient[i] = folded[from * columns + (i - row * columns)];
-}
-
-Folding folding(const char* op, const ConvShape& shape) {
-  require(shape.groups >= 1 && shape.C >= 1 && shape.K >= 1 && shape.C % shape.groups == 0 &&
-              shape.K % shape.groups == 0,
-          op, ": groups must divide channels and filters, got C=", shape.C, " K=", shape.K,
-          " groups=", shape.groups);
-  require(shape.R >= 1 && shape.S >= 1 && shape.R <= 65535 && shape.S <= 65535 &&
-              shape.stride >= 1 && shape.stride <= 255,
-          op, ": filters must be 1 to 65535 wide and high and the stride 1 to 255, got R=", shape.R,
-          " S=", shape.S, " stride=", shape.stride);
-  const int64_t s = shape.stride;
-  return Folding{static_cast<int>(s), static_cast<int>(shape.R), static_cast<int>(shape.S),
-                 static_cast<int>((shape.R + s - 1) / s), static_cast<int>((shape.S + s - 1) / s)};
+  const int64_t row = i / columns;
+  gradient[i] = folded[f.place(row) * columns + (i - row * columns)];
 }
 
 }  // namespace

@@ -211,9 +211,12 @@ void run_product(const LinearShape& shape, const ProductArguments& a) {
 // On Hopper. Parts are at most as many as above, for the sake of the workspace, and depend on the same.
 int64_t wgmma_forward_parts(const LinearShape& s) { return std::min(forward_parts(s), int64_t{4}); }
 
-// Backward data sums up to 1024 terms in one part: narrow tiles cost less than adding parts.
+// Backward data sums in one part where that costs less than adding parts, or hardly more than their
+// launch is worth: up to 1024 terms, and up to 4096 where the narrowest tiles are one each for most
+// multiprocessors.
 int64_t wgmma_backward_data_parts(const LinearShape& s) {
-  if (s.K <= 1024) return 1;
+  const int64_t narrowest = ceil_div(s.C, 32) * ceil_div(s.N, 128);
+  if (s.K <= 1024 || (s.K <= 4096 && narrowest > 66 && narrowest <= 132)) return 1;
   const int64_t tiles = ceil_div(s.C, 128) * ceil_div(s.N, 128);
   return std::clamp(132 / tiles, int64_t{1}, std::min(backward_data_parts(s), int64_t{4}));
 }

@@ -1,9 +1,19 @@
 // Momentum SGD with weight decay, the paper's update, in place on contiguous float32 values.
 #pragma once
+#include <optional>
+
 #include "control.hpp"
 #include "shapes.hpp"
 
 namespace convnet {
+
+// Of the weight of a folded convolution, whose products write the gradient and read the copy: both lie folded (fold.hpp).
+// What is computed are the bits of unfold_gradient, the update and fold_weight, one behind the other, but in the copy all
+// that has no original stays as it is, too. There must be a copy then, and `columns` may be anything.
+struct Folded {
+  ConvShape shape;      // before folding
+  Precision precision;  // of the products
+};
 
 // One tensor of `count` values:
 //   v <- momentum * v - lr * (weight_decay * w + g);  w <- w + v, each operation rounded to float32 in this order (no FMA):
@@ -18,9 +28,10 @@ struct Update {
   float* weight;
   float* velocity;
   const float* gradient;
-  bf16* copy;
+  void* copy;
   int64_t columns;
   Factors factors;
+  std::optional<Folded> folded;
 };
 
 constexpr int kMostUpdates = 32;

@@ -168,15 +168,26 @@ def test_what_needs_a_workspace_says_so(emu):
         emu.conv_backward_filter(SHAPE, "fp32", 16, 16, 16, 16, None, 0)
 
 
+def update(**changes):
+    """An entry of ``sgd_many``, by name."""
+    entry = {"count": 4, "weight": 16, "velocity": 16, "gradient": 16, "copy": None, "columns": 1}
+    return tuple({**entry, "rate": 1.0, "decay": 1.0, "momentum": 1.0, "folded": None, **changes}.values())
+
+
 @pytest.mark.parametrize(
     ("updates", "error", "text"),
     [
         (5, TypeError, "not iterable"),
-        ((5,), TypeError, "sgd_many: updates must be tuples of nine, got 5"),
-        (((1, 2, 3),), TypeError, "sgd_many: updates must be tuples of nine, got (1, 2, 3)"),
-        (((4, 16, 16, 16, None, 1, 1.0, "no", 1.0),), TypeError, "sgd_many: updates.decay must be a number, got str"),
-        (((4, 16, 16, None, None, 1, 1.0, 1.0, 1.0),), ValueError, "sgd_many: updates.gradient is required"),
-        (((4, 16, 16, 16, None, 1, 1.0, 1.0, 1.0),) * 100, ValueError, "sgd_many: takes at most"),
+        ((5,), TypeError, "sgd_many: updates must be tuples of ten, got 5"),
+        (((1, 2, 3),), TypeError, "sgd_many: updates must be tuples of ten, got (1, 2, 3)"),
+        ((update(decay="no"),), TypeError, "sgd_many: updates.decay must be a number, got str"),
+        ((update(gradient=None),), ValueError, "sgd_many: updates.gradient is required"),
+        ((update(),) * 100, ValueError, "sgd_many: takes at most"),
+        ((update(folded=5),), TypeError, "sgd_many: updates.folded must be a shape and a precision, got 5"),
+        ((update(folded=(SHAPE,)),), TypeError, "sgd_many: updates.folded must be a shape and a precision, got ("),
+        ((update(folded=(5, "bf16")),), TypeError, "sgd_many: updates.folded must be a shape of"),
+        ((update(folded=(SHAPE, "half")),), ValueError, 'sgd_many: updates.folded must be "fp32", "tf32" or "bf16"'),
+        ((update(folded=(SHAPE, "bf16")),), ValueError, "sgd_many: a folded weight must have the"),
     ],
 )
 def test_wrong_updates(emu, updates, error, text):

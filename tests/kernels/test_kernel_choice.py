@@ -43,7 +43,7 @@ MEANT = {
     ("fc6", "linear_forward"): {64: "wgmma-128x128", 256: "wgmma-256x128"},
     ("fc6", "linear_backward_data"): {64: "wgmma-128x80", 256: "wgmma-256x128"},
     ("fc7", "linear_forward"): {64: "wgmma-128x128", 256: "wgmma-256x128"},
-    ("fc7", "linear_backward_data"): {64: "wgmma-128x128", 256: "wgmma-256x128"},
+    ("fc7", "linear_backward_data"): {64: "wgmma-128x32", 256: "wgmma-256x128"},
     ("fc8", "linear_forward"): {64: "wgmma-128x64", 256: "wgmma-256x128"},
     ("fc8", "linear_backward_data"): {64: "wgmma-128x32", 256: "wgmma-256x128"},
     **{
@@ -266,6 +266,25 @@ def test_tiles_on_hopper_follow_the_extents(emulator, op, shape, name):
 )
 def test_tiles_in_tf32_follow_the_extents(emulator, op, shape, name):
     assert selection.choice(emulator, op, shape, "tf32", 90) == name
+
+
+@pytest.mark.parametrize(
+    ("N", "C", "K", "name"),
+    [
+        (128, 4096, 4096, "wgmma-128x32"),  # of one part: narrow tiles are one each for most of 132 multiprocessors
+        (64, 4096, 4096, "wgmma-128x32"),
+        (128, 4096, 4097, "wgmma-128x128"),  # in four parts
+        (128, 4224, 4096, "wgmma-128x32"),
+        (128, 4225, 4096, "wgmma-128x128"),
+        (128, 2113, 4096, "wgmma-128x32"),
+        (128, 2112, 4096, "wgmma-128x80"),  # in four parts
+        (128, 2112, 1024, "wgmma-128x32"),  # of one part, however few they are
+        (128, 2112, 1025, "wgmma-128x80"),
+        (192, 2112, 4096, "wgmma-128x32"),
+    ],
+)
+def test_narrow_tiles_of_linear_layers(emulator, N, C, K, name):
+    assert selection.choice(emulator, "linear_backward_data", LinearShape(N, C, K, 64), "bf16", 90) == name
 
 
 def test_a_kernel_can_be_forced(emulator):

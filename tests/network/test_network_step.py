@@ -10,6 +10,7 @@ from test_network import pair  # noqa: F401
 import convnet
 from convnet.devices import host
 from convnet.devices import protocol as backend
+from convnet.kernels.precision import PRECISIONS
 from convnet.network import intake
 
 OPTIONS = [
@@ -73,9 +74,38 @@ def test_inference_is_launched_as_a_whole(arithmetic):
     assert not np.array_equal(found[0][3][:2], found[0][4][:2])  # the step was felt
 
 
-def test_two_devices(pair):  # noqa: F811
+@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_steps_of_a_folded_layer(precision, fused, pair):  # noqa: F811
+    """Steps at once take its gradient as it lies, and write the copy that products read. Among steps in parts, with
+    other weights, frozen or with no rate of its own it learns to the same bits."""
+    found = []
+    for run in (in_parts, at_once):
+        with opened(pair[0], precision, fused) as net:
+            assert net._wiring.blocks[0][0].folds
+            start, (batch,) = net.weights(), batches(1)
+            parts = [run(net, 3)]
+            losses = net.train_batch(*batch)
+            parts.append(([losses], net.gradients()))
+            parts.append(run(net, 2))
+            parts.append(in_parts(net, 1, lr=0.05))
+            parts.append(run(net, 2))
+            net.load_weights(start)
+            parts.append(run(net, 2))
+            net.freeze(["conv1"])
+            parts.append(run(net, 2))
+            net.freeze([])
+            parts.append(run(net, 3, rates={"conv1.weight": 0.0}))
+            parts.append(run(net, 2))
+            found.append(parts)
+    for a, b in zip(*found, strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_two_devices(precision, pair):  # noqa: F811
     """What two devices do at once is what they do in parts, with all exchanges inside of one graph."""
-    with opened(pair[1]) as one, opened(pair[1]) as other:
+    with opened(pair[1], precision) as one, opened(pair[1], precision) as other:
         assert_same(in_parts(one, 4), at_once(other, 4))
         assert other.exchanges() == one.exchanges() != []
         assert other._graphs.launched == 2

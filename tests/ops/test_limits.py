@@ -307,6 +307,21 @@ def test_the_largest_count_of_a_map():
         emu.relu_forward((2**31 - 1) * 1024 + 1, "fp32", 16, 16, 0)
 
 
+def test_the_most_values_of_one_update():
+    def update(*counts):
+        emu.note_launches(132)
+        try:
+            emu.sgd_many([(count, *NOTHING[:3], None, 1, 1.0, 1.0, 1.0, None) for count in counts], 16, 0)
+        finally:
+            noted = emu.noted_launches()
+        return noted
+
+    [(_, grid, *_)] = update(2**40, 2**40 - 1024)
+    assert grid == (2**31 - 1, 1, 1)
+    with pytest.raises(ValueError, match="sgd_many: there are too many values for one launch, got 2147483648 blocks"):
+        update(2**40, 2**40)
+
+
 @pytest.mark.parametrize("change", [{"R": 65535}, {"S": 65535}, {"stride": 255}], ids=str)
 def test_the_largest_filters_and_strides_fold(change):
     machine = Machine("emu")

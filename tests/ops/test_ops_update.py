@@ -11,7 +11,7 @@ from conftest import Machine
 
 from convnet.kernels.control import SPOILED, STOPPED, control_words
 from convnet.kernels.precision import BF16, copy_columns
-from convnet.kernels.shapes import LinearShape, SoftmaxShape
+from convnet.kernels.shapes import ConvShape, LinearShape, SoftmaxShape
 from convnet.ops import ops
 from convnet.ops.layout import to_float32
 
@@ -71,10 +71,26 @@ def test_at_most_32_tensors():
     from convnet.kernels import _emu as emu
 
     with pytest.raises(ValueError, match="sgd_many: takes at most 32 tensors"):
-        emu.sgd_many(((0, 16, 16, 16, None, 1, 1.0, 1.0, 1.0),) * 33, 16, 0)
+        emu.sgd_many(((0, 16, 16, 16, None, 1, 1.0, 1.0, 1.0, None),) * 33, 16, 0)
     with pytest.raises(ValueError, match=r"sgd_many: updates\.velocity must be aligned to 16 bytes"):
-        emu.sgd_many(((4, 16, 20, 16, None, 1, 1.0, 1.0, 1.0),), 16, 0)
+        emu.sgd_many(((4, 16, 20, 16, None, 1, 1.0, 1.0, 1.0, None),), 16, 0)
     emu.sgd_many((), 16, 0)
+
+
+def test_32_tensors_at_once(machine):
+    control = machine.put(control_words(**CONSTANTS))
+    updates = [ops.Update(*map(machine.put, drawn((5, i + 1))), None, 1.0, 1.0, 1.0) for i in range(32)]
+    ops.sgd_many(machine.stream, updates, control)
+    for i, update in enumerate(updates):
+        np.testing.assert_array_equal(update.weight.download(), reference.sgd(*drawn((5, i + 1)), **CONSTANTS)[0])
+
+
+def test_cpu_folds_nothing():
+    from convnet.kernels import _cpu as cpu
+
+    shape = ConvShape.of(2, 3, 9, 9, 8, 3, 3, stride=2, lanes=1)
+    with pytest.raises(ValueError, match='the CPU computes in "fp32" only'):
+        cpu.sgd_many(((216, 16, 16, 16, 16, 8, 1.0, 1.0, 1.0, (shape, "tf32")),), 16, 0)
 
 
 def test_nothing_changes_after_a_loss_that_is_not_finite(machine, precision):

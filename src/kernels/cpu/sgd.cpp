@@ -37,9 +37,10 @@ void sgd_many(const Updates& updates, Control* control, Stream stream) {
           kMostUpdates, " tensors");
   for (int i = 0; i < updates.count; ++i) {
     const Update& u = updates.tensor[i];
+    if (u.folded) cpu::fp32_only(Precision::bf16);
     const auto [rate, decay, momentum] = u.factors;
-    sgd(u.count, u.weight, u.velocity, u.gradient, u.copy, u.columns, control, rate, decay,
-        momentum, stream);
+    sgd(u.count, u.weight, u.velocity, u.gradient, static_cast<bf16*>(u.copy), u.columns, control,
+        rate, decay, momentum, stream);
   }
 }
 
