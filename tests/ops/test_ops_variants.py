@@ -133,14 +133,19 @@ CUT = [
     ("wgmma-3x3x48x96", cases.ConvCase("cut", 64, 100, 6, 5, 24, 5, 4, stride=2, padding=2)),
     ("wgmma-128x3x64", cases.ConvCase("cut", 64, 256, 1, 9, 16, 3, 3, padding=1)),
     ("wgmma-128x3x64", cases.ConvCase("cut", 64, 64, 1, 9, 16, 3, 3, padding=1)),
+    ("wgmma_tf32-128x3x64", cases.ConvCase("cut", 64, 256, 5, 4, 144, 3, 3, padding=1)),
+    ("wgmma_tf32-192x3x64", cases.ConvCase("cut", 64, 128, 4, 5, 392, 3, 3, padding=1, groups=2)),
+    ("wgmma_tf32-128x5x48", cases.ConvCase("cut", 64, 144, 6, 6, 136, 5, 5, padding=2)),
+    ("wgmma_tf32-128x3x48", cases.ConvCase("cut", 64, 100, 5, 4, 260, 3, 3, padding=1)),
 ]
 
 
 @pytest.mark.parametrize(("name", "case"), CUT, ids=str)
 def test_filter_gradients_whose_tiles_are_cut(name, case, force, request):
     request.node.user_properties.append(("device", "emu"))
-    force(next(row for row in VARIANTS if row["name"] == name))
-    check("conv_backward_filter", case, "bf16")
+    row = next(row for row in VARIANTS if row["name"] == name)
+    force(row)
+    check("conv_backward_filter", case, row["precision"])
 
 
 def on_hopper() -> bool:
