@@ -177,11 +177,12 @@ struct Flat : Operands<T> {
   }
 
   // Digits r and s of a reduction row, and where it lies in x.
-  __device__ __forceinline__ int64_t digits(int row, int& r, int& s) const {
+  __device__ __forceinline__ int64_t digits(unsigned row, int& r, int& s) const {
     const ConvProblem& p = this->problem;
-    s = row % p.S;
-    r = row / p.S % p.R;
-    return ((int64_t{row / p.S / p.R} * p.H + r) * p.W + s) * p.lanes;
+    const unsigned next = row / unsigned(p.S);
+    s = static_cast<int>(row % unsigned(p.S));
+    r = static_cast<int>(next % unsigned(p.R));
+    return ((int64_t{next / unsigned(p.R)} * p.H + r) * p.W + s) * p.lanes;
   }
 
   // Units behind the end lie behind the last row, too.

@@ -97,9 +97,10 @@ struct Pixel {
 __device__ __forceinline__ Pixel pixel_of(int64_t index, int rows, int columns, int lanes) {
   const int64_t per_block = int64_t{rows} * columns * lanes;
   const int64_t block = index / per_block;
-  const int rest = static_cast<int>(index - block * per_block);
-  const int pixel = rest / lanes;
-  return Pixel{block, pixel / columns, pixel % columns, rest % lanes};
+  const unsigned rest = static_cast<unsigned>(index - block * per_block);
+  const unsigned pixel = rest / unsigned(lanes);
+  return Pixel{block, int(pixel / unsigned(columns)), int(pixel % unsigned(columns)),
+               int(rest % unsigned(lanes))};
 }
 
 // A half-open range of filter rows or columns.
