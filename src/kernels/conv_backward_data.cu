@@ -13,8 +13,9 @@
 //            no tap is tried in vain. One block per output tile: blockIdx = (pixels of the phase,
 //            channels, group); kVariants chooses the tile by the number of channels. A tile skips
 //            the taps that fall outside of dy for all of its pixels (whole rows of taps).
-// Shared     a ring of both operands (tile/gemm_tile.cuh), 33 KiB for 128 x 128 sums in fp32, 56
-//            KiB in tf32, 62 KiB in bf16. Weights lie with the reduction contiguous (DepthSlots).
+// Shared     a ring of both operands (tile/gemm_tile.cuh), 44 KiB for 64 x 128 sums in fp32; for
+//            128 x 128 sums 56 KiB in tf32, 62 KiB in bf16. Weights lie with the reduction
+//            contiguous (DepthSlots).
 // Barriers   one per stage (tile/gemm_tile.cuh).
 // Needs      as conv_forward. K/g not a multiple of a unit (8 in fp32, 16 in tf32 and bf16) leaves
 //            reduction rows of each tap empty.
@@ -85,13 +86,13 @@ struct Operands {
   static constexpr int kDepth = T::Arithmetic::kDepth;
   const ConvProblem& problem;
   const Phase& phase;
-  const Element* dy;
-  const Element* weight;
+  const Element* dy;      // of slot 0, under the current tap
+  const Element* weight;  // of slot 0
   int units;
   int channels;                 // how many there are from this thread's first one on
   int taps_left, filters_left;  // of this filter row, of this tap
   int p, q;                     // output pixel under the current tap
-  int64_t dy_offset, weight_offset;
+  int dy_left;                  // as filters_left where it exists, else 0 or less
 
   __device__ __forceinline__ Operands(const ConvProblem& problem,
                                       const Phase& phase,
@@ -99,7 +100,7 @@ struct Operands {
                                       const Element* weight,
                                       int first_channel,
                                       int64_t first_column)
-      : problem(problem), phase(phase), dy(dy), weight(weight) {
+      : problem(problem), phase(phase) {
     const int group = blockIdx.z;
     const int64_t end = min(first_column + T::kN, problem.columns);
     const Span span =
@@ -114,48 +115,51 @@ struct Operands {
     const Pixel pixel = pixel_of(column, phase.row.pixels, phase.column.pixels, problem.lanes);
     p = column < problem.columns ? phase.row.origin + pixel.row - r_begin : kOutside;
     q = phase.column.origin + pixel.column;
-    dy_offset = pixel.block * problem.y_block +
-                (int64_t{group} * problem.K + B::row(0)) * problem.y_channel +
-                (int64_t{p} * problem.Q + q) * problem.lanes + pixel.lane;
+    dy_left = inside(p, q, problem.P, problem.Q) ? problem.K : 0;
+    this->dy = dy + pixel.block * problem.y_block +
+               (int64_t{group} * problem.K + B::row(0)) * problem.y_channel +
+               (int64_t{p} * problem.Q + q) * problem.lanes + pixel.lane;
 
     const int channel = first_channel + A::column(0);
     const int r = phase.row.first_tap + r_begin * problem.stride;
     channels = problem.C - channel;
-    weight_offset = (((int64_t{group} * problem.C + channel) * problem.R + r) * problem.S +
-                     phase.column.first_tap) *
-                        problem.weight_row +
-                    A::row();
+    this->weight = weight +
+                   (((int64_t{group} * problem.C + channel) * problem.R + r) * problem.S +
+                    phase.column.first_tap) *
+                       problem.weight_row +
+                   A::row();
   }
 
   __device__ __forceinline__ void next_tap() {
     filters_left = problem.K;
-    dy_offset += phase.dy.tap;
-    weight_offset += phase.weight.tap;
+    dy += phase.dy.tap;
+    weight += phase.weight.tap;
     --q;
-    if (--taps_left > 0) return;
-    taps_left = phase.column.taps;
-    q += phase.column.taps;
-    --p;
-    dy_offset += phase.dy.row;
-    weight_offset += phase.weight.row;
+    if (--taps_left == 0) {
+      taps_left = phase.column.taps;
+      q += phase.column.taps;
+      --p;
+      dy += phase.dy.row;
+      weight += phase.weight.row;
+    }
+    dy_left = inside(p, q, problem.P, problem.Q) ? problem.K : 0;
   }
 
   __device__ __forceinline__ void copy(Unit<Operands>& unit, bool unit_exists) {
     if (filters_left <= 0) next_tap();
-    const Element* source = weight + weight_offset;
+    const Element* source = weight;
 #pragma unroll
     for (int i = 0; i < A::kCount; ++i, source += phase.weight_slot)
-      A::copy(unit.a, i, source,
-              unit_exists && i * A::kColumnsPerPass < channels ? filters_left - A::row() : 0,
-              problem.whole_filters());
-    const bool exists = unit_exists && inside(p, q, problem.P, problem.Q);
+      A::copy(unit.a, i, source, unit_exists & (i * A::kColumnsPerPass < channels),
+              filters_left - A::row(), problem.whole_filters());
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i)
-      B::copy(unit.b, i, dy + dy_offset + int64_t{i * B::kRowsPerPass} * problem.y_channel,
-              exists && B::row(i) < filters_left);
-    dy_offset += phase.dy.unit;
-    weight_offset += phase.weight.unit;
+      B::copy(unit.b, i, dy + int64_t{i * B::kRowsPerPass} * problem.y_channel,
+              unit_exists & (B::row(i) < dy_left));
+    dy += phase.dy.unit;
+    weight += phase.weight.unit;
     filters_left -= kDepth;
+    dy_left -= kDepth;
   }
 };
 
@@ -330,8 +334,7 @@ const Row kVariants[] = {
                            [](const ConvShape& s) {
                              return channels(s) <= 48 || (channels(s) > 64 && channels(s) <= 96);
                            }),
-    row<SimtTile<64, 128>>("fp32-64x128", "C/g <= 64 or 129..192", half_filled),
-    row<SimtTile<128, 128>>("fp32-128x128", "any", any),
+    row<SimtTile<64, 128>>("fp32-64x128", "any", any),
 
     row<MmaTile<Tf32, 32, 128, 32, 32>>("tf32-32x128", "C/g <= 32", few),
     row<MmaTile<Tf32, 64, 128, 32, 64>>("tf32-64x128", "C/g <= 64 or 129..192", half_filled),

@@ -12,7 +12,7 @@
 //            number depends on N, P and Q alone. One block per output tile and part, blockIdx =
 //            (c r s, part and filters, group); kVariants chooses the tile by the number of filters.
 //            Another kernel adds the parts in ascending order. dbias: tile/sums.cuh.
-// Shared     a ring of both operands (tile/gemm_tile.cuh), 33 KiB for 128 x 128 sums in fp32, 60
+// Shared     a ring of both operands (tile/gemm_tile.cuh), 74 KiB for 128 x 128 sums in fp32, 60
 //            KiB in tf32, 72 KiB in bf16.
 // Barriers   one per stage (tile/gemm_tile.cuh).
 // Needs      as conv_forward; lanes in eights, so that a thread's share of a unit never leaves a
@@ -24,6 +24,7 @@
 #include "conv_backward_filter.hpp"
 
 #include <algorithm>
+#include <climits>
 
 #include "arch/arch.cuh"
 #include "tile/conv_problem.cuh"
@@ -66,8 +67,8 @@ struct Reduction {
   int64_t part_stride;  // floats from one part's dweight to the next
   int filter_tiles;     // tiles of filters in a part
   int h_begin, h_end, w_begin,
-      w_end;    // input pixel under tap (0, 0): of the first window, past the last window
-  int x_pixel;  // moves of x: to the next pixel,
+      w_end;        // input pixel under tap (0, 0): of the first window, past the last window
+  int64_t x_pixel;  // moves of x: to the next pixel,
   int64_t x_row, x_next_block;  // on top of that to the next row, and to the next image block
   int64_t dy_next_block;        // move of dy to the next image block
   int64_t dy_slot;              // from one slot's dy to that of a thread's next one
@@ -83,7 +84,7 @@ Reduction reduction_of(const ConvProblem& p,
   r.filter_tiles = int(filter_tiles);
   r.h_begin = -p.pad_top, r.h_end = p.P * p.stride - p.pad_top;
   r.w_begin = -p.pad_left, r.w_end = p.Q * p.stride - p.pad_left;
-  r.x_pixel = (p.stride - 1) * p.lanes;  // a pixel's lanes have been passed already
+  r.x_pixel = int64_t{p.stride - 1} * p.lanes;  // a pixel's lanes have been passed already
   r.x_row = int64_t{p.W - p.Q} * p.stride * p.lanes;
   r.x_next_block = p.x_block - int64_t{p.P} * p.stride * p.W * p.lanes;
   r.dy_next_block = p.y_block - p.y_channel;
@@ -101,15 +102,15 @@ struct Operands {
   static constexpr int kDepth = T::Arithmetic::kDepth;
   const ConvProblem& problem;
   const Reduction& reduction;
-  const Element* dy;
-  const Element* x;
+  const Element* dy;  // of slot 0
+  const Element* x;   // of slot 0
   int left;
-  int h, w;                     // input pixel under tap (0, 0)
-  int lanes_left;               // of this pixel
-  int64_t dy_offset, x_offset;  // of slot 0
-  int filters;                  // how many there are from this thread's first one on
-  int tap[A::kCount];           // offset of the (c, r, s) of other slots from that of slot 0
+  int h, w;            // input pixel under tap (0, 0)
+  int lanes_left;      // of this pixel
+  int filters;         // how many there are from this thread's first one on
+  int tap[A::kCount];  // offset of the (c, r, s) of other slots from that of slot 0
   int r[A::kCount], s[A::kCount];
+  int hidden[A::kCount];  // 0 where the pixel of a slot's tap exists, else more than `left`
 
   __device__ __forceinline__ Operands(const ConvProblem& p,
                                       const Reduction& reduction,
@@ -120,17 +121,18 @@ struct Operands {
                                       int first_filter,
                                       int64_t first_column,
                                       int columns)
-      : problem(p), reduction(reduction), dy(dy), x(x), left(columns - A::row()) {
-    const Pixel pixel = pixel_of(first_column + A::row(), p.P, p.Q, p.lanes);
+      : problem(p), reduction(reduction), left(columns - A::eight()) {
+    const Pixel pixel = pixel_of(first_column + A::eight(), p.P, p.Q, p.lanes);
     h = pixel.row * p.stride - p.pad_top;
     w = pixel.column * p.stride - p.pad_left;
     lanes_left = p.lanes - pixel.lane;
     const int filter = first_filter + B::column(0);
     filters = p.K - filter;
-    dy_offset = pixel.block * p.y_block + (int64_t{group} * p.K + filter) * p.y_channel +
-                (pixel.row * p.Q + pixel.column) * p.lanes + pixel.lane;
-    x_offset = pixel.block * p.x_block + int64_t{group} * p.C * p.x_channel +
-               (int64_t{h} * p.W + w) * p.lanes + pixel.lane;
+    const int lane = pixel.lane + A::row() - A::eight();
+    this->dy = dy + pixel.block * p.y_block + (int64_t{group} * p.K + filter) * p.y_channel +
+               (pixel.row * p.Q + pixel.column) * p.lanes + lane;
+    this->x = x + pixel.block * p.x_block + int64_t{group} * p.C * p.x_channel +
+              (int64_t{h} * p.W + w) * p.lanes + lane;
 #pragma unroll
     for (int i = 0; i < A::kCount; ++i) {
       // Rows beyond the last repeat it; nobody stores them.
@@ -139,39 +141,48 @@ struct Operands {
       r[i] = row / p.S % p.R;
       tap[i] = row / p.S / p.R * p.x_channel + (r[i] * p.W + s[i]) * p.lanes;
     }
-    x_offset += tap[0];
+    this->x += tap[0];
 #pragma unroll
     for (int i = A::kCount - 1; i >= 0; --i) tap[i] -= tap[0];
+    find_taps();
+  }
+
+  __device__ __forceinline__ void find_taps() {
+#pragma unroll
+    for (int i = 0; i < A::kCount; ++i)
+      hidden[i] = inside(h + r[i], w + s[i], problem.H, problem.W) ? 0 : INT_MAX;
   }
 
   __device__ __forceinline__ void next_pixel() {
     const ConvProblem& p = problem;
     lanes_left += p.lanes;
     w += p.stride;
-    x_offset += reduction.x_pixel;
+    x += reduction.x_pixel;
     if (w != reduction.w_end) return;
     w = reduction.w_begin;
     h += p.stride;
-    x_offset += reduction.x_row;
+    x += reduction.x_row;
     if (h != reduction.h_end) return;
     h = reduction.h_begin;
-    x_offset += reduction.x_next_block;
-    dy_offset += reduction.dy_next_block;
+    x += reduction.x_next_block;
+    dy += reduction.dy_next_block;
   }
 
   // Units behind the end lie behind the last column, too.
   __device__ __forceinline__ void copy(Unit<Operands>& unit, bool) {
-    while (lanes_left <= 0) next_pixel();
+    if (lanes_left <= 0) {
+      do next_pixel();
+      while (lanes_left <= 0);
+      find_taps();
+    }
 #pragma unroll
-    for (int i = 0; i < A::kCount; ++i)
-      A::copy(unit.a, i, x + x_offset + tap[i],
-              left > 0 && inside(h + r[i], w + s[i], problem.H, problem.W));
-    const Element* source = dy + dy_offset;
+    for (int i = 0; i < A::kCount; ++i) A::copy(unit.a, i, x + tap[i], left > hidden[i]);
+    const Element* source = dy;
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i, source += reduction.dy_slot)
-      B::copy(unit.b, i, source, left > 0 && i * B::kColumnsPerPass < filters);
-    dy_offset += kDepth;
-    x_offset += kDepth;
+      B::copy(unit.b, i, source, (left > 0) & (i * B::kColumnsPerPass < filters));
+    dy += kDepth;
+    x += kDepth;
     lanes_left -= kDepth;
     left -= kDepth;
   }

@@ -15,12 +15,12 @@
 //            tile by the number of filters, and a small one for a few images. A tile skips taps that
 //            fall outside the image for all of its pixels (ByTap): up to 10 % of a 3x3 layer at
 //            13x13, about half of it where a tile is two pixels of 64 lanes.
-// Shared     a ring of both operands (tile/gemm_tile.cuh), 33 KiB for 128 x 128 sums in fp32, 51
+// Shared     a ring of both operands (tile/gemm_tile.cuh), 50 KiB for 128 x 128 sums in fp32, 51
 //            KiB in tf32 and bf16.
 // Barriers   one per stage (tile/gemm_tile.cuh).
 // Needs      lanes a multiple of 8, N a multiple of lanes, groups divide C and K, one group of one
-//            image block below 2^31 values, 16-byte aligned tensors. float32 weights with K/g not a
-//            multiple of 4 are copied 4 bytes at a time.
+//            image block, R W lanes and S lanes below 2^31 values, 16-byte aligned tensors. float32
+//            weights with K/g not a multiple of 4 are copied 4 bytes at a time.
 // Cost       2 N K P Q C/g R S FLOP, the bound: FFMA issue in fp32, tensor cores else. A 128 x 128
 //            tile reads 256 values from L2 or L1 per 16384 multiply-adds: in fp32 8 bytes per clock
 //            and SM at 128 multiply-adds per clock, in bf16 on sm_80 32 at 1024.
@@ -47,33 +47,33 @@ struct Operands {
   using B = RowSlots<typename T::Arithmetic, T::kN, T::kThreads>;
   static constexpr int kDepth = T::Arithmetic::kDepth;
   const ConvProblem& problem;
-  const Element* x;
-  const Element* weight;
-  int64_t x_base;       // of this thread's lanes, channel 0 of the group, pixel (0, 0)
-  int64_t weight_base;  // of this thread's filters in reduction row 0
-  int filters;          // how many of this thread's filters exist (also 0, or more than its slot)
-  int h, w;             // input pixel under tap (0, 0)
+  const Element* x;       // of this thread's lanes, channel 0 of the group, under tap (0, 0)
+  const Element* weight;  // of this thread's filters in reduction row 0
+  int filters;            // how many of this thread's filters exist (also 0, or more than its slot)
+  int h, w;               // input pixel under tap (0, 0)
 
   __device__ __forceinline__ Operands(const ConvProblem& problem,
                                       const Element* x,
                                       const Element* weight,
                                       int first_filter,
                                       int64_t first_column)
-      : problem(problem), x(x), weight(weight) {
+      : problem(problem) {
     const int group = blockIdx.z;
     const int filter = first_filter + A::column();
     filters = problem.K - filter;
-    weight_base = int64_t{group} * problem.C * problem.R * problem.S * problem.weight_row + filter;
+    this->weight =
+        weight + int64_t{group} * problem.C * problem.R * problem.S * problem.weight_row + filter;
     const int64_t column = first_column + B::column();
     const Pixel pixel = pixel_of(column, problem.P, problem.Q, problem.lanes);
-    x_base =
-        pixel.block * problem.x_block + int64_t{group} * problem.C * problem.x_channel + pixel.lane;
     h = column < problem.columns ? pixel.row * problem.stride - problem.pad_top : kOutside;
     w = pixel.column * problem.stride - problem.pad_left;
+    this->x = x + pixel.block * problem.x_block + int64_t{group} * problem.C * problem.x_channel +
+              (int64_t{h} * problem.W + w) * problem.lanes + pixel.lane;
   }
 };
 
 // Reduction order (r, s, c): all channels of a tap, then the next tap. C is a multiple of kDepth.
+// x and weight move along, with slot 0, and h and w are of the pixel under the tap.
 template <class T>
 struct ByTap : Operands<T> {
   using typename Operands<T>::A;
@@ -83,7 +83,7 @@ struct ByTap : Operands<T> {
   int units;
   int taps_in_row;  // taps of a filter row that meet the image for at least one pixel of the tile
   int taps_left, channels_left;  // of this filter row, of this tap
-  int64_t x_offset, weight_offset;
+  bool meets;                    // whether this thread's pixels have the tap inside the image
 
   __device__ __forceinline__ ByTap(const ConvProblem& p,
                                    const Element* x,
@@ -102,24 +102,25 @@ struct ByTap : Operands<T> {
     channels_left = p.C;
     this->h += r_begin;
     this->w += s_begin;
-    x_offset = this->x_base + (int64_t{this->h} * p.W + this->w) * p.lanes +
-               int64_t{B::row(0)} * p.x_channel;
-    weight_offset =
-        this->weight_base + ((int64_t{A::row(0)} * p.R + r_begin) * p.S + s_begin) * p.weight_row;
+    meets = inside(this->h, this->w, p.H, p.W);
+    this->x += (int64_t{r_begin} * p.W + s_begin) * p.lanes + int64_t{B::row(0)} * p.x_channel;
+    this->weight += ((int64_t{A::row(0)} * p.R + r_begin) * p.S + s_begin) * p.weight_row;
   }
 
   __device__ __forceinline__ void next_tap() {
     const ConvProblem& p = this->problem;
     channels_left = p.C;
-    x_offset += p.lanes - p.C * p.x_channel;
-    weight_offset += p.weight_row - p.C * p.R * p.S * p.weight_row;
+    this->x += p.lanes - p.C * p.x_channel;
+    this->weight += p.weight_row - p.C * p.R * p.S * p.weight_row;
     ++this->w;
-    if (--taps_left > 0) return;
-    taps_left = taps_in_row;
-    this->w -= taps_in_row;
-    ++this->h;
-    x_offset += (p.W - taps_in_row) * p.lanes;
-    weight_offset += (p.S - taps_in_row) * p.weight_row;
+    if (--taps_left == 0) {
+      taps_left = taps_in_row;
+      this->w -= taps_in_row;
+      ++this->h;
+      this->x += (p.W - taps_in_row) * p.lanes;
+      this->weight += (p.S - taps_in_row) * p.weight_row;
+    }
+    meets = inside(this->h, this->w, p.H, p.W);
   }
 
   __device__ __forceinline__ void copy(Unit<ByTap>& unit, bool unit_exists) {
@@ -128,14 +129,13 @@ struct ByTap : Operands<T> {
     const int channel_weights = p.R * p.S * p.weight_row;
 #pragma unroll
     for (int i = 0; i < A::kCount; ++i)
-      A::copy(unit.a, i, this->weight + weight_offset + i * A::kRowsPerPass * channel_weights,
-              unit_exists ? this->filters : 0, p.whole_filters());
-    const bool exists = unit_exists && inside(this->h, this->w, p.H, p.W);
+      A::copy(unit.a, i, this->weight + i * A::kRowsPerPass * channel_weights, unit_exists,
+              this->filters, p.whole_filters());
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i)
-      B::copy(unit.b, i, this->x + x_offset + i * B::kRowsPerPass * p.x_channel, exists);
-    x_offset += kDepth * p.x_channel;
-    weight_offset += kDepth * channel_weights;
+      B::copy(unit.b, i, this->x + i * B::kRowsPerPass * p.x_channel, unit_exists & meets);
+    this->x += kDepth * p.x_channel;
+    this->weight += kDepth * channel_weights;
     channels_left -= kDepth;
   }
 };
@@ -149,51 +149,62 @@ struct Flat : Operands<T> {
   using typename Operands<T>::Element;
   using Operands<T>::kDepth;
   int units;
-  int row;                     // reduction row of slot 0 of the weights
-  int step_c, step_r, step_s;  // kDepth in digits (c, r, s)
-  int c[B::kCount], r[B::kCount], s[B::kCount];
+  int left;            // reduction rows from the current unit on
+  int step_r, step_s;  // of kDepth in digits (c, r, s)
+  int step;            // of x by kDepth, if there is a second unit, and on top of that
+  int next_row;        // where digit s runs over,
+  int next_channel;    // where digit r does
+  const Element* source[B::kCount];          // of a slot,
+  int slot_h[B::kCount], slot_w[B::kCount];  // the input pixel there
 
-  __device__ __forceinline__ Flat(const ConvProblem& problem,
+  __device__ __forceinline__ Flat(const ConvProblem& p,
                                   const Element* x,
                                   const Element* weight,
                                   int first_filter,
                                   int64_t first_column)
-      : Operands<T>(problem, x, weight, first_filter, first_column) {
-    units = (problem.C * problem.R * problem.S + kDepth - 1) / kDepth;
-    row = A::row(0);
-    digits(kDepth, step_c, step_r, step_s);
+      : Operands<T>(p, x, weight, first_filter, first_column) {
+    left = p.C * p.R * p.S;
+    units = (left + kDepth - 1) / kDepth;
+    this->weight += int64_t{A::row(0)} * p.weight_row;
+    step = static_cast<int>(digits(kDepth, step_r, step_s));
+    next_row = (p.W - p.S) * p.lanes;
+    next_channel = (p.H - p.R) * p.W * p.lanes;
 #pragma unroll
-    for (int i = 0; i < B::kCount; ++i) digits(B::row(i), c[i], r[i], s[i]);
+    for (int i = 0; i < B::kCount; ++i) {
+      source[i] = this->x + digits(B::row(i), slot_h[i], slot_w[i]);
+      slot_h[i] += this->h, slot_w[i] += this->w;
+    }
   }
 
-  __device__ __forceinline__ void digits(int index, int& c, int& r, int& s) const {
-    s = index % this->problem.S;
-    r = index / this->problem.S % this->problem.R;
-    c = index / this->problem.S / this->problem.R;
+  // Digits r and s of a reduction row, and where it lies in x.
+  __device__ __forceinline__ int64_t digits(unsigned row, int& r, int& s) const {
+    const ConvProblem& p = this->problem;
+    const unsigned next = row / unsigned(p.S);
+    s = static_cast<int>(row % unsigned(p.S));
+    r = static_cast<int>(next % unsigned(p.R));
+    return ((int64_t{next / unsigned(p.R)} * p.H + r) * p.W + s) * p.lanes;
   }
 
   // Units behind the end lie behind the last row, too.
   __device__ __forceinline__ void copy(Unit<Flat>& unit, bool) {
     const ConvProblem& p = this->problem;
-    const int row_count = p.C * p.R * p.S;
 #pragma unroll
-    for (int i = 0; i < A::kCount; ++i) {
-      const int k = row + i * A::kRowsPerPass;
-      A::copy(unit.a, i, this->weight + this->weight_base + int64_t{k} * p.weight_row,
-              k < row_count ? this->filters : 0, p.whole_filters());
-    }
-    row += kDepth;
+    for (int i = 0; i < A::kCount; ++i)
+      A::copy(unit.a, i, this->weight + int64_t{i * A::kRowsPerPass} * p.weight_row,
+              A::row(i) < left, this->filters, p.whole_filters());
+    this->weight += int64_t{kDepth} * p.weight_row;
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i) {
-      const int h = this->h + r[i], w = this->w + s[i];
-      B::copy(unit.b, i, this->x + this->x_base + ((int64_t{c[i]} * p.H + h) * p.W + w) * p.lanes,
-              c[i] < p.C && inside(h, w, p.H, p.W));
-      s[i] += step_s;
-      if (s[i] >= p.S) s[i] -= p.S, ++r[i];
-      r[i] += step_r;
-      if (r[i] >= p.R) r[i] -= p.R, ++c[i];
-      c[i] += step_c;
+      int &h = slot_h[i], &w = slot_w[i];
+      B::copy(unit.b, i, source[i], (B::row(i) < left) & inside(h, w, p.H, p.W));
+      int move = step;
+      w += step_s;
+      if (w >= this->w + p.S) w -= p.S, ++h, move += next_row;
+      h += step_r;
+      if (h >= this->h + p.R) h -= p.R, move += next_channel;
+      source[i] += move;
     }
+    left -= kDepth;
   }
 };
 
@@ -372,11 +383,11 @@ const Row kVariants[] = {
 
     row<SimtTile<16, 256, 4>>(
         "fp32-16x256", "K/g <= 16", [](const ConvShape& s) { return filters(s) <= 16; }),
-    row<SimtTile<48, 256>>("fp32-48x256",
-                           "K/g <= 48 or 65..96",
-                           [](const ConvShape& s) {
-                             return filters(s) <= 48 || (filters(s) > 64 && filters(s) <= 96);
-                           }),
+    row<SimtTile<48, 256>>(
+        "fp32-48x256", "K/g <= 48", [](const ConvShape& s) { return filters(s) <= 48; }),
+    row<SimtTile<96, 128>>("fp32-96x128",
+                           "K/g in 65..96",
+                           [](const ConvShape& s) { return filters(s) > 64 && filters(s) <= 96; }),
     row<SimtTile<64, 64, 4>>("fp32-64x64", "128x128 tiles <= 63", few_tiles),
     row<SimtTile<64, 128>>("fp32-64x128", "K/g <= 64 or 129..192", half_filled),
     row<SimtTile<128, 128>>("fp32-128x128", "any", any),

@@ -24,7 +24,7 @@
 //            another device have the same bits. Dropout is drawn where parts are added; for its sake a
 //            single part goes that way too. Tiles are narrower where there are few images or outputs
 //            (kForward, kBackwardData, kBackwardFilter).
-// Shared     a ring of both operands (tile/gemm_tile.cuh), 33 to 72 KiB for 128 x 128 sums, as in
+// Shared     a ring of both operands (tile/gemm_tile.cuh), 50 to 74 KiB for 128 x 128 sums, as in
 //            the three passes of a convolution.
 // Barriers   one per stage (tile/gemm_tile.cuh).
 // Needs      lanes a multiple of 8, N a multiple of lanes, C and K below 2^31 / lanes, 16-byte
@@ -385,7 +385,7 @@ const ProductRow kBackwardData[] = {
 
     backward_data<SimtTile<128, 32>>("fp32-128x32", "N <= 32", few_images),
     backward_data<SimtTile<128, 64>>("fp32-128x64", "N <= 64 or C <= 2048", few_inputs),
-    backward_data<SimtTile<128, 128>>("fp32-128x128", "any", any),
+    backward_data<SimtTile<64, 128>>("fp32-64x128", "any", any),
 
     backward_data<MmaTile<Tf32, 128, 32, 32, 32>>("tf32-128x32", "N <= 32", few_images),
     backward_data<MmaTile<Tf32, 128, 64, 64, 32>>(

@@ -132,7 +132,7 @@ struct ForwardOperands {
     for (int i = 0; i < A::kCount; ++i) {
       const Term& t = weight_term[i];
       A::copy(unit.a, i, weight + ((int64_t{t.c} * p.R + t.r) * p.S + t.s) * p.weight_row,
-              t.c < p.C ? filters : 0, p.whole_filters());
+              t.c < p.C, filters, p.whole_filters());
       taps.advance(weight_term[i], step);
     }
 #pragma unroll
@@ -202,17 +202,17 @@ struct DataOperands {
   using B = RowSlots<typename T::Arithmetic, T::kN, T::kThreads>;
   static constexpr int kDepth = T::Arithmetic::kDepth;
   const ConvProblem& problem;
-  const Element* dy;
-  const Element* weight;
+  const Element* weights;
   int units;
   int row, column;  // of the pixel, counted from the first pixel of padding
   Windows rows, columns;
-  int p, q;          // the current window
-  int filters_left;  // of it
-  int channel;       // this thread's first one
-  bool exists;       // whether this thread's images do
-  int64_t dy_base;   // of this thread's images and its first filter, pixel (0, 0)
-  int64_t dy_offset, weight_offset;
+  int p, q;                // the current window
+  int filters_left;        // of it
+  int channel;             // this thread's first one
+  int missing;             // 0; where this thread's images do not exist, as many as all filters
+  const Element* dy_base;  // of this thread's images and its first filter, pixel (0, 0)
+  const Element* dy;       // of slot 0, in the current window
+  const Element* weight;   // of slot 0
 
   __device__ __forceinline__ DataOperands(const ConvProblem& problem,
                                           const Element* dy,
@@ -220,7 +220,7 @@ struct DataOperands {
                                           const Spot& spot,
                                           int first_channel,
                                           int64_t first_image)
-      : problem(problem), dy(dy), weight(weight) {
+      : problem(problem), weights(weight) {
     row = spot.row + problem.pad_top;
     column = spot.column + problem.pad_left;
     rows = windows_of(row, problem.R, problem.stride, problem.P);
@@ -229,8 +229,8 @@ struct DataOperands {
             ((problem.K + kDepth - 1) / kDepth);
     channel = first_channel + A::column(0);
     const int64_t image = first_image + B::column();
-    exists = image < problem.columns;
-    dy_base = image / problem.lanes * problem.y_block +
+    missing = image < problem.columns ? 0 : problem.K;
+    dy_base = dy + image / problem.lanes * problem.y_block +
               (int64_t{blockIdx.z} * problem.K + B::row(0)) * problem.y_channel +
               image % problem.lanes;
     p = rows.begin, q = columns.begin;
@@ -240,10 +240,9 @@ struct DataOperands {
   __device__ __forceinline__ void begin_window() {
     const int r = row - p * problem.stride, s = column - q * problem.stride;
     filters_left = problem.K;
-    weight_offset = weights_at(problem, p, q) +
-                    ((int64_t{channel} * problem.R + r) * problem.S + s) * problem.weight_row +
-                    A::row();
-    dy_offset = dy_base + (int64_t{p} * problem.Q + q) * problem.lanes;
+    weight = weights + weights_at(problem, p, q) +
+             ((int64_t{channel} * problem.R + r) * problem.S + s) * problem.weight_row + A::row();
+    dy = dy_base + (int64_t{p} * problem.Q + q) * problem.lanes;
   }
 
   __device__ __forceinline__ void copy(Unit<DataOperands>& unit, bool unit_exists) {
@@ -254,16 +253,15 @@ struct DataOperands {
     const int channel_weights = problem.R * problem.S * problem.weight_row;
 #pragma unroll
     for (int i = 0; i < A::kCount; ++i)
-      A::copy(
-          unit.a, i, weight + weight_offset + int64_t{i * A::kColumnsPerPass} * channel_weights,
-          unit_exists && channel + i * A::kColumnsPerPass < problem.C ? filters_left - A::row() : 0,
-          problem.whole_filters());
+      A::copy(unit.a, i, weight + int64_t{i * A::kColumnsPerPass} * channel_weights,
+              unit_exists & (channel + i * A::kColumnsPerPass < problem.C), filters_left - A::row(),
+              problem.whole_filters());
 #pragma unroll
     for (int i = 0; i < B::kCount; ++i)
-      B::copy(unit.b, i, dy + dy_offset + int64_t{i * B::kRowsPerPass} * problem.y_channel,
-              unit_exists && exists && B::row(i) < filters_left);
-    weight_offset += kDepth;
-    dy_offset += int64_t{kDepth} * problem.y_channel;
+      B::copy(unit.b, i, dy + int64_t{i * B::kRowsPerPass} * problem.y_channel,
+              unit_exists & (B::row(i) + missing < filters_left));
+    weight += kDepth;
+    dy += int64_t{kDepth} * problem.y_channel;
     filters_left -= kDepth;
   }
 };

@@ -141,6 +141,7 @@ VALUES, FILTERS = (
     "must have fewer than 2\\^31 values, got C/groups\\*H",
     "filters of a group must have fewer than 2\\^31",
 )
+TAPS = "R \\* W \\* lanes and S \\* lanes must be below 2\\^31"
 PLACES, WINDOW = "coordinates must stay below 2\\^28", "every window must hold a pixel"
 REFUSED = [
     *((conv, CONV, {field: 0}, POSITIVE) for field in "NCHWKRS"),
@@ -157,6 +158,8 @@ REFUSED = [
     (conv, CONV, {"P": 2, "stride": 2**27 - 2, "R": 4, "Q": 1, "S": 1}, PLACES),
     (conv, CONV, {"Q": 2, "stride": 2**27 - 2, "S": 4, "P": 1, "R": 1}, PLACES),
     *((conv, CONV, {field: 2**28}, PLACES) for field in ("pad_top", "pad_left")),
+    (conv, CONV, {**TINY, "R": 2**21, "W": 2**7}, TAPS),
+    (conv, CONV, {**TINY, "N": 64, "lanes": 64, "S": 2**25}, TAPS),
     (conv, CONV, {"groups": 65536, "C": 65536, "K": 65536}, "groups must be at most 65535"),
     *(
         (call, shape, change, message)
@@ -254,6 +257,8 @@ TAKEN = [
     (conv, CONV, {"P": 2, "stride": 2**27 - 2, "R": 3, "Q": 1, "S": 1}),
     (conv, CONV, {"Q": 2, "stride": 2**27 - 2, "S": 3, "P": 1, "R": 1}),
     *((conv, CONV, {field: 2**28 - 1}) for field in ("pad_top", "pad_left")),
+    (conv, CONV, {**TINY, "R": 2**21 - 1, "W": 2**7}),
+    (conv, CONV, {**TINY, "N": 64, "lanes": 64, "S": 2**25 - 1}),
     (conv, CONV, {"groups": 65535, "C": 65535, "K": 65535}),
     (conv, CONV, {"N": 8}),
     (local, LOCAL, TINY),

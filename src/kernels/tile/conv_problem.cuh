@@ -8,7 +8,7 @@
 namespace convnet {
 
 // C and K count the channels and filters of one group. Offsets inside one image block fit 32 bits,
-// blocks do not.
+// also those of taps around it, blocks do not.
 struct ConvProblem {
   int C, H, W, K, R, S, P, Q;
   int stride, pad_top, pad_left;
@@ -55,6 +55,9 @@ inline void check(const char* op, const ConvShape& s) {
           op, ": coordinates must stay below 2^28, got P=", s.P, " Q=", s.Q, " R=", s.R, " S=", s.S,
           " stride=", s.stride, " pad_top=", s.pad_top, " pad_left=", s.pad_left,
           "; reduce stride or padding");
+  require(s.R * s.W * s.lanes < limit && s.S * s.lanes < limit, op,
+          ": R * W * lanes and S * lanes must be below 2^31, got R=", s.R, " W=", s.W, " S=", s.S,
+          " lanes=", s.lanes, "; use smaller filters or fewer lanes");
   require(s.groups <= 65535, op, ": groups must be at most 65535, got ", s.groups,
           "; run the groups in several calls");
 }
@@ -94,9 +97,10 @@ struct Pixel {
 __device__ __forceinline__ Pixel pixel_of(int64_t index, int rows, int columns, int lanes) {
   const int64_t per_block = int64_t{rows} * columns * lanes;
   const int64_t block = index / per_block;
-  const int rest = static_cast<int>(index - block * per_block);
-  const int pixel = rest / lanes;
-  return Pixel{block, pixel / columns, pixel % columns, rest % lanes};
+  const unsigned rest = static_cast<unsigned>(index - block * per_block);
+  const unsigned pixel = rest / unsigned(lanes);
+  return Pixel{block, int(pixel / unsigned(columns)), int(pixel % unsigned(columns)),
+               int(rest % unsigned(lanes))};
 }
 
 // A half-open range of filter rows or columns.
@@ -123,8 +127,9 @@ span_of(int64_t first, int64_t last, int rows, int columns, int lanes) {
 constexpr int kOutside = -(1 << 30);  // a coordinate that no filter tap brings into an image
 
 __device__ __forceinline__ bool inside(int row, int column, int rows, int columns) {
-  return static_cast<unsigned>(row) < static_cast<unsigned>(rows) &&
-         static_cast<unsigned>(column) < static_cast<unsigned>(columns);
+  const bool in_rows = static_cast<unsigned>(row) < static_cast<unsigned>(rows);
+  const bool in_columns = static_cast<unsigned>(column) < static_cast<unsigned>(columns);
+  return in_rows & in_columns;  // without a branch
 }
 
 }  // namespace convnet

@@ -23,12 +23,12 @@ namespace convnet {
 // how many neighbours of a reduction that is contiguous in memory one copy brings; kRowPad and
 // kDepthPad keep the readers of a panel off each other's banks.
 
-// FFMA. A unit is transposed where its reduction is contiguous in memory, so copies bring single
-// values.
+// FFMA. Two units between barriers, so that what a stage costs beside multiplying weighs less.
 struct Fp32 {
   static constexpr Precision kPrecision = Precision::fp32;
   using Element = float;
-  static constexpr int kDepth = 8, kUnits = 1, kStages = 4, kDepthWidth = 1, kRowPad = 4;
+  static constexpr int kDepth = 8, kUnits = 2, kStages = 3, kDepthWidth = 4;
+  static constexpr int kRowPad = 4, kDepthPad = 4;
 };
 
 // Tensor cores; float32 in memory, rounded on the way from shared memory to registers.
@@ -66,6 +66,24 @@ struct DepthPanel {
   static __device__ __forceinline__ int place(int k, int column) { return column * kPitch + k; }
 };
 
+// The same for FFMA, whose threads own four neighbouring columns each, and read four values of k of
+// one: [column % 4][column / 4][k]. Eight threads then read columns that lie a pitch apart; it and
+// the pad keep them, and eight that copy four columns, off each other's banks.
+template <int kColumns>
+struct QuarterPanel {
+  using Arithmetic = Fp32;
+  static constexpr int kPitch = Fp32::kDepth + Fp32::kDepthPad;
+  static constexpr int kQuarter = kColumns / 4 * kPitch + 8;
+  alignas(16) float value[4 * kQuarter];
+  // Of column 4 * four + which.
+  static __device__ __forceinline__ int place(int k, int four, int which) {
+    return which * kQuarter + four * kPitch + k;
+  }
+  static __device__ __forceinline__ int place(int k, int column) {
+    return place(k, column / 4, column % 4);
+  }
+};
+
 // Both operands of a unit.
 template <class Operands>
 struct Unit {
@@ -89,24 +107,24 @@ __device__ __forceinline__ void multiply(Sums& sums,
                                          int units) {
   using Arithmetic = typename Ring<Operands>::Arithmetic;
   constexpr int kStages = Arithmetic::kStages, kUnits = Arithmetic::kUnits;
-  constexpr int kAhead = (kStages - 1) * kUnits;  // units that are copied ahead of the products
-  int read = 1;                                   // the stage of `unit`: 0 when it comes to be 0
-#pragma unroll 1
-  for (int unit = -kAhead; unit < units; unit += kUnits) {
-    if (unit >= 0) {
-      copy_async_wait<kStages - 2>();
-      __syncthreads();  // this stage is complete; the one written next has been read by all
-    }
-    const int copied = unit + kAhead, write = read > 0 ? read - 1 : kStages - 1;
-    if (copied < units) {
+  const auto copy = [&](int stage, int unit) {
+    if (unit < units) {
 #pragma unroll
-      for (int u = 0; u < kUnits; ++u) operands.copy(ring.stage[write][u], copied + u < units);
+      for (int u = 0; u < kUnits; ++u) operands.copy(ring.stage[stage][u], unit + u < units);
     }
     copy_async_commit();
-    if (unit >= 0) {
+  };
+#pragma unroll 1
+  for (int stage = 0; stage < kStages - 1; ++stage) copy(stage, stage * kUnits);
+  int read = 0, write = kStages - 1;
+#pragma unroll 1
+  for (int unit = 0; unit < units; unit += kUnits) {
+    copy_async_wait<kStages - 2>();
+    __syncthreads();  // this stage is complete; the one written next has been read by all
+    copy(write, unit + (kStages - 1) * kUnits);
 #pragma unroll
-      for (int u = 0; u < kUnits; ++u) sums.multiply(ring.stage[read][u].a, ring.stage[read][u].b);
-    }
+    for (int u = 0; u < kUnits; ++u) sums.multiply(ring.stage[read][u].a, ring.stage[read][u].b);
+    write = read;
     read = read + 1 < kStages ? read + 1 : 0;
   }
 }

@@ -27,14 +27,13 @@ template <class T>
 struct WeightRows {
   using Slots = RowSlots<typename T::Arithmetic, T::kM, T::kThreads>;
   using Element = typename T::Arithmetic::Element;
-  const Element* weight;
-  int64_t offset;
+  const Element* weight;  // of slot 0
   int filters, weight_row;
 
   __device__ __forceinline__
   WeightRows(const Product& p, const Element* weight, int first_row, int first_depth)
-      : weight(weight),
-        offset(int64_t{first_depth + Slots::row(0)} * p.weight_row + first_row + Slots::column()),
+      : weight(weight + int64_t{first_depth + Slots::row(0)} * p.weight_row + first_row +
+               Slots::column()),
         filters(p.rows - first_row - Slots::column()),
         weight_row(p.weight_row) {}
 
@@ -42,9 +41,9 @@ struct WeightRows {
   __device__ __forceinline__ void copy(typename Slots::Panel& panel, int left) {
 #pragma unroll
     for (int i = 0; i < Slots::kCount; ++i)
-      Slots::copy(panel, i, weight + offset + int64_t{i * Slots::kRowsPerPass} * weight_row,
-                  Slots::row(i) < left ? filters : 0, weight_row % 4 == 0);
-    offset += int64_t{T::Arithmetic::kDepth} * weight_row;
+      Slots::copy(panel, i, weight + int64_t{i * Slots::kRowsPerPass} * weight_row,
+                  Slots::row(i) < left, filters, weight_row % 4 == 0);
+    weight += int64_t{T::Arithmetic::kDepth} * weight_row;
   }
 };
 
@@ -53,14 +52,13 @@ template <class T>
 struct WeightDepth {
   using Slots = DepthSlots<typename T::Arithmetic, T::kM, T::kThreads>;
   using Element = typename T::Arithmetic::Element;
-  const Element* weight;
-  int64_t offset;
+  const Element* weight;  // of slot 0
   int channels, weight_row;
 
   __device__ __forceinline__
   WeightDepth(const Product& p, const Element* weight, int first_row, int first_depth)
-      : weight(weight),
-        offset(int64_t{first_row + Slots::column(0)} * p.weight_row + first_depth + Slots::row()),
+      : weight(weight + int64_t{first_row + Slots::column(0)} * p.weight_row + first_depth +
+               Slots::row()),
         channels(p.rows - first_row - Slots::column(0)),
         weight_row(p.weight_row) {}
 
@@ -68,10 +66,10 @@ struct WeightDepth {
 #pragma unroll
     for (int i = 0; i < Slots::kCount; ++i) {
       const int channel = i * Slots::kColumnsPerPass;
-      Slots::copy(panel, i, weight + offset + int64_t{channel} * weight_row,
-                  channel < channels ? left - Slots::row() : 0, weight_row % 4 == 0);
+      Slots::copy(panel, i, weight + int64_t{channel} * weight_row, channel < channels,
+                  left - Slots::row(), weight_row % 4 == 0);
     }
-    offset += T::Arithmetic::kDepth;
+    weight += T::Arithmetic::kDepth;
   }
 };
 
@@ -80,25 +78,24 @@ template <class T>
 struct ImageRows {
   using Slots = RowSlots<typename T::Arithmetic, T::kN, T::kThreads>;
   using Element = typename T::Arithmetic::Element;
-  const Element* x;
-  int64_t offset;
+  const Element* x;  // of slot 0
   int lanes;
   bool exists;
 
   __device__ __forceinline__
   ImageRows(const Product& p, const Element* x, int64_t first_column, int first_depth)
-      : x(x), lanes(p.lanes) {
+      : lanes(p.lanes) {
     const int64_t n = first_column + Slots::column();
     exists = n < p.columns;
-    offset = image_offset(n, p.depth, p.lanes) + int64_t{first_depth + Slots::row(0)} * p.lanes;
+    this->x =
+        x + image_offset(n, p.depth, p.lanes) + int64_t{first_depth + Slots::row(0)} * p.lanes;
   }
 
   __device__ __forceinline__ void copy(typename Slots::Panel& panel, int left) {
 #pragma unroll
     for (int i = 0; i < Slots::kCount; ++i)
-      Slots::copy(panel, i, x + offset + i * Slots::kRowsPerPass * lanes,
-                  exists && Slots::row(i) < left);
-    offset += T::Arithmetic::kDepth * lanes;
+      Slots::copy(panel, i, x + i * Slots::kRowsPerPass * lanes, exists & (Slots::row(i) < left));
+    x += T::Arithmetic::kDepth * lanes;
   }
 };
 
@@ -136,13 +133,12 @@ template <class Arithmetic, int kColumns, int kThreads>
 struct ImageDepth {
   using Slots = DepthSlots<Arithmetic, kColumns, kThreads>;
   using Element = typename Arithmetic::Element;
-  const Element* x;
-  int64_t offset, next_block;
+  const Element* x;  // of slot 0
+  int64_t next_block;
   int features;  // how many there are from this thread's first one on
 
   __device__ __forceinline__ ImageDepth(const Element* x, int first, int features, int lanes, int n)
-      : x(x),
-        offset(image_offset(n, features, lanes) + int64_t{first + Slots::column(0)} * lanes),
+      : x(x + image_offset(n, features, lanes) + int64_t{first + Slots::column(0)} * lanes),
         next_block(int64_t{features - 1} * lanes),
         features(features - first - Slots::column(0)) {}
 
@@ -150,9 +146,9 @@ struct ImageDepth {
 #pragma unroll
     for (int i = 0; i < Slots::kCount; ++i) {
       const int feature = i * Slots::kColumnsPerPass;
-      Slots::copy(panel, i, x + offset + int64_t{feature} * lanes, exists && feature < features);
+      Slots::copy(panel, i, x + int64_t{feature} * lanes, exists & (feature < features));
     }
-    offset += Arithmetic::kDepth;
+    x += Arithmetic::kDepth;
   }
 };
 
@@ -180,15 +176,15 @@ struct GradientOperands {
       : rows(x, first_row, C, lanes, A::row()),
         columns(dy, first_column, K, lanes, B::row()),
         lanes(lanes),
-        lanes_left(lanes - A::row() % lanes),
-        left(images - A::row()) {}
+        lanes_left(lanes - A::eight() % lanes),
+        left(images - A::eight()) {}
 
   // Units behind the end have no images left.
   __device__ __forceinline__ void copy(Unit<GradientOperands>& unit, bool) {
     while (lanes_left <= 0) {
       lanes_left += lanes;
-      rows.offset += rows.next_block;
-      columns.offset += columns.next_block;
+      rows.x += rows.next_block;
+      columns.x += columns.next_block;
     }
     rows.copy(unit.a, lanes, left > 0);
     columns.copy(unit.b, lanes, left > 0);

@@ -3,10 +3,8 @@
 // RowSlots    the operand lies with its tile columns (filters, or pixels and lanes) contiguous in
 //             memory. A slot is 16 bytes of one reduction row; a warp copies whole lines.
 // DepthSlots  the operand lies with the reduction contiguous. A slot is kDepthWidth neighbouring
-//             reduction rows of one tile column: 16 bytes for tensor cores, which take a panel
-//             either way round. FFMA needs it transposed: slots are single values, eight
-//             neighbouring lanes read the 32 bytes of a column and write them 4 banks apart, in
-//             the gaps of which the other three columns of the warp go: no conflict.
+//             reduction rows of one tile column, 16 bytes, and they stay neighbours in the stage:
+//             tensor cores take a panel either way round, FFMA four reduction rows at a time.
 // A tile has kColumns columns (its M or its N extent) and the block kThreads threads; where they do
 // not divide evenly, some threads leave their last slot unused, whole warps of them except in
 // narrow tiles.
@@ -17,23 +15,18 @@
 
 namespace convnet {
 
-// The first `valid` of kWidth values, zeros for the others (none when valid <= 0). `whole`: the
+// The first `valid` of kWidth values, zeros for the others, and for all where !exists. `whole`: the
 // address is a multiple of 16 bytes, and all values exist or none; it is the same for the whole
 // launch, so the branch costs no divergence. Always so in bf16, whose weights are padded.
 template <int kWidth, class Element>
-__device__ __forceinline__ void copy_values(Element* target,
-                                            const Element* source,
-                                            int valid,
-                                            bool whole) {
-  constexpr int kBytes = kWidth * sizeof(Element);
-  if constexpr (kBytes == 4) {
-    copy_async<4>(target, source, valid > 0);
-  } else if (sizeof(Element) == 2 || whole) {
-    copy_async<kBytes>(target, source, valid > 0);
+__device__ __forceinline__ void copy_values(
+    Element* target, const Element* source, bool exists, int valid, bool whole) {
+  if (sizeof(Element) == 2 || whole) {
+    copy_async<16>(target, source, exists & (valid > 0));
   } else {
     if constexpr (sizeof(Element) == 4) {
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) copy_async<4>(target + i, source + i, i < valid);
+#pragma unroll 1  // a loop stays out of the way of the copy above, where whole
+      for (int i = 0; i < kWidth; ++i) copy_async<4>(target + i, source + i, exists & (i < valid));
     }
   }
 }
@@ -54,15 +47,16 @@ struct RowSlots {
   }
 
   static __device__ __forceinline__ void copy(
-      Panel& panel, int slot, const Element* source, int valid, bool whole) {
-    if (Arithmetic::kDepth % kRowsPerPass == 0 || row(slot) < Arithmetic::kDepth)
-      copy_values<kWidth>(panel.value + Panel::place(row(slot), column()), source, valid, whole);
+      Panel& panel, int slot, const Element* source, bool exists, int valid, bool whole) {
+    if ((slot + 1) * kRowsPerPass <= Arithmetic::kDepth || row(slot) < Arithmetic::kDepth)
+      copy_values<kWidth>(panel.value + Panel::place(row(slot), column()), source, exists, valid,
+                          whole);
   }
   static __device__ __forceinline__ void copy(Panel& panel,
                                               int slot,
                                               const Element* source,
                                               bool exists) {
-    copy(panel, slot, source, exists ? kWidth : 0, true);
+    copy(panel, slot, source, exists, kWidth, true);
   }
 };
 
@@ -70,28 +64,33 @@ template <class Arithmetic, int kColumns, int kThreads>
 struct DepthSlots {
   using Element = typename Arithmetic::Element;
   static constexpr int kWidth = Arithmetic::kDepthWidth;
-  using Panel = std::
-      conditional_t<kWidth == 1, RowPanel<Arithmetic, kColumns>, DepthPanel<Arithmetic, kColumns>>;
+  using Panel = std::conditional_t<Arithmetic::kPrecision == Precision::fp32,
+                                   QuarterPanel<kColumns>,
+                                   DepthPanel<Arithmetic, kColumns>>;
   static constexpr int kGroups = Arithmetic::kDepth / kWidth;
   static constexpr int kColumnsPerPass = kThreads / kGroups;
   static constexpr int kCount = (kColumns + kColumnsPerPass - 1) / kColumnsPerPass;
   static_assert(kThreads % kGroups == 0, "every pass must copy whole columns");
 
   static __device__ __forceinline__ int row() { return int(threadIdx.x) % kGroups * kWidth; }
+  // The first of the eight reduction rows that row() is one of: lanes come in eights, so that these
+  // lie in one pixel. In fp32 a unit is no more, and where it lies is the same for all threads.
+  static __device__ __forceinline__ int eight() { return row() / 8 * 8; }
   static __device__ __forceinline__ int column(int slot) {
     return int(threadIdx.x) / kGroups + slot * kColumnsPerPass;
   }
 
   static __device__ __forceinline__ void copy(
-      Panel& panel, int slot, const Element* source, int valid, bool whole) {
-    if (kColumns % kColumnsPerPass == 0 || column(slot) < kColumns)
-      copy_values<kWidth>(panel.value + Panel::place(row(), column(slot)), source, valid, whole);
+      Panel& panel, int slot, const Element* source, bool exists, int valid, bool whole) {
+    if ((slot + 1) * kColumnsPerPass <= kColumns || column(slot) < kColumns)
+      copy_values<kWidth>(panel.value + Panel::place(row(), column(slot)), source, exists, valid,
+                          whole);
   }
   static __device__ __forceinline__ void copy(Panel& panel,
                                               int slot,
                                               const Element* source,
                                               bool exists) {
-    copy(panel, slot, source, exists ? kWidth : 0, true);
+    copy(panel, slot, source, exists, kWidth, true);
   }
 };
 
