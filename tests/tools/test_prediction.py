@@ -156,6 +156,21 @@ def test_blocks_at_once(threads, registers, shared, blocks):
     assert predict.blocks_at_once(launch, registers) == blocks
 
 
+def test_what_float32_products_issue_is_multiplications():
+    """Of all that their warps execute, from the first address to the last store."""
+    products = [
+        count["instructions"]
+        for launch, count in zip(
+            launches.of("step", network("alexnet"), 128, "fp32"),
+            predict.counts("step", "alexnet", 128, "fp32"),
+            strict=True,
+        )
+        if launch.op.startswith(("conv_", "linear_")) and "sum_" not in launch.kernel
+    ]
+    assert len(products) == 5 + 4 + 5 + 3 * 3
+    assert sum(p["FFMA"] for p in products) > 0.85 * sum(sum(p.values()) for p in products)
+
+
 @pytest.fixture(scope="module", params=[(precision, images) for precision in PRECISIONS for images in (1, 8)])
 def inference(request):
     """Precision, images, launches of a forward pass of alexnet, and what was counted of them."""
