@@ -227,7 +227,8 @@ def _arrays(arguments: tuple[Any, ...]) -> Iterator[HostArray]:
 
 # Whoever synchronises runs the work of all devices, those of other threads' networks included: one at a time.
 _queues = threading.RLock()
-_open_devices: weakref.WeakSet[HostDevice] = weakref.WeakSet()
+# Under that lock. Not a WeakSet: one that another thread drops would leave it while this one looks through it.
+_open_devices: list[weakref.ref[HostDevice]] = []
 _order = random.Random(0)
 
 
@@ -268,7 +269,7 @@ def run_queues(until: HostEvent | None = None) -> None:
 
 
 def _busy_streams() -> list[HostStream]:
-    streams = [s for device in _open_devices for s in device.streams if s.queue]
+    streams = [s for ref in _open_devices if (device := ref()) for s in device.streams if s.queue]
     return sorted(streams, key=lambda s: (s.device.name, s.device.streams.index(s)))
 
 
@@ -288,7 +289,7 @@ class HostDevice(Device):
         self.streams: list[HostStream] = []
         self._allocated = 0
         with _queues:
-            _open_devices.add(self)
+            _open_devices[:] = [*(ref for ref in _open_devices if ref()), weakref.ref(self)]
 
     def lanes(self, N: int) -> int:
         if self.kind == "cpu":
@@ -350,7 +351,7 @@ class HostDevice(Device):
             for stream in self.streams:
                 stream.queue.clear()
             self.streams.clear()
-            _open_devices.discard(self)
+            _open_devices[:] = [ref for ref in _open_devices if ref() not in (None, self)]
 
 
 def names() -> list[str]:

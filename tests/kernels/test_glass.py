@@ -182,7 +182,7 @@ def test_the_tile_of_pack_has_no_conflicts():
 
 @pytest.mark.parametrize(
     ("precision", "depth", "stages"),
-    [("fp32", 8, 4), ("tf32", 16, 3)],  # Arithmetic::kDepth and kStages in tile/gemm_tile.cuh
+    [("fp32", 16, 3), ("tf32", 16, 3)],  # kDepth * kUnits and kStages of an Arithmetic in tile/gemm_tile.cuh
 )
 def test_the_ring_of_asynchronous_copies(precision, depth, stages):
     C = 64  # in one part: a block sums all of it
@@ -190,14 +190,14 @@ def test_the_ring_of_asynchronous_copies(precision, depth, stages):
     (launch,) = seen.launches
     assert launch.grid == (1, 1, 1)
     threads = launch.block[0]
-    units = C // depth
+    filled = C // depth
     calls = {call.operation: call.calls for call in seen.calls}
     assert calls == {
-        "copy_async_commit": (units + stages - 1) * threads,
-        "copy_async_wait": units * threads,
-        "__syncthreads": units * threads,
+        "copy_async_commit": (filled + stages - 1) * threads,
+        "copy_async_wait": filled * threads,
+        "__syncthreads": filled * threads,
     }
-    assert len(launch.fills) == units
+    assert len(launch.fills) == filled
     assert len({fill.begin for fill in launch.fills}) == stages
     for n, fill in enumerate(launch.fills):
         assert fill.begin == launch.fills[n % stages].begin
