@@ -163,6 +163,20 @@ def test_nan_and_infinity_as_in_the_two_kernels(machine, precision):
     assert np.isfinite(dx[:, :, 6, 2]).all()
 
 
+def test_windows_of_minus_infinity_have_a_place_inside(machine, precision):
+    """The first that lies in the image, with more padding than a stride. Small denominators make all overflow."""
+    case = cases.LrnPoolCase("infinite", 3, 12, 9, 8, size=5, stride=1, padding=2)
+    lrn, pool = shapes(machine, case)
+    lrn = replace(lrn, alpha=1e-37, beta=1.5, k=2e-38)
+    images = machine.put_images(np.full((3, 12, 9, 8), -1, np.float32), precision)
+    p, argmax = machine.activations(pool.y, precision), machine.empty(pool.y, np.uint8)
+    ops.lrn_pool_forward(machine.stream, lrn, pool, precision, images, p, argmax)
+    places = reference.pool_forward(np.zeros((3, 12, 9, 8)), **case.pool.geometry)[1]
+    assert (machine.images(p, 3) == -np.inf).all()
+    np.testing.assert_array_equal(machine.images(argmax, 3), places)
+    assert {0, 2, 10, 12} <= set(places.flat)
+
+
 def test_shapes_that_do_not_belong_together(machine):
     case = cases.LRN_POOL[1]
     lrn, pool = shapes(machine, case)
