@@ -24,6 +24,7 @@ from convnet.network.layers import Side
 from convnet.network.spec import NetworkSpec
 from convnet.network.wiring import Wiring
 
+PARTS = ("step", "forward")
 MULTIPROCESSORS = 132
 STORED = 256  # rows and columns of the images that stay on the device
 ADDRESS = 1 << 40  # of every array: where they lie changes nothing, and launches of one kind are then equal
@@ -95,6 +96,13 @@ class _Device(Counting):
 
     def stream(self) -> _Noting:
         return _Noting(self)
+
+
+def computed(part: str, batch_size: int) -> int:
+    """How many images the kernels compute: a forward pass is one of whole blocks of lanes, a step knows how many there
+    are.
+    """
+    return padded(batch_size, open_device("emu").lanes(batch_size)) if part == "forward" else batch_size
 
 
 def of(part: str, spec: NetworkSpec, batch_size: int, precision: str) -> list[Launch]:

@@ -7,9 +7,8 @@ Needs no GPU. Which kernels are started, with which grids, the launchers themsel
 (``benchmarks/launches.py``); how many instructions of each kind they execute was counted from their machine code by
 ``tools/count_instructions.py`` and is committed for steps of 128 images of ``alexnet`` and inference of up to 8 of them
 (tests/golden/instructions.json); all else is counted when it is asked for, which takes a minute or two, nvcc and
-nvdisasm. A kernel takes the time of
-the resource that it keeps busy the longest, on the multiprocessor with the most work, and a constant for its start. One
-kernel runs at a time.
+nvdisasm. A kernel takes the time of the resource that it keeps busy the longest, on the multiprocessor with the most
+work, and a constant for its start. One kernel runs at a time.
 
 With ``--beside FILE.json``, written by ``benchmarks.timeline`` on a GPU, measured times stand beside the predicted.
 """
@@ -35,7 +34,6 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "instructions.json"
 COUNTING = ROOT / "tools" / "count_instructions.py"
 WARP = 32
-PARTS = ("step", "forward")
 
 # Assumptions, none of them measured by this project. Rates are what well-tuned programs reach on an H200: those of
 # floors.py, and the others in proportion to them.
@@ -89,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="alexnet", help="network (default: alexnet)")
     parser.add_argument("-b", "--batch-size", type=int, default=128, help="images (default: 128)")
     parser.add_argument(
-        "--part", choices=PARTS, default="step", help="of a training step, or inference (default: step)"
+        "--part", choices=launches.PARTS, default="step", help="a training step, or inference (default: step)"
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the kernels (default: bf16)")
     parser.add_argument(
@@ -150,12 +148,13 @@ def key(part: str, model: str, batch_size: int, precision: str) -> str:
 
 def counts(part: str, model: str, batch_size: int, precision: str) -> list[dict[str, Any]]:
     """What every launch of such work executes: committed, or counted now."""
-    wanted, known = key(part, model, batch_size, precision), json.loads(GOLDEN.read_text())["launches"]
+    images, known = launches.computed(part, batch_size), json.loads(GOLDEN.read_text())["launches"]
+    wanted = key(part, model, images, precision)
     if wanted in known:
         found: list[dict[str, Any]] = known[wanted]
         return found
     print(f"counting the instructions of: {wanted}", file=sys.stderr, flush=True)
-    command = [sys.executable, str(COUNTING), "--of", part, model, str(batch_size), precision]
+    command = [sys.executable, str(COUNTING), "--of", part, model, str(images), precision]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(

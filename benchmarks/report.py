@@ -32,6 +32,8 @@ ON_CPU = (MODEL, "alexnet-tiny")
 PLACES = {"device": "on the device", "memory": "in host memory", "files": "in JPEG files, 256 pixels"}
 MISSING = "not measured"
 Row = dict[str, Any]
+Rows = dict[tuple[str, int, str], Row]  # by precision, images and part
+Predicted = dict[tuple[str, int, str], float]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,8 +68,8 @@ def replaced(text: str, middle: str) -> str:
     return f"{text.partition(BEGIN)[0]}{BEGIN}\n{middle}\n{END}{text.partition(END)[2]}"
 
 
-def steps(found: list[Row], kind: str, model: str = MODEL) -> dict[tuple[str, int, str], Row]:
-    """The newest rows of ``benchmarks.step`` on a device of this kind, by precision, images and part."""
+def steps(found: list[Row], kind: str, model: str = MODEL) -> Rows:
+    """The newest rows of ``benchmarks.step`` on a device of this kind."""
     rows = {}
     for results in found:
         if results["benchmark"] == "step" and results["device"].startswith(kind) and results["model"] == model:
@@ -77,8 +79,8 @@ def steps(found: list[Row], kind: str, model: str = MODEL) -> dict[tuple[str, in
     return rows
 
 
-def predictions(found: list[Row]) -> dict[tuple[str, int, str], float]:
-    """The newest images/s of ``benchmarks.predict``, by precision, images and part."""
+def predictions(found: list[Row]) -> Predicted:
+    """The newest images/s of ``benchmarks.predict``."""
     return {
         (results["precision"], results["batch_size"], results["part"]): results["batch_size"] / results["seconds"]
         for results in found
@@ -148,10 +150,6 @@ def section(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-Rows = dict[tuple[str, int, str], Row]
-Predicted = dict[tuple[str, int, str], float]
-
-
 def _step(precision: str, n: int, rows: Rows, predicted: Predicted) -> str:
     key = precision, n, "step"
     floor = n / floors.total(floors.plan(network(MODEL), n, precision), precision)
@@ -182,7 +180,7 @@ def _inference(precision: str, n: int, rows: Rows, predicted: Predicted) -> str:
     return f"{row['images_per_second']:,.0f}" + (f" ({row['torch']['ratio']:.2f})" if "torch" in row else "")
 
 
-def _cpu(model: str, rows: dict[tuple[str, int, str], Row]) -> Iterator[str]:
+def _cpu(model: str, rows: Rows) -> Iterator[str]:
     for part, work in (("step", "training step"), ("forward", "inference")):
         measured = {n: row for (_, n, own), row in rows.items() if own == part}
         for n, row in sorted(measured.items(), key=lambda item: item[0]):

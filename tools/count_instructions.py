@@ -35,7 +35,7 @@ ARCHITECTURE = "sm_90a"
 Work = tuple[str, str, int, str]  # step or forward, network, images, precision
 COMMITTED: list[Work] = [
     (part, "alexnet", images, precision)
-    for part, images in (("step", 128), ("forward", 8), ("forward", 1))
+    for part, images in (("step", 128), ("forward", 8))
     for precision in ("bf16", "tf32", "fp32")
 ]
 
@@ -142,6 +142,8 @@ def main() -> int:
         return 2
     if options.of:
         part, model, images, precision = options.of
+        if part not in launches.PARTS:
+            parser.error(f"PART must be one of {', '.join(launches.PARTS)}, got {part}")
         (entries,) = report(compiler, program, [(part, model, int(images), precision)]).values()
         print(json.dumps(entries))
         return 0

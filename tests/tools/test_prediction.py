@@ -172,7 +172,7 @@ def test_what_float32_products_issue_is_multiplications():
     assert sum(p["FFMA"] for p in products) > 0.85 * sum(sum(p.values()) for p in products)
 
 
-@pytest.fixture(scope="module", params=[(precision, images) for precision in PRECISIONS for images in (1, 8)])
+@pytest.fixture(scope="module", params=[(precision, images) for precision in PRECISIONS for images in (1, 5, 8)])
 def inference(request):
     """Precision, images, launches of a forward pass of alexnet, and what was counted of them."""
     precision, images = request.param
@@ -204,8 +204,10 @@ def test_inference_is_bound_by_the_weights_of_linear_layers(inference, tmp_path,
 
 def test_one_image_takes_the_launches_of_eight():
     """The kernels compute images in blocks of eight."""
-    few, many = (launches.of("forward", network("alexnet"), images, "bf16") for images in (1, 8))
-    assert few == many
+    few, some, many = (launches.of("forward", network("alexnet"), images, "bf16") for images in (1, 5, 8))
+    assert few == some == many
+    assert [launches.computed("forward", images) for images in (1, 5, 8, 9, 65)] == [8, 8, 8, 16, 128]
+    assert launches.computed("step", 5) == 5
     assert [launch.op for launch in few] == [
         *("conv_forward", "lrn_pool_forward") * 2, *["conv_forward"] * 3, "max_pool_forward", *["linear_forward"] * 6
     ]  # fmt: skip
